@@ -1,0 +1,48 @@
+# Each target sets up what it needs, once: a virtual environment in .venv, made with PYTHON.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CHECKED := src tests benchmarks examples
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+
+$(VENV)/.installed: pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "gendd needs Python 3.11 or newer; set PYTHON=/path/to/python3.11"; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "python3 -m venv failed; on Debian: apt-get install python3-venv"; exit 2; }
+	@echo "installing into $(VENV) …"
+	@$(PIP) torch torchvision 2>&1 | grep -v 'is ignored: it is neither' || true
+	@$(PIP) --editable . 2>&1 | grep -v 'is ignored: it is neither' || true
+	@$(BIN)/python -c 'import gendd, torch, torchvision'
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed
+	@$(PIP) --editable '.[dev]' 2>&1 | grep -v 'is ignored: it is neither' || true
+	@$(BIN)/python -c 'import pytest, mypy, diffusers'
+	@touch $@
+
+setup: $(VENV)/.installed  ## install gendd into .venv
+
+demo: setup  ## distil a teacher on the embedded digits and write a report
+	$(BIN)/gendd distill --out runs/demo --overwrite
+
+test: $(VENV)/.installed-dev  ## run the tests with coverage
+	$(BIN)/python -m pytest --cov --cov-report=term
+
+lint: $(VENV)/.installed-dev  ## style, format and types
+	$(BIN)/ruff check $(CHECKED)
+	$(BIN)/ruff format --check $(CHECKED)
+	$(BIN)/mypy
+
+format: $(VENV)/.installed-dev  ## rewrite the code in the house format
+	$(BIN)/ruff check --fix $(CHECKED)
+	$(BIN)/ruff format $(CHECKED)
+
+clean:  ## remove the environment and what was built
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .coverage

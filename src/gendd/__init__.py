@@ -1,0 +1,80 @@
+"""Generative Distribution Distillation: knowledge distillation as conditional generation (arXiv 2507.14503).
+
+Names listed here are the public interface; everything else may move.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gendd.config import (
+        DataConfig,
+        GenDDConfig,
+        KDConfig,
+        ModelConfig,
+        ReadoutConfig,
+        RunConfig,
+        TrainingConfig,
+    )
+    from gendd.errors import UserError
+    from gendd.methods import KD, GenDD, Method, StepOutput, Supervised
+    from gendd.models import Backbone, build_model, create_backbone
+    from gendd.run import Run, distill
+    from gendd.student import Student, load
+
+__version__ = version("gendd")
+
+# imported at first use: the command line answers --help without loading torch
+_HOMES = {
+    "gendd.config": (
+        "DataConfig",
+        "GenDDConfig",
+        "KDConfig",
+        "ModelConfig",
+        "ReadoutConfig",
+        "RunConfig",
+        "TrainingConfig",
+    ),
+    "gendd.errors": ("UserError",),
+    "gendd.methods": ("KD", "GenDD", "Method", "StepOutput", "Supervised"),
+    "gendd.models": ("Backbone", "build_model", "create_backbone"),
+    "gendd.run": ("Run", "distill"),
+    "gendd.student": ("Student", "load"),
+}
+_HOME = {name: home for home, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "KD",
+    "Backbone",
+    "DataConfig",
+    "GenDD",
+    "GenDDConfig",
+    "KDConfig",
+    "Method",
+    "ModelConfig",
+    "ReadoutConfig",
+    "Run",
+    "RunConfig",
+    "StepOutput",
+    "Student",
+    "Supervised",
+    "TrainingConfig",
+    "UserError",
+    "build_model",
+    "create_backbone",
+    "distill",
+    "load",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'gendd' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

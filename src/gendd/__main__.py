@@ -1,0 +1,7 @@
+"""``python -m gendd``."""
+
+import sys
+
+from gendd.cli import main
+
+sys.exit(main())

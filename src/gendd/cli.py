@@ -1,0 +1,319 @@
+"""The command line. Commands parse, call the library and print; they hold no logic of their own."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gendd.errors import UserError, did_you_mean
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from gendd.config import RunConfig
+
+_COMMANDS = {
+    "distill": "distil a teacher into a student; without arguments the recipe 'digits', end to end",
+    "train": "train a model on labels alone (a teacher, or the student for comparison)",
+    "evaluate": "score a finished run on its test images",
+    "predict": "classify image files with a student",
+    "recipes": "list the recipes",
+    "models": "list the networks",
+    "verify": "recompute the method's reference numbers on this machine",
+}
+
+
+def recipes() -> dict[str, Path]:
+    """The shipped recipes by name."""
+    root = Path(str(files("gendd"))) / "recipes"
+    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe; raises :class:`UserError` with the nearest name if there is none."""
+    known = recipes()
+    if name not in known:
+        raise UserError(f"Unknown recipe {name!r}.{did_you_mean(name, known)} See: gendd recipes.")
+    return known[name]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code (2 for a user's mistake, 130 for Ctrl-C)."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        return _dispatch(words)
+    except UserError as error:
+        print(f"gendd: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print(
+            "gendd: interrupted; what was written is kept. Go on with the same command and --resume.",
+            file=sys.stderr,
+        )
+        return 130
+    except BrokenPipeError:
+        return 0
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_help())
+        return 0
+    if words[0] == "--version":
+        print(f"gendd {version('gendd')}")
+        return 0
+    command, rest = words[0], words[1:]
+    if command not in _COMMANDS:
+        raise UserError(f"Unknown command {command!r}.{did_you_mean(command, _COMMANDS)} See: gendd --help.")
+    if command in ("distill", "train"):
+        return _execute(command, rest)
+    handlers = {
+        "evaluate": _evaluate,
+        "predict": _predict,
+        "recipes": _recipes,
+        "models": _models,
+        "verify": _verify,
+    }
+    return handlers[command](rest)
+
+
+def _help() -> str:
+    width = max(map(len, _COMMANDS))
+    lines = [f"  {name:<{width}}  {text}" for name, text in _COMMANDS.items()]
+    return "\n".join(
+        [
+            "usage: gendd COMMAND [OPTION …]",
+            "",
+            "Generative Distribution Distillation: small, fast image models nearly as good as large ones.",
+            "",
+            *lines,
+            "",
+            "gendd COMMAND --help tells a command's options; gendd --version the version.",
+        ]
+    )
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> Any:
+        raise UserError(f"{message}. See: {self.prog} --help.")
+
+
+def _execute(command: str, words: list[str]) -> int:
+    from rich.console import Console
+
+    from gendd import report
+    from gendd.run import execute
+
+    config, flags = parse_run(command, words)
+    if config is None:
+        return 0
+    run = execute(config, overwrite=flags.overwrite, resume=flags.resume)
+    console = Console()
+    report.print_table(run.metrics, console)
+    console.print(f"report  {run.report}\nstudent {run.folder / 'student'}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argparse.Namespace]:
+    """The configuration that the words after ``gendd distill`` or ``gendd train`` mean, and their flags.
+
+    Later settings win: defaults, recipe, ``--config`` files, dotted options. The configuration is None
+    where only printing was asked for.
+    """
+    from gendd.config import RunConfig, dump, from_dict, load_config, one_line, read_yaml
+
+    flags, rest = _run_flags(command).parse_known_args(words)
+    help_asked = any(word in ("-h", "--help") for word in rest)
+    if help_asked:
+        print(_run_help(command))
+        return None, flags
+    if flags.resume and flags.out is not None and not rest and not flags.config and not flags.recipe:
+        saved = Path(flags.out) / "config.yaml"
+        if not saved.is_file():
+            raise UserError(
+                f"--resume: expected a run in {flags.out!r}, found none. Leave --resume out to start it."
+            )
+        return load_config(saved), flags
+    sources: list[Path] = []
+    if flags.recipe or (command == "distill" and not flags.config):
+        sources.append(recipe_path(flags.recipe or "digits"))
+    sources += [Path(path) for path in flags.config]
+    _check_options(command, rest)
+    parser = run_parser(command)
+    defaults: dict[str, Any] = {}
+    for source in sources:
+        _merge(defaults, read_yaml(source))
+    if command == "train":
+        defaults["method"] = "supervised"
+        defaults.setdefault("baselines", [])
+    try:
+        base = from_dict(defaults, RunConfig)
+        parsed = parser.parse_args(rest, namespace=parser.parse_object(_flat(base)))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{one_line(error)} See: gendd {command} --help.") from error
+    config = from_dict(parsed.as_dict(), RunConfig)
+    config.out = flags.out or base.out
+    if config.out is None:
+        stem = sources[-1].stem if sources else f"{command}-{config.data.name}"
+        config.out = f"runs/{stem}"
+    if flags.print_config:
+        print(dump(config), end="")
+        return None, flags
+    return config, flags
+
+
+def _flat(config: RunConfig) -> dict[str, Any]:
+    from gendd.config import to_dict
+
+    values = to_dict(config)
+    values.pop("out")
+    return values
+
+
+def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _run_flags(command: str) -> _Parser:
+    parser = _Parser(
+        prog=f"gendd {command}", add_help=False, allow_abbrev=False, description=_COMMANDS[command]
+    )
+    parser.add_argument(
+        "--recipe", metavar="NAME", help="start from a shipped recipe (gendd recipes lists them)"
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a YAML file of settings; may be repeated",
+    )
+    parser.add_argument("--out", metavar="DIR", help="output folder (default: runs/ and the recipe's name)")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved settings and stop")
+    return parser
+
+
+def run_parser(command: str) -> ArgumentParser:
+    """The typed parser of every dotted option of a run."""
+    from jsonargparse import ArgumentParser
+
+    from gendd.config import RunConfig
+
+    parser = ArgumentParser(prog=f"gendd {command}", exit_on_error=False, add_help=False)
+    parser.add_class_arguments(RunConfig, None, fail_untyped=True, skip={"out"})
+    return parser
+
+
+def _run_help(command: str) -> str:
+    flags = _run_flags(command).format_help()
+    settings = run_parser(command).format_help()
+    body = settings.split("\n\n", 1)[1]
+    return f"{flags}\nEvery setting is an option too, by its dotted name:\n\n{body}"
+
+
+def _check_options(command: str, words: list[str]) -> None:
+    from gendd.config import keys
+
+    known = [f"--{key}" for key in keys()]
+    flags = [option for action in _run_flags(command)._actions for option in action.option_strings]
+    for word in words:
+        if word.startswith("--") and (name := word.split("=")[0].rstrip("+")) not in known:
+            raise UserError(f"Unknown option {name!r}.{did_you_mean(name, known + flags)}")
+
+
+def _evaluate(words: list[str]) -> int:
+    parser = _Parser(prog="gendd evaluate", description=_COMMANDS["evaluate"])
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument("--readout", help="linear, mean or sample; all by default")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(words)
+    from gendd.run import evaluate_run
+
+    scores = evaluate_run(given.run, given.readout, progress=sys.stderr.isatty())
+    if given.json:
+        print(json.dumps(scores, indent=2))
+        return 0
+    for name, values in scores.items():
+        shown = [f"{key} {value:.2f} %" for key, value in values.items() if value is not None]
+        print(f"{name:8}{'   '.join(shown)}")
+    return 0
+
+
+def _predict(words: list[str]) -> int:
+    parser = _Parser(prog="gendd predict", description=_COMMANDS["predict"])
+    parser.add_argument("run", metavar="RUN", help="a run's folder, a student's folder, or a Hub id")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(words)
+    if given.top < 1:
+        raise UserError(f"--top: expected a positive integer, got {given.top}.")
+    from gendd.run import predict
+
+    predictions = predict(given.run, given.images, given.top)
+    if given.json:
+        print(json.dumps([vars(prediction) for prediction in predictions], indent=2))
+        return 0
+    for prediction in predictions:
+        pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+        print(f"{prediction.path}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in pairs))
+    return 0
+
+
+def _recipes(words: list[str]) -> int:
+    parser = _Parser(prog="gendd recipes", description=_COMMANDS["recipes"])
+    parser.parse_args(words)
+    known = recipes()
+    width = max(map(len, known))
+    for name, path in known.items():
+        first = path.read_text(encoding="utf-8").splitlines()[0]
+        print(f"{name:<{width}}  {first.lstrip('# ')}")
+    return 0
+
+
+def _models(words: list[str]) -> int:
+    parser = _Parser(prog="gendd models", description=_COMMANDS["models"])
+    parser.add_argument(
+        "pattern", metavar="PATTERN", nargs="?", help="part of a name, or a glob such as 'timm/res*'"
+    )
+    given = parser.parse_args(words)
+    from gendd.models import list_models
+
+    names = list_models(given.pattern)
+    if not names:
+        raise UserError(f"No network matches {given.pattern!r}: expected part of a name such as 'resnet'.")
+    print("\n".join(names))
+    return 0
+
+
+def _verify(words: list[str]) -> int:
+    parser = _Parser(prog="gendd verify", description=_COMMANDS["verify"])
+    parser.add_argument(
+        "--reference", metavar="FILE.npz", help="reference numbers (default: those shipped with gendd)"
+    )
+    given = parser.parse_args(words)
+    from gendd.verify import TOLERANCE, verify
+
+    found = verify(None if given.reference is None else Path(given.reference))
+    for name, deviation in found.items():
+        print(f"{name:20} {deviation:.1e}{'' if deviation <= TOLERANCE else '  beyond 1e-4'}")
+    worst = max(found.values())
+    print(f"largest relative deviation {worst:.1e}: {'agrees' if worst <= TOLERANCE else 'does not agree'}")
+    return 0 if worst <= TOLERANCE else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

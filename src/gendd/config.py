@@ -1,0 +1,456 @@
+"""The typed run configuration.
+
+Every section checks its own ranges when it is built. Loading is strict: an unknown key names its
+dotted path and the nearest valid one (see :mod:`gendd.cli` and :func:`from_dict`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, TypeVar, get_type_hints
+
+import yaml
+
+from gendd.errors import UserError, did_you_mean
+
+MethodName = Literal["gendd", "kl", "kd", "supervised"]
+ReadoutName = Literal["linear", "mean", "sample"]
+Prediction = Literal["sample", "epsilon", "v"]
+
+
+def _check(ok: bool, key: str, expected: str, came: object) -> None:
+    if not ok:
+        raise UserError(f"{key}: expected {expected}, got {came!r}.")
+
+
+@dataclass
+class DataConfig:
+    """Which images, and how they are fed.
+
+    Args:
+        name: digits, fashion-mnist, cifar10, cifar100, folder or parquet.
+        path: Root directory of the set (folder: holds ``train/`` and ``test/`` or ``val/``); for
+            parquet the training file. Digits need none; fashion-mnist also finds Debian's package.
+        test_path: Test file or directory where it is not below ``path`` (parquet, folder).
+        image_size: Side in pixels that images are resized to; null keeps the set's own size
+            (224 for folder).
+        validation: Fraction of the training set held out for choosing checkpoints, in [0, 1).
+        train_images: Use this many training images, drawn at random by ``split_seed`` after the
+            validation images were held out; null uses all.
+        split_seed: Seed of the split into training and validation images.
+        labels: Whether training may see the labels. Evaluation always does.
+        augment: ``crop-flip`` (random crop after padding by an eighth, horizontal flip), ``crop``,
+            ``resized-crop`` (random area and ratio, flip), ``none``, or ``auto``: what suits the set.
+        crop_scale: Range of the area of a resized crop.
+        batch_size: Images a step and process.
+        workers: Loader processes for sets that stream from disk; null: as many as there are cores,
+            at most 8.
+        in_memory: Hold the decoded set in memory as uint8; null: when it fits in 2 GiB.
+    """
+
+    name: str = "digits"
+    path: str | None = None
+    test_path: str | None = None
+    image_size: int | None = None
+    validation: float = 0.1
+    train_images: int | None = None
+    split_seed: int = 0
+    labels: bool = True
+    augment: Literal["auto", "none", "crop", "crop-flip", "resized-crop"] = "auto"
+    crop_scale: tuple[float, float] = (0.08, 1.0)
+    batch_size: int = 128
+    workers: int | None = None
+    in_memory: bool | None = None
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.validation < 1, "data.validation", "a fraction in [0, 1)", self.validation)
+        _check(self.batch_size >= 1, "data.batch_size", "a positive integer", self.batch_size)
+        _check(
+            self.train_images is None or self.train_images >= 1,
+            "data.train_images",
+            "a positive integer or null",
+            self.train_images,
+        )
+        _check(
+            self.image_size is None or self.image_size >= 4,
+            "data.image_size",
+            "an integer of at least 4 or null",
+            self.image_size,
+        )
+        _check(
+            self.workers is None or self.workers >= 0,
+            "data.workers",
+            "a non-negative integer or null",
+            self.workers,
+        )
+        low, high = self.crop_scale
+        _check(0 < low <= high <= 1, "data.crop_scale", "0 < low <= high <= 1", self.crop_scale)
+
+
+@dataclass
+class ModelConfig:
+    """A network and where its weights come from.
+
+    Args:
+        name: ``cifar/resnet20`` and its family, or ``timm/NAME``.
+        weights: A .safetensors file, a state dict saved by torch, or a run's folder; null for random
+            weights.
+        pretrained: Take timm's pretrained weights (timm names only).
+        mean: Per-channel mean the network's input is normalised with, for images in [0, 1]; null:
+            the network's own (timm), else 0.5.
+        std: Likewise the standard deviation; null: the network's own, else 0.25.
+    """
+
+    name: str = "cifar/resnet8"
+    weights: str | None = None
+    pretrained: bool = False
+    mean: list[float] | None = None
+    std: list[float] | None = None
+
+    def __post_init__(self) -> None:
+        _check(
+            self.std is None or all(value > 0 for value in self.std),
+            "std",
+            "positive numbers",
+            self.std,
+        )
+
+
+@dataclass
+class GenDDConfig:
+    """The method. Symbols as in the paper: s student feature, f teacher feature, z condition.
+
+    Args:
+        contraction: λ in [0, 1]; f ← (1-λ) f + λ c_y. Without labels it is 0.
+        alpha: Weight of the label against the teacher's own prediction in the contraction's class
+            probabilities, in [0, 1].
+        centres: What c_y is: ``classifier`` (row y of the teacher's classifier, as published) or
+            ``means`` (mean teacher feature of class y over the training images).
+        centre_scale: ``none`` takes the centres as they are; ``match`` scales them so that their
+            mean squared norm equals that of the teacher's features.
+        mixup: β of the feature mixup's Beta(β, β); 0 is off.
+        token_width: τ; must divide the teacher's feature width.
+        repeats: M, rows a token and step, each with its own t and noise.
+        condition_dropout: Probability that a row's condition is zeroed, in [0, 1). Guidance needs it > 0.
+        prediction: What the head predicts: ``sample`` (x0), ``epsilon`` or ``v``.
+        learned_variance: Also predict the variance (the VLB term), as published.
+        standardise: Centre and scale the teacher's feature per dimension.
+        time_sampling: ``uniform`` over t, or ``late``: t = T (1 - (1-u)²), denser towards pure noise.
+        head_width: Width of the head.
+        head_depth: Residual blocks of the head.
+        zero_init: Start the head's modulations and output layer at zero, as published. The student
+            gets no gradient until they have grown, which costs a short run dearly.
+        timesteps: T, length of the diffusion schedule.
+        probe: What the linear readout learns from: ``labels``, ``teacher`` (the teacher's
+            predictions), ``none``, or ``auto``: labels where training may see them, else the teacher.
+    """
+
+    contraction: float = 0.3
+    alpha: float = 1.0
+    centres: Literal["classifier", "means"] = "classifier"
+    centre_scale: Literal["none", "match"] = "none"
+    mixup: float = 0.0
+    token_width: int = 64
+    repeats: int = 8
+    condition_dropout: float = 0.2
+    prediction: Prediction = "sample"
+    learned_variance: bool = False
+    standardise: bool = True
+    time_sampling: Literal["uniform", "late"] = "uniform"
+    head_width: int = 256
+    head_depth: int = 3
+    zero_init: bool = True
+    timesteps: int = 1000
+    probe: Literal["auto", "labels", "teacher", "none"] = "auto"
+
+    def __post_init__(self) -> None:
+        _check(0 <= self.contraction <= 1, "gendd.contraction", "a number in [0, 1]", self.contraction)
+        _check(0 <= self.alpha <= 1, "gendd.alpha", "a number in [0, 1]", self.alpha)
+        _check(self.mixup >= 0, "gendd.mixup", "a non-negative number", self.mixup)
+        _check(
+            0 <= self.condition_dropout < 1,
+            "gendd.condition_dropout",
+            "a probability in [0, 1)",
+            self.condition_dropout,
+        )
+        for name in ("token_width", "repeats", "head_width", "head_depth"):
+            _check(getattr(self, name) >= 1, f"gendd.{name}", "a positive integer", getattr(self, name))
+        _check(self.timesteps >= 2, "gendd.timesteps", "an integer of at least 2", self.timesteps)
+
+
+@dataclass
+class KDConfig:
+    """Logit distillation (Hinton et al. 2015): (1-w) CE + w τ² KL(teacher ‖ student) at temperature τ.
+
+    Args:
+        temperature: τ, positive.
+        weight: w in [0, 1]. Method ``kl`` uses temperature 1 and weight 1 whatever is set here.
+    """
+
+    temperature: float = 4.0
+    weight: float = 0.9
+
+    def __post_init__(self) -> None:
+        _check(self.temperature > 0, "kd.temperature", "a positive number", self.temperature)
+        _check(0 <= self.weight <= 1, "kd.weight", "a number in [0, 1]", self.weight)
+
+
+@dataclass
+class TrainingConfig:
+    """Optimisation, common to every method.
+
+    Args:
+        epochs: Passes over the training images.
+        lr: Peak learning rate.
+        weight_decay: Decoupled weight decay; not on 1-d parameters, biases or the head.
+        beta1: Adam's β1.
+        beta2: Adam's β2 at the start and the end of its cosine ramp.
+        schedule: ``cosine`` to ``min_lr``, ``step`` (times 0.1 at each milestone) or ``constant``,
+            per optimiser step.
+        min_lr: Where the cosine ends.
+        warmup_epochs: Linear warmup to the full rate; may be fractional.
+        milestones: Epochs at which the ``step`` schedule decays.
+        clip_grad_norm: Largest norm of the gradient; null: no clipping.
+        ema: Decay of an exponential moving average of the student; null: none. The average is what
+            is evaluated and saved.
+        precision: ``fp32``, ``bf16`` or ``fp16`` (autocast); ``auto``: bf16 where the device
+            computes in it, else fp32.
+        channels_last: Memory format of images and convolutions; null: on.
+        stage1_epochs: Epochs of pretraining on the labels through the frozen teacher classifier.
+        stage1_lr: Peak learning rate of the pretraining.
+        checkpoint_every: Epochs between checkpoints.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        loggers: Any of ``csv``, ``tensorboard``, ``wandb``.
+        progress: Show a progress bar; null: when a person watches.
+    """
+
+    epochs: int = 30
+    lr: float = 3e-3
+    weight_decay: float = 0.05
+    beta1: float = 0.9
+    beta2: tuple[float, float] = (0.95, 0.999)
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    min_lr: float = 0.0
+    warmup_epochs: float = 1.0
+    milestones: list[int] = field(default_factory=list)
+    clip_grad_norm: float | None = None
+    ema: float | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    channels_last: bool | None = None
+    stage1_epochs: int = 0
+    stage1_lr: float = 3e-3
+    checkpoint_every: int = 1
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    loggers: list[Literal["csv", "tensorboard", "wandb"]] = field(
+        default_factory=lambda: ["csv", "tensorboard"]
+    )
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        _check(self.epochs >= 1, "training.epochs", "a positive integer", self.epochs)
+        _check(self.lr > 0, "training.lr", "a positive number", self.lr)
+        _check(self.weight_decay >= 0, "training.weight_decay", "a non-negative number", self.weight_decay)
+        _check(0 <= self.beta1 < 1, "training.beta1", "a number in [0, 1)", self.beta1)
+        _check(
+            all(0 <= beta < 1 for beta in self.beta2), "training.beta2", "two numbers in [0, 1)", self.beta2
+        )
+        _check(self.warmup_epochs >= 0, "training.warmup_epochs", "a non-negative number", self.warmup_epochs)
+        _check(self.ema is None or 0 < self.ema < 1, "training.ema", "a number in (0, 1) or null", self.ema)
+        _check(
+            self.stage1_epochs >= 0, "training.stage1_epochs", "a non-negative integer", self.stage1_epochs
+        )
+        _check(
+            self.checkpoint_every >= 1,
+            "training.checkpoint_every",
+            "a positive integer",
+            self.checkpoint_every,
+        )
+
+
+@dataclass
+class ReadoutConfig:
+    """How logits are read from the student.
+
+    Args:
+        name: ``linear`` (the probe on the student's feature), ``mean`` (one head pass: E[f | z]) or
+            ``sample`` (generated features).
+        sampler: ``ddpm`` (ancestral, as published) or ``ddim``.
+        steps: Steps of the respaced schedule.
+        guidance: Scale of classifier-free guidance; 1 is none.
+        num_samples: Features generated an image and averaged.
+        temperature: Factor on the step noise (ddpm), or η (ddim).
+    """
+
+    name: ReadoutName = "mean"
+    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    steps: int = 10
+    guidance: float = 1.0
+    num_samples: int = 5
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check(self.steps >= 1, "readout.steps", "a positive integer", self.steps)
+        _check(self.num_samples >= 1, "readout.num_samples", "a positive integer", self.num_samples)
+        _check(self.temperature >= 0, "readout.temperature", "a non-negative number", self.temperature)
+
+
+@dataclass
+class RunConfig:
+    """Everything a run depends on; saved as ``config.yaml`` in its folder.
+
+    Args:
+        method: gendd, kl (teacher's predictions only), kd (labels and teacher) or supervised.
+        baselines: Methods trained beside it from the same seed for the table and the report.
+        teacher: The frozen network that is distilled. Without weights it is trained first, on the
+            labels, by ``teacher_training``, and cached.
+        student: The network that is trained.
+        data: The images.
+        gendd: Settings of method gendd.
+        kd: Settings of method kd.
+        training: Optimisation of the student.
+        teacher_training: Optimisation of a teacher that comes without weights.
+        readout: How the finished student gives its logits, and the sampler's settings.
+        seed: Seed of everything random: weights, order, augmentation, diffusion, sampling.
+        out: Output folder; null: ``runs/`` and the recipe's name.
+    """
+
+    method: MethodName = "gendd"
+    baselines: list[MethodName] = field(default_factory=list)
+    teacher: ModelConfig = field(default_factory=ModelConfig)
+    student: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    gendd: GenDDConfig = field(default_factory=GenDDConfig)
+    kd: KDConfig = field(default_factory=KDConfig)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    teacher_training: TrainingConfig = field(default_factory=TrainingConfig)
+    readout: ReadoutConfig = field(default_factory=ReadoutConfig)
+    seed: int = 0
+    out: str | None = None
+
+    def __post_init__(self) -> None:
+        _check(
+            self.method in ("kl", "gendd") or self.data.labels,
+            "data.labels",
+            f"true for method {self.method!r}, which learns from labels",
+            self.data.labels,
+        )
+
+
+C = TypeVar("C")
+
+
+def keys(section: type[Any] = RunConfig, prefix: str = "") -> list[str]:
+    """Every valid dotted key below ``section``, sections included."""
+    found: list[str] = []
+    hints = get_type_hints(section)
+    for entry in dataclasses.fields(section):
+        found.append(prefix + entry.name)
+        if dataclasses.is_dataclass(hints[entry.name]):
+            found += keys(hints[entry.name], f"{prefix}{entry.name}.")
+    return found
+
+
+def check_keys(values: dict[str, Any], section: type[Any] = RunConfig, prefix: str = "") -> None:
+    """Raise :class:`UserError` at the first key of ``values`` that ``section`` does not know."""
+    hints = get_type_hints(section)
+    for key, value in values.items():
+        if key not in hints:
+            raise UserError(
+                f"Unknown config key {prefix + str(key)!r}.{did_you_mean(prefix + str(key), keys())}"
+            )
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise UserError(f"{prefix}{key}: expected a section (key: value lines), got {value!r}.")
+            check_keys(value, hints[key], f"{prefix}{key}.")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as plain nested dictionaries and lists, ready for YAML or JSON."""
+    plain: dict[str, Any] = _plain(dataclasses.asdict(config))
+    return plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def from_dict(values: dict[str, Any], section: type[C]) -> C:
+    """Build a config from plain dictionaries; keys not given keep their defaults.
+
+    Raises:
+        UserError: an unknown key, or a value of the wrong type or range.
+    """
+    check_keys(values, section)
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(section, None, fail_untyped=True)
+    try:
+        parsed = parser.parse_object(values)
+        built: C = section(
+            **{key: getattr(parser.instantiate_classes(parsed), key) for key in get_type_hints(section)}
+        )
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(one_line(error)) from error
+    return built
+
+
+def load_config(path: Path) -> RunConfig:
+    """A configuration file.
+
+    Raises:
+        UserError: it can't be read, or holds what is no configuration.
+    """
+    return from_dict(read_yaml(path), RunConfig)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file, its keys checked; raises :class:`UserError` as :func:`load_config`."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"Config {str(path)!r}: expected a readable YAML file; {reason}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"Config {str(path)!r}: expected key: value lines, got {type(values).__name__}.")
+    check_keys(values)
+    return values
+
+
+def one_line(error: BaseException) -> str:
+    """The message of an exception on one line, without jsonargparse's list of tried types."""
+    text = str(error)
+    return " ".join(text.split())
+
+
+def dump(config: RunConfig) -> str:
+    """The config as YAML, every key resolved."""
+    text: str = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    return text
+
+
+__all__ = [
+    "DataConfig",
+    "GenDDConfig",
+    "KDConfig",
+    "ModelConfig",
+    "ReadoutConfig",
+    "RunConfig",
+    "TrainingConfig",
+    "check_keys",
+    "dump",
+    "from_dict",
+    "keys",
+    "load_config",
+    "one_line",
+    "read_yaml",
+    "to_dict",
+]

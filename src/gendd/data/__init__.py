@@ -1,0 +1,18 @@
+"""Image sets, batch augmentation and batches."""
+
+from gendd.data.augment import augment
+from gendd.data.images import ImageSet
+from gendd.data.loading import Batch, Batches, eval_loader, train_loader
+from gendd.data.sets import Data, describe, load_data
+
+__all__ = [
+    "Batch",
+    "Batches",
+    "Data",
+    "ImageSet",
+    "augment",
+    "describe",
+    "eval_loader",
+    "load_data",
+    "train_loader",
+]

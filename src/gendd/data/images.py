@@ -1,0 +1,242 @@
+"""Image sets: uint8 pixels in memory, or encoded images that are decoded when they are read.
+
+Shapes: N images of the set, n of them, C channels, S side, h height and w width before resizing.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms.v2 import functional as VF
+
+from gendd.errors import UserError
+
+_GRAY_MODES = {"1", "L", "LA", "I"}
+_PILLOW_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+SMALL = 64
+_CHUNK = 256
+_QUIET_SECONDS = 2.0
+
+
+class Encoded(Protocol):
+    """Encoded images (JPEG, PNG, …) that are read one at a time."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, index: int) -> bytes:
+        """The encoded image. Raises :class:`UserError` where it can't be read."""
+        ...
+
+    def where(self, index: int) -> str:
+        """What an error calls this image."""
+        ...
+
+
+@dataclass(frozen=True)
+class Files:
+    """Image files."""
+
+    paths: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def read(self, index: int) -> bytes:
+        try:
+            return Path(self.paths[index]).read_bytes()
+        except OSError as error:
+            raise UserError(
+                f"Expected a readable image file, got {self.paths[index]!r} ({error.strerror}); "
+                "restore or remove it."
+            ) from error
+
+    def where(self, index: int) -> str:
+        return repr(self.paths[index])
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """N images of one size, with their labels.
+
+    Args:
+        source: uint8 (N, C, S, S) in memory, or encoded images that are decoded when read.
+        labels: int64 (N,), or None.
+        channels: C, 1 or 3.
+        size: S.
+        framing: For encoded images larger than S: the part of the shorter side that is kept when
+            they are resized and cropped to the centre, in (0, 1].
+    """
+
+    source: Tensor | Encoded
+    labels: Tensor | None
+    channels: int
+    size: int
+    framing: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the decoded images are held as one tensor."""
+        return isinstance(self.source, Tensor)
+
+    def images(self, indices: Sequence[int] | Tensor) -> Tensor:
+        """The images at ``indices``, not augmented.
+
+        Returns:
+            uint8 (n, C, S, S).
+
+        Raises:
+            UserError: an image that can't be read or decoded.
+        """
+        wanted = torch.as_tensor(indices, dtype=torch.int64)
+        if isinstance(self.source, Tensor):
+            return self.source.index_select(0, wanted)
+        out = torch.empty((len(wanted), self.channels, self.size, self.size), dtype=torch.uint8)
+        for row, index in enumerate(wanted.tolist()):
+            out[row] = frame(self.original(index), self.size, self.framing)
+        return out
+
+    def original(self, index: int) -> Tensor:
+        """One image before it is resized: uint8 (C, h, w)."""
+        if isinstance(self.source, Tensor):
+            return self.source[index]
+        return decode(self.source.read(index), self.source.where(index), self.channels)
+
+    def loaded(self, title: str) -> ImageSet:
+        """The same set, decoded into memory; shows a progress bar named ``title`` when that lasts."""
+        if isinstance(self.source, Tensor):
+            return self
+        pixels = torch.empty((len(self), self.channels, self.size, self.size), dtype=torch.uint8)
+
+        def load(start: int) -> int:
+            stop = min(start + _CHUNK, len(self))
+            pixels[start:stop] = self.images(range(start, stop))
+            return stop - start
+
+        # Small images spend their time in Python, where threads only get in each other's way.
+        with ThreadPoolExecutor(cores() if self.size > SMALL else 1) as pool:
+            done = pool.map(load, range(0, len(self), _CHUNK))
+            for _ in watched(done, len(self), title):
+                pass
+        return ImageSet(pixels, self.labels, self.channels, self.size, self.framing)
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def watched(steps: Iterable[int], total: int, title: str) -> Iterator[int]:
+    """Pass ``steps`` (amounts of work done) on; show progress on a terminal when it takes a while."""
+    if not sys.stderr.isatty():
+        yield from steps
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    began, done = time.monotonic(), 0
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total, visible=False)
+        for step in steps:
+            done += step
+            bar.update(task, completed=done, visible=time.monotonic() - began > _QUIET_SECONDS)
+            yield step
+
+
+def decode(data: bytes, where: str, channels: int) -> Tensor:
+    """Decode one image to gray (1 channel) or RGB (3).
+
+    Returns:
+        uint8 (C, h, w).
+
+    Raises:
+        UserError: not an image; ``where`` names it.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            array = _values(image, channels)
+    except _PILLOW_ERRORS as error:
+        raise _not_an_image(where) from error
+    pixels = torch.from_numpy(array)
+    return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
+
+
+def _values(image: Image.Image, channels: int) -> NDArray[np.uint8]:
+    """uint8 (h, w) for one channel, (h, w, 3) for three."""
+    if image.mode.startswith("I"):
+        # Pillow would clip 16-bit gray to its lowest 256 values.
+        gray = (np.asarray(image).astype(np.float32) / 257).round().clip(0, 255).astype(np.uint8)
+        return gray if channels == 1 else np.repeat(gray[:, :, None], 3, 2)
+    if image.mode == "P" and "transparency" in image.info:
+        # Pillow warns when such a palette is converted in one step.
+        return np.array(image.convert("RGBA").convert("L" if channels == 1 else "RGB"))
+    return np.array(image.convert("L" if channels == 1 else "RGB"))
+
+
+def _not_an_image(where: str) -> UserError:
+    return UserError(f"Expected an image, got {where}, which can't be decoded; replace or remove it.")
+
+
+def frame(image: Tensor, size: int, framing: float = 1.0) -> Tensor:
+    """Resize the shorter side and crop the centre: (C, h, w) → (C, size, size), dtype kept.
+
+    ``framing`` is the part of the shorter side that is kept. It applies only where the image is
+    large enough for it; smaller ones are resized whole.
+    """
+    height, width = image.shape[-2:]
+    if height == width == size:
+        return image
+    wanted = round(size / framing)
+    short = wanted if min(height, width) >= wanted else size
+    out: Tensor = VF.center_crop(VF.resize(image, [short], antialias=True), [size, size])
+    return out
+
+
+def resize_pixels(pixels: Tensor, size: int) -> Tensor:
+    """Resize square uint8 images in memory: (N, C, S, S) → (N, C, size, size)."""
+    if pixels.shape[-1] == size:
+        return pixels
+    parts: list[Tensor] = [
+        VF.resize(part, [size, size], antialias=True) for part in torch.split(pixels, _CHUNK)
+    ]
+    return torch.cat(parts)
+
+
+def probe(encoded: Encoded, count: int = 16) -> tuple[set[tuple[int, int]], bool]:
+    """Read the headers of up to ``count`` images, evenly spread.
+
+    Returns:
+        The (height, width) met, and whether every one is gray.
+
+    Raises:
+        UserError: an image that can't be read.
+    """
+    sizes: set[tuple[int, int]] = set()
+    gray = True
+    spread = torch.linspace(0, len(encoded) - 1, min(count, len(encoded))).long()
+    for index in spread.tolist():
+        data = encoded.read(index)
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                sizes.add((image.height, image.width))
+                gray &= image.mode.split(";")[0] in _GRAY_MODES
+        except _PILLOW_ERRORS as error:
+            raise _not_an_image(encoded.where(index)) from error
+    return sizes, gray

@@ -1,0 +1,122 @@
+"""The diffusion head: an MLP modulated by time, condition and token position (adaptive LayerNorm).
+
+Shapes: R rows · C token width · W head width · E condition width · N tokens.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import torch
+from torch import Tensor, nn
+
+TIME_CHANNELS = 256
+MAX_PERIOD = 10_000.0
+
+
+@functools.lru_cache(maxsize=8)
+def _frequencies(count: int, device: torch.device) -> Tensor:
+    # The exponential in float64, rounded once: an angle is up to T times a frequency and carries its
+    # rounding error as often, and float32 exponentials differ between machines.
+    exponents = -math.log(MAX_PERIOD) * torch.arange(count, dtype=torch.float32) / count
+    return torch.exp(exponents.double()).float().to(device)
+
+
+def time_embedding(t: Tensor, channels: int = TIME_CHANNELS) -> Tensor:
+    """Sinusoidal embedding [cos | sin] of times (R,) -> (R, channels) float32."""
+    half = channels // 2
+    frequencies = _frequencies(half, t.device)
+    angles = t.float().unsqueeze(-1) * frequencies
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class Block(nn.Module):
+    """Residual MLP: x + gate · MLP(LN(x)(1 + scale) + shift); (R, W) and y (R, W) -> (R, W)."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
+        self.modulation = nn.Linear(width, 3 * width)
+
+    def forward(self, x: Tensor, y: Tensor) -> Tensor:
+        shift, scale, gate = self.modulation(y).chunk(3, dim=-1)
+        out: Tensor = x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
+        return out
+
+
+class Head(nn.Module):
+    """The denoising network of one token.
+
+    Args:
+        token_width: C, channels of a token.
+        condition_width: E, channels of the condition.
+        num_tokens: N, tokens a feature.
+        width: W.
+        depth: Residual blocks.
+        out_channels: 2 C with a learned variance, else C.
+        zero_init: Whether modulations and the final layer start at zero (as published).
+    """
+
+    def __init__(
+        self,
+        token_width: int,
+        condition_width: int,
+        num_tokens: int,
+        width: int = 1024,
+        depth: int = 3,
+        out_channels: int | None = None,
+        zero_init: bool = True,
+    ) -> None:
+        super().__init__()
+        self.token_width = token_width
+        out_channels = 2 * token_width if out_channels is None else out_channels
+        self.time = nn.Sequential(nn.Linear(TIME_CHANNELS, width), nn.SiLU(), nn.Linear(width, width))
+        self.condition = nn.Linear(condition_width, width)
+        self.position = nn.Embedding(num_tokens, width)
+        self.input = nn.Linear(token_width, width)
+        self.blocks = nn.ModuleList(Block(width) for _ in range(depth))
+        self.final_norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
+        self.final_modulation = nn.Linear(width, 2 * width)
+        self.final = nn.Linear(width, out_channels)
+        self.silu = nn.SiLU()
+        self.reset_parameters(zero_init)
+
+    def reset_parameters(self, zero_init: bool = True) -> None:
+        """Xavier weights, zero biases, time N(0, 0.02); with ``zero_init`` modulations and output zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                nn.init.zeros_(module.bias)
+        for layer in self.time:
+            if isinstance(layer, nn.Linear):
+                nn.init.normal_(layer.weight, std=0.02)
+        if not zero_init:
+            return
+        zeroed = [self.final_modulation, self.final]
+        zeroed += [block.modulation for block in self.blocks if isinstance(block, Block)]
+        for linear in zeroed:
+            nn.init.zeros_(linear.weight)
+            nn.init.zeros_(linear.bias)
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor, token: Tensor) -> Tensor:
+        """One denoising pass.
+
+        Args:
+            x: (R, C) noisy tokens.
+            t: (R,) int64 times.
+            condition: (R, E); zeros for the unconditional branch.
+            token: (R,) int64 position of each token in its feature.
+
+        Returns:
+            (R, out_channels): the prediction, then (with a learned variance) its interpolation v.
+        """
+        y = self.time(time_embedding(t)) + self.condition(condition) + self.position(token)
+        y = self.silu(y)
+        x = self.input(x)
+        for block in self.blocks:
+            x = block(x, y)
+        shift, scale = self.final_modulation(y).chunk(2, dim=-1)
+        out: Tensor = self.final(self.final_norm(x) * (1 + scale) + shift)
+        return out

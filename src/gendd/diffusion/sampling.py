@@ -1,0 +1,127 @@
+"""Samplers: plain functions over a denoiser, a start and a schedule.
+
+Shapes: R rows · C token width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from gendd.diffusion.schedule import Schedule
+
+
+class Denoised(NamedTuple):
+    """What a denoiser says of x_t.
+
+    Attributes:
+        x0: (R, C) estimate of the clean rows.
+        log_variance: (R, C) of p(x_{t-1} | x_t); None for the posterior's own (β̃).
+    """
+
+    x0: Tensor
+    log_variance: Tensor | None
+
+
+class Denoiser(Protocol):
+    """(x_t (R, C), step index in the given schedule) -> :class:`Denoised`."""
+
+    def __call__(self, x: Tensor, step: int) -> Denoised: ...
+
+
+class Sampler(Protocol):
+    """A sampling function: denoiser, start (R, C), schedule -> generated rows (R, C)."""
+
+    def __call__(
+        self,
+        denoise: Denoiser,
+        x: Tensor,
+        schedule: Schedule,
+        *,
+        temperature: float = ...,
+        step_noise: Sequence[Tensor] | Tensor | None = ...,
+        generator: torch.Generator | None = ...,
+        callback: Callable[[int, Tensor], None] | None = ...,
+    ) -> Tensor: ...
+
+
+def ancestral(
+    denoise: Denoiser,
+    x: Tensor,
+    schedule: Schedule,
+    *,
+    temperature: float = 1.0,
+    step_noise: Sequence[Tensor] | Tensor | None = None,
+    generator: torch.Generator | None = None,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """DDPM ancestral sampling (Ho et al. 2020, algorithm 2).
+
+    Args:
+        denoise: The model.
+        x: (R, C) start, standard normal.
+        schedule: Steps to take, from the last to the first.
+        temperature: Factor on the noise of every step.
+        step_noise: One (R, C) draw a step, noisiest first; drawn where not given.
+        generator: Source of the noise, on the device of ``x``.
+        callback: Called with (step, x) after every step.
+    """
+    for count, step in enumerate(reversed(range(len(schedule)))):
+        estimate = denoise(x, step)
+        mean = _coefficient(schedule.posterior_mean_coef1, step) * estimate.x0
+        mean = mean + _coefficient(schedule.posterior_mean_coef2, step) * x
+        if step > 0:
+            noise = (
+                torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+                if (step_noise is None)
+                else step_noise[count]
+            )
+            if estimate.log_variance is None:
+                deviation: Tensor | float = float(schedule.posterior_variance[step].sqrt())
+            else:
+                deviation = torch.exp(0.5 * estimate.log_variance)
+            mean = mean + temperature * deviation * noise
+        x = mean
+        if callback is not None:
+            callback(step, x)
+    return x
+
+
+def ddim(
+    denoise: Denoiser,
+    x: Tensor,
+    schedule: Schedule,
+    *,
+    temperature: float = 0.0,
+    step_noise: Sequence[Tensor] | Tensor | None = None,
+    generator: torch.Generator | None = None,
+    callback: Callable[[int, Tensor], None] | None = None,
+) -> Tensor:
+    """DDIM (Song et al. 2021, eq. 12); ``temperature`` is its η: 0 is deterministic, 1 takes β̃'s noise.
+
+    Arguments as for :func:`ancestral`.
+    """
+    for count, step in enumerate(reversed(range(len(schedule)))):
+        x0 = denoise(x, step).x0
+        epsilon = _coefficient(schedule.sqrt_recip_alphas_cumprod, step) * x - x0
+        epsilon = epsilon / _coefficient(schedule.sqrt_recipm1_alphas_cumprod, step)
+        previous = float(schedule.alphas_cumprod_prev[step])
+        deviation = temperature * float(schedule.posterior_variance[step].sqrt())
+        x = previous**0.5 * x0 + max(1 - previous - deviation**2, 0.0) ** 0.5 * epsilon
+        if deviation > 0 and step > 0:
+            noise = (
+                torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
+                if (step_noise is None)
+                else step_noise[count]
+            )
+            x = x + deviation * noise
+        if callback is not None:
+            callback(step, x)
+    return x
+
+
+def _coefficient(table: Tensor, step: int) -> float:
+    return float(table[step])

@@ -1,0 +1,30 @@
+"""The error a user's mistake raises, and the helpers that word it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something the user gave can't be used.
+
+    The message is one line: what was expected, what came, what to do. The command line prints it
+    without a traceback and exits with code 2.
+    """
+
+
+def did_you_mean(name: str, choices: Iterable[str]) -> str:
+    """The end of a sentence that names the choice nearest to ``name``, or lists the first few.
+
+    Returns:
+        ``" Did you mean 'x'?"``, else ``" Choose from: a, b, c."``, else ``""`` without choices.
+    """
+    known = sorted(set(choices))
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    if near:
+        return f" Did you mean {near[0]!r}?"
+    if not known:
+        return ""
+    shown = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
+    return f" Choose from: {shown}."

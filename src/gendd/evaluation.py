@@ -1,0 +1,148 @@
+"""What a student is worth and what it costs.
+
+Shapes: B images · K classes · C, H, W of the images.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from gendd.config import ReadoutName
+from gendd.data import ImageSet, eval_loader
+from gendd.models import Frozen, count_parameters, latency, multiply_adds
+from gendd.student import Student
+
+BATCH_SIZE = 256
+LATENCY_BATCH = 32
+
+
+@dataclass
+class Scores:
+    """How one readout does on a set.
+
+    Attributes:
+        top1: Percent of images whose first class is right; None without labels.
+        top5: Percent whose first five classes hold the right one; None without labels or with K <= 5.
+        agreement: Percent of images with the teacher's first class; None without a teacher.
+        confusion: (K, K) counts, a row a true class; None without labels.
+    """
+
+    top1: float | None
+    top5: float | None
+    agreement: float | None
+    confusion: Tensor | None
+
+    def as_dict(self) -> dict[str, float | None]:
+        """The percentages, rounded to two decimals."""
+        values = {"top1": self.top1, "top5": self.top5, "agreement": self.agreement}
+        return {name: None if value is None else round(value, 2) for name, value in values.items()}
+
+
+@torch.no_grad()
+def evaluate(
+    student: Student,
+    images: ImageSet,
+    *,
+    readouts: tuple[ReadoutName, ...] | None = None,
+    teacher: Frozen | None = None,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    workers: int | None = None,
+    progress: bool = False,
+) -> dict[ReadoutName, Scores]:
+    """Scores of a student's readouts; its feature is computed once for all of them.
+
+    Args:
+        student: In eval mode, on ``device``.
+        images: The set.
+        readouts: Which; all the student has by default.
+        teacher: To agree with, on ``device``.
+        device: Where to compute.
+        seed: Of the noise of readout ``sample``.
+        workers: Loader processes of a set that streams.
+        progress: Show a progress bar.
+    """
+    names = readouts or student.readouts
+    classes = {name: _classes(student, name) for name in names}
+    meters: dict[str, dict[str, Any]] = {name: _meters(classes[name], device) for name in names}
+    agreed = dict.fromkeys(names, 0)
+    generator = torch.Generator(device).manual_seed(seed)
+    labelled = images.labels is not None
+    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+        loader = eval_loader(images, BATCH_SIZE, workers)
+        for batch in bar.track(loader, total=len(loader), description="evaluating"):
+            batch = batch.to(device)
+            features = student.features(batch.images)
+            said = None if teacher is None else teacher(batch.images)[1].argmax(-1)
+            for name in names:
+                logits = student.logits(features, name, generator)
+                if said is not None:
+                    agreed[name] += int((logits.argmax(-1) == said).sum())
+                if batch.labels is not None:
+                    for meter in meters[name].values():
+                        meter.update(logits, batch.labels)
+    scores: dict[ReadoutName, Scores] = {}
+    for name in names:
+        meter = meters[name]
+        scores[name] = Scores(
+            100 * float(meter["top1"].compute()) if labelled else None,
+            100 * float(meter["top5"].compute()) if labelled and "top5" in meter else None,
+            None if teacher is None else 100 * agreed[name] / len(images),
+            meter["confusion"].compute().cpu() if labelled else None,
+        )
+    return scores
+
+
+def _classes(student: Student, readout: ReadoutName) -> int:
+    if readout == "linear" or student.classifier is None:
+        return student.backbone.num_classes
+    return student.classifier.out_features
+
+
+def _meters(classes: int, device: torch.device | str) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "top1": MulticlassAccuracy(classes, average="micro"),
+        "confusion": MulticlassConfusionMatrix(classes),
+    }
+    if classes > 5:
+        made["top5"] = MulticlassAccuracy(classes, top_k=5, average="micro")
+    return {name: meter.to(device) for name, meter in made.items()}
+
+
+class _Reading(nn.Module):
+    def __init__(self, student: Student, readout: ReadoutName) -> None:
+        super().__init__()
+        self.student, self.name = student, readout
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.student.logits(self.student.features(images), self.name)
+        return logits
+
+
+def readout_costs(student: Student, readout: ReadoutName, images: Tensor) -> dict[str, Any]:
+    """Parameters in use, multiply-adds and median milliseconds an image of a readout.
+
+    Args:
+        student: In eval mode.
+        readout: Which of its readouts.
+        images: (B, C, H, W); the latency is that of this batch, divided by B.
+    """
+    reading = _Reading(student, readout)
+    parameters = count_parameters(student.backbone)
+    if readout != "linear" and student.generator is not None and student.classifier is not None:
+        parameters += count_parameters(student.generator) + count_parameters(student.classifier)
+        parameters -= count_parameters(student.backbone.classifier)
+    sampled = readout == "sample"
+    seconds = latency(reading, images, warmup=1 if sampled else 3, repeats=3 if sampled else 10)
+    return {
+        "parameters": parameters,
+        "multiply_adds": multiply_adds(reading, images[:1]),
+        "latency_ms": round(1000 * seconds, 4),
+    }

@@ -1,0 +1,22 @@
+"""GenDD and the baselines it is compared with; all of one step type."""
+
+from __future__ import annotations
+
+from gendd.config import KDConfig, RunConfig
+from gendd.methods.base import Method, StepOutput
+from gendd.methods.baselines import KD, Pretraining, Supervised
+from gendd.methods.gendd import GenDD
+from gendd.models import Backbone, Frozen
+
+
+def build_method(config: RunConfig, backbone: Backbone, teacher: Backbone | Frozen | None) -> Method:
+    """The method that ``config.method`` names."""
+    if config.method == "supervised":
+        return Supervised(backbone)
+    assert teacher is not None
+    if config.method == "gendd":
+        return GenDD(backbone, teacher, config.gendd)
+    return KD(backbone, teacher, KDConfig(1.0, 1.0) if config.method == "kl" else config.kd)
+
+
+__all__ = ["KD", "GenDD", "Method", "Pretraining", "StepOutput", "Supervised", "build_method"]

@@ -1,0 +1,91 @@
+"""The README of a student's folder: a model card as the Hugging Face Hub reads it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gendd.student import Student
+
+_READOUTS = {
+    "linear": "a linear classifier on the student's feature",
+    "mean": "the teacher's classifier on the expected teacher feature, one pass of the head",
+    "sample": "the teacher's classifier on the mean of sampled teacher features",
+}
+
+
+def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
+    """Write the card of ``student`` with the figures of its run's ``metrics.json``."""
+    run, own = metrics["run"], metrics["student"]
+    teacher = metrics["teacher"]
+    size, channels = student.info.get("image_size"), student.backbone.in_channels
+    lines = [
+        "---",
+        "library_name: gendd",
+        "tags: [image-classification, knowledge-distillation, gendd]",
+        "pipeline_tag: image-classification",
+        "---",
+        "",
+        f"# {own['name']} trained on {student.info.get('data')}",
+        "",
+        _origin(student, teacher),
+        "",
+        "## Use",
+        "",
+        "```python",
+        "import gendd",
+        "",
+        'student = gendd.load("path/to/this/folder")',
+        f"logits = student(images)  # float images in [0, 1], (B, {channels}, {size}, {size})",
+        "```",
+        "",
+        "## Figures",
+        "",
+        f"On {run['test_images']:,} test images. Multiply-adds and parameters are those in use.",
+        "",
+        "| readout | what it is | top-1 | top-5 | multiply-adds | parameters |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name, figures in own["readouts"].items():
+        chosen = " (default)" if name == own["readout"] else ""
+        lines.append(
+            f"| {name}{chosen} | {_READOUTS[name]} | {_percent(figures['top1'])} "
+            f"| {_percent(figures['top5'])} | {figures['multiply_adds']:,} | {figures['parameters']:,} |"
+        )
+    if teacher is not None:
+        lines.append(
+            f"| teacher | {teacher['name']} | {_percent(teacher['top1'])} | {_percent(teacher['top5'])} "
+            f"| {teacher['multiply_adds']:,} | {teacher['parameters']:,} |"
+        )
+    lines += [
+        "",
+        "## Training",
+        "",
+        f"{run['train_images']:,} images, {run['epochs']} epochs, seed {run['seed']}, "
+        f"{'with' if run['labels_used'] else 'without'} labels, {run['precision']} on {run['device']}, "
+        f"{own['train_seconds']:.0f} s. gendd {run['versions']['gendd']}, torch {run['versions']['torch']}.",
+        "",
+        "## Limits",
+        "",
+        "The figures hold for images like those it was trained on. What the teacher gets wrong, the student "
+        "learns too. The teacher's licence and that of the training images may bind this model: check both "
+        "before you publish it.",
+        "",
+    ]
+    path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _origin(student: Student, teacher: dict[str, Any] | None) -> str:
+    method = student.info.get("method")
+    if teacher is None or method == "supervised":
+        return "Trained on labels alone."
+    if method == "gendd":
+        return (
+            f"Distilled from {teacher['name']} by Generative Distribution Distillation (arXiv 2507.14503): "
+            "the student's feature conditions a small diffusion head that generates the teacher's feature."
+        )
+    return f"Distilled from {teacher['name']} through its logits (method {method})."
+
+
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{value:.2f} %"

@@ -1,0 +1,22 @@
+"""Networks that give their feature beside their logits, by name, with weights and costs."""
+
+from __future__ import annotations
+
+from gendd.models.backbone import Backbone, FeatureNetwork, Frozen
+from gendd.models.costs import count_parameters, latency, multiply_adds
+from gendd.models.registry import build_model, create_backbone, list_models
+from gendd.models.weights import load_weights, save_weights
+
+__all__ = [
+    "Backbone",
+    "FeatureNetwork",
+    "Frozen",
+    "build_model",
+    "count_parameters",
+    "create_backbone",
+    "latency",
+    "list_models",
+    "load_weights",
+    "multiply_adds",
+    "save_weights",
+]

@@ -1,0 +1,70 @@
+"""What a network costs: parameters, multiply-adds, seconds."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Number of parameters, frozen ones included, shared ones once; buffers don't count."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def multiply_adds(module: nn.Module, images: Tensor) -> int:
+    """Multiply-adds of the convolutions, linear layers, matrix products and attention of one image.
+
+    Biases, norms, activations and pooling don't count. Runs the module once, in eval mode; every
+    submodule's mode is put back.
+
+    Args:
+        module: Any module that takes ``images`` alone.
+        images: (1, C, H, W), or a batch whose cost is shared equally.
+    """
+    modes = [(part, part.training) for part in module.modules()]
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    module.eval()
+    torch.backends.mha.set_fastpath_enabled(False)  # one fused operator, which the counter can't see into
+    try:
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            module(images)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for part, training in modes:
+            part.training = training
+    flops: int = counter.get_total_flops()
+    return flops // (2 * images.shape[0])
+
+
+def latency(fn: Callable[[Tensor], object], images: Tensor, *, warmup: int = 3, repeats: int = 20) -> float:
+    """Median seconds an image of ``fn(images)``, without gradients.
+
+    Args:
+        fn: What is timed; its result is dropped.
+        images: (B, C, H, W) on the device where ``fn`` runs; the time of a call is divided by B.
+        warmup: Calls before the clock runs.
+        repeats: Calls timed, at least 1.
+    """
+    seconds = []
+    with torch.no_grad():
+        for _ in range(warmup):
+            fn(images)
+        for _ in range(repeats):
+            _synchronise(images.device)
+            start = time.perf_counter()
+            fn(images)
+            _synchronise(images.device)
+            seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds) / images.shape[0]
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -1,0 +1,562 @@
+"""A run from configuration to report: the teacher, the baselines, the student, its figures and its files."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import json
+import os
+import platform
+import shutil
+import sys
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gendd import report
+from gendd.config import (
+    DataConfig,
+    ModelConfig,
+    ReadoutConfig,
+    ReadoutName,
+    RunConfig,
+    dump,
+    from_dict,
+    load_config,
+    to_dict,
+)
+from gendd.data import Data, ImageSet, describe, eval_loader, load_data
+from gendd.errors import UserError
+from gendd.evaluation import LATENCY_BATCH, evaluate, readout_costs
+from gendd.methods import Method, Pretraining, build_method
+from gendd.modelcard import write_card
+from gendd.models import Frozen, build_model, count_parameters
+from gendd.student import Student, load
+from gendd.training import FitResult, derive_seed, fit, resolve_device, resolve_precision
+
+_REPORT_FEATURES = 1000
+_REPORT_EXAMPLES = 24
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run's folder."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """The run at ``path``.
+
+        Raises:
+            UserError: there is none, or it has not finished.
+        """
+        folder = Path(path)
+        if not (folder / "config.yaml").is_file():
+            raise UserError(f"No run at {str(path)!r}: expected a folder with config.yaml, written by gendd.")
+        if not (folder / "metrics.json").is_file():
+            raise UserError(
+                f"The run at {str(path)!r} has not finished: expected metrics.json. "
+                "Continue it with --resume."
+            )
+        return cls(folder)
+
+    @property
+    def config(self) -> RunConfig:
+        """Its resolved configuration."""
+        return load_config(self.folder / "config.yaml")
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Its figures, the content of ``metrics.json``."""
+        metrics: dict[str, Any] = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+        return metrics
+
+    @property
+    def report(self) -> Path:
+        """Its HTML report."""
+        return self.folder / "report.html"
+
+    def student(self, device: str | torch.device = "cpu") -> Student:
+        """Its student, in eval mode."""
+        return load(self.folder, device=device)
+
+
+def distill(
+    config: RunConfig | None = None,
+    *,
+    teacher: str | ModelConfig | None = None,
+    student: str | ModelConfig | None = None,
+    data: str | DataConfig | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    **settings: Any,
+) -> Run:
+    """Distil a teacher into a student.
+
+    Args:
+        config: The whole configuration; what else is given replaces parts of it.
+        teacher: Name or configuration of the teacher.
+        student: Name or configuration of the student.
+        data: Name or configuration of the images.
+        out: Output folder.
+        overwrite: Replace a run in that folder.
+        resume: Go on with the run in that folder.
+        settings: Any other section or key of :class:`RunConfig`; sections may be dictionaries.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: something given can't be used.
+    """
+    values = to_dict(config or RunConfig())
+    given = {"teacher": teacher, "student": student, "data": data, "out": out, **settings}
+    for key, value in given.items():
+        if value is None:
+            continue
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            values[key] = to_dict(value)
+        elif isinstance(value, dict):
+            values[key] = {**values.get(key, {}), **value}
+        elif key in ("teacher", "student", "data"):
+            values[key] = {**values[key], "name": str(value)}
+        else:
+            values[key] = str(value) if key == "out" else value
+    return execute(from_dict(values, RunConfig), overwrite=overwrite, resume=resume)
+
+
+def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -> Run:
+    """Carry a configuration out, from data to report; see :func:`distill`."""
+    if config.out is None:
+        config = dataclasses.replace(config, out=f"runs/{config.method}-{config.data.name}")
+    assert config.out is not None
+    folder = Path(config.out)
+    device = resolve_device(config.training.device)
+    data = load_data(config.data)
+    _say(describe(data))
+    _check_labels(config, data)
+    teacher, teacher_folder = _teacher(config, data, device)
+    _claim(folder, config, overwrite, resume)
+
+    results: dict[str, tuple[Student, FitResult, Method]] = {}
+    for name in dict.fromkeys([*config.baselines, config.method]):
+        part = dataclasses.replace(config, method=name)
+        place = folder if name == config.method else folder / "baselines" / name
+        results[name] = _train(part, data, teacher, place, resume)
+    main = results[config.method][0]
+    main.settings = config.readout
+    if config.readout.name not in main.readouts:
+        main.settings = dataclasses.replace(config.readout, name="linear")
+    main.info = {
+        "class_names": data.class_names,
+        "image_size": data.image_size,
+        "framing": data.test.framing,
+        "data": data.name,
+        "method": config.method,
+        "teacher": None if teacher is None else config.teacher.name,
+    }
+    metrics, confusion = _measure(config, data, teacher, results, device)
+    _write_json(folder / "metrics.json", metrics)
+    main.save(folder / "student")
+    write_card(folder / "student" / "README.md", main, metrics)
+    curves = {name: _curves(_place(folder, config, name)) for name in results}
+    if teacher_folder is not None:
+        curves["teacher"] = _curves(teacher_folder)
+    content = report.ReportData(
+        title=folder.name,
+        metrics=metrics,
+        curves=curves,
+        confusion=confusion,
+        class_names=data.class_names,
+        examples=_examples(main, data, device),
+        config_yaml=dump(config),
+        **_features(main, teacher, data.test, device, config.seed),
+    )
+    report.write_report(content, folder / "report.html")
+    return Run(folder)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+def _check_labels(config: RunConfig, data: Data) -> None:
+    for name in (config.method, *config.baselines):
+        needs = name == "supervised" or (name == "kd" and config.kd.weight < 1)
+        if needs and not data.labelled:
+            raise UserError(
+                f"Method {name!r} learns from labels, and {data.name!r} has none: use method gendd or kl, "
+                "or give labelled images."
+            )
+
+
+def _place(folder: Path, config: RunConfig, name: str) -> Path:
+    return folder if name == config.method else folder / "baselines" / name
+
+
+def _claim(folder: Path, config: RunConfig, overwrite: bool, resume: bool) -> None:
+    """Make the output folder this run's, or say why it can't be."""
+    saved = folder / "config.yaml"
+    if resume:
+        if not saved.is_file():
+            raise UserError(
+                f"--resume: expected a run in {str(folder)!r}, found none. Leave --resume out to start it."
+            )
+        changed = _difference(to_dict(load_config(saved)), to_dict(config))
+        if changed:
+            raise UserError(
+                f"--resume: expected the configuration of the run in {str(folder)!r}, "
+                f"but {', '.join(changed[:4])} differ. Give the same, or another --out."
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not overwrite:
+            raise UserError(
+                f"Output folder {str(folder)!r} exists: give another --out, --resume to go on with its run, "
+                "or --overwrite to replace it."
+            )
+        if not saved.is_file():
+            raise UserError(
+                f"--overwrite: expected a run in {str(folder)!r}, found other files. Nothing was deleted; "
+                "give another --out."
+            )
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _write(saved, dump(config))
+
+
+def _difference(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
+    free = {"out", "training.progress", "training.loggers", "teacher_training.progress", "data.workers"}
+    found: list[str] = []
+    for key, value in ours.items():
+        name = prefix + key
+        if isinstance(value, dict):
+            found += _difference(value, theirs[key], name + ".")
+        elif value != theirs[key] and name not in free:
+            found.append(name)
+    return found
+
+
+def _write(path: Path, text: str) -> None:
+    temporary = path.with_suffix(path.suffix + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    temporary.replace(path)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    _write(path, json.dumps(content, indent=2) + "\n")
+
+
+def cache_folder() -> Path:
+    """Where trained teachers are kept: ``$GENDD_CACHE``, else ``gendd`` in the user's cache folder."""
+    if "GENDD_CACHE" in os.environ:
+        return Path(os.environ["GENDD_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gendd"
+
+
+def _teacher(config: RunConfig, data: Data, device: torch.device) -> tuple[Frozen | None, Path | None]:
+    methods = {config.method, *config.baselines}
+    if methods == {"supervised"}:
+        return None, None
+    folder = None
+    model = config.teacher
+    if model.weights is None and not model.pretrained:
+        folder = _trained_teacher(config, data)
+        model = dataclasses.replace(model, weights=str(folder / "student" / "model.safetensors"))
+    try:
+        backbone = build_model(model, data.num_classes, data.channels)
+    except UserError as error:
+        raise UserError(f"Teacher: {error}") from error
+    return Frozen(backbone.to(device)), folder
+
+
+def _trained_teacher(config: RunConfig, data: Data) -> Path:
+    """The run folder of a teacher trained on the labels, from the cache or trained now."""
+    if not data.labelled:
+        raise UserError(
+            "teacher.weights: expected a trained teacher for images without labels; give its file."
+        )
+    training = RunConfig(
+        method="supervised",
+        student=config.teacher,
+        data=dataclasses.replace(config.data, labels=True),
+        training=config.teacher_training,
+        readout=ReadoutConfig("linear"),
+        seed=config.seed,
+    )
+    plain = to_dict(training)
+    plain["training"].pop("progress")
+    key = hashlib.sha256(json.dumps([plain, version("gendd")], sort_keys=True).encode()).hexdigest()[:16]
+    folder = cache_folder() / "teachers" / f"{config.teacher.name.replace('/', '-')}-{data.name}-{key}"
+    if (folder / "metrics.json").is_file():
+        _say(f"teacher {config.teacher.name}: cached")
+        return folder
+    _say(f"teacher {config.teacher.name}: training (cached afterwards in {folder})")
+    again = (folder / "config.yaml").is_file()
+    execute(dataclasses.replace(training, out=str(folder)), resume=again)
+    return folder
+
+
+def _train(
+    config: RunConfig, data: Data, teacher: Frozen | None, place: Path, resume: bool
+) -> tuple[Student, FitResult, Method]:
+    torch.manual_seed(derive_seed(config.seed, "student"))
+    backbone = build_model(config.student, data.num_classes, data.channels)
+    if config.method == "gendd" and config.training.stage1_epochs > 0:
+        assert teacher is not None
+        stage1 = dataclasses.replace(
+            config.training,
+            epochs=config.training.stage1_epochs,
+            lr=config.training.stage1_lr,
+            stage1_epochs=0,
+        )
+        fit(
+            Pretraining(backbone, teacher),
+            data,
+            stage1,
+            config.data,
+            seed=derive_seed(config.seed, "stage1"),
+            folder=place / "stage1",
+            resume=resume,
+            title="stage 1",
+        )
+    torch.manual_seed(derive_seed(config.seed, "method"))
+    method = build_method(config, backbone, teacher)
+    result = fit(
+        method,
+        data,
+        config.training,
+        config.data,
+        seed=config.seed,
+        folder=place,
+        resume=resume,
+        title=config.method,
+    )
+    return method.student(), result, method
+
+
+def _measure(
+    config: RunConfig,
+    data: Data,
+    teacher: Frozen | None,
+    results: dict[str, tuple[Student, FitResult, Method]],
+    device: torch.device,
+) -> tuple[dict[str, Any], Tensor | None]:
+    count = min(LATENCY_BATCH, len(data.test))
+    images = next(iter(eval_loader(data.test, count))).to(device).images
+    bar = config.training.progress if config.training.progress is not None else sys.stderr.isatty()
+
+    def figures(student: Student, name: ReadoutName) -> dict[str, Any]:
+        return {**scores[name].as_dict(), **readout_costs(student, name, images)}
+
+    metrics: dict[str, Any] = {
+        "run": {
+            "method": config.method,
+            "name": Path(config.out or "").name,
+            "seed": config.seed,
+            "train_images": len(data.train),
+            "val_images": 0 if data.val is None else len(data.val),
+            "test_images": len(data.test),
+            "labels_used": config.data.labels and data.labelled,
+            "epochs": config.training.epochs,
+            "device": str(device),
+            "threads": torch.get_num_threads(),
+            "precision": resolve_precision(config.training.precision, device),
+            "latency_batch": count,
+            "versions": {
+                "gendd": version("gendd"),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "lightning": version("lightning"),
+            },
+        },
+        "teacher": None,
+        "student": None,
+        "baselines": {},
+    }
+    if teacher is not None:
+        reader = Student(teacher.backbone).to(device).eval()
+        scores = evaluate(reader, data.test, device=device, workers=config.data.workers, progress=bar)
+        metrics["teacher"] = {"name": config.teacher.name, **figures(reader, "linear")}
+        metrics["teacher"].pop("agreement")
+    confusion = None
+    for name, (student, result, _) in results.items():
+        student.to(device).eval()
+        scores = evaluate(
+            student,
+            data.test,
+            teacher=teacher,
+            device=device,
+            seed=config.seed,
+            workers=config.data.workers,
+            progress=bar,
+        )
+        fitted = {
+            "train_seconds": round(result.seconds, 2),
+            "validation": result.best and round(100 * result.best, 2),
+        }
+        if name != config.method:
+            metrics["baselines"][name] = {"name": config.student.name, **figures(student, "linear"), **fitted}
+            continue
+        readouts: dict[str, Any] = {each: figures(student, each) for each in student.readouts}
+        if "sample" in readouts:
+            sampler = to_dict(student.settings)
+            sampler.pop("name")
+            readouts["sample"].update(sampler)
+        metrics["student"] = {
+            "name": config.student.name,
+            "parameters": count_parameters(student.backbone),
+            "readouts": readouts,
+            "readout": student.readout,
+            **fitted,
+        }
+        confusion = scores[student.readout].confusion
+    return metrics, confusion
+
+
+def _curves(folder: Path) -> list[dict[str, float]]:
+    """Logged rows of a training, over its interruptions: where steps repeat, the later one holds."""
+    rows: dict[int, dict[str, float]] = {}
+    files = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda p: int(p.parent.name.split("_")[1]))
+    for file in files:
+        with file.open(newline="", encoding="utf-8") as stream:
+            read = [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(stream)]
+        if read:
+            first = min(int(row["step"]) for row in read)
+            rows = {step: row for step, row in rows.items() if step < first}
+        for row in read:
+            row = {name.removesuffix("_step"): v for name, v in row.items() if not name.endswith("_epoch")}
+            rows.setdefault(int(row["step"]), {}).update(row)
+    curve = [rows[step] for step in sorted(rows)]
+    for row in curve:
+        for name in ("val/mean", "val/linear", "val/agreement"):
+            if name in row and "val/top1" not in row:
+                row["val/top1"] = 100 * row[name]
+    return curve
+
+
+@torch.no_grad()
+def _features(
+    student: Student, teacher: Frozen | None, images: ImageSet, device: torch.device, seed: int
+) -> dict[str, Any]:
+    """Teacher features and one generated sample each, of the same images."""
+    if student.generator is None or teacher is None:
+        return {}
+    generator = torch.Generator(device).manual_seed(seed)
+    real, made, labels, left = [], [], [], _REPORT_FEATURES
+    for batch in eval_loader(images, 250):
+        batch = batch.to(device)
+        real.append(teacher(batch.images)[0].float().cpu())
+        made.append(student.generate(batch.images, num_samples=1, generator=generator)[0].cpu())
+        if batch.labels is not None:
+            labels.append(batch.labels.cpu())
+        left -= len(batch.images)
+        if left <= 0:
+            break
+    return {
+        "teacher_features": torch.cat(real).numpy(),
+        "generated_features": torch.cat(made).numpy(),
+        "feature_labels": torch.cat(labels).numpy() if labels else None,
+    }
+
+
+@torch.no_grad()
+def _examples(student: Student, data: Data, device: torch.device) -> list[report.Example]:
+    count = min(_REPORT_EXAMPLES, len(data.test))
+    picked = torch.linspace(0, len(data.test) - 1, count).round().long()
+    pixels = data.test.images(picked)
+    probabilities = student(pixels.to(device).float() / 255).float().softmax(-1).cpu()
+    shown = []
+    for row, index in enumerate(picked.tolist()):
+        best = int(probabilities[row].argmax())
+        label = None if data.test.labels is None else data.class_names[int(data.test.labels[index])]
+        image = pixels[row].permute(1, 2, 0).numpy()
+        image = image[..., 0] if image.shape[-1] == 1 else image
+        name = data.class_names[best] if best < len(data.class_names) else str(best)
+        shown.append(report.Example(image, label, name, float(probabilities[row, best])))
+    return shown
+
+
+def evaluate_run(
+    path: str | Path, readout: ReadoutName | None = None, progress: bool = False
+) -> dict[ReadoutName, dict[str, float | None]]:
+    """Scores of a run's student on its test images, computed anew.
+
+    Args:
+        path: The run folder.
+        readout: One readout; all by default.
+        progress: Show a progress bar.
+    """
+    run = Run.open(path)
+    config = run.config
+    device = resolve_device(config.training.device)
+    student = run.student(device)
+    if readout is not None:
+        student.readout = readout
+    data = load_data(
+        dataclasses.replace(config.data, train_images=None) if config.data.train_images else config.data
+    )
+    scores = evaluate(
+        student,
+        data.test,
+        readouts=None if readout is None else (readout,),
+        device=device,
+        seed=config.seed,
+        workers=config.data.workers,
+        progress=progress,
+    )
+    return {name: score.as_dict() for name, score in scores.items()}
+
+
+@dataclass
+class Prediction:
+    """What a student says of an image.
+
+    Attributes:
+        path: Of the image.
+        classes: Class names, the most likely first.
+        probabilities: Theirs.
+    """
+
+    path: str
+    classes: list[str]
+    probabilities: list[float]
+
+
+@torch.no_grad()
+def predict(path: str | Path, images: list[str], top: int = 5) -> list[Prediction]:
+    """A saved student's most likely classes of image files.
+
+    Args:
+        path: A run folder, a student's folder, or the id of a Hugging Face repository.
+        images: Image files.
+        top: Classes an image.
+
+    Raises:
+        UserError: no student there, or a file is no image.
+    """
+    from gendd.data.images import decode, frame
+
+    student = load(path)
+    size = int(student.info.get("image_size", 224))
+    framing = float(student.info.get("framing", 1.0))
+    names = student.info.get("class_names") or []
+    found = []
+    for file in images:
+        try:
+            content = Path(file).read_bytes()
+        except OSError as error:
+            raise UserError(f"Image {file!r}: expected a readable file; {error.strerror}.") from error
+        pixels = frame(decode(content, file, student.backbone.in_channels), size, framing)
+        probabilities = student(pixels[None].float() / 255)[0].float().softmax(-1)
+        best = probabilities.topk(min(top, len(probabilities)))
+        classes = [names[i] if i < len(names) else str(i) for i in best.indices.tolist()]
+        found.append(Prediction(file, classes, [round(p, 4) for p in best.values.tolist()]))
+    return found

@@ -1,0 +1,219 @@
+"""What is saved, loaded and deployed: the student's backbone and its readouts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gendd import readout as readouts
+from gendd.config import GenDDConfig, ReadoutConfig, ReadoutName, from_dict, to_dict
+from gendd.errors import UserError, did_you_mean
+from gendd.generator import FeatureGenerator
+from gendd.models import Backbone
+
+FORMAT = 1
+
+
+class Student(nn.Module):
+    """Images (B, C, H, W) in [0, 1] -> logits (B, K) by the chosen readout.
+
+    Args:
+        backbone: The student network; its classifier is the linear readout.
+        generator: The conditional generator of teacher features; None for a student without one.
+        classifier: The teacher's classifier D -> K, which reads generated features.
+        readout: Name and sampler settings; by default ``mean`` with a generator, else ``linear``.
+        info: What else is known of it (class names, image size, …), kept in its ``config.json``.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        generator: FeatureGenerator | None = None,
+        classifier: nn.Linear | None = None,
+        readout: ReadoutConfig | None = None,
+        info: dict[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.generator = generator
+        self.classifier = classifier
+        self.settings = readout or ReadoutConfig("linear" if generator is None else "mean")
+        self.info = dict(info or {})
+        self.readout = self.settings.name
+
+    @property
+    def readouts(self) -> tuple[ReadoutName, ...]:
+        """The readouts this student has."""
+        return ("linear",) if self.generator is None else ("linear", "mean", "sample")
+
+    @property
+    def readout(self) -> ReadoutName:
+        """The readout :meth:`forward` uses; assign another to change it."""
+        return self.settings.name
+
+    @readout.setter
+    def readout(self, name: ReadoutName) -> None:
+        if name not in self.readouts:
+            reason = " (it has no generator)" if self.generator is None and name in ("mean", "sample") else ""
+            raise UserError(
+                f"Readout: this student has {', '.join(self.readouts)}{reason}, got {name!r}."
+                + did_you_mean(str(name), self.readouts)
+            )
+        self.settings = dataclasses.replace(self.settings, name=name)
+
+    def features(self, images: Tensor) -> Tensor:
+        """The student's own feature (B, d) of images (B, C, H, W) in [0, 1]."""
+        return self.backbone.features(images)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W) in [0, 1]."""
+        return self.logits(self.features(images))
+
+    def logits(
+        self, features: Tensor, readout: ReadoutName | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Logits (B, K) of the student's own features (B, d).
+
+        Args:
+            features: From :meth:`features`.
+            readout: Which readout; the chosen one by default.
+            generator: Source of the noise of ``sample``.
+        """
+        name = readout or self.readout
+        if name == "linear":
+            logits: Tensor = self.backbone.classifier(features)
+            return logits
+        network, classifier = self._generative()
+        if name == "mean":
+            return readouts.mean_logits(network, classifier, features)
+        return readouts.sample_logits(network, classifier, features, self.settings, generator)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        images: Tensor,
+        steps: int | None = None,
+        guidance: float | None = None,
+        num_samples: int | None = None,
+        generator: torch.Generator | None = None,
+    ) -> Tensor:
+        """Teacher features generated for images.
+
+        Args:
+            images: (B, C, H, W) in [0, 1].
+            steps: Sampling steps; like the rest, the student's own setting by default.
+            guidance: Classifier-free guidance; 1 is none.
+            num_samples: S.
+            generator: Source of the noise, on the images' device.
+
+        Returns:
+            (S, B, D).
+
+        Raises:
+            UserError: this student has no generator.
+        """
+        network, _ = self._generative()
+        given = {"steps": steps, "guidance": guidance, "num_samples": num_samples}
+        changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        config = dataclasses.replace(self.settings, **changed)
+        return readouts.sampled_features(network, self.features(images), config, generator)
+
+    def _generative(self) -> tuple[FeatureGenerator, nn.Linear]:
+        if self.generator is None or self.classifier is None:
+            raise UserError(
+                "This student has no generator: use readout 'linear', or distil one with method gendd."
+            )
+        return self.generator, self.classifier
+
+    def config(self) -> dict[str, Any]:
+        """Everything needed to rebuild it without weights, as plain JSON."""
+        generator: dict[str, Any] | None = None
+        if self.generator is not None and self.classifier is not None:
+            generator = {
+                "condition_width": self.generator.condition_width,
+                "feature_width": self.generator.feature_width,
+                "num_classes": self.classifier.out_features,
+                "settings": to_dict(self.generator.config),
+            }
+        return {
+            "format": FORMAT,
+            "backbone": self.backbone.config(),
+            "generator": generator,
+            "readout": to_dict(self.settings),
+            "info": self.info,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any]) -> Student:
+        """Rebuild with random weights what :meth:`config` described."""
+        backbone = Backbone.from_config(config["backbone"])
+        generator = classifier = None
+        if (described := config["generator"]) is not None:
+            settings = from_dict(described["settings"], GenDDConfig)
+            generator = FeatureGenerator(described["condition_width"], described["feature_width"], settings)
+            classifier = nn.Linear(described["feature_width"], described["num_classes"]).requires_grad_(False)
+        return cls(
+            backbone, generator, classifier, from_dict(config["readout"], ReadoutConfig), config["info"]
+        )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``model.safetensors`` and ``config.json`` into ``folder``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        (folder / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n", encoding="utf-8")
+        return folder
+
+
+def load(path: str | Path, *, device: str | torch.device = "cpu", revision: str | None = None) -> Student:
+    """A saved student, in eval mode.
+
+    Args:
+        path: A run folder, its ``student`` folder, or the id of a Hugging Face repository.
+        device: Where to put it.
+        revision: Of the repository.
+
+    Raises:
+        UserError: there is no student at ``path``, or its files don't fit together.
+    """
+    folder = _locate(str(path), revision)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if config.get("format") != FORMAT:
+            raise UserError(
+                f"Student {str(folder)!r}: expected format {FORMAT}, got {config.get('format')!r}. "
+                "It was written by another version of gendd; use that one."
+            )
+        student = Student.from_config(config)
+        student.load_state_dict(load_file(folder / "model.safetensors"))
+    except (OSError, json.JSONDecodeError, SafetensorError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"Student {str(folder)!r}: expected a folder written by gendd; {reason}") from error
+    return student.to(device).eval()
+
+
+def _locate(path: str, revision: str | None) -> Path:
+    for folder in (Path(path) / "student", Path(path)):
+        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+            return folder
+    if Path(path).exists() or path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise UserError(
+            f"No student at {path!r}: expected a run folder, or one with config.json and model.safetensors."
+        )
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(path, revision=revision, allow_patterns=["config.json", "*.safetensors"])
+        )
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"No student at {path!r}, neither as a folder nor on the Hub: {reason}") from error

@@ -1,0 +1,64 @@
+"""What happens to features before they are diffused: contraction, mixup, split into tokens.
+
+Shapes: B images · D feature width · C token width · N = ceil(D / C) tokens · M repeats · K classes.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def class_probabilities(labels: Tensor, num_classes: int) -> Tensor:
+    """Labels as probabilities: (B,) int64 -> one-hot (B, K) float32; (B, K) soft labels pass."""
+    if labels.ndim == 1:
+        return F.one_hot(labels, num_classes).float()
+    return labels.float()
+
+
+def contract(features: Tensor, probabilities: Tensor, centres: Tensor, strength: float) -> Tensor:
+    """Distribution Contraction: (1-λ) f + λ p @ centres.
+
+    Args:
+        features: (B, D).
+        probabilities: (B, K) of the classes, one-hot for hard labels.
+        centres: (K, D).
+        strength: λ in [0, 1].
+    """
+    if strength == 0:
+        return features
+    return (1 - strength) * features + strength * (probabilities.to(centres.dtype) @ centres)
+
+
+def mix(values: Tensor, weight: Tensor | float, permutation: Tensor) -> Tensor:
+    """Feature mixup: m x + (1-m) x[permutation], rows (B, …)."""
+    return weight * values + (1 - weight) * values[permutation]
+
+
+def num_tokens(feature_width: int, token_width: int) -> int:
+    """N = ceil(D / C)."""
+    return -(-feature_width // token_width)
+
+
+def split(features: Tensor, token_width: int) -> Tensor:
+    """Split Tokenization: (B, D) -> (B, N, C); token n is f[nC : (n+1)C], the last padded with zeros."""
+    count = num_tokens(features.shape[-1], token_width)
+    padding = count * token_width - features.shape[-1]
+    return F.pad(features, (0, padding)).reshape(*features.shape[:-1], count, token_width)
+
+
+def merge(tokens: Tensor, feature_width: int) -> Tensor:
+    """Inverse of :func:`split`: (…, N, C) -> (…, D), padding dropped."""
+    return tokens.flatten(-2)[..., :feature_width]
+
+
+def repeat_rows(values: Tensor, repeats: int) -> Tensor:
+    """(B, N, …) -> (M·B·N, …), repeat-major: row = (m·B + i)·N + n."""
+    flat = values.flatten(0, 1)
+    return flat.expand(repeats, *flat.shape).flatten(0, 1)
+
+
+def token_index(images: int, tokens: int, repeats: int, device: torch.device) -> Tensor:
+    """(M·B·N,) int64 position of each row of :func:`repeat_rows` in its feature."""
+    return torch.arange(tokens, device=device).repeat(repeats * images)

@@ -1,0 +1,526 @@
+"""Optimiser, schedules, and the Lightning module and Trainer that train any method.
+
+Everything random in a step is a pure function of (seed, step): data order and augmentation by epoch,
+times, noise, mixup and dropout by step. A run that goes on from a checkpoint therefore repeats what it
+would have done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import signal
+import sys
+import time
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+    RichProgressBar,
+)
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from gendd.config import DataConfig, TrainingConfig
+from gendd.data import Batch, Batches, Data, eval_loader, train_loader
+from gendd.errors import UserError
+from gendd.methods import Method
+
+STATISTICS_IMAGES = 10_000
+
+_PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
+EVAL_BATCH_SIZE = 512
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on every part, and on nothing else."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device ``auto``, ``cpu``, ``cuda`` or ``mps`` stands for.
+
+    Raises:
+        UserError: the device is not there.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there[name]:
+        raise UserError(
+            f"training.device: expected a device of this machine, got {name!r}; use 'auto' or 'cpu'."
+        )
+    return torch.device(name)
+
+
+def resolve_precision(name: str, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
+    """The precision ``auto`` stands for: bf16 where the device multiplies matrices in it, else fp32."""
+    if name != "auto":
+        return cast(Literal["fp32", "bf16", "fp16"], name)
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    if device.type == "cpu" and _cpu_multiplies_bf16():
+        return "bf16"
+    return "fp32"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    capabilities = getattr(torch.cpu, "_is_amx_tile_supported", None)
+    return bool(capabilities is not None and capabilities())
+
+
+def learning_rate_factor(step: int, steps_per_epoch: int, config: TrainingConfig) -> float:
+    """Factor on the peak learning rate at an optimiser step, counted from 0."""
+    warmup = round(config.warmup_epochs * steps_per_epoch)
+    total = config.epochs * steps_per_epoch
+    if step < warmup:
+        return (step + 1) / warmup
+    if config.schedule == "cosine":
+        floor = config.min_lr / config.lr
+        progress = (step - warmup) / max(1, total - warmup)
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    if config.schedule == "step":
+        return 0.1 ** sum(step >= milestone * steps_per_epoch for milestone in config.milestones)
+    return 1.0
+
+
+def beta2(step: int, total_steps: int, config: TrainingConfig) -> float:
+    """Adam's β2 at a step: from its start to its end on a half cosine."""
+    start, end = config.beta2
+    return end - (end - start) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total_steps - 1))))
+
+
+def parameter_groups(method: Method, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameters with decay and without: 1-d parameters, biases and what the method exempts have none."""
+    exempt = {id(parameter) for parameter in method.undecayed()}
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for parameter in method.parameters():
+        if parameter.requires_grad:
+            (plain if parameter.ndim < 2 or id(parameter) in exempt else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": plain, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+class LightningMethod(lightning.LightningModule):
+    """A method as Lightning trains it.
+
+    Args:
+        method: What is trained.
+        data: Its images.
+        config: Optimisation.
+        data_config: Loading.
+        seed: Of order, augmentation and the method's randomness.
+        channels_last: Memory format of the images.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        data: Data,
+        config: TrainingConfig,
+        data_config: DataConfig,
+        seed: int,
+        channels_last: bool,
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self.data = data
+        self.config = config
+        self.data_config = data_config
+        self.seed = seed
+        self.channels_last = channels_last
+        self.use_labels = data_config.labels and data.labelled
+        self.steps_per_epoch = len(train_loader(data, data_config, seed=seed, epoch=0))
+        self.seconds = 0.0
+        self._clock: float | None = None
+        self._unchecked: tuple[int, list[str], Tensor] | None = None
+        top1 = {
+            name: MulticlassAccuracy(max(data.num_classes, 2), average="micro") for name in self._watched()
+        }
+        self.accuracy = nn.ModuleDict(top1)
+
+    def _watched(self) -> list[str]:
+        if not self.use_labels:
+            return ["agreement"]
+        return [name for name in self.method.student().readouts if name != "sample"]
+
+    @property
+    def monitor(self) -> str:
+        """The validation metric checkpoints are chosen by."""
+        if not self.use_labels:
+            return "val/agreement"
+        return "val/mean" if "mean" in self.accuracy else "val/linear"
+
+    def train_dataloader(self) -> Batches:
+        """The batches of the current epoch."""
+        return train_loader(
+            self.data,
+            self.data_config,
+            seed=self.seed,
+            epoch=self.current_epoch,
+            rank=self.global_rank,
+            world_size=self.trainer.world_size,
+        )
+
+    def val_dataloader(self) -> Batches | list[Any]:
+        """The held-out images in order."""
+        if self.data.val is None:
+            return []
+        workers = self.data_config.workers
+        return eval_loader(self.data.val, EVAL_BATCH_SIZE, workers, self.global_rank, self.trainer.world_size)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch, in the memory format of the network."""
+        del dataloader_idx
+        batch = batch.to(device, non_blocking=True)
+        if self.channels_last:
+            return Batch(batch.images.contiguous(memory_format=torch.channels_last), batch.labels)
+        return batch
+
+    def on_train_epoch_start(self) -> None:
+        self._clock = time.perf_counter()
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self.seconds += time.perf_counter() - self._clock
+            self._clock = None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step; the parts of its loss are logged as ``train/NAME``."""
+        del batch_idx
+        self._check_finite()
+        key = derive_seed(self.seed, "step", self.global_step, self.global_rank)
+        torch.manual_seed(key)  # dropout and stochastic depth of the network
+        generator = torch.Generator(self.device).manual_seed(key)
+        out = self.method(batch.images, batch.labels if self.use_labels else None, generator=generator)
+        parts = {"loss": out.loss.detach(), **out.parts}
+        self._unchecked = (self.global_step, list(parts), torch.stack([p.float() for p in parts.values()]))
+        for name, value in parts.items():
+            self.log(f"train/{name}", value, prog_bar=True, batch_size=len(batch.images))
+        loss: Tensor = out.loss
+        return loss
+
+    def _check_finite(self) -> None:
+        # one step late, when the device has finished it: no step waits for its own loss
+        if self._unchecked is None:
+            return
+        step, names, values = self._unchecked
+        self._unchecked = None
+        if bool(torch.isfinite(values).all()):
+            return
+        bad = [name for name, value in zip(names, values.tolist(), strict=True) if not math.isfinite(value)]
+        part = next((name for name in bad if name != "loss"), "loss")
+        raise UserError(
+            f"The loss is not finite at step {step} (part {part!r}): expected a number, got NaN or infinity. "
+            "Lower training.lr or set training.clip_grad_norm; the last good checkpoint is kept."
+        )
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        total = self.steps_per_epoch * self.config.epochs
+        for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
+            group["betas"] = (self.config.beta1, beta2(self.global_step, total, self.config))
+
+    def on_validation_start(self) -> None:
+        self._stop_clock()
+        self._check_finite()
+
+    def on_train_epoch_end(self) -> None:
+        self._stop_clock()
+        self._check_finite()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Accuracy of every readout that costs one pass; without labels, agreement with the teacher."""
+        del batch_idx
+        student = self.method.student()
+        features = student.features(batch.images)
+        if not self.use_labels:
+            assert self.method.teacher is not None
+            target = self.method.teacher(batch.images)[1].argmax(-1)
+            best = "mean" if "mean" in student.readouts else "linear"
+            outputs = {"agreement": student.logits(features, cast(Any, best))}
+        else:
+            assert batch.labels is not None
+            target = batch.labels
+            outputs = {name: student.logits(features, cast(Any, name)) for name in self.accuracy}
+        for name, logits in outputs.items():
+            metric = cast(MulticlassAccuracy, self.accuracy[name])
+            metric.update(logits.argmax(-1), target)
+            self.log(f"val/{name}", metric, prog_bar=True, batch_size=len(batch.images))
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with decay by parameter kind and the schedule per step."""
+        config = self.config
+        groups = parameter_groups(self.method, config.weight_decay)
+        start = beta2(0, self.steps_per_epoch * config.epochs, config)
+        # the fused step unscales gradients itself, which Lightning's clipping can't follow
+        fused = self.device.type in ("cpu", "cuda") and config.clip_grad_norm is None
+        optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, start), fused=fused)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda step: learning_rate_factor(step, self.steps_per_epoch, config)
+        )
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["seconds"] = self.seconds + (
+            0 if self._clock is None else time.perf_counter() - self._clock
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.seconds = checkpoint["seconds"]
+
+
+class Throughput(Callback):
+    """Images a second and the learning rate, logged with every logged step; a line an epoch without a bar."""
+
+    def __init__(self, lines: bool, title: str) -> None:
+        self.lines, self.title = lines, title
+        self._since: tuple[int, float] | None = None
+        self._images = 0
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._since, self._images = (0, time.perf_counter()), 0
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        assert self._since is not None
+        self._images += len(batch.images) * trainer.world_size
+        start = self._since[1]
+        rate = self._images / max(1e-9, time.perf_counter() - start)
+        pl_module.log("images/s", rate, prog_bar=True)
+        pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not self.lines or not trainer.is_global_zero:
+            return
+        shown = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith(("train/", "val/")) and not name.endswith(("_step", "_epoch"))
+        }
+        parts = " · ".join(
+            f"{name.split('/')[1] if name.startswith('train/') else name} "
+            + (f"{100 * value:.2f} %" if name.startswith("val/") else f"{value:.4f}")
+            for name, value in sorted(shown.items())
+        )
+        rate = float(trainer.callback_metrics.get("images/s", 0.0))
+        done = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        print(f"{self.title}: {done} · {parts} · {rate:,.0f} images/s", file=sys.stderr, flush=True)
+
+
+@dataclass
+class FitResult:
+    """What training ended with.
+
+    Attributes:
+        seconds: Spent in training steps, interruptions left out.
+        monitor: The validation metric that chose the checkpoint; None where none is held out.
+        best: Its best value; None likewise.
+        steps: Optimiser steps taken.
+    """
+
+    seconds: float
+    monitor: str | None
+    best: float | None
+    steps: int
+
+
+def fit(
+    method: Method,
+    data: Data,
+    config: TrainingConfig,
+    data_config: DataConfig,
+    *,
+    seed: int,
+    folder: Path,
+    resume: bool = False,
+    title: str = "training",
+) -> FitResult:
+    """Train a method in place; its weights end as those of the best checkpoint.
+
+    Args:
+        method: What is trained.
+        data: Training and validation images.
+        config: Optimisation.
+        data_config: Loading.
+        seed: Of everything random.
+        folder: Gets ``checkpoints/`` (last and best) and ``logs/``.
+        resume: Go on from the last checkpoint in ``folder``, if there is one.
+        title: Shown with the progress.
+
+    Raises:
+        UserError: the loss is not finite, or a checkpoint to resume from doesn't fit.
+    """
+    checkpoints = folder / "checkpoints"
+    finished = checkpoints / "finished.json"
+    device = resolve_device(config.device)
+    channels_last = config.channels_last is not False
+    if channels_last:
+        method.to(memory_format=torch.channels_last)
+    method.to(device)
+    if not (resume and (finished.exists() or (checkpoints / "last.ckpt").exists())):
+        _prepare(method, data, data_config, seed)
+    module = LightningMethod(method, data, config, data_config, seed, channels_last)
+    monitor = module.monitor if data.val is not None else None
+    if not (resume and finished.exists()):
+        result = _fit(module, config, device, folder, monitor, resume, title)
+        finished.write_text(json.dumps(result) + "\n", encoding="utf-8")
+    result = json.loads(finished.read_text(encoding="utf-8"))
+    _load_weights(module, checkpoints / ("last.ckpt" if monitor is None else "best.ckpt"))
+    method.to(device).eval()
+    return FitResult(**result)
+
+
+def _prepare(method: Method, data: Data, data_config: DataConfig, seed: int) -> None:
+    batches = train_loader(data, data_config, seed=seed, epoch=0)
+    count = -(-STATISTICS_IMAGES // data_config.batch_size)
+    use_labels = data_config.labels and data.labelled
+
+    def taken() -> Iterator[Batch]:
+        for index, batch in enumerate(batches):
+            if index == count:
+                return
+            yield batch if use_labels else Batch(batch.images, None)
+
+    method.prepare(taken())
+
+
+def _fit(
+    module: LightningMethod,
+    config: TrainingConfig,
+    device: torch.device,
+    folder: Path,
+    monitor: str | None,
+    resume: bool,
+    title: str,
+) -> dict[str, Any]:
+    checkpoints = folder / "checkpoints"
+    bar = sys.stderr.isatty() if config.progress is None else config.progress
+    last = ModelCheckpoint(
+        checkpoints,
+        filename="last",
+        every_n_epochs=config.checkpoint_every,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    callbacks: list[Callback] = [Throughput(not bar, title)]
+    best: ModelCheckpoint | None = None
+    if monitor is not None:
+        best = ModelCheckpoint(
+            checkpoints,
+            filename="best",
+            monitor=monitor,
+            mode="max",
+            save_weights_only=True,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        callbacks.append(best)
+    callbacks.append(last)
+    if config.ema is not None:
+        callbacks.append(EMAWeightAveraging(decay=config.ema))
+    if bar:
+        callbacks.append(RichProgressBar(leave=True))
+    precision = resolve_precision(config.precision, device)
+    with _quiet():
+        trainer = lightning.Trainer(
+            accelerator=device.type,
+            devices=1,
+            precision=_PRECISIONS[precision],
+            max_epochs=config.epochs,
+            gradient_clip_val=config.clip_grad_norm,
+            logger=_loggers(config.loggers, folder),
+            callbacks=callbacks,
+            log_every_n_steps=min(20, module.steps_per_epoch),
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            enable_progress_bar=bar,
+            use_distributed_sampler=False,
+            reload_dataloaders_every_n_epochs=1,
+        )
+        start = checkpoints / "last.ckpt"
+        resumed = resume and start.exists()
+        try:
+            trainer.fit(module, ckpt_path=start if resumed else None, weights_only=False)
+        except SystemExit as error:
+            # Lightning ends the process on Ctrl-C and SIGTERM; the caller decides that here
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from error
+        except (KeyError, RuntimeError) as error:
+            if resumed and ("state_dict" in str(error) or isinstance(error, KeyError)):
+                raise UserError(
+                    f"Checkpoint {str(start)!r}: expected one of this configuration, got another's. "
+                    "Resume with the config.yaml of its run, or start anew with --overwrite."
+                ) from error
+            raise
+    value = None if best is None or best.best_model_score is None else float(best.best_model_score)
+    return {
+        "seconds": module.seconds,
+        "monitor": monitor,
+        "best": value,
+        "steps": trainer.global_step,
+    }
+
+
+def _load_weights(module: LightningMethod, path: Path) -> None:
+    state = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+    module.load_state_dict(state)
+
+
+def _loggers(names: Iterable[str], folder: Path) -> list[Logger]:
+    made: list[Logger] = []
+    for name in names:
+        if name == "csv":
+            made.append(CSVLogger(folder, name="logs"))
+        elif name == "tensorboard":
+            made.append(TensorBoardLogger(folder, name="logs/tensorboard"))
+        else:
+            try:
+                from lightning.pytorch.loggers import WandbLogger
+
+                made.append(WandbLogger(save_dir=folder, project="gendd"))
+            except ModuleNotFoundError as error:
+                raise UserError(
+                    "training.loggers 'wandb': expected the package wandb, which is not installed. "
+                    "Run: pip install 'gendd[wandb]'"
+                ) from error
+    return made
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning without its hints: what they point at is chosen on purpose here."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -1,0 +1,184 @@
+"""Recompute reference numbers on this machine.
+
+A reference file (.npz) holds a complete small model and what the authors' code computed with it on fixed
+inputs: schedule, respacing, head, loss parts and gradient, sampling with every noise draw recorded, and
+the full training loss. Sizes and weights all come from the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gendd import tokens
+from gendd.config import GenDDConfig
+from gendd.diffusion import Head, add_noise, ancestral, cosine_schedule, diffusion_loss
+from gendd.errors import UserError
+from gendd.generator import FeatureGenerator
+
+PUBLIC_REFERENCE = Path(__file__).parent / "reference.npz"
+TOLERANCE = 1e-4
+
+_HEAD_NAMES = {
+    "final_layer.adaLN_modulation.1.": "final_modulation.",
+    "time_embed.mlp.": "time.",
+    "cond_embed.": "condition.",
+    "pos_embed.": "position.",
+    "input_proj.": "input.",
+    "res_blocks.": "blocks.",
+    ".in_ln.": ".norm.",
+    ".adaLN_modulation.1.": ".modulation.",
+    "final_layer.linear.": "final.",
+}
+
+
+def head_state(released: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A head's state dict in this package's names, from the released code's without ``diffloss.net.``."""
+    renamed = {}
+    for key, value in released.items():
+        for old, new in _HEAD_NAMES.items():
+            key = key.replace(old, new)
+        renamed[key] = value
+    return renamed
+
+
+def verify(reference: Path | None = None) -> dict[str, float]:
+    """Largest relative deviation from the reference in each group of numbers.
+
+    A deviation is relative to the reference's own value where a group lists single losses or
+    coefficients, and to the largest entry for vectors, whose entries pass through zero.
+
+    Raises:
+        UserError: the file can't be read or lacks a group.
+    """
+    path = PUBLIC_REFERENCE if reference is None else Path(reference)
+    try:
+        with np.load(path) as archive:
+            arrays = {name: archive[name] for name in archive.files}
+        return _verify(arrays)
+    except (OSError, ValueError) as error:
+        raise UserError(f"Reference {str(path)!r}: expected a readable .npz file; {error}.") from error
+    except KeyError as error:
+        raise UserError(f"Reference {str(path)!r}: expected the array {error}; it is not there.") from error
+
+
+def _verify(arrays: dict[str, NDArray[Any]]) -> dict[str, float]:
+    def read(name: str) -> Tensor:
+        return torch.from_numpy(np.asarray(arrays[name]))
+
+    _, feature_width, token_width, _, width, _, depth, repeats = (int(n) for n in arrays["config"])
+    state = {name[6:]: read(name) for name in arrays if name.startswith("state/")}
+    condition_width = state["cls_projector.0.weight"].shape[0]
+    config = GenDDConfig(
+        token_width=token_width,
+        head_width=width,
+        head_depth=depth,
+        repeats=repeats,
+        prediction="epsilon",
+        standardise=False,
+        contraction=0.9,
+    )
+    generator = FeatureGenerator(condition_width, feature_width, config)
+    prefix = "diffloss.net."
+    released = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+    generator.head.load_state_dict(head_state(released))
+    generator.norm.load_state_dict({key: state[f"cls_projector.0.{key}"] for key in ("weight", "bias")})
+
+    found: dict[str, float] = {}
+    schedule = cosine_schedule(len(arrays["schedule/betas"]))
+    found["schedule"] = max(
+        _pointwise(getattr(schedule, name.split("/")[1]), read(name))
+        for name in arrays
+        if name.startswith("schedule/")
+    )
+    respaced = sorted({int(name.split("/")[1]) for name in arrays if name.startswith("respaced/")})
+    for steps in respaced:
+        short = schedule.respace(steps)
+        found[f"respaced/{steps}"] = max(
+            _pointwise(short.timesteps, read(f"respaced/{steps}/timesteps")),
+            _pointwise(short.betas, read(f"respaced/{steps}/betas")),
+        )
+    with torch.no_grad():
+        output = generator.head(*(read(f"head/{name}") for name in ("x", "t", "cond", "token_index")))
+    found["head"] = _vector(output, read("head/out"))
+    found |= _verify_loss(generator.head, read)
+    for name in ("cfg1.0", "cfg2.0"):
+        found[f"sample/{name}"] = _verify_sampling(generator, read, f"sample/{name}", float(name[3:]))
+    for name in ("hard", "soft"):
+        found |= _verify_full(generator, state, read, f"full/{name}", config.contraction)
+    return found
+
+
+def _verify_loss(head: Head, read: Callable[[str], Tensor]) -> dict[str, float]:
+    x0, t, noise, condition = (read(f"loss/{name}") for name in ("x0", "t", "noise", "cond"))
+    condition.requires_grad_(True)
+    schedule = cosine_schedule()
+    x_t = add_noise(x0, t, noise, schedule)
+    output = head(x_t, t, condition, read("loss/token_index"))
+    rows = diffusion_loss(output, x0, x_t, t, noise, schedule, "epsilon")
+    assert rows.vlb is not None
+    loss = rows.mse + rows.vlb
+    (gradient,) = torch.autograd.grad(loss.mean(), condition)
+    return {
+        "loss/mse": _pointwise(rows.mse, read("loss/mse")),
+        "loss/vlb": _pointwise(rows.vlb, read("loss/vb")),
+        "loss/total": _pointwise(loss, read("loss/loss")),
+        "loss/gradient": _vector(gradient, read("loss/grad_cond")),
+    }
+
+
+@torch.no_grad()
+def _verify_sampling(
+    generator: FeatureGenerator, read: Callable[[str], Tensor], group: str, guidance: float
+) -> float:
+    step_noise = read(f"{group}/step_noise")
+    schedule = generator.schedule.respace(len(step_noise))
+    denoise = generator.denoiser(read(f"{group}/cond"), read(f"{group}/token_index"), schedule, guidance)
+    start = read(f"{group}/init_noise")[: step_noise.shape[1]]
+    return _vector(ancestral(denoise, start, schedule, step_noise=step_noise), read(f"{group}/out"))
+
+
+@torch.no_grad()
+def _verify_full(
+    generator: FeatureGenerator,
+    state: dict[str, Tensor],
+    read: Callable[[str], Tensor],
+    group: str,
+    contraction: float,
+) -> dict[str, float]:
+    student = nn.Linear(state["model.l.weight"].shape[1], state["model.l.weight"].shape[0])
+    student.load_state_dict({"weight": state["model.l.weight"], "bias": state["model.l.bias"]})
+    features = F.relu(student(read(f"{group}/images")))
+    logits = F.linear(features, state["model.fc.weight"], state["model.fc.bias"])
+    centres = state["cls_centers"]
+    labels = read(f"{group}/labels")
+    probabilities = tokens.class_probabilities(labels, len(centres))
+    targets = tokens.contract(read(f"{group}/teacher_features"), probabilities, centres, contraction)
+    rows = generator.loss_rows(
+        targets, generator.condition(features), read(f"{group}/t"), read(f"{group}/noise")
+    )
+    assert rows.vlb is not None
+    loss = (rows.mse + rows.vlb).mean()
+    return {
+        f"{group}/loss": _pointwise(loss, read(f"{group}/loss")),
+        f"{group}/probe": _vector(logits, read(f"{group}/probe_logits")),
+    }
+
+
+def _pointwise(ours: Tensor, reference: Tensor) -> float:
+    ours, reference = ours.detach().double(), reference.double()
+    difference = (ours - reference).abs()
+    relative = difference / reference.abs().clamp(min=torch.finfo(torch.float64).tiny)
+    return float(torch.where(difference == 0, torch.zeros_like(relative), relative).max())
+
+
+def _vector(ours: Tensor, reference: Tensor) -> float:
+    ours, reference = ours.detach().double(), reference.double()
+    return float((ours - reference).abs().max() / reference.abs().max())

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gendd.data.images import Files, ImageSet, decode, frame, probe
+from gendd.errors import UserError
+
+
+def _png(array: np.ndarray, mode: str | None = None) -> bytes:
+    stream = io.BytesIO()
+    image = Image.fromarray(array)
+    (image.convert(mode) if mode else image).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_decode_keeps_pixels_and_channel_order() -> None:
+    array = np.arange(2 * 3 * 3, dtype=np.uint8).reshape(2, 3, 3)
+    image = decode(_png(array), "x", 3)
+    assert image.shape == (3, 2, 3) and image.dtype == torch.uint8
+    assert image.tolist() == array.transpose(2, 0, 1).tolist()
+
+
+def test_decode_gray_as_gray_and_as_colour() -> None:
+    array = np.array([[0, 100], [200, 255]], dtype=np.uint8)
+    assert decode(_png(array), "x", 1).tolist() == [array.tolist()]
+    assert decode(_png(array), "x", 3).tolist() == [array.tolist()] * 3
+
+
+def test_decode_scales_16_bit_gray() -> None:
+    array = np.array([[0, 257], [25700, 65535]], dtype=np.uint16)
+    assert decode(_png(array), "x", 1).tolist() == [[[0, 1], [100, 255]]]
+    assert decode(_png(array), "x", 3).shape == (3, 2, 2)
+
+
+def test_decode_palette_with_transparency() -> None:
+    image = Image.new("P", (2, 2), 1)
+    image.putpalette([0, 0, 0, 10, 20, 30])
+    stream = io.BytesIO()
+    image.save(stream, "PNG", transparency=bytes([0, 128]))
+    assert decode(stream.getvalue(), "x", 3)[:, 0, 0].tolist() == [10, 20, 30]
+
+
+@pytest.mark.parametrize("cut", [0, 10, 60])
+def test_decode_of_a_damaged_image_names_it(cut: int) -> None:
+    data = _png(np.random.default_rng(0).integers(0, 255, (8, 8, 3), dtype=np.uint8))
+    with pytest.raises(UserError, match=r"cat\.png") as caught:
+        decode(data[:cut], "'cat.png'", 3)
+    assert "\n" not in str(caught.value)
+
+
+def test_frame_takes_the_centre_of_the_resized_image() -> None:
+    image = torch.zeros((1, 4, 8), dtype=torch.uint8)
+    image[:, :, 2:6] = 200
+    assert frame(image, 4).tolist() == [[[200] * 4] * 4]
+    assert frame(image[:, :, :4], 4) is not image
+    # 0.5 of an 8 x 8 image resized to its own size is its middle 4 x 4.
+    square = torch.arange(64, dtype=torch.uint8).view(1, 8, 8)
+    assert frame(square, 4, framing=0.5).tolist() == square[:, 2:6, 2:6].tolist()
+    # Too small to lose its borders: 6 x 6 where 0.4 of the side would need 15.
+    small = torch.arange(36, dtype=torch.uint8).view(1, 6, 6)
+    doubled = small.repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert abs(int(frame(doubled, 6, framing=0.4)[0, 0, 0]) - int(small[0, 0, 0])) <= 1
+
+
+def test_stream_and_memory_hold_the_same_images(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    paths = []
+    for number, side in enumerate([8, 8, 12, 9]):
+        path = tmp_path / f"{number}.png"
+        path.write_bytes(_png(rng.integers(0, 255, (side, side + 1, 3), dtype=np.uint8)))
+        paths.append(str(path))
+    stream = ImageSet(Files(paths), torch.arange(4), channels=3, size=8)
+    memory = stream.loaded("Decoding")
+    assert memory.in_memory and not stream.in_memory and len(memory) == len(stream) == 4
+    assert torch.equal(memory.images([2, 0]), stream.images(torch.tensor([2, 0])))
+    assert memory.images(range(4)).shape == (4, 3, 8, 8)
+
+
+def test_probe(tmp_path: Path) -> None:
+    gray, colour = tmp_path / "gray.png", tmp_path / "colour.png"
+    gray.write_bytes(_png(np.zeros((5, 7), dtype=np.uint8)))
+    colour.write_bytes(_png(np.zeros((6, 6, 3), dtype=np.uint8)))
+    assert probe(Files([str(gray)])) == ({(5, 7)}, True)
+    assert probe(Files([str(gray), str(colour)])) == ({(5, 7), (6, 6)}, False)
+
+
+def test_missing_file_is_named() -> None:
+    with pytest.raises(UserError, match=r"gone\.jpg"):
+        Files(["gone.jpg"]).read(0)

@@ -1,0 +1,174 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gendd.config import DataConfig
+from gendd.data import Batch, Data, ImageSet, eval_loader, train_loader
+from gendd.data.images import Files
+from gendd.errors import UserError
+
+
+def _data(count: int, augment: str = "none", labelled: bool = True) -> Data:
+    """Image i is filled with the value i, and labelled i."""
+    pixels = torch.arange(count, dtype=torch.uint8).view(-1, 1, 1, 1).repeat(1, 1, 8, 8)
+    images = ImageSet(pixels, torch.arange(count) if labelled else None, 1, 8)
+    return Data("numbers", images, None, images, [str(label) for label in range(count)], 1, 8, augment)
+
+
+def _streamed(tmp_path: Path, count: int, augment: str) -> Data:
+    rng = np.random.default_rng(0)
+    paths = []
+    for number in range(count):
+        path = str(tmp_path / f"{number}.png")
+        Image.fromarray(rng.integers(0, 256, (20, 24, 3), dtype=np.uint8)).save(path)
+        paths.append(path)
+    images = ImageSet(Files(paths), torch.arange(count), 3, 8)
+    return Data("files", images, None, images, [str(label) for label in range(count)], 3, 8, augment)
+
+
+def _labels(batches: list[Batch]) -> list[int]:
+    return [label for batch in batches if batch.labels is not None for label in batch.labels.tolist()]
+
+
+def _equal(first: list[Batch], second: list[Batch]) -> bool:
+    return len(first) == len(second) and all(
+        torch.equal(a.images, b.images) and torch.equal(_of(a), _of(b))
+        for a, b in zip(first, second, strict=True)
+    )
+
+
+def _of(batch: Batch) -> Tensor:
+    assert batch.labels is not None
+    return batch.labels
+
+
+def test_evaluation_gives_everything_once_in_order() -> None:
+    loader = eval_loader(_data(10).test, 4)
+    batches = list(loader)
+    assert len(loader) == len(batches) == 3
+    assert [len(batch.images) for batch in batches] == [4, 4, 2]
+    assert _labels(batches) == list(range(10))
+    pixels = torch.cat([batch.images for batch in batches])
+    assert pixels.dtype == torch.float32 and pixels.shape == (10, 1, 8, 8)
+    torch.testing.assert_close(pixels[:, 0, 0, 0], torch.arange(10) / 255, rtol=0, atol=0)
+
+
+def test_evaluation_shares_are_disjoint_and_complete() -> None:
+    parts = [_labels(list(eval_loader(_data(10).test, 3, rank=rank, world_size=4))) for rank in range(4)]
+    assert parts == [[0, 4, 8], [1, 5, 9], [2, 6], [3, 7]]
+
+
+def test_training_drops_the_part_of_a_batch() -> None:
+    config = DataConfig(batch_size=4)
+    loader = train_loader(_data(10), config, seed=0, epoch=0)
+    batches = list(loader)
+    assert len(loader) == 2 and [len(batch.images) for batch in batches] == [4, 4]
+    assert len(set(_labels(batches))) == 8
+    for batch in batches:
+        assert torch.equal((batch.images[:, 0, 0, 0] * 255).round().long(), _of(batch))
+
+
+def test_a_set_smaller_than_a_batch_is_one_batch() -> None:
+    loader = train_loader(_data(10), DataConfig(batch_size=64), seed=0, epoch=0)
+    batches = list(loader)
+    assert len(loader) == 1 and sorted(_labels(batches)) == list(range(10))
+
+
+@pytest.mark.parametrize("augment", ["none", "crop", "crop-flip", "resized-crop"])
+def test_an_epoch_repeats_exactly(augment: str) -> None:
+    config, data = DataConfig(batch_size=8), _data(200, augment)
+    before = torch.random.get_rng_state()
+    loader = train_loader(data, config, seed=3, epoch=5)
+    first = list(loader)
+    assert _equal(first, list(loader))
+    torch.rand(7)
+    assert _equal(first, list(train_loader(data, config, seed=3, epoch=5)))
+    torch.random.set_rng_state(before)
+    for seed, epoch in ((3, 6), (4, 5), (5, 3)):
+        assert _labels(first) != _labels(list(train_loader(data, config, seed=seed, epoch=epoch)))
+
+
+def test_iterating_leaves_the_global_generator_alone(tmp_path: Path) -> None:
+    before = torch.random.get_rng_state()
+    for data in (_data(16, "crop-flip"), _streamed(tmp_path, 4, "resized-crop")):
+        list(train_loader(data, DataConfig(batch_size=4, workers=0), seed=0, epoch=0))
+    assert torch.equal(before, torch.random.get_rng_state())
+
+
+def test_training_shares_are_disjoint_and_equal() -> None:
+    config = DataConfig(batch_size=4)
+    parts = [
+        _labels(list(train_loader(_data(26), config, seed=0, epoch=1, rank=rank, world_size=3)))
+        for rank in range(3)
+    ]
+    assert [len(part) for part in parts] == [8, 8, 8]
+    assert len({label for part in parts for label in part}) == 24
+    # All ranks cut the same order, which no rank's number changes.
+    assert parts[0] == _labels(list(train_loader(_data(26), config, seed=0, epoch=1)))[:8]
+
+
+def test_ranks_augment_differently() -> None:
+    data = _data(2, "resized-crop")
+    data = replace(
+        data, train=ImageSet(torch.arange(64).to(torch.uint8).view(1, 1, 8, 8).repeat(2, 1, 1, 1), None, 1, 8)
+    )
+    first, second = (
+        next(iter(train_loader(data, DataConfig(), seed=0, epoch=0, rank=rank, world_size=2)))
+        for rank in range(2)
+    )
+    assert first.labels is None and not torch.equal(first.images, second.images)
+
+
+def test_more_processes_than_images() -> None:
+    with pytest.raises(UserError, match="got 3 for 2"):
+        train_loader(_data(2), DataConfig(), seed=0, epoch=0, world_size=3)
+
+
+def test_every_epoch_sees_other_images_of_the_rest() -> None:
+    seen = set()
+    for epoch in range(10):
+        seen |= set(_labels(list(train_loader(_data(10), DataConfig(batch_size=8), seed=0, epoch=epoch))))
+    assert seen == set(range(10))
+
+
+@pytest.mark.parametrize("augment", ["crop-flip", "resized-crop"])
+def test_workers_do_not_change_what_is_streamed(tmp_path: Path, augment: str) -> None:
+    data = _streamed(tmp_path, 10, augment)
+    alone, helped = (
+        list(train_loader(data, DataConfig(batch_size=4, workers=workers), seed=0, epoch=0))
+        for workers in (0, 2)
+    )
+    assert _equal(alone, helped) and len(alone) == 2
+    later = list(train_loader(data, DataConfig(batch_size=4, workers=0), seed=0, epoch=1))
+    assert not _equal(alone, later)
+    plain = list(
+        train_loader(replace(data, augment="none"), DataConfig(batch_size=4, workers=0), seed=0, epoch=0)
+    )
+    assert _labels(plain) == _labels(alone) and not _equal(plain, alone)
+
+
+def test_streamed_evaluation_equals_memory(tmp_path: Path) -> None:
+    data = _streamed(tmp_path, 5, "none")
+    assert _equal(list(eval_loader(data.test, 2)), list(eval_loader(data.test.loaded("x"), 2)))
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_corrupt_streamed_image_is_named_on_one_line(tmp_path: Path, workers: int) -> None:
+    data = _streamed(tmp_path, 6, "none")
+    (tmp_path / "3.png").write_bytes(b"nothing")
+    with pytest.raises(UserError) as caught:
+        list(eval_loader(data.test, 2, workers=workers))
+    assert "3.png" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_batch_moves_as_one() -> None:
+    batch = Batch(torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64)).to("meta")
+    assert batch.images.device.type == "meta" and _of(batch).device.type == "meta"
+    assert Batch(torch.zeros(1, 1, 2, 2), None).to("cpu").labels is None

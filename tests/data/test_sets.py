@@ -1,0 +1,384 @@
+"""Every reader on files written here, and the split."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import json
+import pickle
+import struct
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from gendd.config import DataConfig
+from gendd.data import describe, load_data
+from gendd.errors import UserError
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def _fails(config: DataConfig, *words: str) -> None:
+    with pytest.raises(UserError) as caught:
+        load_data(config)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
+
+
+def _picture(colour: tuple[int, int, int] | int, size: tuple[int, int] = (8, 8), kind: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.new("L" if isinstance(colour, int) else "RGB", size, colour).save(stream, kind)
+    return stream.getvalue()
+
+
+# --- digits and the split ---------------------------------------------------------------------------
+
+
+def test_digits() -> None:
+    data = load_data(DataConfig())
+    assert (data.channels, data.image_size, data.num_classes, data.augment) == (1, 8, 10, "crop")
+    assert data.val is not None and data.labelled
+    # A fifth of 1797 for the test, a tenth of the rest for validation.
+    assert (len(data.train), len(data.val), len(data.test)) == (1294, 144, 359)
+    assert data.class_names == [str(digit) for digit in range(10)]
+    every = torch.cat([part.images(range(len(part))) for part in (data.train, data.val, data.test)])
+    published = torch.from_numpy(np.rint(load_digits().images * 255 / 16)).to(torch.uint8)
+    assert sorted(map(bytes, every.numpy().reshape(1797, -1))) == sorted(
+        map(bytes, published.numpy().reshape(1797, -1))
+    )
+    assert data.test.labels is not None
+    counts = torch.bincount(data.test.labels)
+    assert counts.min() >= 34 and counts.max() <= 37
+
+
+def test_labels_stay_with_their_images() -> None:
+    data = load_data(DataConfig(train_images=300))
+    published = {
+        bytes(np.rint(image * 255 / 16).astype(np.uint8)): label
+        for image, label in zip(load_digits().images, load_digits().target, strict=True)
+    }
+    for part in (data.train, data.val, data.test):
+        assert part is not None and part.labels is not None
+        for image, label in zip(part.images(range(len(part))), part.labels.tolist(), strict=True):
+            assert published[bytes(image.numpy())] == label
+
+
+def test_split_seed_moves_validation_but_never_the_test_set() -> None:
+    first, again, other = (load_data(DataConfig(split_seed=seed)) for seed in (0, 0, 1))
+    assert first.val is not None and again.val is not None and other.val is not None
+    assert torch.equal(first.val.images(range(144)), again.val.images(range(144)))
+    assert not torch.equal(first.val.images(range(144)), other.val.images(range(144)))
+    assert torch.equal(first.test.images(range(359)), other.test.images(range(359)))
+
+
+def test_train_images_leave_validation_as_it_is() -> None:
+    full, few = load_data(DataConfig()), load_data(DataConfig(train_images=100))
+    assert full.val is not None and few.val is not None and len(few.train) == 100
+    assert torch.equal(full.val.images(range(144)), few.val.images(range(144)))
+
+
+def test_no_validation() -> None:
+    data = load_data(DataConfig(validation=0))
+    assert data.val is None and len(data.train) == 1438
+
+
+def test_image_size_resizes_sets_in_memory() -> None:
+    small, large = load_data(DataConfig()), load_data(DataConfig(image_size=16))
+    assert large.image_size == 16 and large.train.images([0]).shape == (1, 1, 16, 16)
+    difference = large.train.images(range(100)).float().mean() - small.train.images(range(100)).float().mean()
+    assert abs(difference) < 1
+
+
+def test_describe() -> None:
+    assert describe(load_data(DataConfig())) == (
+        "digits: 1,294 train, 144 validation, 359 test images of 1x8x8, 10 classes, augment crop, in memory"
+    )
+
+
+def test_mistakes() -> None:
+    _fails(DataConfig(name="cifar1"), "data.name", "'cifar1'", "Did you mean 'cifar10'?")
+    _fails(DataConfig(train_images=1295), "data.train_images", "at most 1294", "1295")
+    _fails(DataConfig(validation=0.0001), "data.validation", "0.0001")
+    _fails(DataConfig(name="cifar10"), "data.path", "cifar-10-batches-py/", "got none")
+    _fails(
+        DataConfig(name="folder", path="/nowhere/at/all"), "data.path", "'/nowhere/at/all'", "does not exist"
+    )
+
+
+# --- Fashion-MNIST ----------------------------------------------------------------------------------
+
+
+def _idx(array: np.ndarray) -> bytes:
+    return bytes([0, 0, 8, array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+def _write_fashion(directory: Path, compress: bool) -> np.ndarray:
+    directory.mkdir(parents=True, exist_ok=True)
+    images = np.random.default_rng(0).integers(0, 256, (20, 28, 28), dtype=np.uint8)
+    labels = (np.arange(20) % 10).astype(np.uint8)
+    for prefix, count in (("train", 20), ("t10k", 10)):
+        for name, content in (("images-idx3", images[:count]), ("labels-idx1", labels[:count])):
+            file = directory / f"{prefix}-{name}-ubyte"
+            if compress:
+                file.with_name(file.name + ".gz").write_bytes(gzip.compress(_idx(content)))
+            else:
+                file.write_bytes(_idx(content))
+    return images
+
+
+@pytest.mark.parametrize("below, compress", [("", True), ("FashionMNIST/raw", False)])
+def test_fashion_mnist(tmp_path: Path, below: str, compress: bool) -> None:
+    images = _write_fashion(tmp_path / below, compress)
+    data = load_data(DataConfig(name="fashion-mnist", path=str(tmp_path), validation=0))
+    assert (data.channels, data.image_size, data.augment) == (1, 28, "crop-flip")
+    assert data.class_names[0] == "T-shirt/top" and data.class_names[9] == "Ankle boot"
+    assert data.train.images(range(20)).tolist() == images[:, None].tolist()
+    assert data.train.labels is not None and data.train.labels.tolist() == [*range(10)] * 2
+    assert len(data.test) == 10
+
+
+def test_fashion_mnist_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = DataConfig(name="fashion-mnist", path=str(tmp_path))
+    _fails(config, "train-images-idx3-ubyte[.gz]", str(tmp_path))
+    _write_fashion(tmp_path, compress=True)
+    file = tmp_path / "t10k-images-idx3-ubyte.gz"
+    whole = file.read_bytes()
+    file.write_bytes(whole[: len(whole) // 2])
+    _fails(config, "t10k-images-idx3-ubyte.gz", "download it again")
+    file.write_bytes(gzip.compress(gzip.decompress(whole)[:-5]))
+    _fails(config, "Expected 7840 values", "got 7835")
+    file.write_bytes(gzip.compress(b"something else"))
+    _fails(config, "IDX file", "t10k-images-idx3-ubyte.gz")
+    monkeypatch.setattr("gendd.data.readers._DEBIAN_FASHION_MNIST", tmp_path / "none")
+    _fails(DataConfig(name="fashion-mnist"), "dataset-fashion-mnist", "data.path")
+
+
+# --- CIFAR ------------------------------------------------------------------------------------------
+
+
+def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from torchvision.datasets import CIFAR10
+
+    # The same files without their checksums, which small ones can't have.
+    monkeypatch.setattr(CIFAR10, "train_list", [["data_batch_1", None]])
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", None]])
+    monkeypatch.setattr(CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
+    base = tmp_path / "cifar-10-batches-py"
+    config = DataConfig(name="cifar10", path=str(tmp_path), validation=0)
+    _fails(config, "cifar-10-batches-py", "cifar-10-python.tar.gz", "data.path")
+    base.mkdir()
+    pixels = np.random.default_rng(0).integers(0, 256, (12, 3072), dtype=np.uint8)
+    labels = [number % 3 for number in range(12)]
+    for name in ("data_batch_1", "test_batch"):
+        (base / name).write_bytes(pickle.dumps({"data": pixels, "labels": labels}))
+    (base / "batches.meta").write_bytes(pickle.dumps({"label_names": ["airplane", "automobile", "bird"]}))
+    for path in (tmp_path, base):
+        data = load_data(DataConfig(name="cifar10", path=str(path), validation=0))
+        assert data.class_names == ["airplane", "automobile", "bird"]
+        assert data.train.images(range(12)).tolist() == pixels.reshape(12, 3, 32, 32).tolist()
+        assert data.train.labels is not None and data.train.labels.tolist() == labels
+        assert data.augment == "crop-flip"
+
+
+# --- folder -----------------------------------------------------------------------------------------
+
+
+def _write_folder(root: Path, test: str = "test") -> None:
+    for split, count in (("train", 4), (test, 2)):
+        for number, name in enumerate(("ant", "bee")):
+            directory = root / split / name
+            directory.mkdir(parents=True)
+            for image in range(count):
+                colour = (50 * number + image, 0, 0)
+                (directory / f"{image}.png").write_bytes(_picture(colour, (10, 12)))
+    (root / "train" / "ant" / "notes.txt").write_text("not an image")
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_folder(tmp_path: Path, in_memory: bool) -> None:
+    _write_folder(tmp_path, "val")
+    data = load_data(
+        DataConfig(name="folder", path=str(tmp_path), validation=0.25, image_size=8, in_memory=in_memory)
+    )
+    assert data.class_names == ["ant", "bee"] and data.channels == 3 and data.augment == "resized-crop"
+    assert data.val is not None and data.val.labels is not None and data.val.labels.tolist() == [0, 1]
+    assert data.train.in_memory == data.test.in_memory == in_memory
+    assert data.test.labels is not None and data.test.labels.tolist() == [0, 0, 1, 1]
+    assert data.test.images(range(4))[:, 0, 3, 3].tolist() == [0, 1, 50, 51]
+
+
+def test_folder_is_224_unless_told(tmp_path: Path) -> None:
+    _write_folder(tmp_path)
+    assert load_data(DataConfig(name="folder", path=str(tmp_path), in_memory=False)).image_size == 224
+
+
+def test_folder_of_gray_images(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            (tmp_path / split / name).mkdir(parents=True)
+            (tmp_path / split / name / "1.png").write_bytes(_picture(77))
+    data = load_data(DataConfig(name="folder", path=str(tmp_path), validation=0, image_size=8))
+    assert data.channels == 1 and data.train.images([0]).unique().tolist() == [77]
+
+
+def test_folder_without_training_labels(tmp_path: Path) -> None:
+    _write_folder(tmp_path)
+    for number, file in enumerate(sorted((tmp_path / "train").rglob("*.png"))):
+        file.rename(tmp_path / "train" / f"{number}.png")
+    for directory in ("ant", "bee"):
+        for rest in (tmp_path / "train" / directory).iterdir():
+            rest.unlink()
+        (tmp_path / "train" / directory).rmdir()
+    data = load_data(
+        DataConfig(name="folder", path=str(tmp_path), validation=0.25, image_size=8, labels=False)
+    )
+    assert not data.labelled and len(data.train) == 6 and data.num_classes == 2
+    assert data.val is not None and data.val.labels is None and len(data.val) == 2
+    assert data.test.labels is not None
+    assert "training images unlabelled" in describe(data)
+
+
+def test_folder_mistakes(tmp_path: Path) -> None:
+    config = DataConfig(name="folder", path=str(tmp_path), image_size=8)
+    _fails(config, "without train/")
+    (tmp_path / "train").mkdir()
+    _fails(config, "test/ or val/", "data.test_path")
+    (tmp_path / "train").rmdir()
+    _write_folder(tmp_path)
+    (tmp_path / "train" / "bee").rename(tmp_path / "train" / "wasp")
+    _fails(config, "wasp", "bee", "same class folders")
+    # Where training may not see labels, folders need not be classes.
+    assert not load_data(DataConfig(name="folder", path=str(tmp_path), image_size=8, labels=False)).labelled
+    (tmp_path / "train" / "wasp").rename(tmp_path / "train" / "bee")
+    (tmp_path / "test" / "cow").mkdir()
+    (tmp_path / "train" / "cow").mkdir()
+    _fails(config, "cow", "found none")
+
+
+def test_corrupt_image_is_named(tmp_path: Path) -> None:
+    _write_folder(tmp_path)
+    broken = tmp_path / "test" / "bee" / "1.png"
+    broken.write_bytes(broken.read_bytes()[:40])
+    _fails(DataConfig(name="folder", path=str(tmp_path), image_size=8), str(broken))
+
+
+# --- parquet ----------------------------------------------------------------------------------------
+
+
+def _write_parquet(
+    file: Path,
+    images: list[bytes],
+    labels: list[int] | None,
+    columns: tuple[str, str] = ("image", "label"),
+    names: list[str] | None = None,
+) -> None:
+    values = pa.array([{"bytes": image, "path": None} for image in images])
+    table = {columns[0]: values}
+    if labels is not None:
+        table[columns[1]] = pa.array(labels, pa.int64())
+    written = pa.table(table)
+    if names is not None:
+        features = {"info": {"features": {columns[1]: {"_type": "ClassLabel", "names": names}}}}
+        written = written.replace_schema_metadata({"huggingface": json.dumps(features)})
+    pq.write_table(written, file, row_group_size=3)
+
+
+def _shades(count: int, first: int = 0) -> list[bytes]:
+    return [_picture((first + number, 0, 9), kind="PNG") for number in range(count)]
+
+
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_parquet_over_files_and_row_groups(tmp_path: Path, in_memory: bool) -> None:
+    _write_parquet(tmp_path / "train-0.parquet", _shades(8), [number % 2 for number in range(8)])
+    _write_parquet(tmp_path / "train-1.parquet", _shades(5, 8), [number % 2 for number in range(8, 13)])
+    _write_parquet(tmp_path / "test-0.parquet", _shades(4, 100), [0, 1, 0, 1])
+    for path, test_path in (
+        (str(tmp_path), None),
+        (f"{tmp_path}/train-*.parquet", f"{tmp_path}/test-0.parquet"),
+    ):
+        data = load_data(
+            DataConfig("parquet", path, test_path, validation=0.25, train_images=7, in_memory=in_memory)
+        )
+        assert data.val is not None and (len(data.train), len(data.val), len(data.test)) == (7, 3, 4)
+        assert (data.channels, data.image_size, data.class_names) == (3, 8, ["0", "1"])
+        assert data.augment == "crop-flip" and data.train.in_memory == in_memory
+        assert data.test.images(range(4))[:, 0, 0, 0].tolist() == [100, 101, 102, 103]
+        shades = []
+        for part in (data.train, data.val):
+            assert part.labels is not None
+            reds = part.images(range(len(part)))[:, 0, 0, 0].tolist()
+            assert [red % 2 for red in reds] == part.labels.tolist()
+            shades += reds
+        assert len(set(shades)) == 10 and max(shades) < 13
+
+
+def test_parquet_class_names_and_other_columns(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        _write_parquet(tmp_path / name, _shades(6), [0, 1, 2] * 2, ("img", "fine_label"), ["x", "y", "z"])
+    data = load_data(DataConfig("parquet", str(tmp_path / "a"), str(tmp_path / "b"), validation=0))
+    assert data.class_names == ["x", "y", "z"] and data.labelled
+
+
+def test_parquet_of_large_images_is_cropped_by_area(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        _write_parquet(tmp_path / name, [_picture(5, (80, 80))] * 2, [0, 1])
+    data = load_data(DataConfig("parquet", str(tmp_path / "a"), str(tmp_path / "b"), validation=0))
+    assert (data.augment, data.image_size, data.channels) == ("resized-crop", 80, 1)
+
+
+def test_parquet_mistakes(tmp_path: Path) -> None:
+    train, test = tmp_path / "a.parquet", tmp_path / "b.parquet"
+    config = DataConfig("parquet", str(train), str(test), validation=0)
+    _fails(config, "data.path", "a.parquet", "matches none")
+    train.write_text("not parquet")
+    _write_parquet(test, _shades(4), [0, 1, 0, 1])
+    _fails(config, "readable parquet", "a.parquet")
+    _write_parquet(train, [], [])
+    _fails(config, "a.parquet", "no rows")
+    _write_parquet(train, _shades(4), [0, 1, 0, -1])
+    _fails(config, "labels from 0", "got -1")
+    _write_parquet(train, _shades(4), [0, 1, 0, 5], names=["x", "y"])
+    _fails(config, "labels below 2", "got 5")
+    _write_parquet(train, _shades(4), [0, 1, 0, 1], ("picture", "label"))
+    _fails(config, "image (or img)", "picture")
+    _write_parquet(train, [*_shades(3), b""], [0, 1, 0, 1])
+    _fails(config, "row 3", "a.parquet", "image bytes")
+    _write_parquet(train, [*_shades(2), b"nonsense", *_shades(1)], [0, 1, 0, 1])
+    _fails(config, "row 2", "a.parquet", "decoded")
+    _write_parquet(train, [_picture(1, (8, 8)), _picture(1, (8, 9))], [0, 1])
+    _fails(config, "data.image_size", "8x8, 9x8")
+    _write_parquet(train, _shades(4), [0, 1, 0, 1])
+    _fails(DataConfig("parquet", str(train)), "data.test_path")
+    _write_parquet(test, _shades(4), None)
+    _fails(config, "label column", "b.parquet")
+
+
+def test_parquet_without_training_labels(tmp_path: Path) -> None:
+    _write_parquet(tmp_path / "a", _shades(6), None)
+    _write_parquet(tmp_path / "b", _shades(6), [0, 1, 2] * 2)
+    data = load_data(
+        DataConfig("parquet", str(tmp_path / "a"), str(tmp_path / "b"), labels=False, validation=0.5)
+    )
+    assert not data.labelled and data.num_classes == 3 and len(data.train) == 3
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data is not beside the checkout")
+def test_cifar10_as_jpeg() -> None:
+    train, test = (str(SHARED / f"cifar10-jpeg-{split}.parquet") for split in ("train", "test"))
+    data = load_data(DataConfig("parquet", train, test, train_images=50, in_memory=False))
+    assert data.val is not None
+    assert (len(data.train), len(data.val), len(data.test)) == (50, 5000, 10000)
+    assert (data.channels, data.image_size, data.num_classes) == (3, 32, 10)
+    assert data.val.labels is not None and torch.bincount(data.val.labels).tolist() == [500] * 10
+    first = pq.read_table(test).slice(0, 1).to_pylist()[0]
+    picture = np.array(Image.open(io.BytesIO(first["image"]["bytes"])).convert("RGB"))
+    assert data.test.images([0])[0].permute(1, 2, 0).tolist() == picture.tolist()
+    assert data.test.labels is not None and data.test.labels[0] == first["label"]

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from gendd.config import ModelConfig
+from gendd.errors import UserError
+from gendd.models import Backbone, build_model, create_backbone, list_models, save_weights
+from gendd.models.cifar import NAMES
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_listed_cifar_network_builds(name: str) -> None:
+    backbone = create_backbone(f"cifar/{name}", 7, in_channels=1)
+    assert (backbone.num_classes, backbone.in_channels) == (7, 1)
+    assert backbone.feature_dim == (256 if name.endswith("x4") else 64)
+    assert (backbone.input_mean, backbone.input_std) == ([0.5], [0.25])
+
+
+@pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
+def test_timm_feature_enters_the_classifier(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = create_backbone(f"timm/{name}", 6).eval()
+    images = torch.rand(2, 3, 160, 160)
+    with torch.no_grad():
+        feature, logits = backbone(images)
+        own = backbone.net((images - backbone.mean) / backbone.std)
+    assert feature.shape == (2, backbone.feature_dim) == (2, backbone.classifier.in_features)
+    assert logits.shape == (2, 6)
+    torch.testing.assert_close(logits, own)
+
+
+def test_timm_normalisation_is_the_networks_own_unless_given() -> None:
+    backbone = create_backbone("timm/resnet10t", 2)
+    assert backbone.input_mean == [0.485, 0.456, 0.406]
+    assert backbone.input_std == [0.229, 0.224, 0.225]
+    assert backbone.training
+    grey = create_backbone("timm/resnet10t", 2, in_channels=1)
+    assert grey.input_mean == pytest.approx([0.449])
+    given = create_backbone("timm/resnet10t", 2, mean=[0, 0, 0])
+    assert (given.input_mean, given.input_std) == ([0, 0, 0], [0.229, 0.224, 0.225])
+
+
+def test_building_a_timm_network_draws_no_more_than_its_weights() -> None:
+    import timm
+
+    torch.manual_seed(0)
+    timm.create_model("test_resnet", num_classes=2)
+    expected = torch.rand(3)
+    torch.manual_seed(0)
+    create_backbone("timm/test_resnet", 2)
+    torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
+
+
+def test_a_network_of_one_image_size_refuses_others() -> None:
+    backbone = create_backbone("timm/test_vit", 2)
+    assert backbone.image_size == (160, 160)
+    with pytest.raises(UserError, match=r"expected images of \(H, W\) = \(160, 160\), got \(32, 32\)"):
+        backbone(torch.rand(1, 3, 32, 32))
+
+
+@pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "resnetv2_18", "shvit_s1"])
+def test_timm_networks_without_a_linear_classifier_on_the_feature_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"timm/{name}: expected a classifier of one Linear layer"):
+        create_backbone(f"timm/{name}", 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "hint"),
+    [
+        ("cifar/resnt56", "Did you mean 'cifar/resnet56'?"),
+        ("resnet56", "Did you mean 'cifar/resnet56'?"),
+        ("resnet50", "Did you mean 'timm/resnet50'?"),
+        ("timm/resnet5O", "Did you mean 'timm/resnet50'?"),
+        ("timm/resnet18.a1_in2k", "Did you mean 'timm/resnet18.a1_in1k'?"),
+    ],
+)
+def test_an_unknown_name_names_the_nearest(name: str, hint: str) -> None:
+    with pytest.raises(UserError) as caught:
+        create_backbone(name, 10)
+    assert str(caught.value) == f"Unknown model {name!r}: expected cifar/NAME or timm/NAME. {hint}"
+
+
+def test_pretrained_weights_that_do_not_exist_are_refused() -> None:
+    with pytest.raises(UserError, match="pretrained: expected false for cifar/resnet8"):
+        create_backbone("cifar/resnet8", 10, pretrained=True)
+    with pytest.raises(UserError, match="pretrained: expected false for botnet50ts_256"):
+        create_backbone("timm/botnet50ts_256", 10, pretrained=True)
+
+
+def test_a_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    import timm
+
+    def fail(*args: object, **options: object) -> None:
+        raise OSError("no route to host\nmore")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(UserError) as caught:
+        create_backbone("timm/resnet18", 10, pretrained=True)
+    assert str(caught.value) == (
+        "timm could not build resnet18 with 3 channels: no route to host "
+        "(check the network or give a weights file)."
+    )
+
+
+@pytest.mark.parametrize(("classes", "channels", "key"), [(0, 3, "num_classes"), (2, 0, "in_channels")])
+def test_sizes_below_one_are_refused(classes: int, channels: int, key: str) -> None:
+    with pytest.raises(UserError, match=f"{key}: expected a positive integer, got 0"):
+        create_backbone("cifar/resnet8", classes, channels)
+
+
+def test_list_takes_a_glob_or_a_substring() -> None:
+    everything = list_models()
+    assert everything[: len(NAMES)] == [f"cifar/{name}" for name in NAMES]
+    assert "timm/resnet50" in everything
+    assert list_models("cifar/resnet8*") == ["cifar/resnet8", "cifar/resnet8x4"]
+    assert list_models("cifar/resnet5") == ["cifar/resnet56"]
+    assert {"cifar/resnet110", "timm/resnet50"} <= set(list_models("*resnet*0"))
+    assert list_models("no such network") == []
+
+
+def test_timm_is_imported_only_when_asked_for() -> None:
+    code = (
+        "import sys; from gendd.models import create_backbone, list_models; list_models('cifar/*');"
+        "create_backbone('cifar/resnet8', 2); sys.exit('timm' in sys.modules)"
+    )
+    source = Path(__file__).parents[2] / "src"
+    subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": str(source)})
+
+
+def test_build_model_takes_everything_from_the_config(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trained = create_backbone("cifar/resnet8", 4, 1)
+    save_weights(trained, tmp_path / "w.safetensors")
+    config = ModelConfig("cifar/resnet8", str(tmp_path / "w.safetensors"), mean=[0.1], std=[0.2])
+    built: Backbone = build_model(config, 4, 1)
+    torch.testing.assert_close(dict(built.net.state_dict()), dict(trained.net.state_dict()), rtol=0, atol=0)
+    assert (built.input_mean, built.input_std) == ([0.1], [0.2])
+
+
+def test_build_model_names_another_number_of_classes(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    save_weights(create_backbone("cifar/resnet8", 100), path)
+    with pytest.raises(UserError) as caught:
+        build_model(ModelConfig("cifar/resnet8", str(path)), 10, 3)
+    assert str(caught.value) == (
+        f"{path}: its cifar/resnet8 has 100 classes, the data has 10: "
+        "give weights trained on the data's classes."
+    )
