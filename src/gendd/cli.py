@@ -313,7 +313,3 @@ def _verify(words: list[str]) -> int:
     worst = max(found.values())
     print(f"largest relative deviation {worst:.1e}: {'agrees' if worst <= TOLERANCE else 'does not agree'}")
     return 0 if worst <= TOLERANCE else 1
-
-
-if __name__ == "__main__":
-    sys.exit(main())

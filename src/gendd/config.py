@@ -7,9 +7,10 @@ dotted path and the nearest valid one (see :mod:`gendd.cli` and :func:`from_dict
 from __future__ import annotations
 
 import dataclasses
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -426,9 +427,35 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def one_line(error: BaseException) -> str:
-    """The message of an exception on one line, without jsonargparse's list of tried types."""
-    text = str(error)
-    return " ".join(text.split())
+    """The message of an exception on one line; jsonargparse's in the words of the others."""
+    text = " ".join(str(error).split())
+    key = re.search(r"[Kk]ey \"([\w.]+)\"", text)
+    values = re.findall(r"(?:Got|Given) value: (.*?)(?= Given value| Got value| - |$)", text)
+    if key is None or not values:
+        return text
+    return f"{key[1]}: expected {_expected(key[1])}, got {values[-1]}."
+
+
+def _expected(key: str) -> str:
+    """What a dotted key takes, in words."""
+    hint: Any = RunConfig
+    for part in key.split("."):
+        hint = get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
+    return "another type" if hint is None else _words(hint)
+
+
+def _words(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, inner))
+    if origin is list:
+        return f"a list of {_words(inner[0])}"
+    if origin is tuple:
+        return "[" + ", ".join(map(_words, inner)) + "]"
+    if inner:
+        return " or ".join(map(_words, inner))
+    names = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
 
 
 def dump(config: RunConfig) -> str:

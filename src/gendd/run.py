@@ -139,11 +139,13 @@ def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False)
     assert config.out is not None
     folder = Path(config.out)
     device = resolve_device(config.training.device)
+    _check_folder(folder, config, overwrite, resume)
     data = load_data(config.data)
     _say(describe(data))
     _check_labels(config, data)
     teacher, teacher_folder = _teacher(config, data, device)
-    _claim(folder, config, overwrite, resume)
+    if not resume:
+        _claim(folder, config)
 
     results: dict[str, tuple[Student, FitResult, Method]] = {}
     for name in dict.fromkeys([*config.baselines, config.method]):
@@ -201,8 +203,16 @@ def _place(folder: Path, config: RunConfig, name: str) -> Path:
     return folder if name == config.method else folder / "baselines" / name
 
 
-def _claim(folder: Path, config: RunConfig, overwrite: bool, resume: bool) -> None:
-    """Make the output folder this run's, or say why it can't be."""
+def _claim(folder: Path, config: RunConfig) -> None:
+    """Make a checked output folder this run's."""
+    if folder.exists():
+        shutil.rmtree(folder)
+    folder.mkdir(parents=True)
+    _write(folder / "config.yaml", dump(config))
+
+
+def _check_folder(folder: Path, config: RunConfig, overwrite: bool, resume: bool) -> None:
+    """Raise :class:`UserError` where the output folder can't be this run's; nothing is written."""
     saved = folder / "config.yaml"
     if resume:
         if not saved.is_file():
@@ -227,9 +237,6 @@ def _claim(folder: Path, config: RunConfig, overwrite: bool, resume: bool) -> No
                 f"--overwrite: expected a run in {str(folder)!r}, found other files. Nothing was deleted; "
                 "give another --out."
             )
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    _write(saved, dump(config))
 
 
 def _difference(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
@@ -500,9 +507,8 @@ def evaluate_run(
     student = run.student(device)
     if readout is not None:
         student.readout = readout
-    data = load_data(
-        dataclasses.replace(config.data, train_images=None) if config.data.train_images else config.data
-    )
+    # the test set is whole whatever is trained on: one training image spares decoding the others
+    data = load_data(dataclasses.replace(config.data, train_images=1, validation=0.0))
     scores = evaluate(
         student,
         data.test,

@@ -82,6 +82,7 @@ def _verify(arrays: dict[str, NDArray[Any]]) -> dict[str, float]:
         head_depth=depth,
         repeats=repeats,
         prediction="epsilon",
+        learned_variance=True,
         standardise=False,
         contraction=0.9,
     )

@@ -28,8 +28,9 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
     """Load a weights file into the network, strictly.
 
     Takes ``.safetensors``, or any other suffix for what ``torch.save`` wrote (tensors only: code in
-    a pickle is refused), or a run's or student's folder. ``{"model": ...}`` and ``{"state_dict": ...}`` around the state dict and
-    ``module.`` before every key are removed. BatchNorm's ``num_batches_tracked`` may be missing.
+    a pickle is refused), or a run's or student's folder. ``{"model": ...}`` and ``{"state_dict": ...}``
+    around the state dict and ``module.`` before every key are removed. BatchNorm's
+    ``num_batches_tracked`` may be missing.
 
     Raises:
         UserError: no such file, an unreadable file, a classifier of another number of classes, or
