@@ -1,0 +1,157 @@
+"""Tables and plots of the results: rewrites the marked sections of the README and docs from the CSVs.
+
+python benchmarks/tables.py          # write
+python benchmarks/tables.py --check  # exit 1 if a table is not what its CSV says
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import re
+import statistics
+import sys
+from collections import defaultdict
+from collections.abc import Callable
+from pathlib import Path
+
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+HERE = Path(__file__).parent
+RESULTS = HERE / "results"
+PAGES = [HERE.parent / "README.md", HERE.parent / "docs" / "ablations.md"]
+LABELS = {
+    "teacher": "teacher",
+    "supervised": "student alone (cross-entropy)",
+    "kl": "KL, no labels",
+    "kd": "KD (T 4, weight 0.9)",
+    "gendd_published": "GenDD as published",
+    "gendd": "GenDD",
+    "gendd_unlabelled": "GenDD, no labels",
+}
+
+
+def read(name: str) -> list[dict[str, str]]:
+    with (RESULTS / name).open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def mean_std(values: list[float]) -> str:
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+    return "\n".join(lines)
+
+
+def digits() -> str:
+    groups: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+    for row in read("digits.csv"):
+        groups[row["method"], row["readout"]].append(row)
+    rows = []
+    for (method, readout), found in groups.items():
+        label = LABELS[method] + (f" · {readout}" if method == "gendd" else "")
+        top1 = mean_std([float(row["test_top1"]) for row in found])
+        rows.append([label, top1, f"{int(found[0]['multiply_adds']) / 1e6:.2f} M"])
+    seeds = len({row["seed"] for row in read("digits.csv")})
+    return table(["", f"top-1, % ({seeds} seeds)", "multiply-adds"], rows)
+
+
+def cifar10() -> str:
+    """The learning rate with the best validation accuracy in seed 0, then all seeds at that rate."""
+    rows = read("cifar10.csv")
+    lines = []
+    for method in LABELS:
+        mine = [row for row in rows if row["method"] == method]
+        if not mine:
+            continue
+        key = "mean" if mine[0]["test_mean"] else "linear"
+        first = [row for row in mine if row["seed"] == "0"]
+        rate = max(first, key=lambda row: float(row[f"val_{key}"]))["lr"]
+        chosen = [row for row in mine if row["lr"] == rate]
+        cells = [LABELS[method], f"{float(rate):g}"]
+        for readout in ("linear", "mean", "sample"):
+            values = [float(row[f"test_{readout}"]) for row in chosen if row[f"test_{readout}"]]
+            cells.append(mean_std(values) if values else "–")
+        cells.append(f"{statistics.median(float(row['train_seconds']) for row in chosen):.0f}")
+        cells.append(str(len(chosen)))
+        lines.append(cells)
+    return table(["method", "lr", "linear", "mean", "sample", "train s", "seeds"], lines)
+
+
+def ablations() -> str:
+    rows = []
+    for row in read("cifar10_ablation.csv"):
+        changes = ", ".join(f"{k} {v}" for k, v in json.loads(row["changes"]).items()) or "(the base)"
+        cells = [row["name"], f"`{changes}`"]
+        cells += [
+            row[key] or "–" for key in ("val_linear", "val_mean", "test_linear", "test_mean", "test_sample")
+        ]
+        rows.append(cells)
+    return table(
+        ["variant", "changes", "val linear", "val mean", "test linear", "test mean", "test sample"], rows
+    )
+
+
+def plot_cifar10() -> None:
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    labels, means, errors = [], [], []
+    for line in cifar10().splitlines()[2:]:
+        cells = [cell.strip() for cell in line.strip("|").split("|")]
+        for readout, cell in zip(("linear", "mean"), cells[2:4], strict=True):
+            if cell == "–":
+                continue
+            value, _, spread = cell.partition(" ± ")
+            labels.append(cells[0] + (f" · {readout}" if cells[0].startswith("GenDD") else ""))
+            means.append(float(value))
+            errors.append(float(spread or 0))
+    colours = ["#0072b2" if label.startswith("GenDD") else "#888888" for label in labels]
+    positions = range(len(labels))
+    axes.barh(positions, means, xerr=errors, color=colours, height=0.65, error_kw={"capsize": 3})
+    axes.set_yticks(positions, labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(min(means) - 3, max(means) + 2)
+    axes.set_xlabel("test top-1, %")
+    for position, value in zip(positions, means, strict=True):
+        axes.text(value + 0.4, position, f"{value:.1f}", va="center", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(RESULTS / "cifar10.png", dpi=150)
+
+
+TABLES: dict[str, Callable[[], str]] = {"digits": digits, "cifar10": cifar10, "ablations": ablations}
+
+
+def rewrite(text: str) -> str:
+    def filled(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{TABLES[match[2]]()}\n{match[3]}"
+
+    return re.sub(r"(<!-- table: (\w+) -->)\n.*?(<!-- end -->)", filled, text, flags=re.DOTALL)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--check", action="store_true")
+    check = parser.parse_args().check
+    stale = False
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        new = rewrite(text)
+        stale |= new != text
+        if not check:
+            page.write_text(new, encoding="utf-8")
+    if check:
+        sys.exit(int(stale))
+    plot_cifar10()
+
+
+if __name__ == "__main__":
+    main()
