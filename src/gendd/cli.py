@@ -141,7 +141,7 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
         return load_config(saved), flags
     sources: list[Path] = []
     if flags.recipe or (command == "distill" and not flags.config):
-        sources.append(recipe_path(flags.recipe or "digits"))
+        sources += [recipe_path(name) for name in flags.recipe or ["digits"]]
     sources += [Path(path) for path in flags.config]
     _check_options(command, rest)
     parser = run_parser(command)
@@ -190,7 +190,11 @@ def _run_flags(command: str) -> _Parser:
         prog=f"gendd {command}", add_help=False, allow_abbrev=False, description=_COMMANDS[command]
     )
     parser.add_argument(
-        "--recipe", metavar="NAME", help="start from a shipped recipe (gendd recipes lists them)"
+        "--recipe",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="start from a shipped recipe (gendd recipes lists them); a further one is laid over it",
     )
     parser.add_argument(
         "--config",
