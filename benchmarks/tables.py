@@ -67,7 +67,7 @@ def cifar10() -> str:
     rows = read("cifar10.csv")
     lines = []
     for method in LABELS:
-        mine = [row for row in rows if row["method"] == method]
+        mine = [row for row in rows if row["name"] == method]
         if not mine:
             continue
         key = "mean" if mine[0]["test_mean"] else "linear"

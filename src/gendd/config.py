@@ -354,7 +354,7 @@ def keys(section: type[Any] = RunConfig, prefix: str = "") -> list[str]:
 
 
 def check_keys(values: dict[str, Any], section: type[Any] = RunConfig, prefix: str = "") -> None:
-    """Raise :class:`UserError` at the first key of ``values`` that ``section`` does not know."""
+    """Raise :class:`UserError` at the first key that ``section`` does not know, or null it can't be."""
     hints = get_type_hints(section)
     for key, value in values.items():
         if key not in hints:
@@ -365,6 +365,9 @@ def check_keys(values: dict[str, Any], section: type[Any] = RunConfig, prefix: s
             if not isinstance(value, dict):
                 raise UserError(f"{prefix}{key}: expected a section (key: value lines), got {value!r}.")
             check_keys(value, hints[key], f"{prefix}{key}.")
+        elif value is None and type(None) not in get_args(hints[key]):
+            # jsonargparse lets null pass for any type
+            raise UserError(f"{prefix}{key}: expected {_words(hints[key])}, got null.")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -393,10 +396,8 @@ def from_dict(values: dict[str, Any], section: type[C]) -> C:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(section, None, fail_untyped=True)
     try:
-        parsed = parser.parse_object(values)
-        built: C = section(
-            **{key: getattr(parser.instantiate_classes(parsed), key) for key in get_type_hints(section)}
-        )
+        parsed = parser.instantiate(parser.parse_object(values))
+        built: C = section(**{key: getattr(parsed, key) for key in get_type_hints(section)})
     except UserError:
         raise
     except Exception as error:

@@ -21,6 +21,7 @@ from torch import Tensor
 from gendd import report
 from gendd.config import (
     DataConfig,
+    MethodName,
     ModelConfig,
     ReadoutConfig,
     ReadoutName,
@@ -35,7 +36,7 @@ from gendd.errors import UserError
 from gendd.evaluation import LATENCY_BATCH, evaluate, readout_costs
 from gendd.methods import Method, Pretraining, build_method
 from gendd.modelcard import write_card
-from gendd.models import Frozen, build_model, count_parameters
+from gendd.models import Backbone, Frozen, build_model, count_parameters, load_weights
 from gendd.student import Student, load
 from gendd.training import FitResult, derive_seed, fit, resolve_device, resolve_precision
 
@@ -143,12 +144,14 @@ def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False)
     data = load_data(config.data)
     _say(describe(data))
     _check_labels(config, data)
-    teacher, teacher_folder = _teacher(config, data, device)
+    network = _check_networks(config, data)
+    # before the teacher is trained: a run that is stopped there can be resumed too
     if not resume:
         _claim(folder, config)
+    teacher, teacher_folder = _teacher(config, data, network, device)
 
     results: dict[str, tuple[Student, FitResult, Method]] = {}
-    for name in dict.fromkeys([*config.baselines, config.method]):
+    for name in _methods(config):
         part = dataclasses.replace(config, method=name)
         place = folder if name == config.method else folder / "baselines" / name
         results[name] = _train(part, data, teacher, place, resume)
@@ -165,7 +168,6 @@ def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False)
         "teacher": None if teacher is None else config.teacher.name,
     }
     metrics, confusion = _measure(config, data, teacher, results, device)
-    _write_json(folder / "metrics.json", metrics)
     main.save(folder / "student")
     write_card(folder / "student" / "README.md", main, metrics)
     curves = {name: _curves(_place(folder, config, name)) for name in results}
@@ -182,6 +184,8 @@ def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False)
         **_features(main, teacher, data.test, device, config.seed),
     )
     report.write_report(content, folder / "report.html")
+    # last: a folder with it is a finished run
+    _write_json(folder / "metrics.json", metrics)
     return Run(folder)
 
 
@@ -189,14 +193,52 @@ def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def _methods(config: RunConfig) -> list[MethodName]:
+    """What is trained, in order: the baselines, then the method itself."""
+    return list(dict.fromkeys([*config.baselines, config.method]))
+
+
 def _check_labels(config: RunConfig, data: Data) -> None:
-    for name in (config.method, *config.baselines):
+    """Raise :class:`UserError` where labels are needed that are absent or may not be seen."""
+    seen = config.data.labels and data.labelled
+    for name in _methods(config):
         needs = name == "supervised" or (name == "kd" and config.kd.weight < 1)
         if needs and not data.labelled:
             raise UserError(
                 f"Method {name!r} learns from labels, and {data.name!r} has none: use method gendd or kl, "
                 "or give labelled images."
             )
+        if name in ("supervised", "kd") and not config.data.labels:
+            raise UserError(
+                f"baselines: expected methods without labels (gendd, kl) where data.labels is false, "
+                f"got {name!r}. Give --baselines '[kl]' or '[]'."
+            )
+    if config.method == "gendd" and config.training.stage1_epochs > 0 and not seen:
+        raise UserError(
+            f"training.stage1_epochs: expected 0 without labels, got {config.training.stage1_epochs}."
+        )
+    if _trains_teacher(config) and not data.labelled:
+        raise UserError(
+            "teacher.weights: expected a trained teacher for images without labels; give its file."
+        )
+
+
+def _check_networks(config: RunConfig, data: Data) -> Backbone | None:
+    """The teacher, untrained where it comes without weights; None where no method has one.
+
+    Raises:
+        UserError: a network or a method can't be built; said before anything is trained or written.
+    """
+    teacher = None
+    if set(_methods(config)) != {"supervised"}:
+        try:
+            teacher = build_model(config.teacher, data.num_classes, data.channels)
+        except UserError as error:
+            raise UserError(f"Teacher: {error}") from error
+    student = build_model(config.student, data.num_classes, data.channels)
+    for name in _methods(config):
+        build_method(dataclasses.replace(config, method=name), student, teacher)
+    return teacher
 
 
 def _place(folder: Path, config: RunConfig, name: str) -> Path:
@@ -268,28 +310,26 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gendd"
 
 
-def _teacher(config: RunConfig, data: Data, device: torch.device) -> tuple[Frozen | None, Path | None]:
-    methods = {config.method, *config.baselines}
-    if methods == {"supervised"}:
+def _trains_teacher(config: RunConfig) -> bool:
+    taught = set(_methods(config)) != {"supervised"}
+    return taught and config.teacher.weights is None and not config.teacher.pretrained
+
+
+def _teacher(
+    config: RunConfig, data: Data, network: Backbone | None, device: torch.device
+) -> tuple[Frozen | None, Path | None]:
+    """The frozen teacher, and the folder it was trained in, if it was."""
+    if network is None:
         return None, None
     folder = None
-    model = config.teacher
-    if model.weights is None and not model.pretrained:
+    if _trains_teacher(config):
         folder = _trained_teacher(config, data)
-        model = dataclasses.replace(model, weights=str(folder / "student" / "model.safetensors"))
-    try:
-        backbone = build_model(model, data.num_classes, data.channels)
-    except UserError as error:
-        raise UserError(f"Teacher: {error}") from error
-    return Frozen(backbone.to(device)), folder
+        load_weights(network, folder)
+    return Frozen(network.to(device)), folder
 
 
 def _trained_teacher(config: RunConfig, data: Data) -> Path:
     """The run folder of a teacher trained on the labels, from the cache or trained now."""
-    if not data.labelled:
-        raise UserError(
-            "teacher.weights: expected a trained teacher for images without labels; give its file."
-        )
     training = RunConfig(
         method="supervised",
         student=config.teacher,
@@ -507,8 +547,8 @@ def evaluate_run(
     student = run.student(device)
     if readout is not None:
         student.readout = readout
-    # the test set is whole whatever is trained on: one training image spares decoding the others
-    data = load_data(dataclasses.replace(config.data, train_images=1, validation=0.0))
+    # streamed: the training images, which size and channels were taken from, need no decoding
+    data = load_data(dataclasses.replace(config.data, in_memory=False))
     scores = evaluate(
         student,
         data.test,

@@ -20,6 +20,18 @@ from gendd.models import Backbone
 
 FORMAT = 1
 
+# What files raise that are cut short, are no JSON object, or describe another network than their weights.
+_UNFIT = (
+    OSError,
+    UnicodeDecodeError,
+    json.JSONDecodeError,
+    SafetensorError,
+    AttributeError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+)
+
 
 class Student(nn.Module):
     """Images (B, C, H, W) in [0, 1] -> logits (B, K) by the chosen readout.
@@ -30,6 +42,9 @@ class Student(nn.Module):
         classifier: The teacher's classifier D -> K, which reads generated features.
         readout: Name and sampler settings; by default ``mean`` with a generator, else ``linear``.
         info: What else is known of it (class names, image size, …), kept in its ``config.json``.
+
+    Raises:
+        UserError: a generator without a classifier or the reverse, or a readout this student hasn't.
     """
 
     def __init__(
@@ -41,6 +56,12 @@ class Student(nn.Module):
         info: dict[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        if (generator is None) != (classifier is None):
+            came = "a classifier" if generator is None else "a generator"
+            raise UserError(
+                f"Student: expected a generator and the teacher's classifier, got {came} alone; "
+                "give both or neither."
+            )
         self.backbone = backbone
         self.generator = generator
         self.classifier = classifier
@@ -194,10 +215,18 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", revision: str 
             )
         student = Student.from_config(config)
         student.load_state_dict(load_file(folder / "model.safetensors"))
-    except (OSError, json.JSONDecodeError, SafetensorError, KeyError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"Student {str(folder)!r}: expected a folder written by gendd; {reason}") from error
+    except _UNFIT as error:
+        raise UserError(
+            f"Student {str(folder)!r}: expected a folder written by gendd; {_reason(error)}"
+        ) from error
     return student.to(device).eval()
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"config.json lacks {error}."
+    # torch names the first parameters that don't fit on the second line
+    return " ".join(" ".join(str(error).splitlines()[:2]).split())[:300]
 
 
 def _locate(path: str, revision: str | None) -> Path:

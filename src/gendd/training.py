@@ -298,6 +298,12 @@ class Throughput(Callback):
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._since, self._images = (0, time.perf_counter()), 0
 
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # after the step the schedule has moved on
+        pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
+
     def on_train_batch_end(
         self,
         trainer: lightning.Trainer,
@@ -311,7 +317,6 @@ class Throughput(Callback):
         start = self._since[1]
         rate = self._images / max(1e-9, time.perf_counter() - start)
         pl_module.log("images/s", rate, prog_bar=True)
-        pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         if not self.lines or not trainer.is_global_zero:
@@ -381,6 +386,9 @@ def fit(
     if channels_last:
         method.to(memory_format=torch.channels_last)
     method.to(device)
+    if not resume:
+        for name in ("finished.json", "last.ckpt", "best.ckpt"):
+            (checkpoints / name).unlink(missing_ok=True)
     if not (resume and (finished.exists() or (checkpoints / "last.ckpt").exists())):
         _prepare(method, data, data_config, seed)
     module = LightningMethod(method, data, config, data_config, seed, channels_last)
@@ -434,7 +442,8 @@ def _fit(
             filename="best",
             monitor=monitor,
             mode="max",
-            save_weights_only=True,
+            # Lightning puts the average into whole checkpoints only
+            save_weights_only=config.ema is None,
             save_on_train_epoch_end=True,
             enable_version_counter=False,
         )
@@ -471,11 +480,10 @@ def _fit(
             raise KeyboardInterrupt from error
         except (KeyError, RuntimeError) as error:
             if resumed and ("state_dict" in str(error) or isinstance(error, KeyError)):
-                raise UserError(
-                    f"Checkpoint {str(start)!r}: expected one of this configuration, got another's. "
-                    "Resume with the config.yaml of its run, or start anew with --overwrite."
-                ) from error
+                raise _foreign(start) from error
             raise
+        if config.epochs % config.checkpoint_every:
+            trainer.save_checkpoint(start)
     value = None if best is None or best.best_model_score is None else float(best.best_model_score)
     return {
         "seconds": module.seconds,
@@ -487,7 +495,17 @@ def _fit(
 
 def _load_weights(module: LightningMethod, path: Path) -> None:
     state = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
-    module.load_state_dict(state)
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise _foreign(path) from error
+
+
+def _foreign(path: Path) -> UserError:
+    return UserError(
+        f"Checkpoint {str(path)!r}: expected one of this configuration, got another's. "
+        "Resume with the config.yaml of its run, or start anew with --overwrite."
+    )
 
 
 def _loggers(names: Iterable[str], folder: Path) -> list[Logger]:

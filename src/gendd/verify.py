@@ -7,6 +7,8 @@ the full training loss. Sizes and weights all come from the file.
 
 from __future__ import annotations
 
+import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,9 @@ from gendd.generator import FeatureGenerator
 
 PUBLIC_REFERENCE = Path(__file__).parent / "reference.npz"
 TOLERANCE = 1e-4
+
+# numpy's errors for a missing, foreign, cut or damaged file; an array of its own (.npy) is a TypeError
+_UNREADABLE = (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 _HEAD_NAMES = {
     "final_layer.adaLN_modulation.1.": "final_modulation.",
@@ -50,7 +55,7 @@ def head_state(released: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def verify(reference: Path | None = None) -> dict[str, float]:
-    """Largest relative deviation from the reference in each group of numbers.
+    """Largest relative deviation from the reference in each group of numbers; infinite where one is NaN.
 
     A deviation is relative to the reference's own value where a group lists single losses or
     coefficients, and to the largest entry for vectors, whose entries pass through zero.
@@ -60,13 +65,17 @@ def verify(reference: Path | None = None) -> dict[str, float]:
     """
     path = PUBLIC_REFERENCE if reference is None else Path(reference)
     try:
-        with np.load(path) as archive:
+        with path.open("rb") as file, np.load(file) as archive:
             arrays = {name: archive[name] for name in archive.files}
-        return _verify(arrays)
-    except (OSError, ValueError) as error:
+    except _UNREADABLE as error:
         raise UserError(f"Reference {str(path)!r}: expected a readable .npz file; {error}.") from error
+    try:
+        return _verify(arrays)
     except KeyError as error:
         raise UserError(f"Reference {str(path)!r}: expected the array {error}; it is not there.") from error
+    except (RuntimeError, ValueError) as error:
+        reason = " ".join(" ".join(str(error).splitlines()[:2]).split())[:300]
+        raise UserError(f"Reference {str(path)!r}: expected arrays that fit together; {reason}") from error
 
 
 def _verify(arrays: dict[str, NDArray[Any]]) -> dict[str, float]:
@@ -100,6 +109,8 @@ def _verify(arrays: dict[str, NDArray[Any]]) -> dict[str, float]:
         if name.startswith("schedule/")
     )
     respaced = sorted({int(name.split("/")[1]) for name in arrays if name.startswith("respaced/")})
+    if not respaced:
+        raise KeyError("respaced/10/timesteps")
     for steps in respaced:
         short = schedule.respace(steps)
         found[f"respaced/{steps}"] = max(
@@ -177,9 +188,14 @@ def _pointwise(ours: Tensor, reference: Tensor) -> float:
     ours, reference = ours.detach().double(), reference.double()
     difference = (ours - reference).abs()
     relative = difference / reference.abs().clamp(min=torch.finfo(torch.float64).tiny)
-    return float(torch.where(difference == 0, torch.zeros_like(relative), relative).max())
+    return _largest(torch.where(difference == 0, torch.zeros_like(relative), relative))
 
 
 def _vector(ours: Tensor, reference: Tensor) -> float:
     ours, reference = ours.detach().double(), reference.double()
-    return float((ours - reference).abs().max() / reference.abs().max())
+    return _largest((ours - reference).abs() / reference.abs().max())
+
+
+def _largest(deviation: Tensor) -> float:
+    # Python's max and <= let a NaN pass for agreement
+    return float(deviation.nan_to_num(nan=torch.inf, posinf=torch.inf).max())

@@ -1,0 +1,96 @@
+"""CIFAR-10 as JPEGs, ResNet-56 → ResNet-20, 20,000 training images, 10 epochs: every method at every rate.
+
+DATA is a folder with cifar10-jpeg-train.parquet, cifar10-jpeg-test.parquet (columns image, label) and
+resnet56_cifar10.safetensors. With the first seed, run the whole grid of learning rates; the best of each
+method on the validation images is what `benchmarks/tables.py` reports, so further seeds need only that one:
+
+    python benchmarks/cifar10.py DATA --seed 0 --methods supervised kl kd
+    python benchmarks/cifar10.py DATA --seed 1 --best
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+from pathlib import Path
+from typing import Any
+
+import lockstep
+
+from gendd.cli import recipe_path
+from gendd.config import RunConfig, from_dict, read_yaml
+
+RESULTS = Path(__file__).parent / "results" / "cifar10.csv"
+RATES = (0.003, 0.006, 0.012)
+IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
+
+published = {f"gendd.{key}": value for key, value in read_yaml(recipe_path("published"))["gendd"].items()}
+# the published head and repeats cost ten times a student's step here: both variants get the same small ones
+published |= {"gendd.head_width": 256, "gendd.repeats": 8}
+published |= {"readout.sampler": "ddpm", "readout.steps": 100, "readout.guidance": 2.0}
+published |= {"readout.num_samples": 5, "readout.temperature": 1.0}
+METHODS: dict[str, dict[str, Any]] = {
+    "supervised": {"method": "supervised"},
+    "kl": {"method": "kl"},
+    "kd": {"method": "kd", "kd.temperature": 4.0, "kd.weight": 0.9},
+    "gendd_published": published,
+    "gendd": {},
+    "gendd_unlabelled": {"data.labels": False},
+}
+
+
+def base(data: Path, seed: int, epochs: int) -> RunConfig:
+    """What all methods share."""
+    values = {
+        "teacher": {
+            "name": "cifar/resnet56",
+            "weights": str(data / "resnet56_cifar10.safetensors"),
+            **IMAGENET,
+        },
+        "student": {"name": "cifar/resnet20", **IMAGENET},
+        "data": {
+            "name": "parquet",
+            "path": str(data / "cifar10-jpeg-train.parquet"),
+            "test_path": str(data / "cifar10-jpeg-test.parquet"),
+            "train_images": 20_000,
+        },
+        "training": {"epochs": epochs, "warmup_epochs": 0.1 * epochs},
+        "readout": {"name": "mean", "sampler": "ddim", "steps": 10, "num_samples": 1, "temperature": 0.0},
+        "seed": seed,
+    }
+    return from_dict(values, RunConfig)
+
+
+def best_rates() -> dict[str, float]:
+    """Each method's rate with the best validation accuracy among the rows of the first seed."""
+    best: dict[str, tuple[float, float]] = {}
+    with RESULTS.open(newline="") as stream:
+        for row in csv.DictReader(stream):
+            if row["seed"] == "0":
+                found = (float(row["val_mean"] or row["val_linear"]), float(row["lr"]))
+                best[row["name"]] = max(best.get(row["name"], (0.0, 0.0)), found)
+    return {name: rate for name, (_, rate) in best.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--rates", nargs="+", type=float, default=RATES)
+    parser.add_argument("--best", action="store_true", help="only the best rate of each method")
+    arguments = parser.parse_args()
+    chosen = best_rates() if arguments.best else {}
+    changes = [
+        {"name": method, **METHODS[method], "training.lr": rate}
+        for method in arguments.methods
+        for rate in ([chosen[method]] if arguments.best else arguments.rates)
+    ]
+    lockstep.run(base(arguments.data, arguments.seed, arguments.epochs), changes, RESULTS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""One tiny finished run on digits, made once through the command line, which the other tests read."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+# before torch is loaded: sums in the same order here and in the processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+TINY = [
+    "--teacher.name=cifar/resnet8x0.5",
+    "--student.name=cifar/resnet8x0.25",
+    "--data.train_images=200",
+    "--data.batch_size=32",
+    "--teacher_training.epochs=4",
+    "--teacher_training.lr=0.02",
+    "--teacher_training.precision=fp32",
+    "--teacher_training.loggers=[csv]",
+    "--teacher_training.progress=false",
+    "--training.epochs=3",
+    "--training.lr=0.02",
+    "--training.precision=fp32",
+    "--training.loggers=[csv]",
+    "--training.progress=false",
+    "--gendd.head_width=32",
+    "--gendd.repeats=2",
+    "--gendd.token_width=32",
+    "--readout.num_samples=2",
+    "--readout.steps=4",
+]
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A run that ``gendd distill`` finished, and what it said."""
+
+    folder: Path
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Trained teachers are kept for the session, and apart from the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GENDD_CACHE", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
+    """GenDD beside all of its baselines, with the teacher trained on the way."""
+    from gendd.cli import main
+
+    folder = tmp_path_factory.mktemp("runs") / "digits"
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        code = main(["distill", "--out", str(folder), *TINY, "--baselines=[supervised,kl,kd]"])
+    return Finished(folder, code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture
+def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without drawing, which takes longer than they do."""
+    monkeypatch.setattr("gendd.report.write_report", lambda content, path: None)
+
+
+@pytest.fixture
+def digit_files(tmp_path: Path) -> Callable[[int], list[str]]:
+    """Writes the first test digits as PNG files."""
+    from gendd.config import DataConfig
+    from gendd.data import load_data
+
+    def write(count: int) -> list[str]:
+        pixels = load_data(DataConfig()).test.images(range(count))
+        paths = [tmp_path / f"digit{index}.png" for index in range(count)]
+        for path, image in zip(paths, pixels[:, 0].numpy(), strict=True):
+            Image.fromarray(image).save(path)
+        return [str(path) for path in paths]
+
+    return write

@@ -1,0 +1,520 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from conftest import TINY, Finished
+from PIL import Image
+
+import gendd
+from gendd.cli import main, parse_run, recipes
+from gendd.config import RunConfig, dump, load_config
+from gendd.run import Run
+
+Capture = pytest.CaptureFixture[str]
+
+
+def refused(capsys: Capture, *words: str) -> str:
+    """The one line that a mistake costs."""
+    capsys.readouterr()
+    assert main(list(words)) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.splitlines()
+    assert captured.out == ""
+    assert lines[-1].startswith("gendd: ")
+    # before it there may be said which images were found
+    assert all(re.match(r"(digits|folder): [\d,]+ train|teacher .*: cached", line) for line in lines[:-1])
+    assert "Traceback" not in captured.err
+    return lines[-1].removeprefix("gendd: ")
+
+
+def parsed(*words: str) -> RunConfig:
+    config, _ = parse_run("distill", list(words))
+    assert config is not None
+    return config
+
+
+# --- help and lists ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("words", [[], ["-h"], ["--help"]])
+def test_help_lists_every_command(words: list[str], capsys: Capture) -> None:
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("usage: gendd COMMAND")
+    for command in ("distill", "train", "evaluate", "predict", "recipes", "models", "verify"):
+        assert re.search(rf"^  {command} +\S", out, re.M)
+
+
+def test_version(capsys: Capture) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"gendd {gendd.__version__}\n"
+
+
+def test_help_of_a_run_tells_flags_and_settings(capsys: Capture) -> None:
+    assert main(["distill", "--help"]) == 0
+    out = capsys.readouterr().out
+    for option in ("--recipe NAME", "--resume", "--overwrite", "--training.epochs", "--gendd.contraction"):
+        assert option in out
+
+
+@pytest.mark.parametrize("command", ["evaluate", "predict", "recipes", "models", "verify"])
+def test_help_of_the_other_commands(command: str, capsys: Capture) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main([command, "--help"])
+    assert ended.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: gendd {command} ")
+
+
+def test_recipes_are_listed_with_what_they_say_of_themselves(capsys: Capture) -> None:
+    assert main(["recipes"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(recipes())
+    (digits,) = [line for line in lines if line.split()[0] == "digits"]
+    assert digits.split(maxsplit=1)[1].startswith("Handwritten digits, embedded:")
+
+
+def test_models_by_part_of_a_name_and_by_glob(capsys: Capture) -> None:
+    assert main(["models", "cifar/resnet8"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["cifar/resnet8", "cifar/resnet8x4"]
+    assert main(["models", "cifar/*x4"]) == 0
+    assert capsys.readouterr().out.splitlines() == ["cifar/resnet8x4", "cifar/resnet32x4"]
+    assert refused(capsys, "models", "cifar/nothing") == (
+        "No network matches 'cifar/nothing': expected part of a name such as 'resnet'."
+    )
+
+
+def test_verify_agrees_with_the_shipped_numbers_and_not_with_others(
+    capsys: Capture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    assert main(["verify"]) == 0
+    *groups, last = capsys.readouterr().out.splitlines()
+    assert re.fullmatch(r"largest relative deviation \d\.\de-\d\d: agrees", last)
+    assert len(groups) > 3 and not any("beyond" in line for line in groups)
+    monkeypatch.setattr("gendd.verify.verify", lambda reference: {"schedule": 0.0, "head": 2e-4})
+    assert main(["verify"]) == 1
+    assert capsys.readouterr().out.splitlines() == [
+        "schedule             0.0e+00",
+        "head                 2.0e-04  beyond 1e-4",
+        "largest relative deviation 2.0e-04: does not agree",
+    ]
+    monkeypatch.undo()
+    (tmp_path / "no.npz").write_text("no")
+    message = refused(capsys, "verify", "--reference", str(tmp_path / "no.npz"))
+    assert message.startswith(f"Reference {str(tmp_path / 'no.npz')!r}: expected a readable .npz file; ")
+
+
+# --- settings ---------------------------------------------------------------------------------------
+
+
+def test_without_arguments_it_is_the_recipe_digits() -> None:
+    assert dump(parsed()) == dump(parsed("--recipe", "digits"))
+    assert parsed().out == "runs/digits"
+    assert parsed().teacher.name == "cifar/resnet14"
+
+
+def test_print_config_round_trips(tmp_path: Path, capsys: Capture) -> None:
+    words = ["distill", "--training.epochs=3", "--data.crop_scale=[0.5,1.0]", "--training.loggers=[csv]"]
+    words += ["--training.ema=0.5", "--out=x/y", "--print_config"]
+    assert main(words) == 0
+    printed = capsys.readouterr().out
+    (tmp_path / "saved.yaml").write_text(printed)
+    assert main(["distill", "--config", str(tmp_path / "saved.yaml"), "--print_config"]) == 0
+    assert capsys.readouterr().out == printed
+    assert load_config(tmp_path / "saved.yaml").training.epochs == 3
+    assert yaml.safe_load(printed)["out"] == "x/y"
+
+
+def test_later_settings_win(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    first.write_text("training: {epochs: 5, lr: 0.25}\nseed: 4\nbaselines: []\n")
+    second.write_text("training: {epochs: 6}\n")
+    files = ["--recipe", "digits", "--config", str(first), "--config", str(second)]
+    config = parsed(*files, "--training.weight_decay=0.125", "--seed", "9")
+    assert config.training.epochs == 6  # of the second file
+    assert config.training.lr == 0.25  # of the first, beside the second's
+    assert config.training.weight_decay == 0.125
+    assert config.seed == 9  # of the option, not of the first file
+    assert config.baselines == []  # not the recipe's
+    assert config.gendd.head_width == 128  # of the recipe
+    assert config.gendd.condition_dropout == 0.2  # of nobody
+    assert config.out == "runs/second"
+    # a file alone starts from the defaults, not from the recipe
+    assert parsed("--config", str(first)).gendd.head_width == 256
+
+
+def test_train_is_supervised_without_baselines(capsys: Capture) -> None:
+    assert main(["train", "--print_config", "--student.name=cifar/resnet20"]) == 0
+    values = yaml.safe_load(capsys.readouterr().out)
+    assert (values["method"], values["baselines"]) == ("supervised", [])
+    assert values["student"]["name"] == "cifar/resnet20"
+    assert values["out"] == "runs/train-digits"
+
+
+# --- runs -------------------------------------------------------------------------------------------
+
+
+def test_distill_prints_the_table_and_where_things_are(digits_run: Finished) -> None:
+    assert digits_run.code == 0
+    lines = digits_run.out.splitlines()
+    readouts = Run.open(digits_run.folder).metrics["student"]["readouts"]
+    starts = ["method", "teacher", "student alone", "KL distillation", "KD"]
+    starts += ["GenDD · linear", "GenDD · mean", "GenDD · sample", "report", "student"]
+    assert len(lines) == len(starts)
+    assert all(line.startswith(start) for line, start in zip(lines, starts, strict=True))
+    for line, name in zip(lines[5:8], ("linear", "mean", "sample"), strict=True):
+        assert f"{readouts[name]['top1']:.2f}" in line
+    assert lines[-2] == f"report  {digits_run.folder / 'report.html'}"
+    assert lines[-1] == f"student {digits_run.folder / 'student'}"
+    said = digits_run.err.splitlines()
+    assert said[0].startswith("digits: 200 train, 144 validation, 359 test images of 1x8x8, 10 classes")
+    assert sum(line.startswith("gendd: epoch ") for line in said) == 3
+
+
+def test_train_makes_weights_that_distill_takes_as_a_teacher(
+    digits_run: Finished, tmp_path: Path, capsys: Capture, no_report: None
+) -> None:
+    student = [word.replace("--student", "--teacher") for word in TINY if word.startswith("--student")]
+    rest = [word for word in TINY if not word.startswith("--teacher.")]
+    assert main(["train", "--out", str(tmp_path / "teacher"), *rest]) == 0
+    assert "student alone" in capsys.readouterr().out
+    metrics = Run.open(tmp_path / "teacher").metrics
+    assert metrics["teacher"] is None
+    assert "Trained on labels alone." in (tmp_path / "teacher" / "student" / "README.md").read_text()
+    words = [*rest, *student, f"--teacher.weights={tmp_path / 'teacher'}", "--baselines=[]"]
+    assert main(["distill", "--out", str(tmp_path / "run"), *words]) == 0
+    top1 = Run.open(tmp_path / "run").metrics["teacher"]["top1"]
+    assert top1 == metrics["student"]["readouts"]["linear"]["top1"]
+    assert "training (cached" not in capsys.readouterr().err
+
+
+def test_evaluate_agrees_with_the_run(digits_run: Finished, capsys: Capture) -> None:
+    readouts = Run.open(digits_run.folder).metrics["student"]["readouts"]
+    assert main(["evaluate", str(digits_run.folder), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert list(scores) == ["linear", "mean", "sample"]
+    for name, score in scores.items():
+        assert (score["top1"], score["top5"]) == (readouts[name]["top1"], readouts[name]["top5"])
+    assert main(["evaluate", str(digits_run.folder), "--readout", "linear"]) == 0
+    figures = readouts["linear"]
+    assert capsys.readouterr().out == (
+        f"linear  top1 {figures['top1']:.2f} %   top5 {figures['top5']:.2f} %\n"
+    )
+
+
+def test_evaluate_wants_a_readout_the_student_has(digits_run: Finished, capsys: Capture) -> None:
+    message = refused(capsys, "evaluate", str(digits_run.folder), "--readout", "meen")
+    assert message == "Readout: this student has linear, mean, sample, got 'meen'. Did you mean 'mean'?"
+
+
+def test_predict_tells_classes_by_probability(
+    digits_run: Finished, digit_files: Callable[[int], list[str]], capsys: Capture
+) -> None:
+    files = digit_files(3)
+    assert main(["predict", str(digits_run.folder), *files, "--top", "10", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [entry["path"] for entry in found] == files
+    student = gendd.load(digits_run.folder)
+    for entry in found:
+        with Image.open(entry["path"]) as image:
+            pixels = torch.tensor(list(image.getdata()), dtype=torch.float32).reshape(1, 1, 8, 8) / 255
+        with torch.no_grad():
+            expected = student(pixels)[0].softmax(-1)
+        assert sorted(entry["classes"]) == [str(digit) for digit in range(10)]
+        assert entry["probabilities"] == sorted(entry["probabilities"], reverse=True)
+        assert sum(entry["probabilities"]) == pytest.approx(1, abs=5e-4)
+        own = [float(expected[int(name)]) for name in entry["classes"]]
+        assert entry["probabilities"] == pytest.approx(own, abs=6e-5)
+    assert main(["predict", str(digits_run.folder), files[0], "--top", "2"]) == 0
+    best = found[0]
+    shown = [f"{best['classes'][i]} {100 * best['probabilities'][i]:.1f} %" for i in range(2)]
+    assert capsys.readouterr().out == f"{files[0]}: {', '.join(shown)}\n"
+
+
+def test_resume_names_the_setting_that_changed(digits_run: Finished, capsys: Capture) -> None:
+    folder = str(digits_run.folder)
+    words = ["distill", "--resume", "--out", folder, *TINY, "--baselines=[supervised,kl,kd]"]
+    assert refused(capsys, *words, "--training.lr=0.01") == (
+        f"--resume: expected the configuration of the run in {folder!r}, but training.lr differ. "
+        "Give the same, or another --out."
+    )
+
+
+def test_resume_wants_a_run(tmp_path: Path, capsys: Capture) -> None:
+    for more in ([], ["--seed=1"]):
+        assert refused(capsys, "distill", "--resume", "--out", str(tmp_path), *more) == (
+            f"--resume: expected a run in {str(tmp_path)!r}, found none. Leave --resume out to start it."
+        )
+
+
+def test_overwrite_replaces_a_run(digits_run: Finished, tmp_path: Path, no_report: None) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "config.yaml").write_text(dump(RunConfig()))
+    (folder / "old.txt").write_text("old")
+    assert main(["distill", "--overwrite", "--out", str(folder), *TINY, "--training.epochs=1"]) == 0
+    assert not (folder / "old.txt").exists()
+    assert load_config(folder / "config.yaml").training.epochs == 1
+
+
+def test_ctrl_c_ends_with_130_and_a_hint(digits_run: Finished, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    words = ["distill", "--out", str(folder), *TINY, "--training.epochs=500", "--baselines=[]"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gendd", *words], stderr=subprocess.PIPE, text=True, env=os.environ.copy()
+    )
+    try:
+        deadline = time.monotonic() + 60
+        while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
+            assert process.poll() is None
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 130, err
+    assert "Traceback" not in err
+    assert err.splitlines()[-1] == (
+        "gendd: interrupted; what was written is kept. Go on with the same command and --resume."
+    )
+
+
+# --- mistakes ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (["distil"], "Unknown command 'distil'. Did you mean 'distill'? See: gendd --help."),
+        (
+            ["distill", "--recipe", "digit"],
+            "Unknown recipe 'digit'. Did you mean 'digits'? See: gendd recipes.",
+        ),
+        (
+            ["distill", "--training.epoch=3"],
+            "Unknown option '--training.epoch'. Did you mean '--training.epochs'?",
+        ),
+        (["distill", "--overwrit"], "Unknown option '--overwrit'. Did you mean '--overwrite'?"),
+        (
+            ["distill", "--method=gend"],
+            "method: expected one of gendd, kl, kd, supervised, got gend. See: gendd distill --help.",
+        ),
+        (
+            ["distill", "--training.epochs=many"],
+            "training.epochs: expected integer, got many. See: gendd distill --help.",
+        ),
+        (
+            ["distill", "--data.labels=maybe"],
+            "data.labels: expected true or false, got maybe. See: gendd distill --help.",
+        ),
+        (["distill", "--training.epochs=0"], "training.epochs: expected a positive integer, got 0."),
+        (
+            ["distill", "--data.name=digit"],
+            "data.name: expected a known set, got 'digit'. Did you mean 'digits'?",
+        ),
+        (["evaluate"], "the following arguments are required: RUN. See: gendd evaluate --help."),
+        (["recipes", "--all"], "unrecognized arguments: --all. See: gendd recipes --help."),
+        (["predict", "run", "a.png", "--top", "0"], "--top: expected a positive integer, got 0."),
+        (
+            ["predict", "./nowhere", "a.png"],
+            "No student at './nowhere': expected a run folder, or one with config.json and model.safetensors.",
+        ),
+        (
+            ["evaluate", "nowhere"],
+            "No run at 'nowhere': expected a folder with config.yaml, written by gendd.",
+        ),
+    ],
+)
+def test_a_mistake_is_one_line(
+    words: list[str], message: str, capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert refused(capsys, *words) == message
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("trainig: {epochs: 3}", "Unknown config key 'trainig'. Did you mean 'training'?"),
+        ("training: {epoch: 3}", "Unknown config key 'training.epoch'. Did you mean 'training.epochs'?"),
+        ("training: 3", "training: expected a section (key: value lines), got 3."),
+        ("training: {epochs: many}", "training.epochs: expected integer, got many."),
+        ("data: {crop_scale: [0.5]}", "data.crop_scale: expected [number, number], got [0.5]."),
+        ("- a\n- b", "Config FILE: expected key: value lines, got list."),
+        ("a: [", "Config FILE: expected a readable YAML file; "),
+    ],
+)
+def test_a_mistake_in_a_config_file(text: str, message: str, capsys: Capture, tmp_path: Path) -> None:
+    file = tmp_path / "given.yaml"
+    file.write_text(text)
+    said = refused(capsys, "distill", "--config", str(file))
+    assert said.startswith(message.replace("FILE", repr(str(file))))
+
+
+def test_config_files_that_cannot_be_read(capsys: Capture, tmp_path: Path) -> None:
+    (tmp_path / "binary.yaml").write_bytes(b"\xff\xfe\x00a")
+    for path in (tmp_path, tmp_path / "none.yaml", tmp_path / "binary.yaml"):
+        said = refused(capsys, "distill", "--config", str(path))
+        assert said.startswith(f"Config {str(path)!r}: expected a readable YAML file; ")
+
+
+def test_an_output_folder_in_use_is_left_alone(digits_run: Finished, capsys: Capture, tmp_path: Path) -> None:
+    file, foreign = tmp_path / "file", tmp_path / "foreign"
+    file.write_text("mine")
+    foreign.mkdir()
+    (foreign / "thesis.txt").write_text("mine")
+    for path in (digits_run.folder, file, foreign):
+        assert refused(capsys, "distill", "--out", str(path), *TINY) == (
+            f"Output folder {str(path)!r} exists: give another --out, --resume to go on with its run, "
+            "or --overwrite to replace it."
+        )
+    for path in (file, foreign):
+        assert refused(capsys, "distill", "--overwrite", "--out", str(path), *TINY) == (
+            f"--overwrite: expected a run in {str(path)!r}, found other files. Nothing was deleted; "
+            "give another --out."
+        )
+    assert file.read_text() == "mine"
+    assert (foreign / "thesis.txt").read_text() == "mine"
+    assert (digits_run.folder / "metrics.json").is_file()
+
+
+def folder_of_images(root: Path, files: Callable[[int], list[str]], classes: int = 2) -> Path:
+    """A folder set: ``classes`` classes of 8 training and 2 test images, of digits."""
+    sources = files(10 * classes)
+    for index, source in enumerate(sources):
+        part = "train" if index // classes < 8 else "test"
+        place = root / part / f"class{index % classes}"
+        place.mkdir(parents=True, exist_ok=True)
+        (place / f"{index}.png").write_bytes(Path(source).read_bytes())
+    return root
+
+
+def test_images_that_are_none(
+    digits_run: Finished, digit_files: Callable[[int], list[str]], capsys: Capture, tmp_path: Path
+) -> None:
+    (tmp_path / "text.png").write_text("no image")
+    text = str(tmp_path / "text.png")
+    assert refused(capsys, "predict", str(digits_run.folder), text) == (
+        f"Expected an image, got {text}, which can't be decoded; replace or remove it."
+    )
+    none = str(tmp_path / "none.png")
+    assert refused(capsys, "predict", str(digits_run.folder), none) == (
+        f"Image {none!r}: expected a readable file; No such file or directory."
+    )
+    data = folder_of_images(tmp_path / "data", digit_files)
+    bad = data / "train" / "class1" / "zz.png"
+    bad.write_text("no image")
+    words = ["--data.name=folder", f"--data.path={data}", "--data.image_size=8", "--data.train_images=null"]
+    out = tmp_path / "run"
+    said = refused(capsys, "distill", "--out", str(out), *TINY, *words)
+    assert said == f"Expected an image, got {str(bad)!r}, which can't be decoded; replace or remove it."
+    assert not out.exists()
+
+
+def test_an_empty_data_folder(capsys: Capture, tmp_path: Path) -> None:
+    def said(path: Path) -> str:
+        words = ["--data.name=folder", f"--data.path={path}", "--out", str(tmp_path / "run")]
+        return refused(capsys, "distill", *words)
+
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    assert said(empty) == (
+        f"data.path: expected a directory with train/ and test/ or val/, got '{empty}' without train/; add it."
+    )
+    (empty / "train" / "cat").mkdir(parents=True)
+    (empty / "test" / "cat").mkdir(parents=True)
+    assert said(empty) == (
+        f"Expected images in '{empty / 'test' / 'cat'}', found none; add some or remove the folder."
+    )
+    assert said(tmp_path / "none").endswith(
+        f"got {str(tmp_path / 'none')!r}, which does not exist; correct the path."
+    )
+
+
+def test_teachers_that_do_not_fit(
+    digits_run: Finished,
+    cache: Path,
+    digit_files: Callable[[int], list[str]],
+    capsys: Capture,
+    tmp_path: Path,
+) -> None:
+    weights = str(digits_run.folder / "student" / "model.safetensors")
+    out = tmp_path / "run"
+    said = refused(capsys, "distill", "--out", str(out), *TINY, f"--teacher.weights={weights}")
+    assert said.startswith(f"Teacher: {weights}: expected the weights of cifar/resnet8x0.5, got ")
+    assert "conv1.weight is 4x1x3x3 for 8x1x3x3" in said
+
+    said = refused(
+        capsys,
+        "distill",
+        "--out",
+        str(out),
+        *TINY,
+        "--teacher.name=cifar/resnet14",
+        f"--teacher.weights={weights}",
+    )
+    assert "keys missing (" in said and "layer1.1.conv1.weight" in said
+
+    data = folder_of_images(tmp_path / "data", digit_files)
+    words = ["--data.name=folder", f"--data.path={data}", "--data.image_size=8", "--data.train_images=null"]
+    words += ["--teacher.name=cifar/resnet8x0.25", f"--teacher.weights={weights}"]
+    said = refused(capsys, "distill", "--out", str(out), *TINY, *words)
+    assert said == (
+        f"Teacher: {weights}: its cifar/resnet8x0.25 has 10 classes, the data has 2: "
+        "give weights trained on the data's classes."
+    )
+    assert not out.exists()
+
+
+def test_images_without_labels(
+    digits_run: Finished, digit_files: Callable[[int], list[str]], capsys: Capture, tmp_path: Path
+) -> None:
+    data = folder_of_images(tmp_path / "data", digit_files)
+    for index, file in enumerate(sorted((data / "train").rglob("*.png"))):
+        file.rename(data / "train" / f"{index}.png")
+    for folder in list((data / "train").iterdir()):
+        if folder.is_dir():
+            folder.rmdir()
+    words = ["distill", "--out", str(tmp_path / "run"), *TINY, "--data.name=folder", f"--data.path={data}"]
+    words += ["--data.image_size=8", "--data.train_images=null", "--baselines=[]"]
+    for method in ("supervised", "kd"):
+        assert refused(capsys, *words, f"--method={method}") == (
+            f"Method {method!r} learns from labels, and 'folder' has none: use method gendd or kl, "
+            "or give labelled images."
+        )
+    assert refused(capsys, *words) == (
+        "teacher.weights: expected a trained teacher for images without labels; give its file."
+    )
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_folder_of_mixed_colours_is_evaluated_as_it_was_trained(
+    digit_files: Callable[[int], list[str]], capsys: Capture, tmp_path: Path, no_report: None
+) -> None:
+    data = folder_of_images(tmp_path / "data", digit_files)
+    colour = sorted((data / "train").rglob("*.png"))[0]
+    with Image.open(colour) as image:
+        image.convert("RGB").save(colour)
+    words = ["--data.name=folder", f"--data.path={data}", "--data.image_size=8", "--data.train_images=null"]
+    words += ["--data.validation=0", "--data.batch_size=4", "--data.workers=0", "--training.epochs=1"]
+    out = tmp_path / "run"
+    rest = [word for word in TINY if not word.startswith("--teacher.")]
+    assert main(["train", "--out", str(out), *rest, *words]) == 0
+    assert gendd.load(out).backbone.in_channels == 3
+    capsys.readouterr()
+    assert main(["evaluate", str(out), "--json"]) == 0
+    scores: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert scores["linear"]["top1"] == Run.open(out).metrics["student"]["readouts"]["linear"]["top1"]
+    assert scores["linear"]["top5"] is None  # of two classes

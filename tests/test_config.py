@@ -1,0 +1,317 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gendd.config import (
+    DataConfig,
+    GenDDConfig,
+    KDConfig,
+    ModelConfig,
+    ReadoutConfig,
+    RunConfig,
+    TrainingConfig,
+    check_keys,
+    dump,
+    from_dict,
+    keys,
+    load_config,
+    one_line,
+    read_yaml,
+    to_dict,
+)
+from gendd.errors import UserError
+
+CHANGED: dict[str, Any] = {
+    "method": "kd",
+    "baselines": ["kl", "supervised"],
+    "teacher": {"name": "timm/resnet18", "mean": [0.1, 0.2, 0.3], "std": [1.0, 2.0, 3.0]},
+    "data": {"name": "folder", "path": "somewhere", "crop_scale": [0.6, 1.0], "workers": 0},
+    "gendd": {"contraction": 0.9, "centres": "means", "token_width": 32},
+    "kd": {"temperature": 2.0},
+    "training": {
+        "beta2": [0.9, 0.95],
+        "milestones": [3, 5],
+        "loggers": [],
+        "clip_grad_norm": 1.0,
+        "ema": 0.99,
+        "schedule": "step",
+    },
+    "readout": {"name": "sample", "guidance": 2.0},
+    "seed": 7,
+    "out": "runs/é",
+}
+
+
+def refused(values: dict[str, Any], section: type[Any] = RunConfig) -> str:
+    """The message of the error; always one line."""
+    with pytest.raises(UserError) as error:
+        from_dict(values, section)
+    message = str(error.value)
+    assert "\n" not in message
+    return message
+
+
+# --- there and back ---
+
+
+def test_defaults_come_from_nothing() -> None:
+    assert from_dict({}, RunConfig) == RunConfig()
+    assert from_dict({}, GenDDConfig) == GenDDConfig()
+
+
+def test_only_what_is_given_changes() -> None:
+    config = from_dict(CHANGED, RunConfig)
+    assert (config.method, config.seed, config.baselines) == ("kd", 7, ["kl", "supervised"])
+    assert config.gendd == GenDDConfig(contraction=0.9, centres="means", token_width=32)
+    assert config.training.beta2 == (0.9, 0.95) and config.data.crop_scale == (0.6, 1.0)
+    assert config.kd == KDConfig(2.0, 0.9) and config.readout == ReadoutConfig("sample", guidance=2.0)
+    assert config.teacher.name == "timm/resnet18" and config.student == ModelConfig()
+
+
+@pytest.mark.parametrize("values", [{}, CHANGED])
+def test_dictionaries_and_yaml_keep_everything(values: dict[str, Any], tmp_path: Path) -> None:
+    config = from_dict(values, RunConfig)
+    assert from_dict(to_dict(config), RunConfig) == config
+    text = dump(config)
+    assert yaml.safe_load(text) == to_dict(config)
+    path = tmp_path / "config.yaml"
+    path.write_text(text, encoding="utf-8")
+    assert load_config(path) == config
+
+
+def test_the_dump_resolves_every_key() -> None:
+    def leaves(values: dict[str, Any], prefix: str = "") -> list[str]:
+        found = []
+        for key, value in values.items():
+            found.append(prefix + key)
+            if isinstance(value, dict):
+                found += leaves(value, f"{prefix}{key}.")
+        return found
+
+    assert leaves(yaml.safe_load(dump(RunConfig()))) == keys()
+
+
+def test_plain_values_hold_no_tuples_and_share_nothing() -> None:
+    config = RunConfig()
+    plain = to_dict(config)
+    assert plain["training"]["beta2"] == [0.95, 0.999] and isinstance(plain["training"]["beta2"], list)
+    plain["training"]["loggers"].append("wandb")
+    assert config.training.loggers == ["csv", "tensorboard"]
+
+
+def test_sections_have_their_own_defaults() -> None:
+    first, second = RunConfig(), RunConfig()
+    first.training.milestones.append(1)
+    assert second.training.milestones == [] and first.teacher is not first.student
+    assert first.training is not first.teacher_training
+
+
+# --- keys ---
+
+
+def test_keys_are_complete() -> None:
+    sections = {
+        "teacher": ModelConfig,
+        "student": ModelConfig,
+        "data": DataConfig,
+        "gendd": GenDDConfig,
+        "kd": KDConfig,
+        "training": TrainingConfig,
+        "teacher_training": TrainingConfig,
+        "readout": ReadoutConfig,
+    }
+    wanted = {entry.name for entry in dataclasses.fields(RunConfig)}
+    for name, section in sections.items():
+        wanted |= {f"{name}.{entry.name}" for entry in dataclasses.fields(section)}
+    assert set(keys()) == wanted and len(keys()) == len(wanted)
+    assert keys(KDConfig, "kd.") == ["kd.temperature", "kd.weight"]
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"trainig": {}}, "Unknown config key 'trainig'. Did you mean 'training'?"),
+        ({"training": {"epoch": 3}}, "Unknown config key 'training.epoch'. Did you mean 'training.epochs'?"),
+        (
+            {"gendd": {"contractoin": 0.1}},
+            "Unknown config key 'gendd.contractoin'. Did you mean 'gendd.contraction'?",
+        ),
+        ({"gendd": 3}, "gendd: expected a section (key: value lines), got 3."),
+        ({"gendd": None}, "gendd: expected a section (key: value lines), got None."),
+    ],
+)
+def test_an_unknown_key_names_its_path_and_the_nearest(values: dict[str, Any], message: str) -> None:
+    assert refused(values) == message
+    with pytest.raises(UserError):
+        check_keys(values)
+
+
+def test_a_key_that_is_no_text_is_unknown() -> None:
+    assert refused({"gendd": {1: 2}}).startswith("Unknown config key 'gendd.1'.")
+
+
+# --- types ---
+
+
+@pytest.mark.parametrize(
+    "key, value, expected",
+    [
+        ("training.lr", "fast", "number"),
+        ("training.epochs", 1.5, "integer"),
+        ("seed", True, "integer"),
+        ("seed", None, "integer"),
+        ("gendd.repeats", None, "integer"),
+        ("data.labels", "maybe", "true or false"),
+        ("data.path", 5, "text or null"),
+        ("data.name", None, "text"),
+        ("training.ema", "no", "number or null"),
+        ("training.schedule", "cosin", "one of cosine, step, constant"),
+        ("method", "gend", "one of gendd, kl, kd, supervised"),
+        ("training.beta2", [0.9], "[number, number]"),
+        ("data.crop_scale", "big", "[number, number]"),
+        ("training.loggers", ["tb"], "a list of one of csv, tensorboard, wandb"),
+        ("training.milestones", ["a"], "a list of integer"),
+        ("student.mean", "x", "a list of number or null"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_told_in_words(key: str, value: Any, expected: str) -> None:
+    values: dict[str, Any] = {}
+    *sections, last = key.split(".")
+    inner = values
+    for section in sections:
+        inner = inner.setdefault(section, {})
+    inner[last] = value
+    came = "null" if value is None else value[0] if isinstance(value, list) and len(value) == 1 else value
+    message = refused(values)
+    assert message.startswith(f"{key}: expected {expected}, got ")
+    assert str(came) in message
+
+
+def test_null_is_taken_where_it_means_something() -> None:
+    values = {"training": {"ema": None, "clip_grad_norm": None}, "data": {"workers": None}, "out": None}
+    assert from_dict(values, RunConfig) == RunConfig()
+
+
+def test_an_integer_is_a_number() -> None:
+    assert from_dict({"training": {"lr": 1}}, RunConfig).training.lr == 1
+
+
+def test_other_errors_keep_their_words_on_one_line() -> None:
+    assert one_line(ValueError("two\n  lines ")) == "two lines"
+
+
+# --- ranges ---
+
+
+@pytest.mark.parametrize(
+    "section, key, low, high",
+    [
+        (DataConfig, "data.validation", [0.0, 0.99], [-0.1, 1.0, float("nan")]),
+        (DataConfig, "data.batch_size", [1], [0, -1]),
+        (DataConfig, "data.train_images", [None, 1], [0]),
+        (DataConfig, "data.image_size", [None, 4], [3]),
+        (DataConfig, "data.workers", [None, 0], [-1]),
+        (
+            DataConfig,
+            "data.crop_scale",
+            [(1.0, 1.0), (0.1, 0.2)],
+            [(0.0, 1.0), (0.5, 0.2), (0.5, 1.1)],
+        ),
+        (ModelConfig, "std", [None, [0.1, 2.0]], [[0.0], [1.0, -1.0]]),
+        (GenDDConfig, "gendd.contraction", [0.0, 1.0], [-0.1, 1.1]),
+        (GenDDConfig, "gendd.alpha", [0.0, 1.0], [-0.1, 1.1]),
+        (GenDDConfig, "gendd.mixup", [0.0, 5.0], [-1.0]),
+        (GenDDConfig, "gendd.condition_dropout", [0.0, 0.9], [-0.1, 1.0]),
+        (GenDDConfig, "gendd.token_width", [1], [0]),
+        (GenDDConfig, "gendd.repeats", [1], [0]),
+        (GenDDConfig, "gendd.head_width", [1], [0]),
+        (GenDDConfig, "gendd.head_depth", [1], [0]),
+        (GenDDConfig, "gendd.timesteps", [2], [1]),
+        (KDConfig, "kd.temperature", [0.1], [0.0, -1.0]),
+        (KDConfig, "kd.weight", [0.0, 1.0], [-0.1, 1.1]),
+        (TrainingConfig, "training.epochs", [1], [0]),
+        (TrainingConfig, "training.lr", [1e-9], [0.0, -1.0, float("nan")]),
+        (TrainingConfig, "training.weight_decay", [0.0], [-0.1]),
+        (TrainingConfig, "training.beta1", [0.0, 0.99], [-0.1, 1.0]),
+        (TrainingConfig, "training.beta2", [(0.0, 0.99)], [(0.9, 1.0), (-0.1, 0.5)]),
+        (TrainingConfig, "training.warmup_epochs", [0.0, 0.5], [-0.1]),
+        (TrainingConfig, "training.ema", [None, 0.5], [0.0, 1.0]),
+        (TrainingConfig, "training.stage1_epochs", [0, 3], [-1]),
+        (TrainingConfig, "training.checkpoint_every", [1], [0]),
+        (ReadoutConfig, "readout.steps", [1], [0]),
+        (ReadoutConfig, "readout.num_samples", [1], [0]),
+        (ReadoutConfig, "readout.temperature", [0.0], [-0.1]),
+    ],
+)
+def test_ranges(section: type[Any], key: str, low: list[Any], high: list[Any]) -> None:
+    name = key.split(".")[-1]
+    for value in low:
+        assert getattr(section(**{name: value}), name) == value
+    for value in high:
+        with pytest.raises(UserError) as error:
+            section(**{name: value})
+        message = str(error.value)
+        assert message.startswith(f"{key}: expected ") and message.endswith(f", got {value!r}.")
+
+
+def test_a_range_is_checked_on_loading_too() -> None:
+    assert refused({"gendd": {"repeats": 0}}) == "gendd.repeats: expected a positive integer, got 0."
+    assert refused({"repeats": 0}, GenDDConfig) == "gendd.repeats: expected a positive integer, got 0."
+
+
+@pytest.mark.parametrize(
+    "method, fits", [("gendd", True), ("kl", True), ("kd", False), ("supervised", False)]
+)
+def test_a_method_that_learns_from_labels_must_see_them(method: str, fits: bool) -> None:
+    values = {"method": method, "data": {"labels": False}}
+    if fits:
+        assert not from_dict(values, RunConfig).data.labels
+    else:
+        assert refused(values) == (
+            f"data.labels: expected true for method '{method}', which learns from labels, got False."
+        )
+
+
+# --- files ---
+
+
+def test_a_file_holds_only_what_differs(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("seed: 3\ngendd:\n  mixup: 1.0\n")
+    assert read_yaml(path) == {"seed": 3, "gendd": {"mixup": 1.0}}
+    assert load_config(path) == RunConfig(seed=3, gendd=GenDDConfig(mixup=1.0))
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"- a\n- b\n", "expected key: value lines, got list."),
+        (b"", "expected key: value lines, got NoneType."),
+        (b"seed: [1\n", "expected a readable YAML file; "),
+        (b"\xff\xfe\x00", "expected a readable YAML file; "),
+    ],
+)
+def test_a_file_that_is_no_config(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_bytes(content)
+    with pytest.raises(UserError) as error:
+        load_config(path)
+    assert str(error.value).startswith(f"Config {str(path)!r}: {message}")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"none\.yaml': expected a readable YAML file; .*No such file"):
+        load_config(tmp_path / "none.yaml")
+
+
+def test_a_file_with_an_unknown_key(tmp_path: Path) -> None:
+    path = tmp_path / "c.yaml"
+    path.write_text("data:\n  batchsize: 3\n")
+    with pytest.raises(UserError, match=r"'data\.batchsize'\. Did you mean 'data\.batch_size'\?"):
+        read_yaml(path)

@@ -1,0 +1,30 @@
+from __future__ import annotations
+
+import pytest
+
+from gendd.errors import UserError, did_you_mean
+
+
+def test_a_user_error_is_a_value_error() -> None:
+    with pytest.raises(ValueError, match=r"^what was expected$"):
+        raise UserError("what was expected")
+
+
+def test_the_nearest_choice_is_named() -> None:
+    assert did_you_mean("mixpu", ["mixup", "alpha", "repeats"]) == " Did you mean 'mixup'?"
+    assert did_you_mean("resnet2", ["resnet20", "resnet110"]) == " Did you mean 'resnet20'?"
+
+
+def test_without_a_near_choice_they_are_listed_in_order_and_once() -> None:
+    assert did_you_mean("zzz", ["beta", "alpha", "beta"]) == " Choose from: alpha, beta."
+
+
+def test_a_long_list_is_cut() -> None:
+    choices = [f"k{index:02}" for index in range(13)]
+    assert did_you_mean("zzz", choices[:12]) == f" Choose from: {', '.join(choices[:12])}."
+    assert did_you_mean("zzz", choices) == f" Choose from: {', '.join(choices[:12])}, …."
+
+
+def test_without_choices_nothing_is_said() -> None:
+    assert did_you_mean("x", []) == ""
+    assert did_you_mean("x", iter(())) == ""

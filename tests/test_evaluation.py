@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import gendd
+from gendd.config import GenDDConfig
+from gendd.data import ImageSet
+from gendd.evaluation import Scores, evaluate, readout_costs
+from gendd.generator import FeatureGenerator
+from gendd.models import Backbone, Frozen
+
+
+class Pixels(nn.Module):
+    """A network whose feature is the image itself."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        self.fc = nn.Linear(width, classes)
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        return x.flatten(1)
+
+    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
+        return x if pre_logits else self.fc(x)
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+
+def reader(classes: int, weight: Tensor) -> Backbone:
+    net = Pixels(16, classes)
+    with torch.no_grad():
+        net.fc.weight.copy_(weight)
+        net.fc.bias.zero_()
+    return Backbone(net, name="pixels", in_channels=1, mean=[0.0], std=[1.0])
+
+
+def images(classes: list[int], labels: list[int] | None) -> ImageSet:
+    """Images of one lit pixel: the pixel says which class ``reader`` with an identity tells."""
+    pixels = torch.zeros(len(classes), 16, dtype=torch.uint8)
+    pixels[range(len(classes)), classes] = 255
+    target = None if labels is None else torch.tensor(labels)
+    return ImageSet(pixels.reshape(-1, 1, 4, 4), target, channels=1, size=4)
+
+
+def test_accuracies_are_counts() -> None:
+    student = gendd.Student(reader(3, torch.eye(3, 16))).eval()
+    scores = evaluate(student, images([0, 1, 2, 2], [0, 1, 2, 1]))
+    assert set(scores) == {"linear"}
+    assert scores["linear"].top1 == 75.0
+    assert scores["linear"].top5 is None  # of three classes
+    assert scores["linear"].agreement is None
+    confusion = scores["linear"].confusion
+    assert confusion is not None
+    assert confusion.tolist() == [[1, 0, 0], [0, 1, 1], [0, 0, 1]]
+
+
+def test_top5_counts_the_first_five() -> None:
+    # whatever the image, class 0 comes first, then 1, 2, …
+    weight = torch.arange(7.0).flip(0)[:, None].expand(7, 16)
+    student = gendd.Student(reader(7, weight)).eval()
+    scores = evaluate(student, images([3] * 4, [0, 4, 5, 6]))["linear"]
+    assert scores.top1 == 25.0
+    assert scores.top5 == 50.0
+
+
+def test_agreement_is_with_the_teacher_and_needs_no_labels() -> None:
+    student = gendd.Student(reader(3, torch.eye(3, 16))).eval()
+    teacher = Frozen(reader(3, torch.eye(3, 16)[[1, 0, 2]]))
+    scores = evaluate(student, images([0, 1, 2, 2], None), teacher=teacher)["linear"]
+    assert scores.agreement == 50.0
+    assert (scores.top1, scores.top5, scores.confusion) == (None, None, None)
+
+
+def test_batches_are_added_up() -> None:
+    count = 600  # three batches
+    student = gendd.Student(reader(3, torch.eye(3, 16))).eval()
+    wrong = images([0] * count, [0] * (count - 3) + [1, 2, 1])
+    assert evaluate(student, wrong)["linear"].top1 == pytest.approx(99.5)
+
+
+def test_scores_are_rounded_to_two_decimals() -> None:
+    assert Scores(100 / 3, None, 200 / 3, None).as_dict() == {
+        "top1": 33.33,
+        "top5": None,
+        "agreement": 66.67,
+    }
+
+
+def generative(settings: dict[str, Any] | None = None) -> gendd.Student:
+    torch.manual_seed(0)
+    config = GenDDConfig(token_width=4, head_width=8, head_depth=1, **(settings or {}))
+    generator = FeatureGenerator(16, 8, config)
+    nn.init.normal_(generator.head.final.weight)
+    readout = gendd.ReadoutConfig("sample", steps=2, num_samples=1)
+    return gendd.Student(reader(6, torch.eye(6, 16)), generator, nn.Linear(8, 6), readout).eval()
+
+
+def test_only_the_readouts_asked_for_and_sampling_by_the_seed() -> None:
+    student = generative()
+    some = images([0, 1, 2, 3] * 8, [0, 1, 2, 3] * 8)
+    assert list(evaluate(student, some)) == ["linear", "mean", "sample"]
+    assert list(evaluate(student, some, readouts=("mean",))) == ["mean"]
+
+    def confusion(seed: int) -> Tensor:
+        torch.manual_seed(torch.initial_seed() + 1)  # the global generator plays no part
+        found = evaluate(student, some, readouts=("sample",), seed=seed)["sample"].confusion
+        assert found is not None
+        return found
+
+    assert torch.equal(confusion(1), confusion(1))
+    assert not torch.equal(confusion(1), confusion(2))
+
+
+def test_costs_are_of_the_parts_in_use() -> None:
+    student = generative()
+    batch = torch.rand(2, 1, 4, 4)
+    linear = readout_costs(student, "linear", batch)
+    mean = readout_costs(student, "mean", batch)
+    assert linear["parameters"] == 16 * 6 + 6
+    assert linear["multiply_adds"] == 16 * 6
+    assert student.generator is not None and student.classifier is not None
+    generator = sum(p.numel() for p in student.generator.parameters())
+    assert mean["parameters"] == generator + 8 * 6 + 6  # the backbone has no layer but its classifier
+    assert mean["multiply_adds"] > 8 * 6
+    sample = readout_costs(student, "sample", batch)
+    assert sample["parameters"] == mean["parameters"]
+    assert sample["multiply_adds"] > mean["multiply_adds"]
+    assert min(cost["latency_ms"] for cost in (linear, mean, sample)) > 0

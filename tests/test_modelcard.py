@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from conftest import Finished
+
+import gendd
+from gendd.modelcard import write_card
+from gendd.run import Run
+
+
+def test_the_card_of_a_run_states_its_figures(digits_run: Finished) -> None:
+    text = (digits_run.folder / "student" / "README.md").read_text(encoding="utf-8")
+    _, header, body = text.split("---\n", 2)
+    fields = yaml.safe_load(header)
+    assert fields["library_name"] == "gendd"
+    assert fields["pipeline_tag"] == "image-classification"
+    assert "gendd" in fields["tags"]
+    metrics = Run.open(digits_run.folder).metrics
+    assert "# cifar/resnet8x0.25 trained on digits" in body
+    assert "(B, 1, 8, 8)" in body
+    table = [line for line in body.splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in table] == [
+        "| readout",
+        "| linear",
+        "| mean (default)",
+        "| sample",
+        "| teacher",
+    ]
+    for line, name in zip(table[1:4], ("linear", "mean", "sample"), strict=True):
+        figures = metrics["student"]["readouts"][name]
+        assert line.endswith(
+            f"| {figures['top1']:.2f} % | {figures['top5']:.2f} % | {figures['multiply_adds']:,} "
+            f"| {figures['parameters']:,} |"
+        )
+    assert f"{metrics['teacher']['top1']:.2f} %" in table[4]
+    assert "200 images, 3 epochs, seed 0, with labels, fp32 on cpu" in body
+
+
+def card(path: Path, method: str, **changes: Any) -> str:
+    figures = {"top1": 50.0, "top5": None, "multiply_adds": 1000, "parameters": 200}
+    metrics: dict[str, Any] = {
+        "run": {
+            "test_images": 1234,
+            "train_images": 5678,
+            "epochs": 3,
+            "seed": 0,
+            "labels_used": False,
+            "precision": "fp32",
+            "device": "cpu",
+            "versions": {"gendd": "1", "torch": "2"},
+        },
+        "teacher": {"name": "big", **figures},
+        "student": {
+            "name": "small",
+            "readouts": {"linear": figures},
+            "readout": "linear",
+            "train_seconds": 1.6,
+        },
+        **changes,
+    }
+    student = gendd.Student(gendd.create_backbone("cifar/resnet8x0.25", 3), info={"method": method})
+    write_card(path, student, metrics)
+    return path.read_text(encoding="utf-8")
+
+
+def test_where_a_student_comes_from(tmp_path: Path) -> None:
+    path = tmp_path / "README.md"
+    assert "Distilled from big by Generative Distribution Distillation" in card(path, "gendd")
+    assert "Distilled from big through its logits (method kl)." in card(path, "kl")
+    alone = card(path, "supervised", teacher=None)
+    assert "Trained on labels alone." in alone and "| teacher |" not in alone
+
+
+def test_what_was_not_measured_is_a_dash(tmp_path: Path) -> None:
+    text = card(tmp_path / "README.md", "kl")
+    assert (
+        "| linear (default) | a linear classifier on the student's feature | 50.00 % | – | 1,000 | 200 |"
+        in text
+    )
+    assert "On 1,234 test images." in text
+    assert "5,678 images, 3 epochs, seed 0, without labels, fp32 on cpu, 2 s. gendd 1, torch 2." in text

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gendd.config import GenDDConfig, ReadoutConfig
+from gendd.generator import FeatureGenerator
+from gendd.readout import mean_logits, sample_logits, sampled_features
+
+
+def parts() -> tuple[FeatureGenerator, nn.Linear, Tensor]:
+    torch.manual_seed(0)
+    config = GenDDConfig(token_width=4, head_width=16, head_depth=1, timesteps=30, zero_init=False)
+    generator = FeatureGenerator(6, 10, config)
+    generator.set_statistics(torch.arange(10.0), torch.arange(10.0) + 1)
+    return generator.requires_grad_(False), nn.Linear(10, 7).requires_grad_(False), torch.randn(3, 6)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def test_mean_logits_are_the_classifier_of_the_generators_mean() -> None:
+    generator, classifier, features = parts()
+    expected = generator.mean(generator.norm(features)) @ classifier.weight.T + classifier.bias
+    logits = mean_logits(generator, classifier, features)
+    assert logits.shape == (3, 7)
+    torch.testing.assert_close(logits, expected)
+
+
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+def test_every_setting_reaches_the_sampler(sampler: str) -> None:
+    generator, _, features = parts()
+    base = {"steps": 4, "guidance": 2.0, "num_samples": 3, "temperature": 0.7, "sampler": sampler}
+    out = sampled_features(generator, features, ReadoutConfig("sample", **base), seeded())  # type: ignore[arg-type]
+    expected = generator.sample(generator.norm(features), **base, generator=seeded())  # type: ignore[arg-type]
+    assert out.shape == (3, 3, 10)
+    assert torch.equal(out, expected)
+    other = "ddim" if sampler == "ddpm" else "ddpm"
+    for change in ({"steps": 5}, {"guidance": 1.0}, {"temperature": 0.2}, {"sampler": other}):
+        config = ReadoutConfig("sample", **{**base, **change})  # type: ignore[arg-type]
+        assert not torch.allclose(sampled_features(generator, features, config, seeded()), out), change
+
+
+def test_sample_logits_are_the_classifier_of_the_mean_sample_and_the_mean_of_their_logits() -> None:
+    generator, classifier, features = parts()
+    config = ReadoutConfig("sample", steps=4, num_samples=6)
+    logits = sample_logits(generator, classifier, features, config, seeded())
+    samples = sampled_features(generator, features, config, seeded())
+    torch.testing.assert_close(logits, classifier(samples.mean(0)))
+    torch.testing.assert_close(logits, classifier(samples).mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_a_student_gets_the_gradient_of_the_mean_readout() -> None:
+    generator, classifier, features = parts()
+    features.requires_grad_(True)
+    mean_logits(generator, classifier, features).square().sum().backward()
+    assert features.grad is not None and features.grad.abs().min() > 0

@@ -1,0 +1,304 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gendd.config import GenDDConfig, ReadoutConfig, ReadoutName
+from gendd.errors import UserError
+from gendd.generator import FeatureGenerator
+from gendd.models import create_backbone
+from gendd.student import Student, load
+
+READOUTS: list[ReadoutName] = ["linear", "mean", "sample"]
+
+
+def make(generative: bool = True, readout: ReadoutConfig | None = None) -> Student:
+    torch.manual_seed(0)
+    backbone = create_backbone("cifar/resnet8x0.5", 5, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7])
+    info = {"classes": ["a", "b", "c", "d", "é"], "image_size": 8}
+    if not generative:
+        return Student(backbone, readout=readout, info=info).eval()
+    settings = GenDDConfig(
+        token_width=4, head_width=16, head_depth=1, timesteps=20, zero_init=False, learned_variance=True
+    )
+    generator = FeatureGenerator(backbone.feature_dim, 10, settings)
+    generator.set_statistics(torch.arange(10.0), torch.arange(10.0) + 1)
+    student = Student(backbone, generator, nn.Linear(10, 5), readout, info)
+    return student.requires_grad_(False).eval()
+
+
+def images() -> Tensor:
+    return torch.rand(3, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def one_line(error: pytest.ExceptionInfo[UserError]) -> str:
+    message = str(error.value)
+    assert "\n" not in message and len(message) < 700
+    return message
+
+
+def change(folder: Path, **values: Any) -> None:
+    file = folder / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    file.write_text(json.dumps({**config, **values}), encoding="utf-8")
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> Path:
+    return make().save(tmp_path / "run" / "student")
+
+
+@pytest.mark.parametrize("name", READOUTS)
+def test_a_loaded_student_gives_the_same_logits_bit_for_bit(name: ReadoutName, tmp_path: Path) -> None:
+    student = make(readout=ReadoutConfig(name, steps=3, guidance=2.0, num_samples=2, temperature=0.5))
+    for module in student.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = torch.randn(module.num_features)
+    back = load(student.save(tmp_path))
+    assert back.readout == name and back.settings == student.settings
+    assert back.info == student.info
+    assert not any(module.training for module in back.modules())
+    features = student.features(images())
+    assert torch.equal(back.features(images()), features)
+    expected = student.logits(features, generator=seeded())
+    assert expected.shape == (3, 5)
+    assert torch.equal(back.logits(features, generator=seeded()), expected)
+    if name != "sample":
+        assert torch.equal(back(images()), student(images()))
+
+
+def test_a_student_without_generator_round_trips(tmp_path: Path) -> None:
+    student = make(generative=False)
+    back = load(student.save(tmp_path))
+    assert back.readouts == ("linear",) and back.generator is None and back.classifier is None
+    assert torch.equal(back(images()), student(images()))
+
+
+def test_every_setting_of_the_generator_is_kept(saved: Path) -> None:
+    back, student = load(saved), make()
+    assert back.generator is not None and student.generator is not None
+    assert back.generator.config == student.generator.config
+    assert back.config() == student.config()
+
+
+def test_a_run_folder_is_as_good_as_its_student_folder(saved: Path) -> None:
+    expected = load(saved)(images())
+    assert torch.equal(load(saved.parent)(images()), expected)
+    assert torch.equal(load(str(saved))(images()), expected)
+
+
+def test_the_device_is_where_it_is_put(saved: Path) -> None:
+    student = load(saved, device="meta")
+    assert {value.device.type for value in student.state_dict().values()} == {"meta"}
+
+
+def test_weights_in_channels_last_are_saved_alike(tmp_path: Path) -> None:
+    student = make()
+    expected = student(images())
+    student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    torch.testing.assert_close(load(student.save(tmp_path))(images()), expected)
+
+
+def test_the_readout_is_mean_with_a_generator_and_linear_without() -> None:
+    assert make().readout == "mean" and make().readouts == ("linear", "mean", "sample")
+    assert make(generative=False).readout == "linear"
+
+
+def test_readouts_are_what_they_are_called() -> None:
+    student = make(readout=ReadoutConfig("mean", steps=3, num_samples=4))
+    features = student.features(images())
+    torch.testing.assert_close(features, student.backbone(images())[0])
+    assert student.generator is not None and student.classifier is not None
+    by_hand = {
+        "linear": student.backbone(images())[1],
+        "mean": student.classifier(student.generator.mean(student.generator.condition(features))),
+        "sample": student.classifier(student.generate(images(), generator=seeded()).mean(0)),
+    }
+    for name in READOUTS:
+        torch.testing.assert_close(student.logits(features, name, seeded()), by_hand[name])
+        student.readout = name
+        torch.testing.assert_close(student.logits(features, generator=seeded()), by_hand[name])
+    assert student.settings.steps == 3
+    assert not torch.allclose(by_hand["linear"], by_hand["mean"])
+
+
+def test_generate_takes_the_students_settings_unless_told() -> None:
+    student = make(readout=ReadoutConfig("mean", steps=3, guidance=2.0, num_samples=4))
+    base = student.generate(images(), generator=seeded())
+    assert base.shape == (4, 3, 10)
+    assert torch.equal(student.generate(images(), 3, 2.0, 4, generator=seeded()), base)
+    assert student.generate(images(), num_samples=1, generator=seeded()).shape == (1, 3, 10)
+    assert not torch.allclose(student.generate(images(), steps=5, generator=seeded()), base)
+    assert not torch.allclose(student.generate(images(), guidance=1.0, generator=seeded()), base)
+    with pytest.raises(UserError, match="num_samples: expected a positive integer, got 0"):
+        student.generate(images(), num_samples=0)
+    with pytest.raises(UserError, match="expected 1 to 20, got 21"):
+        student.generate(images(), steps=21)
+
+
+def test_an_unknown_readout_is_refused_with_the_nearest_name() -> None:
+    student = make()
+    with pytest.raises(UserError, match=r"got 'maen'\. Did you mean 'mean'\?") as caught:
+        student.readout = "maen"  # type: ignore[assignment]
+    one_line(caught)
+    assert student.readout == "mean"
+
+
+@pytest.mark.parametrize("name", ["mean", "sample"])
+def test_a_student_without_generator_says_so(name: ReadoutName) -> None:
+    student = make(generative=False)
+    with pytest.raises(UserError, match=rf"has linear \(it has no generator\), got '{name}'") as caught:
+        student.readout = name
+    one_line(caught)
+    with pytest.raises(UserError, match="no generator: use readout 'linear'"):
+        student.logits(student.features(images()), name)
+    with pytest.raises(UserError, match="no generator: use readout 'linear'"):
+        student.generate(images())
+    with pytest.raises(UserError, match="no generator"):
+        make(generative=False, readout=ReadoutConfig(name))
+
+
+def test_a_generator_and_its_classifier_come_together() -> None:
+    whole = make()
+    with pytest.raises(UserError, match="got a generator alone; give both or neither"):
+        Student(whole.backbone, whole.generator)
+    with pytest.raises(UserError, match="got a classifier alone; give both or neither"):
+        Student(whole.backbone, classifier=whole.classifier)
+
+
+@pytest.mark.parametrize("name", ["nowhere", "./nowhere/here", "/nowhere/here", "a/b/c"])
+def test_a_folder_that_is_not_there_is_no_hub_id(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", _must_not_be_called)
+    with pytest.raises(UserError, match=f"No student at '{name}'") as caught:
+        load(name)
+    assert "config.json and model.safetensors" in one_line(caught)
+
+
+def _must_not_be_called(*args: Any, **kwargs: Any) -> str:
+    raise AssertionError(f"asked the Hub for {args}")
+
+
+def test_a_folder_without_a_student_is_named(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="No student at"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
+def test_a_file_that_is_missing(saved: Path, name: str) -> None:
+    (saved / name).unlink()
+    with pytest.raises(UserError, match=r"expected a run folder, or one with config\.json") as caught:
+        load(saved)
+    one_line(caught)
+
+
+def test_another_format(saved: Path) -> None:
+    change(saved, format=99)
+    with pytest.raises(
+        UserError, match=r"^Student .*: expected format 1, got 99\. It .* use that one\.$"
+    ) as caught:
+        load(saved)
+    one_line(caught)
+
+
+@pytest.mark.parametrize("text", ["{", "", "[1, 2]", '"text"', "\udcff"])
+def test_a_config_that_is_no_json_object(saved: Path, text: str) -> None:
+    (saved / "config.json").write_bytes(text.encode("utf-8", "surrogateescape"))
+    with pytest.raises(UserError, match=r"expected a folder written by gendd; .+") as caught:
+        load(saved)
+    one_line(caught)
+
+
+@pytest.mark.parametrize("key", ["backbone", "generator", "readout", "info"])
+def test_a_config_that_lacks_a_key(saved: Path, key: str) -> None:
+    config = json.loads((saved / "config.json").read_text(encoding="utf-8"))
+    del config[key]
+    (saved / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"config\.json lacks '{key}'") as caught:
+        load(saved)
+    one_line(caught)
+
+
+@pytest.mark.parametrize(
+    "values, reason",
+    [
+        ({"backbone": {"name": "cifar/resnet8x0.5", "classes": 5}}, "expected a folder written by gendd"),
+        ({"backbone": "cifar/resnet8x0.5"}, "expected a folder written by gendd"),
+        ({"readout": {"name": "mean", "step": 3}}, "'step'.* Did you mean"),
+        ({"readout": {"name": "mode"}}, "mode"),
+    ],
+)
+def test_a_config_with_other_keys_or_values(saved: Path, values: dict[str, Any], reason: str) -> None:
+    change(saved, **values)
+    with pytest.raises(UserError, match=reason) as caught:
+        load(saved)
+    one_line(caught)
+
+
+@pytest.mark.parametrize("kept", [0, 4, 100, -1])
+def test_truncated_weights(saved: Path, kept: int) -> None:
+    file = saved / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:kept])
+    with pytest.raises(UserError, match=r"expected a folder written by gendd; .+") as caught:
+        load(saved)
+    one_line(caught)
+
+
+def test_weights_that_lack_a_parameter_name_it(saved: Path) -> None:
+    file = saved / "model.safetensors"
+    state = load_file(file)
+    del state["generator.norm.weight"]
+    save_file(state, file)
+    with pytest.raises(UserError, match=r"generator\.norm\.weight") as caught:
+        load(saved)
+    one_line(caught)
+
+
+def test_weights_of_another_size_name_the_parameter(saved: Path) -> None:
+    file = saved / "model.safetensors"
+    save_file({**load_file(file), "classifier.bias": torch.zeros(6)}, file)
+    with pytest.raises(UserError, match=r"classifier\.bias") as caught:
+        load(saved)
+    one_line(caught)
+
+
+def test_a_hub_id_is_fetched(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: dict[str, Any] = {}
+
+    def fetch(name: str, **options: Any) -> str:
+        asked.update(options, name=name)
+        return str(saved)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    assert torch.equal(load("someone/student", revision="v1")(images()), make()(images()))
+    assert asked["name"] == "someone/student" and asked["revision"] == "v1"
+    assert set(asked["allow_patterns"]) == {"config.json", "*.safetensors"}
+
+
+@pytest.mark.parametrize(
+    "error", [OSError("no such repository\nhelp: log in"), ConnectionError(), ValueError("bad id")]
+)
+def test_a_hub_id_that_is_out_of_reach(error: Exception, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fetch(name: str, **options: Any) -> str:
+        raise error
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    with pytest.raises(UserError, match=r"neither as a folder nor on the Hub: .+") as caught:
+        load("someone/student")
+    one_line(caught)
+
+
+def test_a_repository_that_holds_no_student(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(tmp_path))
+    with pytest.raises(UserError, match=r"config\.json") as caught:
+        load("someone/student")
+    one_line(caught)

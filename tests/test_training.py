@@ -1,0 +1,646 @@
+from __future__ import annotations
+
+import copy
+import csv
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+
+from gendd import training
+from gendd.config import DataConfig, KDConfig, TrainingConfig
+from gendd.data import Data, load_data, train_loader
+from gendd.errors import UserError
+from gendd.methods import KD, GenDD, Method, StepOutput, Supervised
+from gendd.models import Backbone, create_backbone
+from gendd.student import Student
+from gendd.training import (
+    FitResult,
+    LightningMethod,
+    beta2,
+    derive_seed,
+    fit,
+    learning_rate_factor,
+    parameter_groups,
+    resolve_device,
+    resolve_precision,
+)
+
+IMAGES = 128
+DATA = DataConfig(train_images=IMAGES, batch_size=64, validation=0.05)
+STEPS = IMAGES // 64
+
+
+def settings(**changes: Any) -> TrainingConfig:
+    defaults: dict[str, Any] = {
+        "epochs": 2,
+        "lr": 1e-2,
+        "warmup_epochs": 0.5,
+        "loggers": [],
+        "device": "cpu",
+        "precision": "fp32",
+        "progress": False,
+    }
+    return TrainingConfig(**{**defaults, **changes})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Any:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return load_data(DATA)
+
+
+def network(name: str = "cifar/resnet8x0.25", seed: int = 0) -> Backbone:
+    torch.manual_seed(seed)
+    return create_backbone(name, 10, in_channels=1)
+
+
+def gendd(student: str = "cifar/resnet8x0.25", **changes: Any) -> GenDD:
+    teacher = network("cifar/resnet8x0.5", seed=1)
+    torch.manual_seed(2)
+    small: dict[str, Any] = {"token_width": 16, "repeats": 2, "head_width": 16, "head_depth": 1, "mixup": 0.5}
+    return GenDD(network(student), teacher, **{**small, **changes})
+
+
+def run(
+    method: Method, data: Data, folder: Path, config: TrainingConfig | None = None, **more: Any
+) -> FitResult:
+    return fit(method, data, config or settings(), DATA, seed=0, folder=folder, **more)
+
+
+def checkpoint(folder: Path, name: str) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(folder / "checkpoints" / f"{name}.ckpt", weights_only=False)
+    return loaded
+
+
+def weights(folder: Path, name: str) -> dict[str, Tensor]:
+    """A checkpoint's weights by the method's names."""
+    state = checkpoint(folder, name)["state_dict"]
+    return {key.removeprefix("method."): value for key, value in state.items() if key.startswith("method.")}
+
+
+def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[key], second[key]) for key in first)
+
+
+class Stopping(Supervised):
+    """Does something once, when a step begins."""
+
+    def __init__(self, backbone: Backbone, step: int, action: Any) -> None:
+        super().__init__(backbone)
+        self.step, self.action, self.steps = step, action, 0
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> StepOutput:
+        out = super().forward(images, labels, generator=generator)
+        self.steps += 1
+        if self.steps - 1 == self.step:
+            return self.action(out) or out
+        return out
+
+
+# --- schedules ---
+
+
+@pytest.mark.parametrize("schedule", ["cosine", "step", "constant"])
+@pytest.mark.parametrize("warmup, last", [(2.0, 19), (0.5, 4), (0.1, 0)])
+def test_the_warmup_is_linear_and_reaches_the_full_rate(schedule: Any, warmup: float, last: int) -> None:
+    config = settings(epochs=10, warmup_epochs=warmup, schedule=schedule)
+    factors = [learning_rate_factor(step, 10, config) for step in range(last + 2)]
+    assert factors[last] == 1.0 and factors[last + 1] == 1.0
+    assert factors[: last + 1] == [(step + 1) / (last + 1) for step in range(last + 1)]
+
+
+def test_the_cosine_goes_from_one_to_the_smallest_rate() -> None:
+    config = settings(epochs=10, lr=2e-3, min_lr=2e-4, warmup_epochs=2.0)
+    assert learning_rate_factor(20, 10, config) == 1.0
+    assert learning_rate_factor(60, 10, config) == pytest.approx(0.1 + 0.9 * 0.5)
+    assert learning_rate_factor(40, 10, config) == pytest.approx(0.1 + 0.9 * (1 + math.sqrt(0.5)) / 2)
+    assert learning_rate_factor(100, 10, config) == pytest.approx(0.1)
+    assert learning_rate_factor(500, 10, config) == pytest.approx(0.1)
+
+
+def test_without_warmup_the_first_step_has_the_full_rate() -> None:
+    assert learning_rate_factor(0, 10, settings(warmup_epochs=0.0)) == 1.0
+
+
+def test_the_steps_decay_at_their_milestones() -> None:
+    config = settings(epochs=10, schedule="step", milestones=[3, 5], warmup_epochs=0.0)
+    came = [learning_rate_factor(step, 10, config) for step in (0, 29, 30, 49, 50, 99)]
+    assert came == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_a_run_shorter_than_its_warmup() -> None:
+    config = settings(epochs=1, warmup_epochs=4.0)
+    assert [learning_rate_factor(step, 2, config) for step in (0, 1)] == [1 / 8, 2 / 8]
+
+
+def test_beta2_rises_on_a_half_cosine() -> None:
+    config = settings(beta2=(0.95, 0.999))
+    assert beta2(0, 101, config) == pytest.approx(0.95, abs=1e-15)
+    assert beta2(50, 101, config) == pytest.approx((0.95 + 0.999) / 2)
+    assert beta2(25, 101, config) == pytest.approx(0.999 - 0.049 * (1 + math.sqrt(0.5)) / 2)
+    assert beta2(100, 101, config) == 0.999 and beta2(500, 101, config) == 0.999
+    assert beta2(0, 1, config) == pytest.approx(0.95, abs=1e-15)
+
+
+# --- small parts ---
+
+
+def test_decay_spares_vectors_biases_and_the_head() -> None:
+    method = gendd()
+    decayed, plain = parameter_groups(method, 0.05)
+    assert (decayed["weight_decay"], plain["weight_decay"]) == (0.05, 0.0)
+    names = {id(parameter): name for name, parameter in method.named_parameters()}
+    chosen = {names[id(parameter)] for parameter in decayed["params"]}
+    assert chosen == {
+        name
+        for name, parameter in method.backbone.named_parameters(prefix="backbone")
+        if parameter.ndim > 1 and not name.endswith("bias")
+    }
+    assert chosen and not any(".bn" in name for name in chosen)
+    assert len(decayed["params"]) + len(plain["params"]) == len(names)
+
+
+def test_frozen_parameters_and_empty_groups_are_left_out() -> None:
+    method = Supervised(network())
+    method.requires_grad_(False)
+    assert parameter_groups(method, 0.1) == []
+    method.backbone.classifier.bias.requires_grad_(True)
+    (group,) = parameter_groups(method, 0.1)
+    assert group["weight_decay"] == 0.0 and len(group["params"]) == 1
+
+
+def test_a_seed_depends_on_every_part() -> None:
+    # the first 8 bytes of SHA-256, without the lowest bit
+    assert derive_seed() == 0xE3B0C44298FC1C14 >> 1
+    assert derive_seed("abc") == 0xBA7816BF8F01CFEA >> 1
+    assert derive_seed(0, "step", 1) == derive_seed(0, "step", 1)
+    assert len({derive_seed(*parts) for parts in [(0, 1), (1, 0), (0, 1, 0), ("0", "step"), (0,)]}) == 5
+    torch.Generator().manual_seed(derive_seed("any"))
+
+
+def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert resolve_device("auto") == resolve_device("cpu") == torch.device("cpu")
+    for name in ("cuda", "mps"):
+        with pytest.raises(UserError, match=f"got '{name}'; use 'auto' or 'cpu'"):
+            resolve_device(name)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    assert resolve_device("auto") == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert resolve_device("auto") == resolve_device("cuda") == torch.device("cuda")
+
+
+def test_the_precision_is_bf16_only_where_the_device_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu, cuda, mps = (torch.device(name) for name in ("cpu", "cuda", "mps"))
+    for name in ("fp32", "bf16", "fp16"):
+        assert resolve_precision(name, cpu) == name
+    assert resolve_precision("auto", mps) == "fp32"
+    for able, wanted in ((True, "bf16"), (False, "fp32")):
+        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda able=able: able, raising=False)
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda able=able, **_: able)
+        assert resolve_precision("auto", cpu) == wanted
+        assert resolve_precision("auto", cuda) == wanted
+    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    assert resolve_precision("auto", cpu) == "fp32"
+
+
+def test_what_is_watched(data: Data) -> None:
+    def module(method: Method, labels: bool) -> LightningMethod:
+        return LightningMethod(method, data, settings(), DataConfig(labels=labels), 0, False)
+
+    assert module(gendd(), True).monitor == "val/mean"
+    assert set(module(gendd(), True).accuracy) == {"linear", "mean"}
+    assert module(Supervised(network()), True).monitor == "val/linear"
+    assert module(gendd(), False).monitor == "val/agreement"
+
+
+def test_a_logger_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import lightning.pytorch.loggers as loggers
+
+    def missing(**_: Any) -> None:
+        raise ModuleNotFoundError("wandb")
+
+    monkeypatch.setattr(loggers, "WandbLogger", missing)
+    with pytest.raises(UserError, match=r"not installed\. Run: pip install 'gendd\[wandb\]'"):
+        training._loggers(["wandb"], tmp_path)
+
+
+# --- fit ---
+
+
+@dataclass
+class Done:
+    method: GenDD
+    result: FitResult
+    folder: Path
+    config: TrainingConfig
+
+
+@pytest.fixture(scope="module")
+def done(data: Data, tmp_path_factory: pytest.TempPathFactory) -> Done:
+    """Four epochs of GenDD in one go."""
+    folder = tmp_path_factory.mktemp("done")
+    config = settings(epochs=4, loggers=["csv", "tensorboard"])
+    method = gendd()
+    return Done(method, run(method, data, folder, config), folder, config)
+
+
+def logged(folder: Path) -> list[dict[str, str]]:
+    with open(folder / "logs" / "version_0" / "metrics.csv", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+def test_training_lowers_the_loss_and_logs_it(done: Done) -> None:
+    rows = logged(done.folder)
+    losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
+    assert len(losses) == 4 and losses[-1] < losses[0]
+    for row in rows:
+        if row["train/loss"]:
+            parts = float(row["train/diffusion"]) + float(row["train/probe"])
+            assert parts == pytest.approx(float(row["train/loss"]), rel=1e-5)
+    accuracies = [float(row["val/mean"]) for row in rows if row["val/mean"]]
+    assert len(accuracies) == 4 and max(accuracies) == pytest.approx(done.result.best)
+    rates = [float(row["lr"]) for row in rows if row["lr"]]
+    # logged when the last step of an epoch is done, with the rate that it had
+    wanted = [1e-2 * learning_rate_factor(2 * epoch + 1, STEPS, done.config) for epoch in range(4)]
+    assert rates == pytest.approx(wanted)
+    assert all(float(row["images/s"]) > 0 for row in rows if row["images/s"])
+
+
+def test_tensorboard_holds_the_same(done: Done) -> None:
+    events = EventAccumulator(str(next((done.folder / "logs" / "tensorboard").iterdir())))
+    events.Reload()
+    scalars = [event.value for event in events.Scalars("val/mean")]
+    rows = [float(row["val/mean"]) for row in logged(done.folder) if row["val/mean"]]
+    assert scalars == pytest.approx(rows, rel=1e-5)
+    assert {"train/loss", "train/diffusion", "train/probe", "val/linear", "lr"} <= set(
+        events.Tags()["scalars"]
+    )
+
+
+def test_the_result_and_the_files(done: Done) -> None:
+    assert done.result.steps == 4 * STEPS and done.result.monitor == "val/mean"
+    assert done.result.best is not None and 0 <= done.result.best <= 1 and done.result.seconds > 0
+    files = sorted(path.name for path in (done.folder / "checkpoints").iterdir())
+    assert files == ["best.ckpt", "finished.json", "last.ckpt"]
+    assert FitResult(**json.loads((done.folder / "checkpoints" / "finished.json").read_text())) == done.result
+
+
+def test_no_teacher_is_in_a_checkpoint(done: Done) -> None:
+    own = set(done.method.state_dict())
+    for name in ("best", "last"):
+        assert set(checkpoint(done.folder, name)["state_dict"]) == {f"method.{key}" for key in own}
+    assert not any("teacher" in key for key in own)
+
+
+def test_the_best_weights_are_those_of_the_method(done: Done, data: Data) -> None:
+    assert same(done.method.state_dict(), weights(done.folder, "best"))
+    assert not done.method.training
+    assert data.val is not None and data.val.labels is not None
+    images = data.val.images(torch.arange(len(data.val))).float() / 255
+    with torch.no_grad():
+        right = done.method.student()(images).argmax(-1) == data.val.labels
+    assert right.float().mean().item() == pytest.approx(done.result.best)
+
+
+def test_the_last_checkpoint_knows_the_ramp_and_the_decay(done: Done) -> None:
+    groups = checkpoint(done.folder, "last")["optimizer_states"][0]["param_groups"]
+    assert [group["weight_decay"] for group in groups] == [0.05, 0.0]
+    assert all(group["betas"] == (0.9, 0.999) for group in groups)
+
+
+def test_training_again_gives_the_same_weights(done: Done, data: Data, tmp_path: Path) -> None:
+    method = gendd()
+    torch.manual_seed(99)
+    result = run(method, data, tmp_path, done.config)
+    assert same(method.state_dict(), done.method.state_dict()) and result.best == done.result.best
+    other = gendd()
+    fit(other, data, done.config, DATA, seed=1, folder=tmp_path / "other")
+    assert not same(other.state_dict(), done.method.state_dict())
+
+
+@pytest.mark.parametrize("memory_format", [True, False])
+def test_statistics_are_taken_before_the_first_step(memory_format: bool, data: Data, tmp_path: Path) -> None:
+    method = gendd(centres="means")
+    assert not bool(method.prepared)
+    run(method, data, tmp_path, settings(epochs=1, channels_last=memory_format))
+    assert bool(method.prepared) and method.generator.feature_scale.ne(1).any()
+    convolution = method.backbone.net.get_submodule("layer1.0.conv1").weight
+    assert isinstance(convolution, Tensor)
+    assert convolution.is_contiguous(memory_format=torch.channels_last) == memory_format
+
+
+def test_every_step_has_its_own_images_and_draws(data: Data, tmp_path: Path) -> None:
+    seen: list[tuple[Tensor, int]] = []
+
+    class Watched(Supervised):
+        def forward(
+            self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
+        ) -> StepOutput:
+            assert generator is not None
+            seen.append((images, generator.initial_seed()))
+            return super().forward(images, labels)
+
+    fit(Watched(network()), data, settings(), DATA, seed=3, folder=tmp_path)
+    wanted = [batch.images for epoch in range(2) for batch in train_loader(data, DATA, seed=3, epoch=epoch)]
+    assert len(seen) == len(wanted) == 2 * STEPS
+    assert all(torch.equal(images, batch) for (images, _), batch in zip(seen, wanted, strict=True))
+    assert [key for _, key in seen] == [derive_seed(3, "step", step, 0) for step in range(2 * STEPS)]
+
+
+def test_without_labels_the_agreement_chooses(data: Data, tmp_path: Path) -> None:
+    unlabelled = DataConfig(**{**vars(DATA), "labels": False})
+    for method in (gendd(), KD(network(), network("cifar/resnet8x0.5", 1), KDConfig(1.0, 1.0))):
+        folder = tmp_path / type(method).__name__
+        result = fit(method, data, settings(epochs=1), unlabelled, seed=0, folder=folder)
+        assert result.monitor == "val/agreement" and result.best is not None
+
+
+@pytest.mark.parametrize("epochs, every", [(3, 2), (1, 5), (2, 1)])
+def test_without_validation_the_last_weights_stay(epochs: int, every: int, tmp_path: Path) -> None:
+    config = DataConfig(train_images=IMAGES, batch_size=64, validation=0.0)
+    method = Supervised(network())
+    result = fit(
+        method,
+        load_data(config),
+        settings(epochs=epochs, checkpoint_every=every),
+        config,
+        seed=0,
+        folder=tmp_path,
+    )
+    assert result.monitor is None and result.best is None and result.steps == epochs * STEPS
+    assert checkpoint(tmp_path, "last")["global_step"] == epochs * STEPS
+    assert same(method.state_dict(), weights(tmp_path, "last"))
+    assert not (tmp_path / "checkpoints" / "best.ckpt").exists()
+
+
+def test_the_learning_rate_steps_in_training(data: Data, tmp_path: Path) -> None:
+    config = settings(
+        epochs=3, schedule="step", milestones=[1, 2], warmup_epochs=0.0, loggers=["csv"], checkpoint_every=3
+    )
+    run(Supervised(network()), data, tmp_path, config)
+    rates = [float(row["lr"]) for row in logged(tmp_path) if row["lr"]]
+    assert rates == pytest.approx([1e-2, 1e-3, 1e-4])
+
+
+def test_gradients_are_clipped(data: Data, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    norms: list[float] = []
+    step = torch.optim.AdamW.step
+
+    def watched(self: torch.optim.AdamW, closure: Any = None) -> Any:
+        loss = closure()
+        squares = [
+            parameter.grad.square().sum()
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
+        norms.append(float(torch.stack(squares).sum().sqrt()))
+        return step(self, lambda: loss)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", watched)
+    run(Supervised(network()), data, tmp_path / "free", settings(epochs=1))
+    free = list(norms)
+    norms.clear()
+    run(Supervised(network()), data, tmp_path / "clipped", settings(epochs=1, clip_grad_norm=1e-2))
+    assert min(free) > 2e-2 and norms == pytest.approx([1e-2] * STEPS, rel=1e-2)
+
+
+def test_the_average_of_the_weights_is_what_is_saved(data: Data, tmp_path: Path) -> None:
+    seen: list[dict[str, Tensor]] = []
+
+    class Watched(Supervised):
+        def forward(
+            self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
+        ) -> StepOutput:
+            seen.append(copy.deepcopy({name: value.detach() for name, value in self.named_parameters()}))
+            return super().forward(images, labels, generator=generator)
+
+    method = Watched(network())
+    result = run(method, data, tmp_path, settings(epochs=2, ema=0.6, lr=1e-3))
+    raw = checkpoint(tmp_path, "last")["current_model_state"]
+    # before each step, and after the last one; the average starts as the weights after the first step
+    path = [*seen[1:], {name: raw[f"method.{name}"] for name in seen[0]}]
+    average = path[0]
+    averages = [average]
+    for state in path[1:]:
+        average = {name: 0.6 * average[name] + 0.4 * state[name] for name in average}
+        averages.append(average)
+    assert len(averages) == 2 * STEPS
+    last = weights(tmp_path, "last")
+    for name, value in averages[-1].items():
+        torch.testing.assert_close(last[name], value, rtol=1e-5, atol=1e-7)
+    assert not torch.equal(path[-1]["backbone.net.conv1.weight"], last["backbone.net.conv1.weight"])
+    # the checkpoint chosen by the validation of the average holds the average of its epoch
+    epoch = checkpoint(tmp_path, "best")["epoch"]
+    best = weights(tmp_path, "best")
+    for name, value in averages[STEPS * (epoch + 1) - 1].items():
+        torch.testing.assert_close(best[name], value, rtol=1e-5, atol=1e-7)
+    assert same(method.state_dict(), best)
+    assert data.val is not None and data.val.labels is not None
+    images = data.val.images(torch.arange(len(data.val))).float() / 255
+    with torch.no_grad():
+        right = method.student()(images).argmax(-1) == data.val.labels
+    assert right.float().mean().item() == pytest.approx(result.best)
+
+
+def test_averaging_leaves_the_statistics_alone(data: Data, tmp_path: Path) -> None:
+    plain, averaged = gendd(centres="means"), gendd(centres="means")
+    run(plain, data, tmp_path / "plain", settings(epochs=1))
+    run(averaged, data, tmp_path / "averaged", settings(epochs=1, ema=0.9))
+    assert bool(averaged.prepared)
+    for name in ("feature_mean", "feature_scale"):
+        torch.testing.assert_close(getattr(averaged.generator, name), getattr(plain.generator, name))
+    torch.testing.assert_close(averaged.centres, plain.centres)
+
+
+def test_lines_are_printed_without_a_bar(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(Supervised(network()), data, tmp_path, settings(epochs=2), title="a title")
+    out, err = capsys.readouterr()
+    lines = [line for line in err.splitlines() if line.startswith("a title: epoch ")]
+    assert [line.split(" · ")[0] for line in lines] == ["a title: epoch 1/2", "a title: epoch 2/2"]
+    assert all("cross_entropy" in line and "val/linear" in line and "images/s" in line for line in lines)
+    assert out == ""
+
+
+# --- a loss that is not a number ---
+
+
+@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("validation", [0.0, 0.05])
+def test_a_loss_that_is_not_finite_stops_the_run(step: int, validation: float, tmp_path: Path) -> None:
+    def spoil(out: StepOutput) -> StepOutput:
+        return StepOutput(
+            out.loss * math.nan, out.logits, {"good": out.loss.detach(), "bad": out.loss * math.nan}
+        )
+
+    config = DataConfig(**{**vars(DATA), "validation": validation})
+    method = Stopping(network(), step, spoil)
+    with pytest.raises(UserError) as error:
+        fit(method, load_data(config), settings(), config, seed=0, folder=tmp_path)
+    message = str(error.value)
+    assert f"not finite at step {step} (part 'bad')" in message and "\n" not in message
+    kept = tmp_path / "checkpoints" / "last.ckpt"
+    # the last step of an epoch counts before the epoch's checkpoint is written
+    assert kept.exists() == (step >= STEPS)
+    if kept.exists():
+        assert checkpoint(tmp_path, "last")["global_step"] == STEPS
+        state = weights(tmp_path, "last")
+        assert all(bool(value.isfinite().all()) for value in state.values())
+        Supervised(network()).load_state_dict(state)
+
+
+def test_a_rate_far_too_high_names_the_diffusion(data: Data, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"not finite at step \d+ \(part 'diffusion'\).* Lower training\.lr"):
+        run(gendd(), data, tmp_path, settings(epochs=4, lr=1e30, warmup_epochs=0.0))
+
+
+# --- interruption ---
+
+
+def test_ctrl_c_reaches_the_caller_and_keeps_the_checkpoint(done: Done, data: Data, tmp_path: Path) -> None:
+    before = signal.getsignal(signal.SIGINT)
+    method = Stopping(network(), STEPS + 1, lambda _: os.kill(os.getpid(), signal.SIGINT))
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            run(method, data, tmp_path)
+        # a second Ctrl-C works too
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert checkpoint(tmp_path, "last")["global_step"] == STEPS
+    assert not (tmp_path / "checkpoints" / "finished.json").exists()
+    plain, resumed = Supervised(network()), Supervised(network())
+    run(plain, data, tmp_path / "plain")
+    result = run(resumed, data, tmp_path, resume=True)
+    assert same(plain.state_dict(), resumed.state_dict()) and result.steps == 2 * STEPS
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[1])
+import test_training as here
+from gendd.data import load_data
+
+class Killed(here.GenDD):
+    steps = 0
+    def forward(self, *args, **more):
+        self.steps += 1
+        if self.steps > 2 * here.STEPS + 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().forward(*args, **more)
+
+method = here.gendd()
+method.__class__ = Killed
+here.torch.set_num_threads(1)
+here.run(method, load_data(here.DATA), Path(sys.argv[2]), here.settings(epochs=4))
+"""
+
+
+def test_a_killed_run_goes_on_as_if_nothing_had_been(done: Done, data: Data, tmp_path: Path) -> None:
+    here = str(Path(__file__).parent)
+    ended = subprocess.run(
+        [sys.executable, "-c", KILLED, here, str(tmp_path)], capture_output=True, timeout=120, check=False
+    )
+    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    assert checkpoint(tmp_path, "last")["global_step"] == 2 * STEPS
+    method = gendd()
+    torch.manual_seed(123)
+    result = run(method, data, tmp_path, settings(epochs=4), resume=True)
+    assert same(method.state_dict(), done.method.state_dict())
+    assert same(weights(tmp_path, "last"), weights(done.folder, "last"))
+    assert (result.best, result.steps) == (done.result.best, done.result.steps)
+    mine, theirs = (checkpoint(folder, "last")["optimizer_states"][0] for folder in (tmp_path, done.folder))
+    assert [group["lr"] for group in mine["param_groups"]] == [
+        group["lr"] for group in theirs["param_groups"]
+    ]
+
+
+def test_an_averaged_run_goes_on_too(data: Data, tmp_path: Path) -> None:
+    def stop(_: StepOutput) -> None:
+        raise ZeroDivisionError
+
+    config = settings(epochs=3, ema=0.8)
+    with pytest.raises(ZeroDivisionError):
+        run(Stopping(network(), STEPS, stop), data, tmp_path / "broken", config)
+    resumed, plain = Supervised(network()), Supervised(network())
+    run(resumed, data, tmp_path / "broken", config, resume=True)
+    run(plain, data, tmp_path / "plain", config)
+    assert same(resumed.state_dict(), plain.state_dict())
+
+
+def test_a_finished_run_is_only_loaded(done: Done, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "_fit", lambda *_: pytest.fail("trained again"))
+    method = gendd()
+    assert run(method, data, done.folder, done.config, resume=True) == done.result
+    assert same(method.state_dict(), done.method.state_dict()) and not method.training
+
+
+def test_there_need_be_nothing_to_resume(data: Data, tmp_path: Path) -> None:
+    assert run(Supervised(network()), data, tmp_path, settings(epochs=1), resume=True).steps == STEPS
+
+
+def test_a_new_run_forgets_the_old_one(data: Data, tmp_path: Path) -> None:
+    def stop(_: StepOutput) -> None:
+        raise ZeroDivisionError
+
+    run(Supervised(network(seed=5)), data, tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        run(Stopping(network(), 0, stop), data, tmp_path)
+    assert list((tmp_path / "checkpoints").iterdir()) == []
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_checkpoint_of_another_network_is_refused(finished: bool, data: Data, tmp_path: Path) -> None:
+    run(Supervised(network()), data, tmp_path)
+    if not finished:
+        (tmp_path / "checkpoints" / "finished.json").unlink()
+    with pytest.raises(UserError, match="expected one of this configuration, got another's") as error:
+        run(Supervised(network("cifar/resnet8x0.5")), data, tmp_path, resume=True)
+    assert "\n" not in str(error.value) and "ckpt" in str(error.value)
+
+
+def test_another_method_cannot_go_on_from_a_checkpoint(data: Data, tmp_path: Path) -> None:
+    run(Supervised(network()), data, tmp_path)
+    (tmp_path / "checkpoints" / "finished.json").unlink()
+    with pytest.raises(UserError, match="expected one of this configuration, got another's"):
+        run(gendd(), data, tmp_path, settings(epochs=4), resume=True)
+
+
+def test_other_errors_of_a_step_are_not_dressed_up(data: Data, tmp_path: Path) -> None:
+    def fail(_: StepOutput) -> None:
+        raise RuntimeError("of the user's own")
+
+    with pytest.raises(RuntimeError, match="of the user's own"):
+        run(Stopping(network(), 0, fail), data, tmp_path)
+
+
+def test_the_student_of_a_fit_predicts(done: Done) -> None:
+    student = done.method.student()
+    assert isinstance(student, Student) and isinstance(student.backbone, nn.Module)
+    with torch.no_grad():
+        assert student(torch.rand(2, 1, 8, 8)).shape == (2, 10)
