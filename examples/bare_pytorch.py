@@ -31,7 +31,7 @@ def fit(method: gendd.Method, epochs: int, lr: float = 1e-2) -> gendd.Student:
 teacher = gendd.create_backbone("cifar/resnet8", num_classes=10, in_channels=1)
 fit(gendd.Supervised(teacher), epochs=3)
 distiller = gendd.GenDD(gendd.create_backbone("cifar/resnet8x0.5", 10, 1), teacher, head_width=128)
-student = fit(distiller, epochs=8)
+student = fit(distiller, epochs=6)
 for name in ("mean", "linear"):
     student.readout = name
     with torch.no_grad():

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -124,6 +125,13 @@ def test_without_arguments_it_is_the_recipe_digits() -> None:
     assert parsed().teacher.name == "cifar/resnet14"
 
 
+def test_recipes_are_laid_over_one_another() -> None:
+    config = parsed("--recipe", "digits", "--recipe", "published")
+    assert config.teacher.name == "cifar/resnet14"  # of the first alone
+    assert config.gendd.learned_variance is True  # of the second alone
+    assert config.gendd.head_width == 1024  # of both: the second's
+
+
 def test_print_config_round_trips(tmp_path: Path, capsys: Capture) -> None:
     words = ["distill", "--training.epochs=3", "--data.crop_scale=[0.5,1.0]", "--training.loggers=[csv]"]
     words += ["--training.ema=0.5", "--out=x/y", "--print_config"]
@@ -148,7 +156,7 @@ def test_later_settings_win(tmp_path: Path) -> None:
     assert config.seed == 9  # of the option, not of the first file
     assert config.baselines == []  # not the recipe's
     assert config.gendd.head_width == 128  # of the recipe
-    assert config.gendd.condition_dropout == 0.2  # of nobody
+    assert config.gendd.timesteps == 1000  # of nobody
     assert config.out == "runs/second"
     # a file alone starts from the defaults, not from the recipe
     assert parsed("--config", str(first)).gendd.head_width == 256
@@ -228,7 +236,7 @@ def test_predict_tells_classes_by_probability(
     student = gendd.load(digits_run.folder)
     for entry in found:
         with Image.open(entry["path"]) as image:
-            pixels = torch.tensor(list(image.getdata()), dtype=torch.float32).reshape(1, 1, 8, 8) / 255
+            pixels = torch.from_numpy(np.array(image)).float()[None, None] / 255
         with torch.no_grad():
             expected = student(pixels)[0].softmax(-1)
         assert sorted(entry["classes"]) == [str(digit) for digit in range(10)]
@@ -328,7 +336,8 @@ def test_ctrl_c_ends_with_130_and_a_hint(digits_run: Finished, tmp_path: Path) -
         (["predict", "run", "a.png", "--top", "0"], "--top: expected a positive integer, got 0."),
         (
             ["predict", "./nowhere", "a.png"],
-            "No student at './nowhere': expected a run folder, or one with config.json and model.safetensors.",
+            "No student at './nowhere': expected a run folder, "
+            "or one with config.json and model.safetensors.",
         ),
         (
             ["evaluate", "nowhere"],
@@ -431,7 +440,8 @@ def test_an_empty_data_folder(capsys: Capture, tmp_path: Path) -> None:
     empty = tmp_path / "empty"
     empty.mkdir()
     assert said(empty) == (
-        f"data.path: expected a directory with train/ and test/ or val/, got '{empty}' without train/; add it."
+        "data.path: expected a directory with train/ and test/ or val/, "
+        f"got '{empty}' without train/; add it."
     )
     (empty / "train" / "cat").mkdir(parents=True)
     (empty / "test" / "cat").mkdir(parents=True)

@@ -23,6 +23,7 @@ def generator(feature_width: int = 10, **changed: Any) -> FeatureGenerator:
         "head_depth": 1,
         "timesteps": 30,
         "zero_init": False,
+        "condition_dropout": 0.1,
     }
     return FeatureGenerator(6, feature_width, GenDDConfig(**{**settings, **changed})).requires_grad_(False)
 
@@ -302,3 +303,9 @@ def test_under_bf16_autocast_features_come_in_float32() -> None:
     assert mean.dtype == samples.dtype == parts.mse.dtype == torch.float32
     assert parts.vlb is not None and parts.vlb.dtype == torch.float32
     torch.testing.assert_close(mean, expected, rtol=0.1, atol=0.1)
+
+
+def test_guidance_of_a_generator_without_dropout_is_refused() -> None:
+    unguided = generator(condition_dropout=0.0)
+    with pytest.raises(UserError, match=r"expected 1 .* got 2\.0\. Train with gendd\.condition_dropout"):
+        unguided.sample(conditions(), steps=2, guidance=2.0)

@@ -11,7 +11,9 @@ from gendd.readout import mean_logits, sample_logits, sampled_features
 
 def parts() -> tuple[FeatureGenerator, nn.Linear, Tensor]:
     torch.manual_seed(0)
-    config = GenDDConfig(token_width=4, head_width=16, head_depth=1, timesteps=30, zero_init=False)
+    config = GenDDConfig(
+        token_width=4, head_width=16, head_depth=1, timesteps=30, zero_init=False, condition_dropout=0.1
+    )
     generator = FeatureGenerator(6, 10, config)
     generator.set_statistics(torch.arange(10.0), torch.arange(10.0) + 1)
     return generator.requires_grad_(False), nn.Linear(10, 7).requires_grad_(False), torch.randn(3, 6)

@@ -25,7 +25,12 @@ def make(generative: bool = True, readout: ReadoutConfig | None = None) -> Stude
     if not generative:
         return Student(backbone, readout=readout, info=info).eval()
     settings = GenDDConfig(
-        token_width=4, head_width=16, head_depth=1, timesteps=20, zero_init=False, learned_variance=True
+        token_width=4,
+        head_width=16,
+        head_depth=1,
+        timesteps=20,
+        learned_variance=True,
+        condition_dropout=0.1,
     )
     generator = FeatureGenerator(backbone.feature_dim, 10, settings)
     generator.set_statistics(torch.arange(10.0), torch.arange(10.0) + 1)

@@ -132,17 +132,19 @@ class GenDDConfig:
         centre_scale: ``none`` takes the centres as they are; ``match`` scales them so that their
             mean squared norm equals that of the teacher's features.
         mixup: β of the feature mixup's Beta(β, β); 0 is off.
-        token_width: τ; must divide the teacher's feature width.
+        token_width: τ; where it does not divide the teacher's feature width, the last token is padded.
         repeats: M, rows a token and step, each with its own t and noise.
-        condition_dropout: Probability that a row's condition is zeroed, in [0, 1). Guidance needs it > 0.
+        condition_dropout: Probability that a row's condition is zeroed, in [0, 1). Guided sampling
+            needs it, and it costs the student as much of its gradient.
         prediction: What the head predicts: ``sample`` (x0), ``epsilon`` or ``v``.
         learned_variance: Also predict the variance (the VLB term), as published.
         standardise: Centre and scale the teacher's feature per dimension.
-        time_sampling: ``uniform`` over t, or ``late``: t = T (1 - (1-u)²), denser towards pure noise.
+        time_power: p in t = T (1 - (1-u)^p), u uniform: 1 is uniform, more is denser towards pure
+            noise, where only the condition tells what to generate.
         head_width: Width of the head.
         head_depth: Residual blocks of the head.
-        zero_init: Start the head's modulations and output layer at zero, as published. The student
-            gets no gradient until they have grown, which costs a short run dearly.
+        zero_init: Start the head's modulations and output layer at zero, as published; the student
+            gets no gradient until they have grown.
         timesteps: T, length of the diffusion schedule.
         probe: What the linear readout learns from: ``labels``, ``teacher`` (the teacher's
             predictions), ``none``, or ``auto``: labels where training may see them, else the teacher.
@@ -155,20 +157,21 @@ class GenDDConfig:
     mixup: float = 0.0
     token_width: int = 64
     repeats: int = 8
-    condition_dropout: float = 0.2
+    condition_dropout: float = 0.0
     prediction: Prediction = "sample"
     learned_variance: bool = False
     standardise: bool = True
-    time_sampling: Literal["uniform", "late"] = "uniform"
+    time_power: float = 1.0
     head_width: int = 256
     head_depth: int = 3
-    zero_init: bool = True
+    zero_init: bool = False
     timesteps: int = 1000
     probe: Literal["auto", "labels", "teacher", "none"] = "auto"
 
     def __post_init__(self) -> None:
         _check(0 <= self.contraction <= 1, "gendd.contraction", "a number in [0, 1]", self.contraction)
         _check(0 <= self.alpha <= 1, "gendd.alpha", "a number in [0, 1]", self.alpha)
+        _check(self.time_power > 0, "gendd.time_power", "a positive number", self.time_power)
         _check(self.mixup >= 0, "gendd.mixup", "a non-negative number", self.mixup)
         _check(
             0 <= self.condition_dropout < 1,
@@ -259,6 +262,20 @@ class TrainingConfig:
         )
         _check(self.warmup_epochs >= 0, "training.warmup_epochs", "a non-negative number", self.warmup_epochs)
         _check(self.ema is None or 0 < self.ema < 1, "training.ema", "a number in (0, 1) or null", self.ema)
+        _check(self.min_lr >= 0, "training.min_lr", "a non-negative number", self.min_lr)
+        _check(self.stage1_lr > 0, "training.stage1_lr", "a positive number", self.stage1_lr)
+        _check(
+            all(epoch >= 0 for epoch in self.milestones),
+            "training.milestones",
+            "non-negative integers",
+            self.milestones,
+        )
+        _check(
+            self.clip_grad_norm is None or self.clip_grad_norm > 0,
+            "training.clip_grad_norm",
+            "a positive number or null",
+            self.clip_grad_norm,
+        )
         _check(
             self.stage1_epochs >= 0, "training.stage1_epochs", "a non-negative integer", self.stage1_epochs
         )
@@ -337,6 +354,12 @@ class RunConfig:
             f"true for method {self.method!r}, which learns from labels",
             self.data.labels,
         )
+        _check(
+            self.method != "gendd" or self.readout.guidance == 1 or self.gendd.condition_dropout > 0,
+            "readout.guidance",
+            "1 where gendd.condition_dropout is 0 (dropout trains the unconditional branch)",
+            self.readout.guidance,
+        )
 
 
 C = TypeVar("C")
@@ -353,18 +376,23 @@ def keys(section: type[Any] = RunConfig, prefix: str = "") -> list[str]:
     return found
 
 
-def check_keys(values: dict[str, Any], section: type[Any] = RunConfig, prefix: str = "") -> None:
+def check_keys(
+    values: dict[str, Any],
+    section: type[Any] = RunConfig,
+    prefix: str = "",
+    root: type[Any] | None = None,
+) -> None:
     """Raise :class:`UserError` at the first key that ``section`` does not know, or null it can't be."""
+    root = root or section
     hints = get_type_hints(section)
     for key, value in values.items():
         if key not in hints:
-            raise UserError(
-                f"Unknown config key {prefix + str(key)!r}.{did_you_mean(prefix + str(key), keys())}"
-            )
+            name = prefix + str(key)
+            raise UserError(f"Unknown config key {name!r}.{did_you_mean(name, keys(root))}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 raise UserError(f"{prefix}{key}: expected a section (key: value lines), got {value!r}.")
-            check_keys(value, hints[key], f"{prefix}{key}.")
+            check_keys(value, hints[key], f"{prefix}{key}.", root)
         elif value is None and type(None) not in get_args(hints[key]):
             # jsonargparse lets null pass for any type
             raise UserError(f"{prefix}{key}: expected {_words(hints[key])}, got null.")
@@ -401,7 +429,7 @@ def from_dict(values: dict[str, Any], section: type[C]) -> C:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(one_line(error)) from error
+        raise UserError(one_line(error, section)) from error
     return built
 
 
@@ -427,19 +455,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
-def one_line(error: BaseException) -> str:
+def one_line(error: BaseException, section: type[Any] = RunConfig) -> str:
     """The message of an exception on one line; jsonargparse's in the words of the others."""
     text = " ".join(str(error).split())
     key = re.search(r"[Kk]ey \"([\w.]+)\"", text)
     values = re.findall(r"(?:Got|Given) value: (.*?)(?= Given value| Got value| - |$)", text)
     if key is None or not values:
         return text
-    return f"{key[1]}: expected {_expected(key[1])}, got {values[-1]}."
+    return f"{key[1]}: expected {_expected(key[1], section)}, got {values[-1]}."
 
 
-def _expected(key: str) -> str:
-    """What a dotted key takes, in words."""
-    hint: Any = RunConfig
+def _expected(key: str, section: type[Any]) -> str:
+    """What a dotted key of a section takes, in words."""
+    hint: Any = section
     for part in key.split("."):
         hint = get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
     return "another type" if hint is None else _words(hint)

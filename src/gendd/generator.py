@@ -26,6 +26,7 @@ from gendd.diffusion import (
     interpolated_log_variance,
     predicted_x0,
 )
+from gendd.errors import UserError
 
 SamplerName = Literal["ddpm", "ddim"]
 
@@ -143,7 +144,15 @@ class FeatureGenerator(nn.Module):
 
         Returns:
             (S, B, D).
+
+        Raises:
+            UserError: guidance is asked of a generator trained without condition dropout.
         """
+        if guidance != 1 and self.config.condition_dropout == 0:
+            raise UserError(
+                f"Guidance: expected 1 for a generator trained without condition dropout, got {guidance}. "
+                "Train with gendd.condition_dropout 0.2 to guide."
+            )
         images = condition.shape[0]
         z, token = self._rows(condition, num_samples)
         x = torch.randn(

@@ -228,9 +228,13 @@ class LightningMethod(lightning.LightningModule):
             return
         bad = [name for name, value in zip(names, values.tolist(), strict=True) if not math.isfinite(value)]
         part = next((name for name in bad if name != "loss"), "loss")
-        raise UserError(
-            f"The loss is not finite at step {step} (part {part!r}): expected a number, got NaN or infinity. "
-            "Lower training.lr or set training.clip_grad_norm; the last good checkpoint is kept."
+        raise self._not_finite("loss", step, part)
+
+    @staticmethod
+    def _not_finite(what: str, step: int, part: str) -> UserError:
+        return UserError(
+            f"The {what} is not finite at step {step} (part {part!r}): expected a number, "
+            "got NaN or infinity. Lower training.lr or set training.clip_grad_norm; the last good checkpoint is kept."
         )
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
@@ -245,6 +249,10 @@ class LightningMethod(lightning.LightningModule):
     def on_train_epoch_end(self) -> None:
         self._stop_clock()
         self._check_finite()
+        # what the epoch's last step did shows in no loss before the checkpoint is written
+        for name, value in self.method.named_parameters():
+            if not bool(torch.isfinite(value).all()):
+                raise self._not_finite("network", self.global_step, name)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Accuracy of every readout that costs one pass; without labels, agreement with the teacher."""
@@ -261,6 +269,8 @@ class LightningMethod(lightning.LightningModule):
             target = batch.labels
             outputs = {name: student.logits(features, cast(Any, name)) for name in self.accuracy}
         for name, logits in outputs.items():
+            if not bool(torch.isfinite(logits).all()):
+                raise self._not_finite("validation", self.global_step, f"logits of {name}")
             metric = cast(MulticlassAccuracy, self.accuracy[name])
             metric.update(logits.argmax(-1), target)
             self.log(f"val/{name}", metric, prog_bar=True, batch_size=len(batch.images))

@@ -89,6 +89,10 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.source)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> ImageSet:
+        # never written to: a copy of what holds it shares the images
+        return self
+
     @property
     def in_memory(self) -> bool:
         """Whether the decoded images are held as one tensor."""

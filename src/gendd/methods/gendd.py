@@ -201,8 +201,8 @@ class GenDD(Method):
             condition = tokens.mix(condition, weight.to(condition.dtype), permutation)
         rows = images * self.generator.num_tokens * config.repeats
         u = torch.rand(rows, generator=generator, device=device)
-        if config.time_sampling == "late":
-            u = 1 - (1 - u).square()
+        if config.time_power != 1:
+            u = 1 - (1 - u).pow(config.time_power)
         t = (u * config.timesteps).long().clamp(max=config.timesteps - 1)
         noise = torch.randn(rows, config.token_width, generator=generator, device=device)
         keep = None

@@ -185,6 +185,10 @@ class Frozen(nn.Module):
         super().train(False)
         return self
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
+        # it never changes: copies of what it teaches share it
+        return self
+
     @property
     def classifier(self) -> nn.Linear:
         """The frozen layer from feature (B, D) to logits (B, K)."""
