@@ -16,7 +16,7 @@ from gendd import readout as readouts
 from gendd.config import GenDDConfig, ReadoutConfig, ReadoutName, from_dict, to_dict
 from gendd.errors import UserError, did_you_mean
 from gendd.generator import FeatureGenerator
-from gendd.models import Backbone
+from gendd.models import Backbone, create_backbone
 
 FORMAT = 1
 
@@ -174,7 +174,7 @@ class Student(nn.Module):
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Student:
         """Rebuild with random weights what :meth:`config` described."""
-        backbone = Backbone.from_config(config["backbone"])
+        backbone = create_backbone(**config["backbone"])
         generator = classifier = None
         if (described := config["generator"]) is not None:
             settings = from_dict(described["settings"], GenDDConfig)

@@ -234,7 +234,8 @@ class LightningMethod(lightning.LightningModule):
     def _not_finite(what: str, step: int, part: str) -> UserError:
         return UserError(
             f"The {what} is not finite at step {step} (part {part!r}): expected a number, "
-            "got NaN or infinity. Lower training.lr or set training.clip_grad_norm; the last good checkpoint is kept."
+            "got NaN or infinity. Lower training.lr or set training.clip_grad_norm; "
+            "the last good checkpoint is kept."
         )
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:

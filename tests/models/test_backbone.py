@@ -84,7 +84,7 @@ def test_normalisation_is_not_in_the_state_dict(backbone: Backbone) -> None:
 
 
 def test_config_rebuilds_the_network(backbone: Backbone) -> None:
-    again = Backbone.from_config(backbone.config())
+    again = create_backbone(**backbone.config())
     assert (
         again.config()
         == backbone.config()

@@ -147,7 +147,7 @@ class Backbone(nn.Module):
         return feature, self.classifier(feature)
 
     def config(self) -> dict[str, Any]:
-        """All that :meth:`from_config` needs to build the same network with random weights; JSON-ready."""
+        """Arguments of :func:`gendd.models.create_backbone` that build the same network; JSON-ready."""
         return {
             "name": self.name,
             "num_classes": self.num_classes,
@@ -155,17 +155,6 @@ class Backbone(nn.Module):
             "mean": list(self.input_mean),
             "std": list(self.input_std),
         }
-
-    @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Backbone:
-        """The network that :meth:`config` describes, with random weights.
-
-        Raises:
-            UserError: as :func:`gendd.models.create_backbone`.
-        """
-        from gendd.models.registry import create_backbone  # the registry imports this module
-
-        return create_backbone(**config)
 
 
 class Frozen(nn.Module):
