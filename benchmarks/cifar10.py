@@ -28,7 +28,7 @@ published = {f"gendd.{key}": value for key, value in read_yaml(recipe_path("publ
 # the published head and repeats cost ten times a student's step here: both variants get the same small ones
 published |= {"gendd.head_width": 256, "gendd.repeats": 8}
 published |= {"readout.sampler": "ddpm", "readout.steps": 100, "readout.guidance": 2.0}
-published |= {"readout.num_samples": 5, "readout.temperature": 1.0}
+published |= {"readout.num_samples": 5}
 METHODS: dict[str, dict[str, Any]] = {
     "supervised": {"method": "supervised"},
     "kl": {"method": "kl"},
@@ -54,8 +54,8 @@ def base(data: Path, seed: int, epochs: int) -> RunConfig:
             "test_path": str(data / "cifar10-jpeg-test.parquet"),
             "train_images": 20_000,
         },
-        "training": {"epochs": epochs, "warmup_epochs": 0.1 * epochs},
-        "readout": {"name": "mean", "sampler": "ddim", "steps": 10, "num_samples": 1, "temperature": 0.0},
+        "training": {"epochs": epochs, "warmup_epochs": None},
+        "readout": {"name": "mean", "sampler": "ddim", "steps": 10, "num_samples": 1},
         "seed": seed,
     }
     return from_dict(values, RunConfig)

@@ -239,7 +239,7 @@ def test_other_errors_keep_their_words_on_one_line() -> None:
         (TrainingConfig, "training.weight_decay", [0.0], [-0.1]),
         (TrainingConfig, "training.beta1", [0.0, 0.99], [-0.1, 1.0]),
         (TrainingConfig, "training.beta2", [(0.0, 0.99)], [(0.9, 1.0), (-0.1, 0.5)]),
-        (TrainingConfig, "training.warmup_epochs", [0.0, 0.5], [-0.1]),
+        (TrainingConfig, "training.warmup_epochs", [None, 0.0, 0.5], [-0.1, 30.0]),
         (TrainingConfig, "training.ema", [None, 0.5], [0.0, 1.0]),
         (TrainingConfig, "training.stage1_epochs", [0, 3], [-1]),
         (TrainingConfig, "training.checkpoint_every", [1], [0]),

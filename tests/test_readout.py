@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -34,14 +36,16 @@ def test_mean_logits_are_the_classifier_of_the_generators_mean() -> None:
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
 def test_every_setting_reaches_the_sampler(sampler: str) -> None:
     generator, _, features = parts()
-    base = {"steps": 4, "guidance": 2.0, "num_samples": 3, "temperature": 0.7, "sampler": sampler}
-    out = sampled_features(generator, features, ReadoutConfig("sample", **base), seeded())  # type: ignore[arg-type]
-    expected = generator.sample(generator.norm(features), **base, generator=seeded())  # type: ignore[arg-type]
+    base: dict[str, Any] = {"steps": 4, "guidance": 2.0, "num_samples": 3, "temperature": 0.7, "eta": 0.4}
+    base["sampler"] = sampler
+    out = sampled_features(generator, features, ReadoutConfig("sample", **base), seeded())
+    expected = generator.sample(generator.norm(features), **base, generator=seeded())
     assert out.shape == (3, 3, 10)
     assert torch.equal(out, expected)
     other = "ddim" if sampler == "ddpm" else "ddpm"
-    for change in ({"steps": 5}, {"guidance": 1.0}, {"temperature": 0.2}, {"sampler": other}):
-        config = ReadoutConfig("sample", **{**base, **change})  # type: ignore[arg-type]
+    strength = {"temperature": 0.2} if sampler == "ddpm" else {"eta": 0.9}
+    for change in ({"steps": 5}, {"guidance": 1.0}, strength, {"sampler": other}):
+        config = ReadoutConfig("sample", **{**base, **change})
         assert not torch.allclose(sampled_features(generator, features, config, seeded()), out), change
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import torch
@@ -148,9 +148,10 @@ def test_the_steps_decay_at_their_milestones() -> None:
     assert came == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
-def test_a_run_shorter_than_its_warmup() -> None:
-    config = settings(epochs=1, warmup_epochs=4.0)
-    assert [learning_rate_factor(step, 2, config) for step in (0, 1)] == [1 / 8, 2 / 8]
+def test_the_warmup_is_a_tenth_unless_told() -> None:
+    config = settings(epochs=20, warmup_epochs=None, schedule="constant")
+    came = [learning_rate_factor(step, 2, config) for step in (0, 3, 4, 39)]
+    assert came == [1 / 4, 1, 1, 1]
 
 
 def test_beta2_rises_on_a_half_cosine() -> None:
@@ -214,7 +215,10 @@ def test_a_device_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_precision_is_bf16_only_where_the_device_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
     cpu, cuda, mps = (torch.device(name) for name in ("cpu", "cuda", "mps"))
     for name in ("fp32", "bf16", "fp16"):
-        assert resolve_precision(name, cpu) == name
+        assert resolve_precision(name, cuda) == name
+    assert resolve_precision("bf16", cpu) == "bf16"
+    with pytest.raises(UserError, match="expected fp32 or bf16 on a CPU, got 'fp16'"):
+        resolve_precision("fp16", cpu)
     assert resolve_precision("auto", mps) == "fp32"
     for able, wanted in ((True, "bf16"), (False, "fp32")):
         monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda able=able: able, raising=False)
@@ -232,6 +236,9 @@ def test_what_is_watched(data: Data) -> None:
     assert module(gendd(), True).monitor == "val/mean"
     assert set(module(gendd(), True).accuracy) == {"linear", "mean"}
     assert module(Supervised(network()), True).monitor == "val/linear"
+    for readout, monitor in (("linear", "val/linear"), ("sample", "val/mean")):
+        chosen = LightningMethod(gendd(), data, settings(), DataConfig(), 0, False, cast(Any, readout))
+        assert chosen.monitor == monitor
     assert module(gendd(), False).monitor == "val/agreement"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from importlib.metadata import version
@@ -19,13 +20,15 @@ if TYPE_CHECKING:
 
 _COMMANDS = {
     "distill": "distil a teacher into a student; without arguments the recipe 'digits', end to end",
-    "train": "train a model on labels alone (a teacher, or the student for comparison)",
+    "train": "train a model on labels alone (a teacher, or a recipe's student for comparison)",
     "evaluate": "score a finished run on its test images",
     "predict": "classify image files with a student",
     "recipes": "list the recipes",
     "models": "list the networks",
     "verify": "recompute the method's reference numbers on this machine",
 }
+# what 'gendd train' is, whatever a recipe says
+_TRAIN: dict[str, Any] = {"method": "supervised", "baselines": []}
 
 
 def recipes() -> dict[str, Path]:
@@ -122,12 +125,19 @@ def _execute(command: str, words: list[str]) -> int:
 def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argparse.Namespace]:
     """The configuration that the words after ``gendd distill`` or ``gendd train`` mean, and their flags.
 
-    Later settings win: defaults, recipe, ``--config`` files, dotted options. The configuration is None
-    where only printing was asked for.
+    Later settings win: defaults, recipe, ``--config`` files, dotted options. ``distill`` without a
+    recipe, a file or another set of images is the recipe ``digits``; ``train`` takes the student of what
+    is given, and neither its method nor its baselines. The configuration is None where only printing was
+    asked for.
+
+    Raises:
+        UserError: a setting that is unknown, ill-typed or out of range, or no recipe or file of a name.
     """
-    from gendd.config import RunConfig, dump, from_dict, load_config, one_line, read_yaml
+    from gendd.config import RunConfig, dump, from_dict, load_config, one_line, read_yaml, to_dict
 
     flags, rest = _run_flags(command).parse_known_args(words)
+    if flags.precision is not None:
+        rest.append(f"--training.precision={flags.precision}")
     help_asked = any(word in ("-h", "--help") for word in rest)
     if help_asked:
         print(_run_help(command))
@@ -138,28 +148,40 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
             raise UserError(
                 f"--resume: expected a run in {flags.out!r}, found none. Leave --resume out to start it."
             )
-        return load_config(saved), flags
-    sources: list[Path] = []
-    if flags.recipe or (command == "distill" and not flags.config):
-        sources += [recipe_path(name) for name in flags.recipe or ["digits"]]
-    sources += [Path(path) for path in flags.config]
+        # the folder may have been moved since
+        return dataclasses.replace(load_config(saved), out=flags.out), flags
     _check_options(command, rest)
     parser = run_parser(command)
+
+    def parsed(values: dict[str, Any]) -> dict[str, Any]:
+        """The settings of files with the options laid over them."""
+        base = to_dict(from_dict(values, RunConfig))
+        for key in _fixed(command):
+            base.pop(key)
+        try:
+            found: dict[str, Any] = parser.parse_args(rest, namespace=parser.parse_object(base)).as_dict()
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{one_line(error)} See: gendd {command} --help.") from error
+        return found
+
+    names = list(flags.recipe)
+    # the recipe's settings suit no other images
+    if command == "distill" and not names and not flags.config and parsed({})["data"]["name"] == "digits":
+        names = ["digits"]
+    sources = [*map(recipe_path, names), *map(Path, flags.config)]
+    layers = [read_yaml(source) for source in sources]
+    chosen = any("baselines" in layer for layer in layers[len(names) :])
+    chosen = chosen or any(_option(word) == "--baselines" for word in rest)
     defaults: dict[str, Any] = {}
-    for source in sources:
-        _merge(defaults, read_yaml(source))
-    if command == "train":
-        defaults["method"] = "supervised"
-        defaults.setdefault("baselines", [])
-    try:
-        base = from_dict(defaults, RunConfig)
-        parsed = parser.parse_args(rest, namespace=parser.parse_object(_flat(base)))
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{one_line(error)} See: gendd {command} --help.") from error
-    config = from_dict(parsed.as_dict(), RunConfig)
-    config.out = flags.out or base.out
+    for layer in [*layers, _TRAIN if command == "train" else {}]:
+        _merge(defaults, layer)
+    values = defaults | parsed(defaults)
+    if command == "distill" and not chosen:
+        values["baselines"] = _without_labels(values)
+    config = from_dict(values, RunConfig)
+    config.out = flags.out or config.out
     if config.out is None:
         stem = sources[-1].stem if sources else f"{command}-{config.data.name}"
         config.out = f"runs/{stem}"
@@ -169,12 +191,21 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
     return config, flags
 
 
-def _flat(config: RunConfig) -> dict[str, Any]:
-    from gendd.config import to_dict
+def _fixed(command: str) -> set[str]:
+    """Keys that are no dotted options of a command."""
+    return {"out", *_TRAIN} if command == "train" else {"out"}
 
-    values = to_dict(config)
-    values.pop("out")
-    return values
+
+def _without_labels(values: dict[str, Any]) -> list[str]:
+    """The baselines of a recipe that are left where training may not see labels."""
+    baselines: list[str] = values["baselines"]
+    if values["data"]["labels"]:
+        return baselines
+    left = [name for name in baselines if name not in ("supervised", "kd")]
+    if left != baselines:
+        dropped = ", ".join(name for name in baselines if name not in left)
+        print(f"gendd: left out the recipe's baselines that need labels: {dropped}", file=sys.stderr)
+    return left
 
 
 def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
@@ -203,7 +234,12 @@ def _run_flags(command: str) -> _Parser:
         default=[],
         help="a YAML file of settings; may be repeated",
     )
-    parser.add_argument("--out", metavar="DIR", help="output folder (default: runs/ and the recipe's name)")
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="output folder (default: runs/ and the recipe's or file's name, else the command's and the data's)",
+    )
+    parser.add_argument("--precision", metavar="{auto,fp32,bf16,fp16}", help="short for --training.precision")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
     parser.add_argument("--print_config", action="store_true", help="print the resolved settings and stop")
@@ -217,7 +253,7 @@ def run_parser(command: str) -> ArgumentParser:
     from gendd.config import RunConfig
 
     parser = ArgumentParser(prog=f"gendd {command}", exit_on_error=False, add_help=False)
-    parser.add_class_arguments(RunConfig, None, fail_untyped=True, skip={"out"})
+    parser.add_class_arguments(RunConfig, None, fail_untyped=True, skip=_fixed(command))
     return parser
 
 
@@ -233,9 +269,19 @@ def _check_options(command: str, words: list[str]) -> None:
 
     known = [f"--{key}" for key in keys()]
     flags = [option for action in _run_flags(command)._actions for option in action.option_strings]
-    for word in words:
-        if word.startswith("--") and (name := word.split("=")[0].rstrip("+")) not in known:
+    for name in filter(None, map(_option, words)):
+        if command == "train" and name.removeprefix("--") in _TRAIN:
+            raise UserError(
+                f"gendd train: expected no {name}, as it trains the student on labels alone; "
+                "leave it out, or use gendd distill."
+            )
+        if name not in known:
             raise UserError(f"Unknown option {name!r}.{did_you_mean(name, known + flags)}")
+
+
+def _option(word: str) -> str | None:
+    """The option that a word of the command line names, ``--key`` of ``--key=value`` and ``--key+=value``."""
+    return word.split("=")[0].rstrip("+") if word.startswith("--") else None
 
 
 def _evaluate(words: list[str]) -> int:

@@ -37,7 +37,8 @@ class DataConfig:
         test_path: Test file or directory where it is not below ``path`` (parquet, folder).
         image_size: Side in pixels that images are resized to; null keeps the set's own size
             (224 for folder).
-        validation: Fraction of the training set held out for choosing checkpoints, in [0, 1).
+        validation: Fraction of the training set held out for choosing checkpoints, in [0, 1); by class
+            where ``labels`` is true, else at random.
         train_images: Use this many training images, drawn at random by ``split_seed`` after the
             validation images were held out; null uses all.
         split_seed: Seed of the split into training and validation images.
@@ -48,7 +49,9 @@ class DataConfig:
         batch_size: Images a step and process.
         workers: Loader processes for sets that stream from disk; null: as many as there are cores,
             at most 8.
-        in_memory: Hold the decoded set in memory as uint8; null: when it fits in 2 GiB.
+        in_memory: Hold the decoded set in memory as uint8; null: when it fits in 2 GiB. It never
+            changes the images: training images for ``resized-crop`` that are not all of the final
+            size are cropped from the originals, so true holds them encoded and null streams them.
     """
 
     name: str = "digits"
@@ -214,7 +217,8 @@ class TrainingConfig:
         schedule: ``cosine`` to ``min_lr``, ``step`` (times 0.1 at each milestone) or ``constant``,
             per optimiser step.
         min_lr: Where the cosine ends.
-        warmup_epochs: Linear warmup to the full rate; may be fractional.
+        warmup_epochs: Linear warmup to the full rate, shorter than the training; may be fractional.
+            Null: a tenth of the epochs.
         milestones: Epochs at which the ``step`` schedule decays.
         clip_grad_norm: Largest norm of the gradient; null: no clipping.
         ema: Decay of an exponential moving average of the student; null: none. The average is what
@@ -237,7 +241,7 @@ class TrainingConfig:
     beta2: tuple[float, float] = (0.95, 0.999)
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     min_lr: float = 0.0
-    warmup_epochs: float = 1.0
+    warmup_epochs: float | None = None
     milestones: list[int] = field(default_factory=list)
     clip_grad_norm: float | None = None
     ema: float | None = None
@@ -260,7 +264,12 @@ class TrainingConfig:
         _check(
             all(0 <= beta < 1 for beta in self.beta2), "training.beta2", "two numbers in [0, 1)", self.beta2
         )
-        _check(self.warmup_epochs >= 0, "training.warmup_epochs", "a non-negative number", self.warmup_epochs)
+        _check(
+            self.warmup_epochs is None or 0 <= self.warmup_epochs < self.epochs,
+            "training.warmup_epochs",
+            f"null or a number in [0, {self.epochs}), the training's epochs",
+            self.warmup_epochs,
+        )
         _check(self.ema is None or 0 < self.ema < 1, "training.ema", "a number in (0, 1) or null", self.ema)
         _check(self.min_lr >= 0, "training.min_lr", "a non-negative number", self.min_lr)
         _check(self.stage1_lr > 0, "training.stage1_lr", "a positive number", self.stage1_lr)
@@ -298,7 +307,8 @@ class ReadoutConfig:
         steps: Steps of the respaced schedule.
         guidance: Scale of classifier-free guidance; 1 is none.
         num_samples: Features generated an image and averaged.
-        temperature: Factor on the step noise (ddpm), or η (ddim).
+        temperature: Factor on the step noise of ddpm.
+        eta: η of ddim, in [0, 1]: 0 is deterministic, 1 as noisy as ddpm.
     """
 
     name: ReadoutName = "mean"
@@ -307,8 +317,10 @@ class ReadoutConfig:
     guidance: float = 1.0
     num_samples: int = 5
     temperature: float = 1.0
+    eta: float = 0.0
 
     def __post_init__(self) -> None:
+        _check(0 <= self.eta <= 1, "readout.eta", "a number in [0, 1]", self.eta)
         _check(self.steps >= 1, "readout.steps", "a positive integer", self.steps)
         _check(self.num_samples >= 1, "readout.num_samples", "a positive integer", self.num_samples)
         _check(self.temperature >= 0, "readout.temperature", "a non-negative number", self.temperature)

@@ -126,15 +126,27 @@ class _Reading(nn.Module):
         return logits
 
 
+def memory_format(network: nn.Module) -> torch.memory_format:
+    """The layout of a network's convolutions, which is the one it was trained in and is fast in."""
+    for weight in network.parameters():
+        # those of one input channel or of 1x1 pixels are contiguous in both
+        last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+        if last and not weight.is_contiguous():
+            return torch.channels_last
+    return torch.contiguous_format
+
+
 def readout_costs(student: Student, readout: ReadoutName, images: Tensor) -> dict[str, Any]:
     """Parameters in use, multiply-adds and median milliseconds an image of a readout.
 
     Args:
         student: In eval mode.
         readout: Which of its readouts.
-        images: (B, C, H, W); the latency is that of this batch, divided by B.
+        images: (B, C, H, W); the latency is that of this batch, divided by B, in the memory format of
+            the student's weights.
     """
     reading = _Reading(student, readout)
+    images = images.contiguous(memory_format=memory_format(student))
     parameters = count_parameters(student.backbone)
     if readout != "linear" and student.generator is not None and student.classifier is not None:
         parameters += count_parameters(student.generator) + count_parameters(student.classifier)

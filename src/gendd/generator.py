@@ -128,6 +128,7 @@ class FeatureGenerator(nn.Module):
         guidance: float = 1.0,
         num_samples: int = 1,
         temperature: float = 1.0,
+        eta: float = 0.0,
         sampler: SamplerName = "ddpm",
         generator: torch.Generator | None = None,
     ) -> Tensor:
@@ -138,7 +139,8 @@ class FeatureGenerator(nn.Module):
             steps: Steps of the respaced schedule, 1 .. T.
             guidance: Classifier-free guidance; 1 is none.
             num_samples: S.
-            temperature: Factor on the step noise (ddpm) or η (ddim).
+            temperature: Factor on the step noise of ddpm.
+            eta: η of ddim; 0 is deterministic.
             sampler: ``ddpm`` or ``ddim``.
             generator: Source of all noise, on the condition's device.
 
@@ -159,9 +161,11 @@ class FeatureGenerator(nn.Module):
             z.shape[0], self.token_width, generator=generator, device=z.device, dtype=torch.float32
         )
         schedule = self.schedule.respace(steps)
-        sample = ancestral if sampler == "ddpm" else ddim
         denoise = self.denoiser(z, token, schedule, guidance)
-        x = sample(denoise, x, schedule, temperature=temperature, generator=generator)
+        if sampler == "ddpm":
+            x = ancestral(denoise, x, schedule, temperature=temperature, generator=generator)
+        else:
+            x = ddim(denoise, x, schedule, eta=eta, generator=generator)
         features = self.restore(self._merge(x, num_samples * images))
         return features.reshape(num_samples, images, self.feature_width)
 

@@ -39,6 +39,7 @@ def sampled_features(
         guidance=config.guidance,
         num_samples=config.num_samples,
         temperature=config.temperature,
+        eta=config.eta,
         sampler=config.sampler,
         generator=random,
     )

@@ -46,6 +46,11 @@ _LABELS = {
     "gendd": "GenDD",
 }
 _READOUTS = ("linear", "mean", "sample")
+# by what a curve holds: the heading of its section, and what its values are
+_VALIDATION = {
+    "val/top1": ("Validation accuracy while training", "validation top-1"),
+    "val/agreement": ("Agreement with the teacher while training", "validation agreement with the teacher"),
+}
 _LOSS_PARTS = {
     "loss": "Total loss",
     "diffusion": "Diffusion loss",
@@ -83,7 +88,8 @@ class ReportData:
         title: Name of the run.
         metrics: The content of ``metrics.json``; accuracies in percent, latencies in ms an image.
         curves: Per method (``teacher``, ``supervised``, ``kl``, ``kd``, ``gendd``) its log in order of
-            time; a row holds any of ``step``, ``epoch`` (from 0), ``train/*`` and ``val/top1`` (percent).
+            time; a row holds any of ``step``, ``epoch`` (from 0), ``train/*`` and ``val/top1`` (percent),
+            or ``val/agreement`` (percent) where training saw no labels.
         confusion: (K, K) counts, rows true classes; None without labels.
         class_names: K names.
         teacher_features: (n, D); None where there are none to show.
@@ -530,21 +536,30 @@ def _draw_losses(parts: dict[str, tuple[Array, Array]], method: str) -> tuple[Dr
     return draw, width
 
 
-def _validation(curves: dict[str, list[dict[str, float]]]) -> tuple[dict[str, tuple[Array, Array]], str]:
-    """Each method's val/top1, and what it stands along: epochs done, or steps where a log has no epochs."""
-    logs = {key: [row for row in log if row.get("val/top1") is not None] for key, log in curves.items()}
+def _validation_metric(curves: dict[str, list[dict[str, float]]]) -> str:
+    """val/top1, or val/agreement where the methods logged that alone (their teacher may have seen labels)."""
+    methods = [log for key, log in curves.items() if key != "teacher"]
+    logged = {name for log in methods for row in log for name, value in row.items() if value is not None}
+    return "val/agreement" if "val/agreement" in logged and "val/top1" not in logged else "val/top1"
+
+
+def _validation(
+    curves: dict[str, list[dict[str, float]]], metric: str
+) -> tuple[dict[str, tuple[Array, Array]], str]:
+    """Each method's metric, and what it stands along: epochs done, or steps where a log has no epochs."""
+    logs = {key: [row for row in log if row.get(metric) is not None] for key, log in curves.items()}
     logs = {key: log for key, log in logs.items() if log}
     by = "epoch" if all(row.get("epoch") is not None for log in logs.values() for row in log) else "step"
     series = {}
     for key in [key for key in _LABELS if key in logs] + [key for key in logs if key not in _LABELS]:
-        along, values = _series(logs[key], "val/top1", by)
+        along, values = _series(logs[key], metric, by)
         if len(along):
             series[key] = (along + 1 if by == "epoch" else along, values)
     return series, by
 
 
 def _visible(series: dict[str, tuple[Array, Array]]) -> tuple[float, float, bool]:
-    """The lowest and highest accuracy to show, and whether first epochs fall below.
+    """The lowest and highest value to show, and whether first epochs fall below.
 
     Epochs near chance would squeeze the part where the methods differ.
     """
@@ -554,7 +569,7 @@ def _visible(series: dict[str, tuple[Array, Array]]) -> tuple[float, float, bool
     return (low if cut else lowest), high, cut
 
 
-def _draw_validation(series: dict[str, tuple[Array, Array]], by: str) -> Draw:
+def _draw_validation(series: dict[str, tuple[Array, Array]], by: str, what: str) -> Draw:
     def draw(theme: _Theme) -> Figure:
         figure = _figure(10, 3.9)
         axes = figure.subplots()
@@ -574,7 +589,7 @@ def _draw_validation(series: dict[str, tuple[Array, Array]], by: str) -> Draw:
                 zorder=3 if key == "gendd" else 2,
             )
         axes.set_xlabel("epochs trained" if by == "epoch" else "optimiser step")
-        axes.set_ylabel("validation top-1, %")
+        axes.set_ylabel(f"{what}, %")
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(6))
         low, high, _ = _visible(series)
@@ -902,12 +917,18 @@ def _figures(data: ReportData, table: Sequence[dict[str, Any]]) -> list[str]:
             )
         )
 
-    series, by = _validation(data.curves)
+    metric = _validation_metric(data.curves)
+    series, by = _validation(data.curves, metric)
     if series:
+        title, what = _VALIDATION[metric]
         sections.append(
             _section(
-                "Validation accuracy while training",
-                _picture(_draw_validation(series, by), "Validation top-1 of every method over training", 10),
+                title,
+                _picture(
+                    _draw_validation(series, by, what),
+                    f"{what[0].upper()}{what[1:]} of every method over training",
+                    10,
+                ),
                 "Each line is one method and the legend gives its last value"
                 + ("; the lowest first epochs are below the axis." if _visible(series)[2] else "."),
             )

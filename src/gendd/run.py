@@ -11,6 +11,7 @@ import platform
 import shutil
 import sys
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,15 +34,38 @@ from gendd.config import (
 )
 from gendd.data import Data, ImageSet, describe, eval_loader, load_data
 from gendd.errors import UserError
-from gendd.evaluation import LATENCY_BATCH, evaluate, readout_costs
-from gendd.methods import Method, Pretraining, build_method
+from gendd.evaluation import BATCH_SIZE, LATENCY_BATCH, evaluate, memory_format, readout_costs
+from gendd.methods import Pretraining, build_method
 from gendd.modelcard import write_card
 from gendd.models import Backbone, Frozen, build_model, count_parameters, load_weights
+from gendd.models.registry import pretrained_classes
 from gendd.student import Student, load
 from gendd.training import FitResult, derive_seed, fit, resolve_device, resolve_precision
 
 _REPORT_FEATURES = 1000
 _REPORT_EXAMPLES = 24
+# all that a run writes into its folder
+_WRITTEN = (
+    "config.yaml",
+    "metrics.json",
+    "report.html",
+    "student",
+    "checkpoints",
+    "logs",
+    "wandb",
+    "baselines",
+    "stage1",
+    # left where writing was cut short
+    "config.yaml.tmp",
+    "metrics.json.tmp",
+    ".report.html.*",
+)
+# settings that may differ between a run and its continuation, and do not make another teacher
+_FREE = {"out", "data.in_memory", "data.workers"} | {
+    f"{section}.{key}"
+    for section in ("training", "teacher_training")
+    for key in ("checkpoint_every", "device", "loggers", "progress")
+}
 
 
 @dataclass(frozen=True)
@@ -107,7 +131,8 @@ def distill(
         student: Name or configuration of the student.
         data: Name or configuration of the images.
         out: Output folder.
-        overwrite: Replace a run in that folder.
+        overwrite: Replace a run in that folder. Only what a run writes is deleted, and nothing at all
+            where other files are beside it.
         resume: Go on with the run in that folder.
         settings: Any other section or key of :class:`RunConfig`; sections may be dictionaries.
 
@@ -150,11 +175,10 @@ def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False)
         _claim(folder, config)
     teacher, teacher_folder = _teacher(config, data, network, device)
 
-    results: dict[str, tuple[Student, FitResult, Method]] = {}
+    results: dict[str, tuple[Student, FitResult]] = {}
     for name in _methods(config):
         part = dataclasses.replace(config, method=name)
-        place = folder if name == config.method else folder / "baselines" / name
-        results[name] = _train(part, data, teacher, place, resume)
+        results[name] = _train(part, data, teacher, _place(folder, config, name), resume)
     main = results[config.method][0]
     main.settings = config.readout
     if config.readout.name not in main.readouts:
@@ -170,7 +194,7 @@ def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False)
     metrics, confusion = _measure(config, data, teacher, results, device)
     main.save(folder / "student")
     write_card(folder / "student" / "README.md", main, metrics)
-    curves = {name: _curves(_place(folder, config, name)) for name in results}
+    curves = {name: _curves(_place(folder, config, name), config.readout.name) for name in results}
     if teacher_folder is not None:
         curves["teacher"] = _curves(teacher_folder)
     content = report.ReportData(
@@ -179,7 +203,7 @@ def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False)
         curves=curves,
         confusion=confusion,
         class_names=data.class_names,
-        examples=_examples(main, data, device),
+        examples=_examples(main, data, device, config.seed),
         config_yaml=dump(config),
         **_features(main, teacher, data.test, device, config.seed),
     )
@@ -235,10 +259,25 @@ def _check_networks(config: RunConfig, data: Data) -> Backbone | None:
             teacher = build_model(config.teacher, data.num_classes, data.channels)
         except UserError as error:
             raise UserError(f"Teacher: {error}") from error
+        _check_pretrained(config, teacher, data)
     student = build_model(config.student, data.num_classes, data.channels)
     for name in _methods(config):
         build_method(dataclasses.replace(config, method=name), student, teacher)
     return teacher
+
+
+def _check_pretrained(config: RunConfig, teacher: Backbone, data: Data) -> None:
+    """Raise :class:`UserError` where the teacher's pretrained classifier was not made for the data."""
+    if not config.teacher.pretrained or config.teacher.weights is not None:
+        return
+    classes = pretrained_classes(teacher)
+    if classes != data.num_classes:
+        name = config.teacher.name
+        raise UserError(
+            f"Teacher: pretrained {name} has {classes} classes, the data has {data.num_classes}: fine-tune it "
+            f"with gendd train --student.name {name} --student.pretrained true, then give its run as "
+            "--teacher.weights."
+        )
 
 
 def _place(folder: Path, config: RunConfig, name: str) -> Path:
@@ -247,10 +286,19 @@ def _place(folder: Path, config: RunConfig, name: str) -> Path:
 
 def _claim(folder: Path, config: RunConfig) -> None:
     """Make a checked output folder this run's."""
-    if folder.exists():
-        shutil.rmtree(folder)
-    folder.mkdir(parents=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in folder.iterdir():
+        if not _is_written(entry):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
     _write(folder / "config.yaml", dump(config))
+
+
+def _is_written(entry: Path) -> bool:
+    return any(fnmatchcase(entry.name, pattern) for pattern in _WRITTEN)
 
 
 def _check_folder(folder: Path, config: RunConfig, overwrite: bool, resume: bool) -> None:
@@ -261,7 +309,8 @@ def _check_folder(folder: Path, config: RunConfig, overwrite: bool, resume: bool
             raise UserError(
                 f"--resume: expected a run in {str(folder)!r}, found none. Leave --resume out to start it."
             )
-        changed = _difference(to_dict(load_config(saved)), to_dict(config))
+        ours, theirs = _binding(to_dict(load_config(saved))), _binding(to_dict(config))
+        changed = [name for name, value in ours.items() if value != theirs[name]]
         if changed:
             raise UserError(
                 f"--resume: expected the configuration of the run in {str(folder)!r}, "
@@ -274,22 +323,54 @@ def _check_folder(folder: Path, config: RunConfig, overwrite: bool, resume: bool
                 f"Output folder {str(folder)!r} exists: give another --out, --resume to go on with its run, "
                 "or --overwrite to replace it."
             )
-        if not saved.is_file():
+        _check_replaceable(folder, config)
+
+
+def _check_replaceable(folder: Path, config: RunConfig) -> None:
+    """Raise :class:`UserError` unless the folder holds a run, that run alone, and nothing this one reads."""
+    end = "Nothing was deleted; give another --out."
+    saved = folder / "config.yaml"
+    if not saved.is_file():
+        raise UserError(f"--overwrite: expected a run in {str(folder)!r}, found other files. {end}")
+    try:
+        load_config(saved)
+    except UserError as error:
+        raise UserError(
+            f"--overwrite: expected a run in {str(folder)!r}, but its config.yaml is of none ({error}) {end}"
+        ) from error
+    foreign = sorted(entry.name for entry in folder.iterdir() if not _is_written(entry))
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
+        raise UserError(
+            f"--overwrite: expected a run alone in {str(folder)!r}, found {shown} beside it. {end}"
+        )
+    read = {
+        "teacher.weights": config.teacher.weights,
+        "student.weights": config.student.weights,
+        "data.path": config.data.path,
+        "data.test_path": config.data.test_path,
+    }
+    for key, path in read.items():
+        if path is not None and Path(_absolute(path)).is_relative_to(folder.resolve()):
             raise UserError(
-                f"--overwrite: expected a run in {str(folder)!r}, found other files. Nothing was deleted; "
-                "give another --out."
+                f"--overwrite: expected {key} outside of the folder to replace, got {path!r} in "
+                f"{str(folder)!r}. {end}"
             )
 
 
-def _difference(ours: dict[str, Any], theirs: dict[str, Any], prefix: str = "") -> list[str]:
-    free = {"out", "training.progress", "training.loggers", "teacher_training.progress", "data.workers"}
-    found: list[str] = []
-    for key, value in ours.items():
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().resolve())
+
+
+def _binding(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """By dotted key, the settings of a plain configuration that its results depend on."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
         name = prefix + key
         if isinstance(value, dict):
-            found += _difference(value, theirs[key], name + ".")
-        elif value != theirs[key] and name not in free:
-            found.append(name)
+            found |= _binding(value, name + ".")
+        elif name not in _FREE:
+            found[name] = value
     return found
 
 
@@ -323,24 +404,34 @@ def _teacher(
         return None, None
     folder = None
     if _trains_teacher(config):
-        folder = _trained_teacher(config, data)
+        folder = _trained_teacher(config, data, device)
         load_weights(network, folder)
     return Frozen(network.to(device)), folder
 
 
-def _trained_teacher(config: RunConfig, data: Data) -> Path:
+def _trained_teacher(config: RunConfig, data: Data, device: torch.device) -> Path:
     """The run folder of a teacher trained on the labels, from the cache or trained now."""
+    seen = config.data
+    # resolved: the same teacher has the same settings wherever and however it is asked for
     training = RunConfig(
         method="supervised",
         student=config.teacher,
-        data=dataclasses.replace(config.data, labels=True),
-        training=config.teacher_training,
+        data=dataclasses.replace(
+            seen,
+            labels=True,
+            path=None if seen.path is None else _absolute(seen.path),
+            test_path=None if seen.test_path is None else _absolute(seen.test_path),
+        ),
+        training=dataclasses.replace(
+            config.teacher_training, precision=resolve_precision(config.teacher_training.precision, device)
+        ),
         readout=ReadoutConfig("linear"),
         seed=config.seed,
     )
-    plain = to_dict(training)
-    plain["training"].pop("progress")
-    key = hashlib.sha256(json.dumps([plain, version("gendd")], sort_keys=True).encode()).hexdigest()[:16]
+    # without labels the images are split otherwise; streamed, none is decoded to know them
+    own = data if seen.labels else load_data(dataclasses.replace(training.data, in_memory=False))
+    made_of = [_binding(to_dict(training)), _contents(own), version("gendd")]
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / "teachers" / f"{config.teacher.name.replace('/', '-')}-{data.name}-{key}"
     if (folder / "metrics.json").is_file():
         _say(f"teacher {config.teacher.name}: cached")
@@ -351,9 +442,19 @@ def _trained_teacher(config: RunConfig, data: Data) -> Path:
     return folder
 
 
+def _contents(data: Data) -> list[Any]:
+    """What tells these images from others of the same name and place: counts, classes and labels."""
+    parts = [data.train, data.test] if data.val is None else [data.train, data.test, data.val]
+    labels = [
+        None if part.labels is None else hashlib.sha256(part.labels.numpy().tobytes()).hexdigest()
+        for part in parts
+    ]
+    return [[len(part) for part in parts], data.class_names, labels]
+
+
 def _train(
     config: RunConfig, data: Data, teacher: Frozen | None, place: Path, resume: bool
-) -> tuple[Student, FitResult, Method]:
+) -> tuple[Student, FitResult]:
     torch.manual_seed(derive_seed(config.seed, "student"))
     backbone = build_model(config.student, data.num_classes, data.channels)
     if config.method == "gendd" and config.training.stage1_epochs > 0:
@@ -383,17 +484,18 @@ def _train(
         config.data,
         seed=config.seed,
         folder=place,
+        readout=config.readout.name,
         resume=resume,
         title=config.method,
     )
-    return method.student(), result, method
+    return method.student(), result
 
 
 def _measure(
     config: RunConfig,
     data: Data,
     teacher: Frozen | None,
-    results: dict[str, tuple[Student, FitResult, Method]],
+    results: dict[str, tuple[Student, FitResult]],
     device: torch.device,
 ) -> tuple[dict[str, Any], Tensor | None]:
     count = min(LATENCY_BATCH, len(data.test))
@@ -417,6 +519,7 @@ def _measure(
             "threads": torch.get_num_threads(),
             "precision": resolve_precision(config.training.precision, device),
             "latency_batch": count,
+            "latency_memory_format": str(memory_format(results[config.method][0])).removeprefix("torch."),
             "versions": {
                 "gendd": version("gendd"),
                 "python": platform.python_version(),
@@ -434,7 +537,7 @@ def _measure(
         metrics["teacher"] = {"name": config.teacher.name, **figures(reader, "linear")}
         metrics["teacher"].pop("agreement")
     confusion = None
-    for name, (student, result, _) in results.items():
+    for name, (student, result) in results.items():
         student.to(device).eval()
         scores = evaluate(
             student,
@@ -447,7 +550,7 @@ def _measure(
         )
         fitted = {
             "train_seconds": round(result.seconds, 2),
-            "validation": result.best and round(100 * result.best, 2),
+            "validation": _validation(result),
         }
         if name != config.method:
             metrics["baselines"][name] = {"name": config.student.name, **figures(student, "linear"), **fitted}
@@ -468,8 +571,18 @@ def _measure(
     return metrics, confusion
 
 
-def _curves(folder: Path) -> list[dict[str, float]]:
-    """Logged rows of a training, over its interruptions: where steps repeat, the later one holds."""
+def _validation(result: FitResult) -> dict[str, Any] | None:
+    """What the checkpoint was chosen by; None where nothing is held out."""
+    if result.monitor is None or result.best is None:
+        return None
+    return {"metric": result.monitor, "percent": round(100 * result.best, 2)}
+
+
+def _curves(folder: Path, readout: ReadoutName = "mean") -> list[dict[str, float]]:
+    """Logged rows of a training, over its interruptions: where steps repeat, the later one holds.
+
+    val/top1 is that of the readout that chose the checkpoint.
+    """
     rows: dict[int, dict[str, float]] = {}
     files = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda p: int(p.parent.name.split("_")[1]))
     for file in files:
@@ -483,9 +596,11 @@ def _curves(folder: Path) -> list[dict[str, float]]:
             rows.setdefault(int(row["step"]), {}).update(row)
     curve = [rows[step] for step in sorted(rows)]
     for row in curve:
-        for name in ("val/mean", "val/linear", "val/agreement"):
+        for name in ("val/linear", "val/mean") if readout == "linear" else ("val/mean", "val/linear"):
             if name in row and "val/top1" not in row:
                 row["val/top1"] = 100 * row[name]
+        if "val/agreement" in row:
+            row["val/agreement"] *= 100
     return curve
 
 
@@ -498,7 +613,7 @@ def _features(
         return {}
     generator = torch.Generator(device).manual_seed(seed)
     real, made, labels, left = [], [], [], _REPORT_FEATURES
-    for batch in eval_loader(images, 250):
+    for batch in eval_loader(images, BATCH_SIZE):
         batch = batch.to(device)
         real.append(teacher(batch.images)[0].float().cpu())
         made.append(student.generate(batch.images, num_samples=1, generator=generator)[0].cpu())
@@ -515,11 +630,13 @@ def _features(
 
 
 @torch.no_grad()
-def _examples(student: Student, data: Data, device: torch.device) -> list[report.Example]:
+def _examples(student: Student, data: Data, device: torch.device, seed: int) -> list[report.Example]:
     count = min(_REPORT_EXAMPLES, len(data.test))
     picked = torch.linspace(0, len(data.test) - 1, count).round().long()
     pixels = data.test.images(picked)
-    probabilities = student(pixels.to(device).float() / 255).float().softmax(-1).cpu()
+    features = student.features(pixels.to(device).float() / 255)
+    logits = student.logits(features, generator=torch.Generator(device).manual_seed(seed))
+    probabilities = logits.float().softmax(-1).cpu()
     shown = []
     for row, index in enumerate(picked.tolist()):
         best = int(probabilities[row].argmax())
@@ -601,7 +718,10 @@ def predict(path: str | Path, images: list[str], top: int = 5) -> list[Predictio
         except OSError as error:
             raise UserError(f"Image {file!r}: expected a readable file; {error.strerror}.") from error
         pixels = frame(decode(content, file, student.backbone.in_channels), size, framing)
-        probabilities = student(pixels[None].float() / 255)[0].float().softmax(-1)
+        # anew for each: what is said of an image does not depend on the others
+        generator = torch.Generator().manual_seed(0)
+        logits = student.logits(student.features(pixels[None].float() / 255), generator=generator)
+        probabilities = logits[0].float().softmax(-1)
         best = probabilities.topk(min(top, len(probabilities)))
         classes = [names[i] if i < len(names) else str(i) for i in best.indices.tolist()]
         found.append(Prediction(file, classes, [round(p, 4) for p in best.values.tolist()]))

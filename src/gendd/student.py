@@ -124,6 +124,7 @@ class Student(nn.Module):
         guidance: float | None = None,
         num_samples: int | None = None,
         generator: torch.Generator | None = None,
+        **settings: Any,
     ) -> Tensor:
         """Teacher features generated for images.
 
@@ -133,15 +134,21 @@ class Student(nn.Module):
             guidance: Classifier-free guidance; 1 is none.
             num_samples: S.
             generator: Source of the noise, on the images' device.
+            settings: Further ones of :class:`gendd.ReadoutConfig`: sampler, temperature, eta.
 
         Returns:
             (S, B, D).
 
         Raises:
-            UserError: this student has no generator.
+            UserError: this student has no generator, or was trained without condition dropout and is
+                to be guided; a setting is unknown.
         """
         network, _ = self._generative()
-        given = {"steps": steps, "guidance": guidance, "num_samples": num_samples}
+        known = ("sampler", "temperature", "eta")
+        for name in settings:
+            if name not in known:
+                raise UserError(f"Unknown sampling setting {name!r}.{did_you_mean(name, known)}")
+        given = {"steps": steps, "guidance": guidance, "num_samples": num_samples, **settings}
         changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         config = dataclasses.replace(self.settings, **changed)
         return readouts.sampled_features(network, self.features(images), config, generator)

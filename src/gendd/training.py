@@ -33,12 +33,11 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
-from gendd.config import DataConfig, TrainingConfig
+from gendd.config import DataConfig, ReadoutName, TrainingConfig
 from gendd.data import Batch, Batches, Data, eval_loader, train_loader
 from gendd.errors import UserError
 from gendd.methods import Method
-
-STATISTICS_IMAGES = 10_000
+from gendd.student import Student
 
 _PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "fp32": "32-true",
@@ -71,7 +70,13 @@ def resolve_device(name: str) -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
-    """The precision ``auto`` stands for: bf16 where the device multiplies matrices in it, else fp32."""
+    """The precision ``auto`` stands for: bf16 where the device multiplies matrices in it, else fp32.
+
+    Raises:
+        UserError: fp16 on a CPU.
+    """
+    if name == "fp16" and device.type == "cpu":
+        raise UserError("training.precision: expected fp32 or bf16 on a CPU, got 'fp16'.")
     if name != "auto":
         return cast(Literal["fp32", "bf16", "fp16"], name)
     if device.type == "cuda":
@@ -88,7 +93,8 @@ def _cpu_multiplies_bf16() -> bool:
 
 def learning_rate_factor(step: int, steps_per_epoch: int, config: TrainingConfig) -> float:
     """Factor on the peak learning rate at an optimiser step, counted from 0."""
-    warmup = round(config.warmup_epochs * steps_per_epoch)
+    epochs = 0.1 * config.epochs if config.warmup_epochs is None else config.warmup_epochs
+    warmup = round(epochs * steps_per_epoch)
     total = config.epochs * steps_per_epoch
     if step < warmup:
         return (step + 1) / warmup
@@ -129,6 +135,8 @@ class LightningMethod(lightning.LightningModule):
         data_config: Loading.
         seed: Of order, augmentation and the method's randomness.
         channels_last: Memory format of the images.
+        readout: The readout whose validation accuracy chooses the checkpoint; for ``sample`` it is
+            ``mean``, which costs one pass.
     """
 
     def __init__(
@@ -139,6 +147,7 @@ class LightningMethod(lightning.LightningModule):
         data_config: DataConfig,
         seed: int,
         channels_last: bool,
+        readout: ReadoutName = "mean",
     ) -> None:
         super().__init__()
         self.method = method
@@ -147,11 +156,12 @@ class LightningMethod(lightning.LightningModule):
         self.data_config = data_config
         self.seed = seed
         self.channels_last = channels_last
+        self.readout = readout
         self.use_labels = data_config.labels and data.labelled
         self.steps_per_epoch = len(train_loader(data, data_config, seed=seed, epoch=0))
         self.seconds = 0.0
         self._clock: float | None = None
-        self._unchecked: tuple[int, list[str], Tensor] | None = None
+        self._unchecked: tuple[int, list[str], Tensor, torch.cuda.Event | None] | None = None
         top1 = {
             name: MulticlassAccuracy(max(data.num_classes, 2), average="micro") for name in self._watched()
         }
@@ -167,7 +177,12 @@ class LightningMethod(lightning.LightningModule):
         """The validation metric checkpoints are chosen by."""
         if not self.use_labels:
             return "val/agreement"
-        return "val/mean" if "mean" in self.accuracy else "val/linear"
+        return f"val/{self._chosen(self.method.student())}"
+
+    def _chosen(self, student: Student) -> str:
+        if "mean" not in student.readouts or self.readout == "linear":
+            return "linear"
+        return "mean"
 
     def train_dataloader(self) -> Batches:
         """The batches of the current epoch."""
@@ -212,18 +227,28 @@ class LightningMethod(lightning.LightningModule):
         generator = torch.Generator(self.device).manual_seed(key)
         out = self.method(batch.images, batch.labels if self.use_labels else None, generator=generator)
         parts = {"loss": out.loss.detach(), **out.parts}
-        self._unchecked = (self.global_step, list(parts), torch.stack([p.float() for p in parts.values()]))
+        self._watch(parts)
         for name, value in parts.items():
             self.log(f"train/{name}", value, prog_bar=True, batch_size=len(batch.images))
         loss: Tensor = out.loss
         return loss
 
+    def _watch(self, parts: dict[str, Tensor]) -> None:
+        # copied as soon as the forward pass is done and read a step later: the device never waits
+        values = torch.stack([part.float() for part in parts.values()]).to("cpu", non_blocking=True)
+        copied = None
+        if self.device.type == "cuda":
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
+        self._unchecked = (self.global_step, list(parts), values, copied)
+
     def _check_finite(self) -> None:
-        # one step late, when the device has finished it: no step waits for its own loss
         if self._unchecked is None:
             return
-        step, names, values = self._unchecked
+        step, names, values, copied = self._unchecked
         self._unchecked = None
+        if copied is not None:
+            copied.synchronize()
         if bool(torch.isfinite(values).all()):
             return
         bad = [name for name, value in zip(names, values.tolist(), strict=True) if not math.isfinite(value)]
@@ -258,17 +283,14 @@ class LightningMethod(lightning.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Accuracy of every readout that costs one pass; without labels, agreement with the teacher."""
         del batch_idx
-        student = self.method.student()
-        features = student.features(batch.images)
-        if not self.use_labels:
-            assert self.method.teacher is not None
-            target = self.method.teacher(batch.images)[1].argmax(-1)
-            best = "mean" if "mean" in student.readouts else "linear"
-            outputs = {"agreement": student.logits(features, cast(Any, best))}
-        else:
+        outputs = self.method.predict(batch.images)
+        if self.use_labels:
             assert batch.labels is not None
             target = batch.labels
-            outputs = {name: student.logits(features, cast(Any, name)) for name in self.accuracy}
+        else:
+            assert self.method.teacher is not None
+            target = self.method.teacher(batch.images)[1].argmax(-1)
+            outputs = {"agreement": outputs[self._chosen(self.method.student())]}
         for name, logits in outputs.items():
             if not bool(torch.isfinite(logits).all()):
                 raise self._not_finite("validation", self.global_step, f"logits of {name}")
@@ -372,6 +394,7 @@ def fit(
     *,
     seed: int,
     folder: Path,
+    readout: ReadoutName = "mean",
     resume: bool = False,
     title: str = "training",
 ) -> FitResult:
@@ -384,6 +407,7 @@ def fit(
         data_config: Loading.
         seed: Of everything random.
         folder: Gets ``checkpoints/`` (last and best) and ``logs/``.
+        readout: The readout whose validation accuracy chooses the checkpoint.
         resume: Go on from the last checkpoint in ``folder``, if there is one.
         title: Shown with the progress.
 
@@ -402,11 +426,13 @@ def fit(
             (checkpoints / name).unlink(missing_ok=True)
     if not (resume and (finished.exists() or (checkpoints / "last.ckpt").exists())):
         _prepare(method, data, data_config, seed)
-    module = LightningMethod(method, data, config, data_config, seed, channels_last)
+    module = LightningMethod(method, data, config, data_config, seed, channels_last, readout)
     monitor = module.monitor if data.val is not None else None
     if not (resume and finished.exists()):
         result = _fit(module, config, device, folder, monitor, resume, title)
-        finished.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        temporary = finished.with_suffix(".tmp")
+        temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
+        temporary.replace(finished)
     result = json.loads(finished.read_text(encoding="utf-8"))
     _load_weights(module, checkpoints / ("last.ckpt" if monitor is None else "best.ckpt"))
     method.to(device).eval()
@@ -415,16 +441,10 @@ def fit(
 
 def _prepare(method: Method, data: Data, data_config: DataConfig, seed: int) -> None:
     batches = train_loader(data, data_config, seed=seed, epoch=0)
-    count = -(-STATISTICS_IMAGES // data_config.batch_size)
-    use_labels = data_config.labels and data.labelled
-
-    def taken() -> Iterator[Batch]:
-        for index, batch in enumerate(batches):
-            if index == count:
-                return
-            yield batch if use_labels else Batch(batch.images, None)
-
-    method.prepare(taken())
+    if not (data_config.labels and data.labelled):
+        method.prepare(Batch(batch.images, None) for batch in batches)
+    else:
+        method.prepare(batches)
 
 
 def _fit(
@@ -461,7 +481,7 @@ def _fit(
         callbacks.append(best)
     callbacks.append(last)
     if config.ema is not None:
-        callbacks.append(EMAWeightAveraging(decay=config.ema))
+        callbacks.append(EMAWeightAveraging(device=device, decay=config.ema))
     if bar:
         callbacks.append(RichProgressBar(leave=True))
     precision = resolve_precision(config.precision, device)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from gendd import tokens
@@ -54,11 +54,15 @@ def head_state(released: dict[str, Tensor]) -> dict[str, Tensor]:
     return renamed
 
 
-def verify(reference: Path | None = None) -> dict[str, float]:
+def verify(reference: Path | None = None, device: torch.device | str = "cpu") -> dict[str, float]:
     """Largest relative deviation from the reference in each group of numbers; infinite where one is NaN.
 
     A deviation is relative to the reference's own value where a group lists single losses or
     coefficients, and to the largest entry for vectors, whose entries pass through zero.
+
+    Args:
+        reference: The file; by default the one shipped with the package.
+        device: Where to compute, in float32.
 
     Raises:
         UserError: the file can't be read or lacks a group.
@@ -70,7 +74,7 @@ def verify(reference: Path | None = None) -> dict[str, float]:
     except _UNREADABLE as error:
         raise UserError(f"Reference {str(path)!r}: expected a readable .npz file; {error}.") from error
     try:
-        return _verify(arrays)
+        return _verify(arrays, torch.device(device))
     except KeyError as error:
         raise UserError(f"Reference {str(path)!r}: expected the array {error}; it is not there.") from error
     except (RuntimeError, ValueError) as error:
@@ -78,9 +82,12 @@ def verify(reference: Path | None = None) -> dict[str, float]:
         raise UserError(f"Reference {str(path)!r}: expected arrays that fit together; {reason}") from error
 
 
-def _verify(arrays: dict[str, NDArray[Any]]) -> dict[str, float]:
-    def read(name: str) -> Tensor:
+def _verify(arrays: dict[str, NDArray[Any]], device: torch.device) -> dict[str, float]:
+    def host(name: str) -> Tensor:
         return torch.from_numpy(np.asarray(arrays[name]))
+
+    def read(name: str) -> Tensor:
+        return host(name).to(device)
 
     _, feature_width, token_width, _, width, _, depth, repeats = (int(n) for n in arrays["config"])
     state = {name[6:]: read(name) for name in arrays if name.startswith("state/")}
@@ -95,7 +102,7 @@ def _verify(arrays: dict[str, NDArray[Any]]) -> dict[str, float]:
         standardise=False,
         contraction=0.9,
     )
-    generator = FeatureGenerator(condition_width, feature_width, config)
+    generator = FeatureGenerator(condition_width, feature_width, config).to(device)
     prefix = "diffloss.net."
     released = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
     generator.head.load_state_dict(head_state(released))
@@ -104,7 +111,7 @@ def _verify(arrays: dict[str, NDArray[Any]]) -> dict[str, float]:
     found: dict[str, float] = {}
     schedule = cosine_schedule(len(arrays["schedule/betas"]))
     found["schedule"] = max(
-        _pointwise(getattr(schedule, name.split("/")[1]), read(name))
+        _pointwise(getattr(schedule, name.split("/")[1]), host(name))
         for name in arrays
         if name.startswith("schedule/")
     )
@@ -114,8 +121,8 @@ def _verify(arrays: dict[str, NDArray[Any]]) -> dict[str, float]:
     for steps in respaced:
         short = schedule.respace(steps)
         found[f"respaced/{steps}"] = max(
-            _pointwise(short.timesteps, read(f"respaced/{steps}/timesteps")),
-            _pointwise(short.betas, read(f"respaced/{steps}/betas")),
+            _pointwise(short.timesteps, host(f"respaced/{steps}/timesteps")),
+            _pointwise(short.betas, host(f"respaced/{steps}/betas")),
         )
     with torch.no_grad():
         output = generator.head(*(read(f"head/{name}") for name in ("x", "t", "cond", "token_index")))
@@ -165,9 +172,8 @@ def _verify_full(
     group: str,
     contraction: float,
 ) -> dict[str, float]:
-    student = nn.Linear(state["model.l.weight"].shape[1], state["model.l.weight"].shape[0])
-    student.load_state_dict({"weight": state["model.l.weight"], "bias": state["model.l.bias"]})
-    features = F.relu(student(read(f"{group}/images")))
+    images = read(f"{group}/images")
+    features = F.relu(F.linear(images, state["model.l.weight"], state["model.l.bias"]))
     logits = F.linear(features, state["model.fc.weight"], state["model.fc.bias"])
     centres = state["cls_centers"]
     labels = read(f"{group}/labels")
@@ -185,14 +191,14 @@ def _verify_full(
 
 
 def _pointwise(ours: Tensor, reference: Tensor) -> float:
-    ours, reference = ours.detach().double(), reference.double()
+    ours, reference = ours.detach().cpu().double(), reference.cpu().double()
     difference = (ours - reference).abs()
     relative = difference / reference.abs().clamp(min=torch.finfo(torch.float64).tiny)
     return _largest(torch.where(difference == 0, torch.zeros_like(relative), relative))
 
 
 def _vector(ours: Tensor, reference: Tensor) -> float:
-    ours, reference = ours.detach().double(), reference.double()
+    ours, reference = ours.detach().cpu().double(), reference.cpu().double()
     return _largest((ours - reference).abs() / reference.abs().max())
 
 

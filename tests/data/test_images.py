@@ -80,6 +80,21 @@ def test_stream_and_memory_hold_the_same_images(tmp_path: Path) -> None:
     assert memory.in_memory and not stream.in_memory and len(memory) == len(stream) == 4
     assert torch.equal(memory.images([2, 0]), stream.images(torch.tensor([2, 0])))
     assert memory.images(range(4)).shape == (4, 3, 8, 8)
+    held = stream.held("Reading")
+    for path in paths:
+        Path(path).unlink()
+    assert not held.in_memory and len(held) == 4 and held.size == 8 and held.labels is stream.labels
+    assert torch.equal(held.images(range(4)), memory.images(range(4)))
+    assert held.original(3).shape == (3, 9, 10)
+    assert held.held("Reading") is held and memory.held("Reading") is memory
+
+
+def test_a_held_image_is_named_after_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "torn.png"
+    path.write_bytes(b"nothing")
+    held = ImageSet(Files([str(path)]), None, channels=3, size=8).held("Reading")
+    with pytest.raises(UserError, match=r"torn\.png"):
+        held.images([0])
 
 
 def test_probe(tmp_path: Path) -> None:

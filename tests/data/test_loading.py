@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -127,8 +129,10 @@ def test_ranks_augment_differently() -> None:
 
 
 def test_more_processes_than_images() -> None:
-    with pytest.raises(UserError, match="got 3 for 2"):
+    with pytest.raises(UserError, match="got 3 for 2") as caught:
         train_loader(_data(2), DataConfig(), seed=0, epoch=0, world_size=3)
+    # No key of the config decides this.
+    assert "training." not in str(caught.value)
 
 
 def test_every_epoch_sees_other_images_of_the_rest() -> None:
@@ -166,6 +170,39 @@ def test_a_corrupt_streamed_image_is_named_on_one_line(tmp_path: Path, workers: 
     with pytest.raises(UserError) as caught:
         list(eval_loader(data.test, 2, workers=workers))
     assert "3.png" in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("cuda", [True, False])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_batches_are_pinned_where_there_is_cuda(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_memory: bool, cuda: bool
+) -> None:
+    data = _data(4) if in_memory else _streamed(tmp_path, 4, "none")
+    plain = list(eval_loader(data.test, 2))
+    pinned: list[int] = []
+    empty = torch.empty
+
+    def recorded(*shape: Any, pin_memory: bool = False, **options: Any) -> Tensor:
+        made = empty(*shape, **options)
+        if pin_memory:
+            pinned.append(made.data_ptr())
+        return made
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
+    monkeypatch.setattr(torch, "empty", recorded)
+    batches = list(eval_loader(data.test, 2))
+    given = [tensor.data_ptr() for batch in batches for tensor in (batch.images, _of(batch))]
+    assert pinned == (given if cuda else [])
+    assert _equal(batches, plain)
+
+
+def test_a_stream_left_early_leaves_no_worker(tmp_path: Path) -> None:
+    batches = iter(eval_loader(_streamed(tmp_path, 8, "none").test, 2, workers=2))
+    before = len(active_children())
+    next(batches)
+    assert len(active_children()) == before + 2
+    del batches
+    assert len(active_children()) == before
 
 
 def test_batch_moves_as_one() -> None:

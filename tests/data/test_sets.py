@@ -7,6 +7,8 @@ import io
 import json
 import pickle
 import struct
+import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +20,10 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from gendd.config import DataConfig
-from gendd.data import describe, load_data
+from gendd.data import describe, load_data, train_loader
+from gendd.data.images import Held
+from gendd.data.readers import read_parquet
+from gendd.data.split import random_split
 from gendd.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
@@ -83,6 +88,15 @@ def test_train_images_leave_validation_as_it_is() -> None:
     full, few = load_data(DataConfig()), load_data(DataConfig(train_images=100))
     assert full.val is not None and few.val is not None and len(few.train) == 100
     assert torch.equal(full.val.images(range(144)), few.val.images(range(144)))
+
+
+def test_labels_that_may_not_be_seen_do_not_split() -> None:
+    rest, held = random_split(1438, 0.1, torch.Generator().manual_seed(0))
+    every = load_data(DataConfig(validation=0)).train
+    data = load_data(DataConfig(labels=False))
+    assert data.val is not None and data.labelled
+    assert torch.equal(data.train.images(range(len(data.train))), every.images(rest))
+    assert torch.equal(data.val.images(range(len(data.val))), every.images(held))
 
 
 def test_no_validation() -> None:
@@ -202,17 +216,55 @@ def _write_folder(root: Path, test: str = "test") -> None:
     (root / "train" / "ant" / "notes.txt").write_text("not an image")
 
 
-@pytest.mark.parametrize("in_memory", [True, False])
-def test_folder(tmp_path: Path, in_memory: bool) -> None:
+@pytest.mark.parametrize("in_memory", [True, False, None])
+def test_folder(tmp_path: Path, in_memory: bool | None) -> None:
     _write_folder(tmp_path, "val")
     data = load_data(
         DataConfig(name="folder", path=str(tmp_path), validation=0.25, image_size=8, in_memory=in_memory)
     )
     assert data.class_names == ["ant", "bee"] and data.channels == 3 and data.augment == "resized-crop"
     assert data.val is not None and data.val.labels is not None and data.val.labels.tolist() == [0, 1]
-    assert data.train.in_memory == data.test.in_memory == in_memory
+    # Crops are taken from the originals, which are larger, wherever the set is held.
+    assert not data.train.in_memory and data.train.original(0).shape == (3, 12, 10)
+    assert data.val.in_memory == data.test.in_memory == (in_memory is not False)
+    assert isinstance(data.train.source, Held) == (in_memory is True)
+    assert describe(data).endswith("encoded in memory" if in_memory else "streamed")
     assert data.test.labels is not None and data.test.labels.tolist() == [0, 0, 1, 1]
     assert data.test.images(range(4))[:, 0, 3, 3].tolist() == [0, 1, 50, 51]
+
+
+def test_where_images_are_held_never_changes_training(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    for file in ("train/a/1", "train/a/2", "train/b/1", "train/b/2", "test/a/1", "test/b/1"):
+        path = tmp_path / f"{file}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8)).save(path)
+
+    def batches(in_memory: bool | None) -> list[torch.Tensor]:
+        config = DataConfig(
+            "folder", str(tmp_path), validation=0, image_size=8, in_memory=in_memory, workers=0
+        )
+        return [batch.images for batch in train_loader(load_data(config), config, seed=0, epoch=0)]
+
+    streamed = torch.cat(batches(False))
+    assert torch.equal(streamed, torch.cat(batches(True)))
+    assert torch.equal(streamed, torch.cat(batches(None)))
+
+
+def test_folder_of_the_final_size_is_decoded_ahead(tmp_path: Path) -> None:
+    # Forty images, of which sixteen are looked at first: the odd one out (the second) is not among them.
+    files = [tmp_path / "train" / f"{number:02}.png" for number in range(40)]
+    (tmp_path / "train").mkdir()
+    for file in files:
+        file.write_bytes(_picture((1, 2, 3)))
+    (tmp_path / "test" / "a").mkdir(parents=True)
+    (tmp_path / "test" / "a" / "1.png").write_bytes(_picture((1, 2, 3)))
+    config = DataConfig("folder", str(tmp_path), validation=0, image_size=8, labels=False)
+    data = load_data(config)
+    assert data.augment == "resized-crop" and data.train.in_memory
+    files[1].write_bytes(_picture((1, 2, 3), (9, 8)))
+    assert not load_data(config).train.in_memory
+    assert load_data(replace(config, augment="crop-flip")).train.in_memory
 
 
 def test_folder_is_224_unless_told(tmp_path: Path) -> None:
@@ -359,6 +411,17 @@ def test_parquet_mistakes(tmp_path: Path) -> None:
     _fails(DataConfig("parquet", str(train)), "data.test_path")
     _write_parquet(test, _shades(4), None)
     _fails(config, "label column", "b.parquet")
+
+
+def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a", "b"):
+        _write_parquet(tmp_path / name, _shades(4), [0, 1, 0, 1])
+    config = DataConfig("parquet", str(tmp_path / "a"), str(tmp_path / "b"), validation=0)
+    found = read_parquet(config)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    _fails(config, "pip install 'gendd[parquet]'")
+    with pytest.raises(UserError, match="need pyarrow"):
+        found.train.take(torch.arange(4))
 
 
 def test_parquet_without_training_labels(tmp_path: Path) -> None:

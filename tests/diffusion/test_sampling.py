@@ -11,7 +11,6 @@ from gendd.diffusion import (
     Denoised,
     Denoiser,
     Prediction,
-    Sampler,
     Schedule,
     ancestral,
     cosine_schedule,
@@ -23,7 +22,13 @@ from gendd.diffusion import (
 Model = Callable[[Tensor, int], Tensor]
 
 NAMES: dict[Prediction, str] = {"sample": "sample", "epsilon": "epsilon", "v": "v_prediction"}
+Sampler = Callable[..., Tensor]
 SAMPLERS: list[Sampler] = [ancestral, ddim]
+
+
+def noise(sampler: Sampler, level: float) -> dict[str, float]:
+    """The setting that scales the step noise of a sampler."""
+    return {"temperature" if sampler is ancestral else "eta": level}
 
 
 def network(out_channels: int) -> Model:
@@ -107,7 +112,7 @@ def test_ddim_takes_the_steps_of_diffusers(prediction: Prediction, eta: float, s
         expected = theirs.step(model(expected, t), t, expected, eta=eta, generator=random).prev_sample
     random = torch.Generator().manual_seed(7)
     denoise = denoiser(model, schedule, prediction)
-    out = ddim(denoise, start(), schedule, temperature=eta, generator=random)
+    out = ddim(denoise, start(), schedule, eta=eta, generator=random)
     torch.testing.assert_close(out, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -164,7 +169,7 @@ def test_ddim_with_the_exact_denoiser_maps_noise_to_its_quantile() -> None:
 def test_ddim_at_eta_one_recovers_the_gaussian() -> None:
     schedule = cosine_schedule(1000)
     x, random = wide(1)
-    out = ddim(gaussian(schedule), x, schedule, temperature=1.0, generator=random)
+    out = ddim(gaussian(schedule), x, schedule, eta=1.0, generator=random)
     assert float(out.mean()) == pytest.approx(MEAN, abs=4 * STD / math.sqrt(20_000))
     assert float(out.std()) == pytest.approx(STD, abs=4 * STD / math.sqrt(40_000) + 2e-3)
 
@@ -173,18 +178,20 @@ def test_ddim_at_eta_one_recovers_the_gaussian() -> None:
 def test_a_denoiser_that_knows_the_answer_gives_it(sampler: Sampler) -> None:
     answer = start(seed=5)
     schedule = cosine_schedule(50)
-    out = sampler(lambda x, step: Denoised(answer, None), start(), schedule, temperature=1.0)
+    out = sampler(lambda x, step: Denoised(answer, None), start(), schedule, **noise(sampler, 1.0))
     torch.testing.assert_close(out, answer, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
-def test_temperature_zero_is_deterministic_and_the_generator_reproduces_the_rest(sampler: Sampler) -> None:
+def test_without_step_noise_it_is_deterministic_and_the_generator_reproduces_the_rest(
+    sampler: Sampler,
+) -> None:
     schedule = cosine_schedule(10)
     denoise = denoiser(network(4), schedule)
 
-    def run(temperature: float, seed: int) -> Tensor:
+    def run(level: float, seed: int) -> Tensor:
         random = torch.Generator().manual_seed(seed)
-        return sampler(denoise, start(), schedule, temperature=temperature, generator=random)
+        return sampler(denoise, start(), schedule, **noise(sampler, level), generator=random)
 
     assert torch.equal(run(0.0, 1), run(0.0, 2))
     assert torch.equal(run(1.0, 1), run(1.0, 1))
@@ -199,14 +206,15 @@ def test_given_noise_is_used_noisiest_step_first(sampler: Sampler) -> None:
     random = torch.Generator().manual_seed(4)
     drawn = [torch.randn(6, 4, generator=random, dtype=torch.float64) for _ in range(9)]
     expected = sampler(
-        denoise, start(), schedule, temperature=1.0, generator=torch.Generator().manual_seed(4)
+        denoise, start(), schedule, **noise(sampler, 1.0), generator=torch.Generator().manual_seed(4)
     )
-    given = sampler(denoise, start(), schedule, temperature=1.0, step_noise=drawn)
+    given = sampler(denoise, start(), schedule, **noise(sampler, 1.0), step_noise=drawn)
     assert torch.equal(given, expected)
     # the last step takes none: an entry for it may be there, and is not used
     stacked = torch.stack([*drawn, torch.full((6, 4), math.nan, dtype=torch.float64)])
-    assert torch.equal(sampler(denoise, start(), schedule, temperature=1.0, step_noise=stacked), expected)
-    swapped = sampler(denoise, start(), schedule, temperature=1.0, step_noise=drawn[::-1])
+    longer = sampler(denoise, start(), schedule, **noise(sampler, 1.0), step_noise=stacked)
+    assert torch.equal(longer, expected)
+    swapped = sampler(denoise, start(), schedule, **noise(sampler, 1.0), step_noise=drawn[::-1])
     assert not torch.allclose(swapped, expected)
 
 
@@ -225,5 +233,5 @@ def test_the_callback_sees_every_step_down_to_the_result(sampler: Sampler) -> No
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_the_result_has_the_type_of_the_start(sampler: Sampler, dtype: torch.dtype) -> None:
     x = start().to(dtype)
-    out = sampler(lambda x, step: Denoised(0.5 * x, None), x, cosine_schedule(5), temperature=1.0)
+    out = sampler(lambda x, step: Denoised(0.5 * x, None), x, cosine_schedule(5), **noise(sampler, 1.0))
     assert out.dtype == dtype and out.shape == x.shape

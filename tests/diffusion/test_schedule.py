@@ -153,3 +153,13 @@ def test_entries_first_read_in_inference_mode_serve_training() -> None:
     (schedule.at("betas", t) * x).sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad, schedule.betas[t].float().unsqueeze(1).expand(2, 3))
+
+
+def test_one_step_has_every_coefficient() -> None:
+    one = cosine_schedule(20).respace(1)
+    assert one.timesteps.tolist() == [19]
+    tables = {name: table for name, table in vars(one).items() if isinstance(table, torch.Tensor)}
+    assert {len(table) for table in tables.values()} == {1}
+    # nothing comes before it: the variance is 0, its clipped logarithm that of β
+    assert one.posterior_variance.item() == 0
+    assert one.posterior_log_variance_clipped.exp().item() == pytest.approx(one.betas.item())

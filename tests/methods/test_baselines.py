@@ -168,6 +168,14 @@ def test_pretraining_trains_backbone_and_map_and_leaves_the_classifier() -> None
     assert torch.equal(after["backbone.net.fc.weight"], before["backbone.net.fc.weight"])
 
 
+def test_pretraining_is_judged_by_what_it_trains() -> None:
+    student, teacher = pair()
+    method = Pretraining(student, teacher).eval()
+    predicted = method.predict(images())
+    assert list(predicted) == ["linear"]
+    assert torch.equal(predicted["linear"], method(images(), labels()).logits)
+
+
 def test_pretraining_needs_labels() -> None:
     with pytest.raises(UserError, match=r"expected labels, got none\. Set training\.stage1_epochs 0"):
         Pretraining(*pair())(images())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -456,7 +457,9 @@ def test_a_class_without_images_has_no_mean() -> None:
 
 
 def test_class_means_need_labels() -> None:
-    with pytest.raises(UserError, match="expected images with class labels, got none"):
+    with pytest.raises(
+        UserError, match=r"expected labelled images of all 4 classes, got none of \[0, 1, 2, 3\]"
+    ):
         build(centres="means").prepare([(images(4), None)])
 
 
@@ -539,3 +542,26 @@ def test_the_config_names_the_method() -> None:
     kl = build_method(RunConfig(method="kl", kd=KDConfig(2.0, 0.5)), student, teacher)
     assert isinstance(kd, KD) and kd.config == KDConfig(2.0, 0.5) and kd.needs_labels
     assert isinstance(kl, KD) and kl.config == KDConfig(1.0, 1.0) and not kl.needs_labels
+
+
+def test_prepare_takes_no_more_batches_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gendd.methods.gendd.STATISTICS_IMAGES", 10)
+    taken = []
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        for index in range(5):
+            taken.append(index)
+            yield images(4), torch.tensor([0, 1, 2, 3])
+
+    build(standardise=True).prepare(batches())
+    assert taken == [0, 1, 2]
+    taken.clear()
+    build(centres="means").prepare(batches())  # a mean is of all images of its class
+    assert taken == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_a_module_that_is_no_backbone_is_refused(role: str) -> None:
+    networks = {"student": network(), "teacher": network(), role: torch.nn.Linear(2, 2)}
+    with pytest.raises(UserError, match=f"expected a gendd.Backbone as {role}, got Linear"):
+        GenDD(networks["student"], networks["teacher"], **TINY)  # type: ignore[arg-type]

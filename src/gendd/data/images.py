@@ -1,4 +1,4 @@
-"""Image sets: uint8 pixels in memory, or encoded images that are decoded when they are read.
+"""Image sets: uint8 pixels in memory, or encoded images (on disk or held) decoded when they are read.
 
 Shapes: N images of the set, n of them, C channels, S side, h height and w width before resizing.
 """
@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -31,17 +31,21 @@ _CHUNK = 256
 _QUIET_SECONDS = 2.0
 
 
-class Encoded(Protocol):
+class Named(Protocol):
+    """What tells where images came from."""
+
+    def where(self, index: int) -> str:
+        """What an error calls this image."""
+        ...
+
+
+class Encoded(Named, Protocol):
     """Encoded images (JPEG, PNG, …) that are read one at a time."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> bytes:
         """The encoded image. Raises :class:`UserError` where it can't be read."""
-        ...
-
-    def where(self, index: int) -> str:
-        """What an error calls this image."""
         ...
 
 
@@ -65,6 +69,32 @@ class Files:
 
     def where(self, index: int) -> str:
         return repr(self.paths[index])
+
+
+@dataclass(frozen=True)
+class Held:
+    """Encoded images held in memory as they are (not decoded).
+
+    Args:
+        data: The encoded images, one after the other: uint8 (bytes,). One tensor, so that loader
+            processes share it.
+        ends: int64 (N,): where each image ends.
+        names: Where they came from.
+    """
+
+    data: Tensor
+    ends: Tensor
+    names: Named
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def read(self, index: int) -> bytes:
+        start = int(self.ends[index - 1]) if index > 0 else 0
+        return self.data[start : int(self.ends[index])].numpy().tobytes()
+
+    def where(self, index: int) -> str:
+        return self.names.where(index)
 
 
 @dataclass(frozen=True)
@@ -137,7 +167,33 @@ class ImageSet:
             done = pool.map(load, range(0, len(self), _CHUNK))
             for _ in watched(done, len(self), title):
                 pass
-        return ImageSet(pixels, self.labels, self.channels, self.size, self.framing)
+        return replace(self, source=pixels)
+
+    def held(self, title: str) -> ImageSet:
+        """The same set with its encoded images read into memory; shows progress like :meth:`loaded`."""
+        source = self.source
+        if isinstance(source, Tensor | Held):
+            return self
+        data = bytearray()
+        ends: list[int] = []
+
+        def read(start: int) -> list[bytes]:
+            return [source.read(index) for index in range(start, min(start + _CHUNK, len(source)))]
+
+        def join(chunks: Iterable[list[bytes]]) -> Iterator[int]:
+            for chunk in chunks:
+                for content in chunk:
+                    data.extend(content)
+                    ends.append(len(data))
+                yield len(chunk)
+
+        with ThreadPoolExecutor(cores()) as pool:
+            chunks = pool.map(read, range(0, len(source), _CHUNK))
+            for _ in watched(join(chunks), len(source), title):
+                pass
+        return replace(
+            self, source=Held(torch.frombuffer(data, dtype=torch.uint8), torch.tensor(ends), source)
+        )
 
 
 def cores() -> int:

@@ -123,8 +123,11 @@ class Batches:
             yield self._batch(pixels, torch.tensor(indices))
 
     def _batch(self, pixels: Tensor, indices: Tensor) -> Batch:
-        labels = self.images.labels
-        return Batch(pixels.float().div_(255), None if labels is None else labels.index_select(0, indices))
+        images = _host(pixels.shape, torch.float32).copy_(pixels).div_(255)
+        if self.images.labels is None:
+            return Batch(images, None)
+        labels = _host(indices.shape, torch.int64).copy_(self.images.labels.index_select(0, indices))
+        return Batch(images, labels)
 
 
 class _Stream(Dataset[Any]):
@@ -146,6 +149,11 @@ class _Stream(Dataset[Any]):
 
 def _unchanged(batch: Any) -> Any:
     return batch
+
+
+def _host(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    """An empty CPU tensor; page-locked where there is CUDA, which can copy only such without waiting."""
+    return torch.empty(shape, dtype=dtype, pin_memory=torch.cuda.is_available())
 
 
 def _generator(*key: int | str) -> torch.Generator:
@@ -180,8 +188,8 @@ def train_loader(
     share = len(data.train) // world_size
     if share == 0:
         raise UserError(
-            f"training.devices: expected at most one process an image, got {world_size} for "
-            f"{len(data.train)} training images; use fewer."
+            f"Expected at most one training process an image, got {world_size} for {len(data.train)} "
+            "training images; start fewer processes, or give more images."
         )
     order = torch.randperm(len(data.train), generator=_generator(seed, epoch, "order"))
     mine = order[rank * share : (rank + 1) * share]

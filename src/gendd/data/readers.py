@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gendd.config import DataConfig
-from gendd.data.images import Encoded, Files
+from gendd.data.images import Encoded, Files, Held
 from gendd.data.split import stratified_split
 from gendd.errors import UserError
 
@@ -291,27 +291,11 @@ def _file_part(files: list[str], labels: Tensor | None) -> Part:
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Encoded images of some rows of parquet files, held in memory as they are (not decoded).
+class _Rows:
+    """Some rows of parquet files: file and row of each, int64 (n, 2)."""
 
-    Args:
-        data: The encoded images, one after the other: uint8 (bytes,).
-        ends: int64 (n,): where each image ends.
-        files: The parquet files.
-        origin: int64 (n, 2): file and row of each image.
-    """
-
-    data: Tensor
-    ends: Tensor
     files: Sequence[str]
     origin: Tensor
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def read(self, index: int) -> bytes:
-        start = int(self.ends[index - 1]) if index > 0 else 0
-        return self.data[start : int(self.ends[index])].numpy().tobytes()
 
     def where(self, index: int) -> str:
         file, row = self.origin[index].tolist()
@@ -332,10 +316,9 @@ class _Table:
     def part(self) -> Part:
         return Part(sum(self.counts), self.labels, self.take)
 
-    def take(self, indices: Tensor) -> Rows:
+    def take(self, indices: Tensor) -> Held:
         """The encoded images of rows ``indices`` (ascending), read a row group at a time."""
-        import pyarrow as pa
-
+        pa, _ = _arrow()
         chunks: list[Tensor] = []
         lengths: list[Tensor] = []
         origin: list[Tensor] = []
@@ -358,7 +341,8 @@ class _Table:
                     origin.append(torch.stack([torch.full_like(inside, number), inside - first], 1))
                 begin += count
             first = begin
-        return Rows(torch.cat(chunks), torch.cat(lengths).cumsum(0), self.files, torch.cat(origin))
+        rows = _Rows(self.files, torch.cat(origin))
+        return Held(torch.cat(chunks), torch.cat(lengths).cumsum(0), rows)
 
 
 def _join(column: Any, file: str, rows: Tensor) -> tuple[Tensor, Tensor]:
@@ -440,10 +424,18 @@ def _unreadable(file: str, error: Exception) -> UserError:
     return UserError(f"Expected a readable parquet file, got {file!r} ({reason}); download it again.")
 
 
-def _open(file: str) -> Any:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+def _arrow() -> tuple[Any, Any]:
+    """The modules pyarrow and pyarrow.parquet."""
+    try:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+    except ImportError as error:
+        raise UserError("parquet sets need pyarrow: pip install 'gendd[parquet]'") from error
+    return pa, pq
 
+
+def _open(file: str) -> Any:
+    pa, pq = _arrow()
     try:
         return pq.ParquetFile(file)
     except (pa.ArrowException, OSError) as error:
@@ -456,8 +448,7 @@ def _column(present: Sequence[str], choices: Sequence[str]) -> str | None:
 
 def _table(files: list[str]) -> _Table:
     """Row counts, labels and class names of the files of one split. Reads no images."""
-    import pyarrow as pa
-
+    pa, _ = _arrow()
     counts: list[int] = []
     labels: list[Tensor] = []
     image: str | None = None

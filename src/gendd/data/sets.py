@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gendd.config import DataConfig
-from gendd.data.images import SMALL, ImageSet, probe, resize_pixels
+from gendd.data.images import SMALL, Held, ImageSet, probe, resize_pixels
 from gendd.data.readers import (
     Found,
     Part,
@@ -74,8 +74,11 @@ class Data:
 def load_data(config: DataConfig) -> Data:
     """Find the set, split it, and load what is used of it.
 
-    Validation images are held out first (stratified where there are labels), then ``train_images`` are
-    drawn from the rest; both by ``split_seed`` alone. Only images that are used are decoded.
+    Validation images are held out first (stratified where training may see labels), then
+    ``train_images`` are drawn from the rest; both by ``split_seed`` alone. Only images that are used are
+    decoded. Whether images are in memory never changes what they are: training images for
+    ``resized-crop`` are decoded ahead only if all have the final size, as crops are taken from the
+    originals; otherwise ``in_memory: true`` holds them encoded.
 
     Raises:
         UserError: an unknown set, files that are missing, unreadable, empty or do not match, or more
@@ -102,7 +105,7 @@ def load_data(config: DataConfig) -> Data:
     in_memory = config.in_memory if config.in_memory is not None else total <= _MEMORY_BYTES
     return Data(
         name=config.name,
-        train=_ready(train, in_memory, "Decoding training images"),
+        train=_ready_to_train(train, in_memory, config, augment),
         val=_ready(val, in_memory, "Decoding validation images") if val else None,
         test=_ready(test, in_memory, "Decoding test images"),
         class_names=found.class_names,
@@ -114,6 +117,7 @@ def load_data(config: DataConfig) -> Data:
 
 def describe(data: Data) -> str:
     """One line for logs: images of each part, their shape, classes, augmentation, where they are."""
+    place = "encoded in memory" if isinstance(data.train.source, Held) else "streamed"
     counts = [f"{len(data.train):,} train", f"{len(data.test):,} test images"]
     if data.val is not None:
         counts.insert(1, f"{len(data.val):,} validation")
@@ -121,7 +125,7 @@ def describe(data: Data) -> str:
     return (
         f"{data.name}: {', '.join(counts)} of {data.channels}x{data.image_size}x{data.image_size}, "
         f"{classes}{'' if data.labelled else ' (training images unlabelled)'}, augment {data.augment}, "
-        f"{'in memory' if data.train.in_memory else 'streamed'}"
+        f"{'in memory' if data.train.in_memory else place}"
     )
 
 
@@ -130,7 +134,7 @@ def _split(part: Part, config: DataConfig) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(config.split_seed)
     if config.validation == 0:
         rest, held = torch.arange(part.count), torch.arange(0)
-    elif part.labels is None:
+    elif part.labels is None or not config.labels:
         rest, held = random_split(part.count, config.validation, generator)
     else:
         rest, held = stratified_split(part.labels, config.validation, generator)
@@ -192,3 +196,18 @@ def _ready(images: ImageSet, in_memory: bool, title: str) -> ImageSet:
     if isinstance(images.source, Tensor):
         return replace(images, source=resize_pixels(images.source, images.size))
     return images.loaded(title) if in_memory else images
+
+
+def _ready_to_train(images: ImageSet, in_memory: bool, config: DataConfig, augment: str) -> ImageSet:
+    """The training images, decoded ahead only where that changes no crop."""
+    if in_memory and augment == "resized-crop" and not _has_final_size(images):
+        return images.held("Reading training images") if config.in_memory else images
+    return _ready(images, in_memory, "Decoding training images")
+
+
+def _has_final_size(images: ImageSet) -> bool:
+    """Whether every image is as large as it will be used; a few are looked at before all are."""
+    if isinstance(images.source, Tensor):
+        return True
+    final = {(images.size, images.size)}
+    return probe(images.source)[0] == final and probe(images.source, len(images))[0] == final

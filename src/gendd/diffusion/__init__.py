@@ -11,7 +11,7 @@ from gendd.diffusion.loss import (
     prediction_target,
     variational_bound,
 )
-from gendd.diffusion.sampling import Denoised, Denoiser, Sampler, ancestral, ddim
+from gendd.diffusion.sampling import Denoised, Denoiser, ancestral, ddim
 from gendd.diffusion.schedule import Schedule, cosine_schedule
 
 __all__ = [
@@ -20,7 +20,6 @@ __all__ = [
     "Head",
     "LossRows",
     "Prediction",
-    "Sampler",
     "Schedule",
     "add_noise",
     "ancestral",

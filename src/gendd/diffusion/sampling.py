@@ -32,22 +32,6 @@ class Denoiser(Protocol):
     def __call__(self, x: Tensor, step: int) -> Denoised: ...
 
 
-class Sampler(Protocol):
-    """A sampling function: denoiser, start (R, C), schedule -> generated rows (R, C)."""
-
-    def __call__(
-        self,
-        denoise: Denoiser,
-        x: Tensor,
-        schedule: Schedule,
-        *,
-        temperature: float = ...,
-        step_noise: Sequence[Tensor] | Tensor | None = ...,
-        generator: torch.Generator | None = ...,
-        callback: Callable[[int, Tensor], None] | None = ...,
-    ) -> Tensor: ...
-
-
 def ancestral(
     denoise: Denoiser,
     x: Tensor,
@@ -95,21 +79,23 @@ def ddim(
     x: Tensor,
     schedule: Schedule,
     *,
-    temperature: float = 0.0,
+    eta: float = 0.0,
     step_noise: Sequence[Tensor] | Tensor | None = None,
     generator: torch.Generator | None = None,
     callback: Callable[[int, Tensor], None] | None = None,
 ) -> Tensor:
-    """DDIM (Song et al. 2021, eq. 12); ``temperature`` is its η: 0 is deterministic, 1 takes β̃'s noise.
+    """DDIM (Song et al. 2021, eq. 12).
 
-    Arguments as for :func:`ancestral`.
+    Args:
+        eta: η: 0 is deterministic, 1 takes the posterior's noise. The others are as for
+            :func:`ancestral`.
     """
     for count, step in enumerate(reversed(range(len(schedule)))):
         x0 = denoise(x, step).x0
         epsilon = _coefficient(schedule.sqrt_recip_alphas_cumprod, step) * x - x0
         epsilon = epsilon / _coefficient(schedule.sqrt_recipm1_alphas_cumprod, step)
         previous = float(schedule.alphas_cumprod_prev[step])
-        deviation = temperature * float(schedule.posterior_variance[step].sqrt())
+        deviation = eta * float(schedule.posterior_variance[step].sqrt())
         x = previous**0.5 * x0 + max(1 - previous - deviation**2, 0.0) ** 0.5 * epsilon
         if deviation > 0 and step > 0:
             noise = (

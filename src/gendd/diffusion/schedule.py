@@ -43,7 +43,8 @@ class Schedule:
         self.sqrt_recipm1_alphas_cumprod = (1 / alphas_cumprod - 1).sqrt()
         # q(x_{t-1} | x_t, x_0), Ho et al. 2020, eq. 6 and 7; the variance at t = 0 is 0, its log is clipped
         self.posterior_variance = variance
-        self.posterior_log_variance_clipped = torch.cat([variance[1:2], variance[1:]]).log()
+        nonzero = variance[1:] if len(betas) > 1 else betas
+        self.posterior_log_variance_clipped = torch.cat([nonzero[:1], variance[1:]]).log()
         self.posterior_mean_coef1 = betas * previous.sqrt() / (1 - alphas_cumprod)
         self.posterior_mean_coef2 = (1 - previous) * (1 - betas).sqrt() / (1 - alphas_cumprod)
         self._cast: dict[tuple[str, torch.device], Tensor] = {}

@@ -76,8 +76,19 @@ class Method(nn.Module):
     def student(self) -> Student:
         """The trained student as it is deployed; shares its weights with this method."""
 
+    def predict(self, images: Tensor) -> dict[str, Tensor]:
+        """Logits (B, K) by every readout that costs one pass at most; what validation looks at."""
+        student = self.student()
+        features = student.features(images)
+        return {name: student.logits(features, name) for name in student.readouts if name != "sample"}
+
     def prepare(self, batches: Iterable[Any]) -> None:
-        """What has to be known of the training data before the first step; nothing by default."""
+        """Learn what has to be known of the training data before the first step; nothing by default.
+
+        Args:
+            batches: Of (images, labels) pairs or objects with these attributes; images (B, C, H, W) in
+                [0, 1], labels (B,) or None. No more of them are taken than are needed.
+        """
 
     def undecayed(self) -> Iterator[nn.Parameter]:
         """Parameters that take no weight decay whatever their shape; none by default."""

@@ -99,14 +99,18 @@ class Pretraining(Method):
         self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> StepOutput:
         """See :meth:`Method.forward`; raises :class:`UserError` without labels."""
-        assert self.teacher is not None
         if labels is None:
             raise UserError("Pretraining (stage 1): expected labels, got none. Set training.stage1_epochs 0.")
-        feature = self.projection(self.backbone.features(images))
-        classifier = self.teacher.classifier
-        logits = F.linear(feature, classifier.weight, classifier.bias)
+        logits = self.predict(images)["linear"]
         loss = F.cross_entropy(logits.float(), labels)
         return StepOutput(loss, logits, {"cross_entropy": loss.detach()})
+
+    def predict(self, images: Tensor) -> dict[str, Tensor]:
+        """See :meth:`Method.predict`: what the teacher's classifier says of the mapped feature."""
+        assert self.teacher is not None
+        classifier = self.teacher.classifier
+        feature = self.projection(self.backbone.features(images))
+        return {"linear": F.linear(feature, classifier.weight, classifier.bias)}
 
     def student(self) -> Student:
         """See :meth:`Method.student`."""

@@ -21,6 +21,8 @@ from gendd.methods.base import Method, StepOutput
 from gendd.models import Backbone, Frozen
 from gendd.student import Student
 
+STATISTICS_IMAGES = 10_000
+
 
 class GenDD(Method):
     """The student's feature conditions a diffusion head that generates the teacher's feature.
@@ -45,6 +47,12 @@ class GenDD(Method):
         config: GenDDConfig | None = None,
         **settings: Any,
     ) -> None:
+        for role, network in (("student", backbone), ("teacher", teacher)):
+            if not isinstance(network, (Backbone, Frozen)):
+                raise UserError(
+                    f"GenDD: expected a gendd.Backbone as {role}, got {type(network).__name__}. "
+                    "Build it with gendd.create_backbone(name, num_classes), or wrap yours in gendd.Backbone."
+                )
         super().__init__(backbone, teacher)
         known = {entry.name for entry in dataclasses.fields(GenDDConfig)}
         for name in settings:
@@ -69,53 +77,52 @@ class GenDD(Method):
         """Take the teacher's statistics from training data: mean, scale and, if asked for, class means.
 
         Args:
-            batches: Of (images, labels) pairs or objects with these attributes; images (B, C, H, W) in
-                [0, 1], labels (B,) or None. A few thousand images are enough.
+            batches: See :meth:`Method.prepare`; the first 10,000 images are taken, or all for class means.
 
         Raises:
             UserError: no batch, or class means are asked for and a class has no labelled image.
         """
         assert self.teacher is not None
-        device = self.centres.device
-        features, labels = [], []
+        classes = self.teacher.num_classes
+        by_class = self.config.contraction > 0 and self.config.centres == "means"
+        moments = _Moments(self.teacher.feature_dim, classes)
         for batch in batches:
-            images, target = batch if isinstance(batch, (tuple, list)) else (batch.images, batch.labels)
-            features.append(self.teacher(images.to(device))[0].double())
-            if target is not None:
-                labels.append(target.to(device))
-        if not features:
+            images, labels = batch if isinstance(batch, (tuple, list)) else (batch.images, batch.labels)
+            features = self.teacher(images.to(self.centres.device))[0]
+            moments.add(features, labels if by_class else None)
+            if moments.count >= STATISTICS_IMAGES and not by_class:
+                break
+        if moments.count == 0:
             raise UserError("GenDD statistics: expected at least one batch of training images, got none.")
-        every = torch.cat(features)
+        variance = moments.squares / moments.count
         if self.config.standardise:
-            self.generator.set_statistics(every.mean(0).float(), every.std(0, correction=0).float())
-        standard = self.generator.standardise(every.float())
-        self._set_centres(standard, torch.cat(labels) if labels else None)
+            self.generator.set_statistics(moments.mean.float(), variance.sqrt().float())
+        if self.config.contraction > 0:
+            self._set_centres(moments, variance)
         self.prepared.fill_(True)
 
-    def _set_centres(self, features: Tensor, labels: Tensor | None) -> None:
+    def _set_centres(self, moments: _Moments, variance: Tensor) -> None:
         """Centres (K, D) in the space that is diffused, where the classifier's rows act on unit features."""
         assert self.teacher is not None
-        if self.config.contraction == 0:
-            return
         if self.config.centres == "means":
-            count = self.teacher.num_classes
-            if labels is None or labels.ndim != 1:
-                raise UserError("gendd.centres 'means': expected images with class labels, got none.")
-            missing = sorted(set(range(count)) - set(labels.tolist()))
+            missing = (moments.class_counts == 0).nonzero().flatten().tolist()
             if missing:
                 raise UserError(
-                    f"gendd.centres 'means': expected images of all {count} classes, "
-                    f"got none of {missing[:5]}. Use gendd.centres 'classifier'."
+                    f"gendd.centres 'means': expected labelled images of all {len(moments.class_counts)} "
+                    f"classes, got none of {missing[:5]}. Use gendd.centres 'classifier'."
                 )
-            self.centres.copy_(torch.stack([features[labels == label].mean(0) for label in range(count)]))
+            means = (moments.class_sums / moments.class_counts.unsqueeze(-1)).float()
+            self.centres.copy_(self.generator.standardise(means.to(self.centres.device)))
         else:
             weight = self.teacher.classifier.weight.float()
             self.centres.copy_(weight * self.generator.feature_scale if self.config.standardise else weight)
         if self.config.centre_scale == "match":
             # the classifier is blind to what its rows have in common
             self.centres.sub_(self.centres.mean(0))
-            ratio = features.square().sum(-1).mean() / self.centres.square().sum(-1).mean()
-            self.centres.mul_(ratio.sqrt())
+            scale = self.generator.feature_scale.cpu().double()
+            centre = self.generator.feature_mean.cpu().double()
+            square = ((variance + (moments.mean - centre).square()) / scale.square()).sum()
+            self.centres.mul_((float(square) / self.centres.square().sum(-1).mean()).sqrt())
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
@@ -213,9 +220,10 @@ class GenDD(Method):
     def student(self) -> Student:
         """See :meth:`Method.student`."""
         assert self.teacher is not None
-        classifier = nn.Linear(self.teacher.feature_dim, self.teacher.num_classes)
-        classifier = classifier.to(self.centres.device)
         source = self.teacher.classifier
+        classifier: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+            nn.Linear, source.in_features, source.out_features, device=self.centres.device
+        )
         with torch.no_grad():
             classifier.weight.copy_(source.weight)
             if source.bias is None:
@@ -227,6 +235,31 @@ class GenDD(Method):
     def undecayed(self) -> Iterator[nn.Parameter]:
         """The head takes no weight decay."""
         return self.generator.parameters()
+
+
+class _Moments:
+    """Count, mean and summed squared deviations of features, and their sums by class; float64 on the CPU."""
+
+    def __init__(self, width: int, classes: int) -> None:
+        self.count = 0
+        self.mean = torch.zeros(width, dtype=torch.float64)
+        self.squares = torch.zeros(width, dtype=torch.float64)
+        self.class_sums = torch.zeros(classes, width, dtype=torch.float64)
+        self.class_counts = torch.zeros(classes, dtype=torch.float64)
+
+    def add(self, features: Tensor, labels: Tensor | None) -> None:
+        """Add features (B, D), by class too where labels (B,) are given (Chan et al. 1983)."""
+        rows = features.cpu().double()
+        count = self.count + len(rows)
+        mean = rows.mean(0)
+        distance = mean - self.mean
+        self.squares += (rows - mean).square().sum(0) + distance.square() * (self.count * len(rows) / count)
+        self.mean += distance * (len(rows) / count)
+        self.count = count
+        if labels is not None and labels.ndim == 1:
+            labels = labels.cpu()
+            self.class_sums.index_add_(0, labels, rows)
+            self.class_counts += torch.bincount(labels, minlength=len(self.class_counts))
 
 
 def _beta(concentration: float, generator: torch.Generator | None, device: torch.device) -> Tensor:
@@ -246,5 +279,7 @@ def _gamma(shape: float, generator: torch.Generator | None, device: torch.device
     u = torch.rand(16, generator=generator, device=device)
     v = (1 + c * x) ** 3
     accepted = (v > 0) & (u.log() < 0.5 * x**2 + d - d * v + d * v.clamp(min=1e-30).log())
-    drawn: Tensor = (d * v.clamp(min=1e-30))[accepted.to(torch.int64).argmax()]
+    # index_select: an index on the device would be waited for
+    first = accepted.to(torch.int64).argmax().reshape(1)
+    drawn: Tensor = (d * v.clamp(min=1e-30)).index_select(0, first).squeeze(0)
     return drawn

@@ -16,7 +16,7 @@ from gendd.config import ModelConfig
 from gendd.errors import UserError, did_you_mean
 from gendd.models import cifar
 from gendd.models.backbone import Backbone, FeatureNetwork
-from gendd.models.weights import load_weights
+from gendd.models.weights import load_weights, saved_backbone
 
 DEFAULT_MEAN = 0.5
 DEFAULT_STD = 0.25
@@ -101,22 +101,45 @@ def create_backbone(
 def build_model(config: ModelConfig, num_classes: int, in_channels: int) -> Backbone:
     """Build the network of a config section and load its weights file, if it names one.
 
-    A weights file takes the place of ``pretrained``.
+    A weights file takes the place of ``pretrained``. With the weights of a run, the input is normalised as
+    it was there, where the section gives no ``mean`` or ``std``.
 
     Raises:
-        UserError: as :func:`create_backbone` and :func:`gendd.models.load_weights`.
+        UserError: as :func:`create_backbone` and :func:`gendd.models.load_weights`, or the weights are
+            of a run with another network.
     """
+    mean, std = config.mean, config.std
+    described = None if config.weights is None else saved_backbone(config.weights)
+    if described is not None:
+        if _architecture(described["name"]) != _architecture(config.name):
+            raise UserError(
+                f"{config.weights}: expected the weights of {config.name}, got those of {described['name']}; "
+                "give a run of this network or the name of the run's."
+            )
+        # of another number of channels the weights don't fit either, which their loading tells
+        if described["in_channels"] == in_channels:
+            mean, std = mean or described["mean"], std or described["std"]
     backbone = create_backbone(
         config.name,
         num_classes,
         in_channels,
-        config.mean,
-        config.std,
+        mean,
+        std,
         pretrained=config.pretrained and config.weights is None,
     )
     if config.weights is not None:
         load_weights(backbone, config.weights)
     return backbone
+
+
+def pretrained_classes(backbone: Backbone) -> int:
+    """The number of classes of the classifier that timm's weights of a ``timm/`` network have."""
+    return int(_settings(backbone.net)["num_classes"])
+
+
+def _architecture(name: str) -> str:
+    # timm's tag names weights, not another network
+    return name.partition(".")[0] if name.startswith("timm/") else name
 
 
 def _unknown(name: str, choices: Sequence[str]) -> UserError:

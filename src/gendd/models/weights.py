@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from gendd.errors import UserError
 from gendd.models.backbone import Backbone
 
 _SHOWN = 3
+_STUDENT_WEIGHTS = "model.safetensors"
 
 
 def save_weights(backbone: Backbone, path: str | Path) -> None:
@@ -61,6 +63,33 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
     backbone.net.load_state_dict({**own, **state})
 
 
+def saved_backbone(path: str | Path) -> dict[str, Any] | None:
+    """How the ``config.json`` beside a student's weights describes its network.
+
+    Args:
+        path: As for :func:`load_weights`.
+
+    Returns:
+        The arguments of :func:`gendd.models.create_backbone` that built it; None where the weights are
+        no student's of ours.
+
+    Raises:
+        UserError: the config.json can't be read.
+    """
+    file = _weights_file(Path(path))
+    config = file.with_name("config.json")
+    if file.name != _STUDENT_WEIGHTS or not config.is_file():
+        return None
+    try:
+        described = json.loads(config.read_text(encoding="utf-8"))["backbone"]
+        return {key: described[key] for key in ("name", "in_channels", "mean", "std")}
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"{config}: expected a readable JSON file; {reason}") from error
+    except (KeyError, TypeError):  # of another library
+        return None
+
+
 def _check_classes(
     backbone: Backbone, state: Mapping[str, Tensor], reshaped: Sequence[str], path: str | Path
 ) -> None:
@@ -78,10 +107,14 @@ def _shape(tensor: Tensor) -> str:
     return "x".join(str(size) for size in tensor.shape) or "a scalar"
 
 
+def _weights_file(path: Path) -> Path:
+    """The weights of a run's or a student's folder; any other path as it is."""
+    inside = (path / "student" / _STUDENT_WEIGHTS, path / _STUDENT_WEIGHTS)
+    return next((file for file in inside if file.is_file()), path)
+
+
 def _read(path: Path) -> dict[str, Tensor]:
-    for inside in ("student/model.safetensors", "model.safetensors"):
-        if (path / inside).is_file():
-            path = path / inside
+    path = _weights_file(path)
     if not path.is_file():
         raise UserError(f"weights: expected a file, found none at {path}; check the path.")
     try:
