@@ -3,11 +3,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -66,8 +68,13 @@ def test_version(capsys: Capture) -> None:
 def test_help_of_a_run_tells_flags_and_settings(capsys: Capture) -> None:
     assert main(["distill", "--help"]) == 0
     out = capsys.readouterr().out
-    for option in ("--recipe NAME", "--resume", "--overwrite", "--training.epochs", "--gendd.contraction"):
+    options = ["--recipe NAME", "--resume", "--overwrite", "--precision {auto,fp32,bf16,fp16}"]
+    for option in [*options, "--training.epochs", "--gendd.contraction", "--method"]:
         assert option in out
+    assert main(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "a recipe's student" in out and "--training.epochs" in out
+    assert "--method" not in out and "--baselines" not in out
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict", "recipes", "models", "verify"])
@@ -125,6 +132,44 @@ def test_without_arguments_it_is_the_recipe_digits() -> None:
     assert parsed().teacher.name == "cifar/resnet14"
 
 
+def test_other_images_do_not_start_from_the_recipe_digits(tmp_path: Path) -> None:
+    for words in (["--data.name=cifar10"], ["--data.name", "folder", "--data.path=x"]):
+        config = parsed(*words, "--training.lr=0.5")
+        plain = RunConfig(out=config.out, data=config.data)
+        plain.training.lr = 0.5
+        assert dump(config) == dump(plain)
+        assert config.out == f"runs/distill-{config.data.name}"
+    assert dump(parsed("--data.name=digits")) == dump(parsed())
+    # asked for, it is taken
+    assert parsed("--recipe=digits", "--data.name=cifar10").gendd.head_width == 128
+
+
+def test_without_labels_a_recipe_s_baselines_that_need_them_are_left_out(
+    tmp_path: Path, capsys: Capture
+) -> None:
+    assert parsed("--data.labels=false").baselines == ["kl"]
+    assert capsys.readouterr().err == "gendd: left out the recipe's baselines that need labels: supervised\n"
+    assert parsed().baselines == ["supervised", "kl"]
+    # what the user gave is not touched: the run tells what is wrong with it
+    assert parsed("--data.labels=false", "--baselines=[kd]").baselines == ["kd"]
+    file = tmp_path / "given.yaml"
+    file.write_text("baselines: [supervised]\n")
+    words = ["--recipe=digits", "--config", str(file), "--data.labels=false"]
+    assert parsed(*words).baselines == ["supervised"]
+    file.write_text("data: {labels: false}\n")
+    assert capsys.readouterr().err == ""
+    assert parsed("--recipe=digits", "--config", str(file)).baselines == ["kl"]
+
+
+def test_precision_has_a_short_form(capsys: Capture) -> None:
+    assert parsed("--precision", "bf16").training.precision == "bf16"
+    assert parsed("--precision=fp32").training.precision == "fp32"
+    assert parsed("--precision=fp32").teacher_training.precision == "auto"
+    assert refused(capsys, "distill", "--precision", "int8") == (
+        "training.precision: expected one of auto, fp32, bf16, fp16, got int8. See: gendd distill --help."
+    )
+
+
 def test_recipes_are_laid_over_one_another() -> None:
     config = parsed("--recipe", "digits", "--recipe", "published")
     assert config.teacher.name == "cifar/resnet14"  # of the first alone
@@ -168,6 +213,23 @@ def test_train_is_supervised_without_baselines(capsys: Capture) -> None:
     assert (values["method"], values["baselines"]) == ("supervised", [])
     assert values["student"]["name"] == "cifar/resnet20"
     assert values["out"] == "runs/train-digits"
+
+
+def test_train_takes_the_student_of_a_recipe_and_nothing_of_its_method(
+    capsys: Capture, tmp_path: Path
+) -> None:
+    (tmp_path / "kd.yaml").write_text("method: kd\nbaselines: [kl]\n")
+    for words in (["--recipe", "digits"], ["--recipe", "digits", "--config", str(tmp_path / "kd.yaml")]):
+        config, _ = parse_run("train", words)
+        assert config is not None
+        assert (config.method, config.baselines) == ("supervised", [])
+        assert config.student.name == "cifar/resnet8x0.5"
+    for word in ("--method=kd", "--baselines=[kl]", "--baselines+=kl"):
+        name = re.split(r"\+?=", word)[0]
+        assert refused(capsys, "train", word) == (
+            f"gendd train: expected no {name}, as it trains the student on labels alone; "
+            "leave it out, or use gendd distill."
+        )
 
 
 # --- runs -------------------------------------------------------------------------------------------
@@ -266,14 +328,90 @@ def test_resume_wants_a_run(tmp_path: Path, capsys: Capture) -> None:
         )
 
 
-def test_overwrite_replaces_a_run(digits_run: Finished, tmp_path: Path, no_report: None) -> None:
-    folder = tmp_path / "run"
-    folder.mkdir()
+def test_a_moved_run_is_resumed_where_it_is(digits_run: Finished, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text((digits_run.folder / "config.yaml").read_text())
+    config = parsed("--resume", "--out", str(tmp_path))
+    assert config == replace(load_config(digits_run.folder / "config.yaml"), out=str(tmp_path))
+
+
+def old_run(folder: Path) -> Path:
+    """A folder with something of all that runs write."""
+    for name in ("student", "checkpoints", "logs/version_0", "baselines/kl/checkpoints", "stage1"):
+        (folder / name).mkdir(parents=True)
+        (folder / name / "old").write_text("old")
+    for name in ("metrics.json", "report.html", "metrics.json.tmp"):
+        (folder / name).write_text("old")
     (folder / "config.yaml").write_text(dump(RunConfig()))
-    (folder / "old.txt").write_text("old")
-    assert main(["distill", "--overwrite", "--out", str(folder), *TINY, "--training.epochs=1"]) == 0
-    assert not (folder / "old.txt").exists()
+    return folder
+
+
+def test_overwrite_replaces_a_run(digits_run: Finished, tmp_path: Path, no_report: None) -> None:
+    folder = old_run(tmp_path / "run")
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    (shared / "kept").write_text("mine")
+    (folder / "wandb").symlink_to(shared)
+    words = ["--training.epochs=1", "--baselines=[]"]
+    assert main(["distill", "--overwrite", "--out", str(folder), *TINY, *words]) == 0
+    assert not list(folder.rglob("old"))
+    assert {entry.name for entry in folder.iterdir()} == {
+        *("config.yaml", "metrics.json", "student", "checkpoints", "logs")
+    }
+    assert (shared / "kept").read_text() == "mine"
     assert load_config(folder / "config.yaml").training.epochs == 1
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_overwrite_deletes_nothing_but_runs(capsys: Capture, tmp_path: Path) -> None:
+    folder = old_run(tmp_path / "run")
+    words = ["distill", "--overwrite", "--out", str(folder), *TINY]
+    end = "Nothing was deleted; give another --out."
+    for name in ("thesis.txt", "notes.md", "a.py", "b.py"):
+        (folder / name).write_text("mine")
+    before = contents(folder)
+    assert refused(capsys, *words) == (
+        f"--overwrite: expected a run alone in {str(folder)!r}, "
+        f"found a.py, b.py, notes.md, … beside it. {end}"
+    )
+    for name in ("notes.md", "a.py", "b.py"):
+        (folder / name).unlink()
+        del before[str(folder / name)]
+    assert refused(capsys, *words).endswith(f", found thesis.txt beside it. {end}")
+    (folder / "thesis.txt").unlink()
+    del before[str(folder / "thesis.txt")]
+    assert contents(folder) == before
+
+    (folder / "config.yaml").write_text("model: mine\n")
+    before = contents(folder)
+    assert refused(capsys, *words) == (
+        f"--overwrite: expected a run in {str(folder)!r}, but its config.yaml is of none "
+        f"(Unknown config key 'model'. Did you mean 'method'?) {end}"
+    )
+    assert contents(folder) == before
+
+
+def test_overwrite_does_not_delete_what_the_new_run_reads(
+    capsys: Capture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = old_run(tmp_path / "run")
+    before = contents(folder)
+    monkeypatch.chdir(tmp_path)
+    for option, path in (
+        ("teacher.weights", "run"),
+        ("teacher.weights", "run/student"),
+        ("student.weights", str(folder / "checkpoints" / "best.ckpt")),
+        ("data.path", "elsewhere/../run/logs"),
+        ("data.test_path", str(folder)),
+    ):
+        words = ["distill", "--overwrite", "--out", str(folder), *TINY, f"--{option}={path}"]
+        assert refused(capsys, *words) == (
+            f"--overwrite: expected {option} outside of the folder to replace, got {path!r} in "
+            f"{str(folder)!r}. Nothing was deleted; give another --out."
+        )
+    assert contents(folder) == before
 
 
 def test_ctrl_c_ends_with_130_and_a_hint(digits_run: Finished, tmp_path: Path) -> None:
@@ -460,7 +598,8 @@ def test_teachers_that_do_not_fit(
     capsys: Capture,
     tmp_path: Path,
 ) -> None:
-    weights = str(digits_run.folder / "student" / "model.safetensors")
+    weights = str(tmp_path / "w.safetensors")
+    shutil.copy(digits_run.folder / "student" / "model.safetensors", weights)
     out = tmp_path / "run"
     said = refused(capsys, "distill", "--out", str(out), *TINY, f"--teacher.weights={weights}")
     assert said.startswith(f"Teacher: {weights}: expected the weights of cifar/resnet8x0.5, got ")

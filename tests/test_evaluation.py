@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import gendd
 from gendd.config import GenDDConfig
 from gendd.data import ImageSet
-from gendd.evaluation import Scores, evaluate, readout_costs
+from gendd.evaluation import Scores, evaluate, memory_format, readout_costs
 from gendd.generator import FeatureGenerator
 from gendd.models import Backbone, Frozen
 
@@ -131,3 +131,29 @@ def test_costs_are_of_the_parts_in_use() -> None:
     assert sample["parameters"] == mean["parameters"]
     assert sample["multiply_adds"] > mean["multiply_adds"]
     assert min(cost["latency_ms"] for cost in (linear, mean, sample)) > 0
+
+
+def test_latency_is_in_the_memory_format_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    timed: list[Tensor] = []
+
+    def latency(fn: Any, images: Tensor, **options: Any) -> float:
+        timed.append(images)
+        return 0.0
+
+    monkeypatch.setattr("gendd.evaluation.latency", latency)
+    student = gendd.Student(gendd.create_backbone("cifar/resnet8x0.25", 4)).eval()
+    batch = torch.rand(2, 3, 8, 8)
+    assert memory_format(student) == torch.contiguous_format
+    readout_costs(student, "linear", batch)
+    student.to(memory_format=torch.channels_last)
+    assert memory_format(student) == torch.channels_last
+    readout_costs(student, "linear", batch)
+    formats = [
+        [
+            images.is_contiguous(memory_format=layout)
+            for layout in (torch.contiguous_format, torch.channels_last)
+        ]
+        for images in timed
+    ]
+    assert formats == [[True, False], [False, True]]
+    assert all(torch.equal(images, batch) for images in timed)

@@ -53,8 +53,8 @@ def test_the_published_setting_states_every_choice_of_the_method() -> None:
         "steps": 100,
         "guidance": 2.0,
         "num_samples": 5,
-        "temperature": 1.0,
     }
+    assert load_config(recipe_path(LAYER)).readout.temperature == 1.0
     assert not {"teacher", "student", "data"} & set(values)  # the recipe below gives them
 
 

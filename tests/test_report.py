@@ -443,3 +443,30 @@ def test_a_failed_write_keeps_the_old_report(tmp_path: Path, monkeypatch: pytest
 def test_a_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"^Expected a file .* got the folder .*; add a file name to it\.$"):
         write_report(ReportData(title="bare", metrics=unlabelled()), tmp_path)
+
+
+def test_without_labels_agreement_with_the_teacher_is_drawn(tmp_path: Path) -> None:
+    data = full()
+    for key in ("gendd", "kl"):
+        for row in data.curves[key]:
+            if "val/top1" in row:
+                row["val/agreement"] = row.pop("val/top1")
+    del data.curves["supervised"]  # the teacher's own log is of labels
+    page = Page(write_report(data, tmp_path / "report.html").read_text(encoding="utf-8"))
+    text = "".join(page.text)
+    assert "Agreement with the teacher while training" in text
+    assert "Validation accuracy while training" not in text
+    shown = words(page.figures()["Validation agreement with the teacher of every method over training"])
+    assert "validation agreement with the teacher, %" in shown
+    assert [word for word in shown if word.startswith(("GenDD", "KL", "teacher"))] == [
+        "KL distillation  69.00",
+        "GenDD  71.00",
+    ]
+
+
+def test_what_validation_measured() -> None:
+    accuracy, agreement = [{"val/top1": 1.0}], [{"val/agreement": 1.0}]
+    assert report._validation_metric({"gendd": accuracy, "teacher": accuracy}) == "val/top1"
+    assert report._validation_metric({"gendd": agreement, "teacher": accuracy}) == "val/agreement"
+    assert report._validation_metric({"gendd": [{"val/top1": 1.0, "val/agreement": 1.0}]}) == "val/top1"
+    assert report._validation_metric({}) == "val/top1"

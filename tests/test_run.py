@@ -8,6 +8,8 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,8 @@ from gendd.cli import main
 from gendd.config import dump, load_config
 from gendd.errors import UserError
 from gendd.methods import KD, GenDD, Pretraining, Supervised
-from gendd.run import Run, evaluate_run
+from gendd.run import Run, _check_folder, _curves, _examples, _trained_teacher, evaluate_run, predict
+from gendd.training import resolve_precision
 
 TIMES = {"latency_ms", "train_seconds"}
 
@@ -83,7 +86,7 @@ def test_metrics_have_the_contract_s_keys(digits_run: Finished) -> None:
         "validation",
     }
     assert set(student["readouts"]) == {"linear", "mean", "sample"}
-    sampler = {"sampler", "steps", "guidance", "num_samples", "temperature"}
+    sampler = {"sampler", "steps", "guidance", "num_samples", "temperature", "eta"}
     for name, figures in student["readouts"].items():
         assert set(figures) == costs | {"agreement"} | (sampler if name == "sample" else set())
     assert list(metrics["baselines"]) == ["supervised", "kl", "kd"]
@@ -94,6 +97,17 @@ def test_metrics_have_the_contract_s_keys(digits_run: Finished) -> None:
     assert metrics["run"]["test_images"] == 359
     assert metrics["run"]["labels_used"] is True
     assert metrics["run"]["threads"] == torch.get_num_threads()
+    assert metrics["run"]["latency_memory_format"] == "channels_last"
+
+
+def test_validation_says_what_it_is(digits_run: Finished) -> None:
+    metrics = Run.open(digits_run.folder).metrics
+    found = {"gendd": metrics["student"], **metrics["baselines"]}
+    for name, figures in found.items():
+        place = digits_run.folder if name == "gendd" else digits_run.folder / "baselines" / name
+        best = json.loads((place / "checkpoints" / "finished.json").read_text())["best"]
+        metric = "val/mean" if name == "gendd" else "val/linear"
+        assert figures["validation"] == {"metric": metric, "percent": round(100 * best, 2)}
 
 
 def test_costs_are_those_of_the_networks(digits_run: Finished) -> None:
@@ -211,7 +225,81 @@ def test_an_interrupted_teacher_goes_on_by_resume(
     assert untimed(metrics["student"]) == untimed(first["student"])
 
 
+@pytest.fixture
+def teacher_folder(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Tells under which name the teacher of a configuration is cached; none is trained."""
+    from gendd.data import Data, load_data
+
+    monkeypatch.setattr("gendd.run.execute", lambda config, **flags: None)
+
+    def name(
+        changed: Callable[[Data], Data] = lambda data: data,
+        teacher: dict[str, Any] | None = None,
+        **data: Any,
+    ) -> str:
+        config = gendd.RunConfig(
+            data=gendd.DataConfig(train_images=100, **data),
+            teacher_training=gendd.TrainingConfig(**(teacher or {})),
+        )
+        found = changed(load_data(config.data))
+        return _trained_teacher(config, found, torch.device("cpu")).name
+
+    return name
+
+
+def test_the_same_teacher_is_found_however_it_is_asked_for(
+    teacher_folder: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = teacher_folder(path=str(tmp_path / "images"))
+    monkeypatch.chdir(tmp_path)
+    assert teacher_folder(path="images") == first
+    assert teacher_folder(path="other/../images", workers=3, in_memory=False) == first
+    assert teacher_folder(path="images", labels=False) == first
+    free = {"loggers": [], "progress": True, "device": "cpu", "checkpoint_every": 7}
+    assert teacher_folder(teacher=free, path="images") == first
+    assert teacher_folder(path="elsewhere") != first
+    monkeypatch.chdir(tmp_path.parent)
+    assert teacher_folder(path="images") != first
+
+
+def test_another_teacher_has_another_name(teacher_folder: Callable[..., str]) -> None:
+    from gendd.data import Data
+
+    def relabelled(data: Data) -> Data:
+        assert data.train.labels is not None
+        return replace(data, train=replace(data.train, labels=data.train.labels.flip(0)))
+
+    def renamed(data: Data) -> Data:
+        return replace(data, class_names=[*data.class_names[:-1], "ten"])
+
+    def fewer(data: Data) -> Data:
+        return replace(data, val=None)
+
+    names = [teacher_folder(change) for change in (lambda data: data, relabelled, renamed, fewer)]
+    names += [teacher_folder(teacher={"lr": 0.5}), teacher_folder(batch_size=7), teacher_folder(split_seed=1)]
+    assert len(set(names)) == len(names)
+    # what "auto" stands for here
+    precisions = {name: teacher_folder(teacher={"precision": name}) for name in ("fp32", "bf16")}
+    assert len(set(precisions.values())) == 2
+    assert names[0] == precisions[resolve_precision("auto", torch.device("cpu"))]
+
+
 # --- interruption -----------------------------------------------------------------------------------
+
+
+def test_what_no_result_depends_on_may_change_between_a_run_and_its_continuation(
+    digits_run: Finished,
+) -> None:
+    config = Run.open(digits_run.folder).config
+    for section in ("training", "teacher_training"):
+        own = getattr(config, section)
+        changed = replace(own, device="cuda", loggers=[], progress=True, checkpoint_every=9)
+        _check_folder(digits_run.folder, replace(config, **{section: changed}), False, True)
+        bound = replace(config, **{section: replace(own, clip_grad_norm=9.0)})
+        with pytest.raises(UserError, match=rf"but {section}\.clip_grad_norm differ"):
+            _check_folder(digits_run.folder, bound, False, True)
+    data = replace(config.data, workers=1, in_memory=False)
+    _check_folder(digits_run.folder, replace(config, data=data), False, True)
 
 
 def test_resume_after_ctrl_c_ends_as_if_nothing_had_happened(
@@ -274,8 +362,6 @@ def test_a_killed_run_resumes_to_the_same_metrics(
 
 
 def test_the_curves_of_an_interrupted_run_join(tmp_path: Path) -> None:
-    from gendd.run import _curves
-
     for version, text in {
         0: "epoch,step,train/loss,val/mean\n0,5,3.0,\n0,5,,0.5\n1,11,2.0,\n1,17,9.0,\n",
         1: "epoch,step,train/loss,val/mean\n1,11,1.5,\n1,11,,0.75\n",
@@ -289,6 +375,17 @@ def test_the_curves_of_an_interrupted_run_join(tmp_path: Path) -> None:
         {"epoch": 1, "step": 11, "train/loss": 1.5, "val/mean": 0.75, "val/top1": 75.0},
         {"epoch": 2, "step": 17, "train/loss": 1.0},
     ]
+
+
+def test_val_top1_of_a_curve_is_of_the_readout_in_use(tmp_path: Path) -> None:
+    (tmp_path / "logs" / "version_0").mkdir(parents=True)
+    file = tmp_path / "logs" / "version_0" / "metrics.csv"
+    file.write_text("step,val/linear,val/mean\n5,0.25,0.5\n")
+    assert [row["val/top1"] for row in _curves(tmp_path)] == [50.0]
+    assert [row["val/top1"] for row in _curves(tmp_path, "linear")] == [25.0]
+    # agreement is no accuracy
+    file.write_text("step,val/agreement\n5,0.75\n")
+    assert _curves(tmp_path) == [{"step": 5.0, "val/agreement": 75.0}]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
@@ -360,6 +457,8 @@ def test_without_labels_none_reaches_training(
     # labels still measure it
     assert metrics["student"]["readouts"]["mean"]["top1"] > 0
     assert json.loads((tmp_path / "checkpoints" / "finished.json").read_text())["monitor"] == "val/agreement"
+    assert metrics["student"]["validation"]["metric"] == "val/agreement"
+    assert metrics["baselines"]["kl"]["validation"]["metric"] == "val/agreement"
     assert "without labels" in (tmp_path / "student" / "README.md").read_text()
 
 
@@ -369,6 +468,13 @@ def test_with_labels_the_readout_is_monitored(digits_run: Finished) -> None:
 
     assert monitor(digits_run.folder) == "val/mean"
     assert monitor(digits_run.folder / "baselines" / "kd") == "val/linear"
+
+
+def test_the_readout_in_use_chooses_the_checkpoint(
+    digits_run: Finished, tmp_path: Path, no_report: None
+) -> None:
+    metrics = distil(tmp_path, "--baselines=[]", "--readout.name=linear", "--training.epochs=1")
+    assert metrics["student"]["validation"]["metric"] == "val/linear"
 
 
 @pytest.mark.parametrize("method", ["kd", "kl"])
@@ -518,3 +624,72 @@ def test_a_setting_that_cannot_work_costs_no_training(
     last = capsys.readouterr().err.splitlines()[-1]
     assert last.startswith("gendd: ") and message in last
     assert not folder.exists()
+
+
+@pytest.mark.parametrize(
+    "classes, options, last",
+    [
+        (
+            1000,
+            ["--teacher.name=timm/test_resnet", "--teacher.pretrained=true"],
+            "Teacher: pretrained timm/test_resnet has 1000 classes, the data has 10: fine-tune it with "
+            "gendd train --student.name timm/test_resnet --student.pretrained true, then give its run as "
+            "--teacher.weights.",
+        ),
+        (10, ["--teacher.name=timm/test_resnet", "--teacher.pretrained=true"], "training starts"),
+        # a student's classifier is made anew
+        (1000, ["--student.name=timm/test_resnet", "--student.pretrained=true"], "training starts"),
+    ],
+)
+def test_a_pretrained_teacher_knows_the_classes_of_the_data(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    classes: int,
+    options: list[str],
+    last: str,
+) -> None:
+    import timm
+
+    create = timm.create_model
+
+    def created(name: str, pretrained: bool = False, **given: Any) -> Any:
+        net = create(name, **given)  # nothing is downloaded
+        net.pretrained_cfg["num_classes"] = classes
+        return net
+
+    def started(*args: Any, **given: Any) -> Any:
+        raise UserError("training starts")
+
+    monkeypatch.setattr(timm, "create_model", created)
+    monkeypatch.setattr("gendd.run.fit", started)
+    monkeypatch.setenv("GENDD_CACHE", str(tmp_path / "cache"))
+    distil(tmp_path / "run", "--baselines=[]", *options, code=2)
+    assert capsys.readouterr().err.splitlines()[-1] == f"gendd: {last}"
+
+
+# --- sampling ---------------------------------------------------------------------------------------
+
+
+def test_what_is_sampled_for_a_person_does_not_depend_on_the_global_generator(
+    digits_run: Finished, digit_files: Callable[[int], list[str]], tmp_path: Path
+) -> None:
+    from gendd.data import load_data
+
+    student = gendd.load(digits_run.folder)
+    student.readout = "sample"
+    student.save(tmp_path / "sampling")
+    files = digit_files(2)
+    first = predict(tmp_path / "sampling", files, top=10)
+    torch.manual_seed(torch.initial_seed() + 1)
+    assert predict(tmp_path / "sampling", files, top=10) == first
+    assert predict(tmp_path / "sampling", files[1:], top=10) == first[1:]
+
+    data = load_data(Run.open(digits_run.folder).config.data)
+
+    def confidences(seed: int) -> list[float]:
+        torch.manual_seed(torch.initial_seed() + 1)
+        return [shown.confidence for shown in _examples(student, data, torch.device("cpu"), seed)]
+
+    assert confidences(3) == confidences(3)
+    assert confidences(3) != confidences(4)

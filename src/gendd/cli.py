@@ -237,7 +237,8 @@ def _run_flags(command: str) -> _Parser:
     parser.add_argument(
         "--out",
         metavar="DIR",
-        help="output folder (default: runs/ and the recipe's or file's name, else the command's and the data's)",
+        help="output folder (default: runs/ and the name of the last recipe or file, "
+        "else of the command and the data)",
     )
     parser.add_argument("--precision", metavar="{auto,fp32,bf16,fp16}", help="short for --training.precision")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder")

@@ -226,7 +226,8 @@ class TrainingConfig:
         precision: ``fp32``, ``bf16`` or ``fp16`` (autocast); ``auto``: bf16 where the device
             computes in it, else fp32.
         channels_last: Memory format of images and convolutions; null: on.
-        stage1_epochs: Epochs of pretraining on the labels through the frozen teacher classifier.
+        stage1_epochs: Epochs of pretraining on the labels through the frozen teacher classifier, with a
+            warmup of a tenth and a cosine.
         stage1_lr: Peak learning rate of the pretraining.
         checkpoint_every: Epochs between checkpoints.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -343,7 +344,7 @@ class RunConfig:
         teacher_training: Optimisation of a teacher that comes without weights.
         readout: How the finished student gives its logits, and the sampler's settings.
         seed: Seed of everything random: weights, order, augmentation, diffusion, sampling.
-        out: Output folder; null: ``runs/`` and the recipe's name.
+        out: Output folder; null: below ``runs/``.
     """
 
     method: MethodName = "gendd"

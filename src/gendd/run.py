@@ -274,8 +274,8 @@ def _check_pretrained(config: RunConfig, teacher: Backbone, data: Data) -> None:
     if classes != data.num_classes:
         name = config.teacher.name
         raise UserError(
-            f"Teacher: pretrained {name} has {classes} classes, the data has {data.num_classes}: fine-tune it "
-            f"with gendd train --student.name {name} --student.pretrained true, then give its run as "
+            f"Teacher: pretrained {name} has {classes} classes, the data has {data.num_classes}: fine-tune "
+            f"it with gendd train --student.name {name} --student.pretrained true, then give its run as "
             "--teacher.weights."
         )
 
@@ -459,10 +459,14 @@ def _train(
     backbone = build_model(config.student, data.num_classes, data.channels)
     if config.method == "gendd" and config.training.stage1_epochs > 0:
         assert teacher is not None
+        # a training of its own: the milestones and warmup are those of stage 2
         stage1 = dataclasses.replace(
             config.training,
             epochs=config.training.stage1_epochs,
             lr=config.training.stage1_lr,
+            schedule="cosine",
+            milestones=[],
+            warmup_epochs=None,
             stage1_epochs=0,
         )
         fit(
@@ -550,6 +554,7 @@ def _measure(
         )
         fitted = {
             "train_seconds": round(result.seconds, 2),
+            "steps": result.steps,
             "validation": _validation(result),
         }
         if name != config.method:

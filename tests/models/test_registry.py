@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,8 @@ from gendd.config import ModelConfig
 from gendd.errors import UserError
 from gendd.models import Backbone, build_model, create_backbone, list_models, save_weights
 from gendd.models.cifar import NAMES
+from gendd.models.registry import pretrained_classes
+from gendd.student import Student
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -151,3 +154,55 @@ def test_build_model_names_another_number_of_classes(tmp_path: Path) -> None:
         f"{path}: its cifar/resnet8 has 100 classes, the data has 10: "
         "give weights trained on the data's classes."
     )
+
+
+def saved_run(folder: Path, name: str = "cifar/resnet8", channels: int = 1) -> str:
+    """The folder of a run that normalised its input by 0.3 and 0.4."""
+    torch.manual_seed(0)
+    values = [0.3] * channels, [0.4] * channels
+    Student(create_backbone(name, 4, channels, *values)).save(folder / "student")
+    return str(folder)
+
+
+def test_the_weights_of_a_run_bring_its_normalisation(tmp_path: Path) -> None:
+    run = saved_run(tmp_path)
+    for weights in (run, f"{run}/student", f"{run}/student/model.safetensors"):
+        built = build_model(ModelConfig("cifar/resnet8", weights), 4, 1)
+        assert (built.input_mean, built.input_std) == ([0.3], [0.4])
+        given = build_model(ModelConfig("cifar/resnet8", weights, mean=[0.1]), 4, 1)
+        assert (given.input_mean, given.input_std) == ([0.1], [0.4])
+        given = build_model(ModelConfig("cifar/resnet8", weights, std=[0.2]), 4, 1)
+        assert (given.input_mean, given.input_std) == ([0.3], [0.2])
+
+
+def test_the_weights_of_a_run_with_another_network_are_refused(tmp_path: Path) -> None:
+    run = saved_run(tmp_path)
+    with pytest.raises(UserError) as caught:
+        build_model(ModelConfig("cifar/resnet14", run), 4, 1)
+    assert str(caught.value) == (
+        f"{run}: expected the weights of cifar/resnet14, got those of cifar/resnet8; "
+        "give a run of this network or the name of the run's."
+    )
+    with pytest.raises(UserError, match=r"conv1\.weight is 16x1x3x3 for 16x3x3x3"):
+        build_model(ModelConfig("cifar/resnet8", run), 4, 3)
+
+
+def test_a_tag_makes_no_other_network(tmp_path: Path) -> None:
+    run = saved_run(tmp_path, "timm/test_resnet", 3)
+    built = build_model(ModelConfig("timm/test_resnet.r160_in1k", run), 4, 3)
+    assert built.input_mean == [0.3] * 3
+
+
+def test_a_config_beside_weights_may_be_another_library_s(tmp_path: Path) -> None:
+    save_weights(create_backbone("cifar/resnet8", 4, 1), tmp_path / "model.safetensors")
+    for content in ({"architecture": "resnet8"}, {"backbone": "resnet8"}, []):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        built = build_model(ModelConfig("cifar/resnet8", str(tmp_path)), 4, 1)
+        assert (built.input_mean, built.input_std) == ([0.5], [0.25])
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json: expected a readable JSON file; "):
+        build_model(ModelConfig("cifar/resnet8", str(tmp_path)), 4, 1)
+
+
+def test_pretrained_classes_are_those_of_timm_s_weights() -> None:
+    assert pretrained_classes(create_backbone("timm/test_resnet", 7)) == 1000
