@@ -164,7 +164,7 @@ class GenDDConfig:
     prediction: Prediction = "sample"
     learned_variance: bool = False
     standardise: bool = True
-    time_power: float = 1.0
+    time_power: float = 2.0
     head_width: int = 256
     head_depth: int = 3
     zero_init: bool = False

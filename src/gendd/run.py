@@ -554,7 +554,6 @@ def _measure(
         )
         fitted = {
             "train_seconds": round(result.seconds, 2),
-            "steps": result.steps,
             "validation": _validation(result),
         }
         if name != config.method:
