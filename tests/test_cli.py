@@ -141,7 +141,7 @@ def test_other_images_do_not_start_from_the_recipe_digits(tmp_path: Path) -> Non
         assert config.out == f"runs/distill-{config.data.name}"
     assert dump(parsed("--data.name=digits")) == dump(parsed())
     # asked for, it is taken
-    assert parsed("--recipe=digits", "--data.name=cifar10").gendd.head_width == 128
+    assert parsed("--recipe=digits", "--data.name=cifar10").gendd.head_width == 64
 
 
 def test_without_labels_a_recipe_s_baselines_that_need_them_are_left_out(
@@ -200,7 +200,7 @@ def test_later_settings_win(tmp_path: Path) -> None:
     assert config.training.weight_decay == 0.125
     assert config.seed == 9  # of the option, not of the first file
     assert config.baselines == []  # not the recipe's
-    assert config.gendd.head_width == 128  # of the recipe
+    assert config.gendd.head_width == 64  # of the recipe
     assert config.gendd.timesteps == 1000  # of nobody
     assert config.out == "runs/second"
     # a file alone starts from the defaults, not from the recipe
