@@ -349,7 +349,7 @@ class RunConfig:
 
     method: MethodName = "gendd"
     baselines: list[MethodName] = field(default_factory=list)
-    teacher: ModelConfig = field(default_factory=ModelConfig)
+    teacher: ModelConfig = field(default_factory=lambda: ModelConfig("cifar/resnet20"))
     student: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     gendd: GenDDConfig = field(default_factory=GenDDConfig)
@@ -504,22 +504,3 @@ def dump(config: RunConfig) -> str:
     """The config as YAML, every key resolved."""
     text: str = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
     return text
-
-
-__all__ = [
-    "DataConfig",
-    "GenDDConfig",
-    "KDConfig",
-    "ModelConfig",
-    "ReadoutConfig",
-    "RunConfig",
-    "TrainingConfig",
-    "check_keys",
-    "dump",
-    "from_dict",
-    "keys",
-    "load_config",
-    "one_line",
-    "read_yaml",
-    "to_dict",
-]
