@@ -667,3 +667,16 @@ def test_a_folder_of_mixed_colours_is_evaluated_as_it_was_trained(
     scores: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert scores["linear"]["top1"] == Run.open(out).metrics["student"]["readouts"]["linear"]["top1"]
     assert scores["linear"]["top5"] is None  # of two classes
+
+
+def test_predict_takes_a_readout(
+    digits_run: Finished, digit_files: Callable[[int], list[str]], capsys: Capture
+) -> None:
+    found = {}
+    for readout in ("linear", "mean"):
+        words = ["predict", str(digits_run.folder), *digit_files(1), "--json", "--readout", readout]
+        assert main(words) == 0
+        found[readout] = json.loads(capsys.readouterr().out)
+    assert found["linear"] != found["mean"]
+    assert main(["predict", str(digits_run.folder), "x.png", "--readout", "meen"]) == 2
+    assert "Did you mean 'mean'?" in capsys.readouterr().err

@@ -307,6 +307,7 @@ def _predict(words: list[str]) -> int:
     parser = _Parser(prog="gendd predict", description=_COMMANDS["predict"])
     parser.add_argument("run", metavar="RUN", help="a run's folder, a student's folder, or a Hub id")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    parser.add_argument("--readout", help="linear, mean or sample; the student's own by default")
     parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
@@ -314,7 +315,7 @@ def _predict(words: list[str]) -> int:
         raise UserError(f"--top: expected a positive integer, got {given.top}.")
     from gendd.run import predict
 
-    predictions = predict(given.run, given.images, given.top)
+    predictions = predict(given.run, given.images, given.top, given.readout)
     if given.json:
         print(json.dumps([vars(prediction) for prediction in predictions], indent=2))
         return 0

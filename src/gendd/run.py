@@ -191,8 +191,9 @@ def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False)
         "method": config.method,
         "teacher": None if teacher is None else config.teacher.name,
     }
-    metrics, confusion = _measure(config, data, teacher, results, device)
+    # before the evaluation, which a sampling readout can make long
     main.save(folder / "student")
+    metrics, confusion = _measure(config, data, teacher, results, device)
     write_card(folder / "student" / "README.md", main, metrics)
     curves = {name: _curves(_place(folder, config, name), config.readout.name) for name in results}
     if teacher_folder is not None:
@@ -698,13 +699,16 @@ class Prediction:
 
 
 @torch.no_grad()
-def predict(path: str | Path, images: list[str], top: int = 5) -> list[Prediction]:
+def predict(
+    path: str | Path, images: list[str], top: int = 5, readout: ReadoutName | None = None
+) -> list[Prediction]:
     """A saved student's most likely classes of image files.
 
     Args:
         path: A run folder, a student's folder, or the id of a Hugging Face repository.
         images: Image files.
         top: Classes an image.
+        readout: The readout; the student's own choice by default.
 
     Raises:
         UserError: no student there, or a file is no image.
@@ -712,6 +716,8 @@ def predict(path: str | Path, images: list[str], top: int = 5) -> list[Predictio
     from gendd.data.images import decode, frame
 
     student = load(path)
+    if readout is not None:
+        student.readout = readout
     size = int(student.info.get("image_size", 224))
     framing = float(student.info.get("framing", 1.0))
     names = student.info.get("class_names") or []

@@ -197,6 +197,8 @@ class Student(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         state = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
         save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        # safetensors writes for the owner alone, whatever the umask
+        (folder / "model.safetensors").chmod(0o644)
         (folder / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n", encoding="utf-8")
         return folder
 
