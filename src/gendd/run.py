@@ -35,6 +35,7 @@ from gendd.config import (
 from gendd.data import Data, ImageSet, describe, eval_loader, load_data
 from gendd.errors import UserError
 from gendd.evaluation import BATCH_SIZE, LATENCY_BATCH, evaluate, memory_format, readout_costs
+from gendd.files import write_json, write_text
 from gendd.methods import Pretraining, build_method
 from gendd.modelcard import write_card
 from gendd.models import Backbone, Frozen, build_model, count_parameters, load_weights
@@ -210,7 +211,7 @@ def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False)
     )
     report.write_report(content, folder / "report.html")
     # last: a folder with it is a finished run
-    _write_json(folder / "metrics.json", metrics)
+    write_json(folder / "metrics.json", metrics)
     return Run(folder)
 
 
@@ -295,7 +296,7 @@ def _claim(folder: Path, config: RunConfig) -> None:
             shutil.rmtree(entry)
         else:
             entry.unlink()
-    _write(folder / "config.yaml", dump(config))
+    write_text(folder / "config.yaml", dump(config))
 
 
 def _is_written(entry: Path) -> bool:
@@ -373,16 +374,6 @@ def _binding(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         elif name not in _FREE:
             found[name] = value
     return found
-
-
-def _write(path: Path, text: str) -> None:
-    temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
-
-
-def _write_json(path: Path, content: Any) -> None:
-    _write(path, json.dumps(content, indent=2) + "\n")
 
 
 def cache_folder() -> Path:

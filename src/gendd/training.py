@@ -36,6 +36,7 @@ from torchmetrics.classification import MulticlassAccuracy
 from gendd.config import DataConfig, ReadoutName, TrainingConfig
 from gendd.data import Batch, Batches, Data, eval_loader, train_loader
 from gendd.errors import UserError
+from gendd.files import write_json
 from gendd.methods import Method
 from gendd.student import Student
 
@@ -430,9 +431,7 @@ def fit(
     monitor = module.monitor if data.val is not None else None
     if not (resume and finished.exists()):
         result = _fit(module, config, device, folder, monitor, resume, title)
-        temporary = finished.with_suffix(".tmp")
-        temporary.write_text(json.dumps(result) + "\n", encoding="utf-8")
-        temporary.replace(finished)
+        write_json(finished, result)
     result = json.loads(finished.read_text(encoding="utf-8"))
     _load_weights(module, checkpoints / ("last.ckpt" if monitor is None else "best.ckpt"))
     method.to(device).eval()
