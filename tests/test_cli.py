@@ -27,6 +27,9 @@ from gendd.run import Run
 
 Capture = pytest.CaptureFixture[str]
 
+# what of it 'gendd train' takes
+TINY_ALONE = [word for word in TINY if word.startswith(("--student.", "--data.", "--training."))]
+
 
 def refused(capsys: Capture, *words: str) -> str:
     """The one line that a mistake costs."""
@@ -74,7 +77,8 @@ def test_help_of_a_run_tells_flags_and_settings(capsys: Capture) -> None:
     assert main(["train", "--help"]) == 0
     out = capsys.readouterr().out
     assert "a recipe's student" in out and "--training.epochs" in out
-    assert "--method" not in out and "--baselines" not in out
+    for option in ("--method", "--baselines", "--teacher", "--gendd.", "--kd.", "--readout", " CONFIG "):
+        assert option not in out
 
 
 @pytest.mark.parametrize("command", ["evaluate", "predict", "recipes", "models", "verify"])
@@ -161,6 +165,21 @@ def test_without_labels_a_recipe_s_baselines_that_need_them_are_left_out(
     assert parsed("--recipe=digits", "--config", str(file)).baselines == ["kl"]
 
 
+def test_names_have_short_forms(digits_run: Finished, tmp_path: Path, capsys: Capture) -> None:
+    config = parsed("--teacher", "cifar/resnet32", "--student=timm/resnet18", "--readout", "linear")
+    assert (config.teacher.name, config.teacher.weights) == ("cifar/resnet32", None)
+    assert (config.student.name, config.readout.name) == ("timm/resnet18", "linear")
+    assert parsed("--data", "cifar10").data.name == "cifar10"
+    folder = str(digits_run.folder)
+    config = parsed("--teacher", folder, "--student", folder)
+    assert config.teacher.name == config.student.name == "cifar/resnet8x0.25"
+    assert config.teacher.weights == config.student.weights == folder
+    assert parsed("--teacher", str(tmp_path)).teacher.name == str(tmp_path)
+    assert refused(capsys, "train", "--teacher", "cifar/resnet8").startswith(
+        "gendd train: expected no --teacher, as it trains the student on labels alone"
+    )
+
+
 def test_precision_has_a_short_form(capsys: Capture) -> None:
     assert parsed("--precision", "bf16").training.precision == "bf16"
     assert parsed("--precision=fp32").training.precision == "fp32"
@@ -224,7 +243,7 @@ def test_train_takes_the_student_of_a_recipe_and_nothing_of_its_method(
         assert config is not None
         assert (config.method, config.baselines) == ("supervised", [])
         assert config.student.name == "cifar/resnet8x0.5"
-    for word in ("--method=kd", "--baselines=[kl]", "--baselines+=kl"):
+    for word in ("--method=kd", "--baselines=[kl]", "--baselines+=kl", "--teacher.name=x", "--kd.weight=1"):
         name = re.split(r"\+?=", word)[0]
         assert refused(capsys, "train", word) == (
             f"gendd train: expected no {name}, as it trains the student on labels alone; "
@@ -255,14 +274,13 @@ def test_distill_prints_the_table_and_where_things_are(digits_run: Finished) -> 
 def test_train_makes_weights_that_distill_takes_as_a_teacher(
     digits_run: Finished, tmp_path: Path, capsys: Capture, no_report: None
 ) -> None:
-    student = [word.replace("--student", "--teacher") for word in TINY if word.startswith("--student")]
-    rest = [word for word in TINY if not word.startswith("--teacher.")]
-    assert main(["train", "--out", str(tmp_path / "teacher"), *rest]) == 0
+    assert main(["train", "--out", str(tmp_path / "teacher"), *TINY_ALONE]) == 0
     assert "student alone" in capsys.readouterr().out
     metrics = Run.open(tmp_path / "teacher").metrics
     assert metrics["teacher"] is None
     assert "Trained on labels alone." in (tmp_path / "teacher" / "student" / "README.md").read_text()
-    words = [*rest, *student, f"--teacher.weights={tmp_path / 'teacher'}", "--baselines=[]"]
+    rest = [word for word in TINY if not word.startswith("--teacher.")]
+    words = [*rest, "--teacher", str(tmp_path / "teacher"), "--baselines=[]"]
     assert main(["distill", "--out", str(tmp_path / "run"), *words]) == 0
     top1 = Run.open(tmp_path / "run").metrics["teacher"]["top1"]
     assert top1 == metrics["student"]["readouts"]["linear"]["top1"]
@@ -316,7 +334,8 @@ def test_resume_names_the_setting_that_changed(digits_run: Finished, capsys: Cap
     folder = str(digits_run.folder)
     words = ["distill", "--resume", "--out", folder, *TINY, "--baselines=[supervised,kl,kd]"]
     assert refused(capsys, *words, "--training.lr=0.01") == (
-        f"--resume: expected the configuration of the run in {folder!r}, but training.lr differ. "
+        f"--resume: expected the configuration of the run in {folder!r}, but training.lr was 0.02 "
+        "and is 0.01. "
         "Give the same, or another --out."
     )
 
@@ -659,8 +678,7 @@ def test_a_folder_of_mixed_colours_is_evaluated_as_it_was_trained(
     words = ["--data.name=folder", f"--data.path={data}", "--data.image_size=8", "--data.train_images=null"]
     words += ["--data.validation=0", "--data.batch_size=4", "--data.workers=0", "--training.epochs=1"]
     out = tmp_path / "run"
-    rest = [word for word in TINY if not word.startswith("--teacher.")]
-    assert main(["train", "--out", str(out), *rest, *words]) == 0
+    assert main(["train", "--out", str(out), *TINY_ALONE, *words]) == 0
     assert gendd.load(out).backbone.in_channels == 3
     capsys.readouterr()
     assert main(["evaluate", str(out), "--json"]) == 0

@@ -296,7 +296,7 @@ def test_what_no_result_depends_on_may_change_between_a_run_and_its_continuation
         changed = replace(own, device="cuda", loggers=[], progress=True, checkpoint_every=9)
         _check_folder(digits_run.folder, replace(config, **{section: changed}), False, True)
         bound = replace(config, **{section: replace(own, clip_grad_norm=9.0)})
-        with pytest.raises(UserError, match=rf"but {section}\.clip_grad_norm differ"):
+        with pytest.raises(UserError, match=rf"but {section}\.clip_grad_norm was None and is "):
             _check_folder(digits_run.folder, bound, False, True)
     data = replace(config.data, workers=1, in_memory=False)
     _check_folder(digits_run.folder, replace(config, data=data), False, True)
@@ -326,7 +326,7 @@ def test_resume_after_ctrl_c_ends_as_if_nothing_had_happened(
     assert not (folder / "metrics.json").exists()
 
     assert main(["distill", "--resume", "--out", str(folder), *TINY, "--seed=1", "--baselines=[]"]) == 2
-    assert "but seed differ. Give the same, or another --out." in capsys.readouterr().err
+    assert "but seed was 0 and is 1. Give the same, or another --out." in capsys.readouterr().err
     # nothing but the folder: the rest is in its config
     assert main(["distill", "--resume", "--out", str(folder)]) == 0
     assert steps == 9 + 6 * 2

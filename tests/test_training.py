@@ -220,12 +220,19 @@ def test_the_precision_is_bf16_only_where_the_device_computes_in_it(monkeypatch:
     with pytest.raises(UserError, match="expected fp32 or bf16 on a CPU, got 'fp16'"):
         resolve_precision("fp16", cpu)
     assert resolve_precision("auto", mps) == "fp32"
+    units = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    for name in units:
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    assert resolve_precision("auto", cpu) == "fp32"
+    for name in units:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cpu, name, lambda: True)
+            assert resolve_precision("auto", cpu) == "bf16"
     for able, wanted in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda able=able: able, raising=False)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda able=able, **_: able)
-        assert resolve_precision("auto", cpu) == wanted
         assert resolve_precision("auto", cuda) == wanted
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    for name in units:
+        monkeypatch.delattr(torch.cpu, name)
     assert resolve_precision("auto", cpu) == "fp32"
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import sys
 from importlib.metadata import version
 from importlib.resources import files
@@ -29,6 +30,16 @@ _COMMANDS = {
 }
 # what 'gendd train' is, whatever a recipe says
 _TRAIN: dict[str, Any] = {"method": "supervised", "baselines": []}
+# what of a recipe has no part in it
+_UNUSED = ("teacher", "teacher_training", "gendd", "kd", "readout")
+# options that are short for a dotted one, and what they take
+_SHORT = {
+    "teacher": ("teacher.name", "NETWORK", "the teacher: a name (gendd models lists them) or a run's folder"),
+    "student": ("student.name", "NETWORK", "the student, likewise"),
+    "data": ("data.name", "SET", "the images: digits, cifar10, folder, …"),
+    "readout": ("readout.name", "{linear,mean,sample}", "how the finished student gives its logits"),
+    "precision": ("training.precision", "{auto,fp32,bf16,fp16}", "numbers the student is trained in"),
+}
 
 
 def recipes() -> dict[str, Path]:
@@ -136,8 +147,7 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
     from gendd.config import RunConfig, dump, from_dict, load_config, one_line, read_yaml, to_dict
 
     flags, rest = _run_flags(command).parse_known_args(words)
-    if flags.precision is not None:
-        rest.append(f"--training.precision={flags.precision}")
+    rest += _in_full(command, flags)
     help_asked = any(word in ("-h", "--help") for word in rest)
     if help_asked:
         print(_run_help(command))
@@ -193,7 +203,28 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
 
 def _fixed(command: str) -> set[str]:
     """Keys that are no dotted options of a command."""
-    return {"out", *_TRAIN} if command == "train" else {"out"}
+    return {"out", *_TRAIN, *_UNUSED} if command == "train" else {"out"}
+
+
+def _in_full(command: str, flags: argparse.Namespace) -> list[str]:
+    """The dotted options that the short ones given stand for."""
+    found = []
+    for short, (key, _, _) in _short(command).items():
+        value = getattr(flags, short)
+        if value is None:
+            continue
+        if short in ("teacher", "student") and Path(value).is_dir():
+            from gendd.run import network_of
+
+            found += [f"--{short}.{name}={part}" for name, part in network_of(value).items()]
+        else:
+            found.append(f"--{key}={value}")
+    return found
+
+
+def _short(command: str) -> dict[str, tuple[str, str, str]]:
+    """The short options of a command."""
+    return {name: told for name, told in _SHORT.items() if told[0].split(".")[0] not in _fixed(command)}
 
 
 def _without_labels(values: dict[str, Any]) -> list[str]:
@@ -240,7 +271,8 @@ def _run_flags(command: str) -> _Parser:
         help="output folder (default: runs/ and the name of the last recipe or file, "
         "else of the command and the data)",
     )
-    parser.add_argument("--precision", metavar="{auto,fp32,bf16,fp16}", help="short for --training.precision")
+    for name, (key, takes, told) in _short(command).items():
+        parser.add_argument(f"--{name}", metavar=takes, help=f"{told} (short for --{key})")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
     parser.add_argument("--print_config", action="store_true", help="print the resolved settings and stop")
@@ -262,6 +294,8 @@ def _run_help(command: str) -> str:
     flags = _run_flags(command).format_help()
     settings = run_parser(command).format_help()
     body = settings.split("\n\n", 1)[1]
+    # sections given as files of their own are the short options here
+    body = re.sub(r"^ +--\S+ CONFIG +Path to a configuration file\.\n", "", body, flags=re.MULTILINE)
     return f"{flags}\nEvery setting is an option too, by its dotted name:\n\n{body}"
 
 
@@ -271,9 +305,9 @@ def _check_options(command: str, words: list[str]) -> None:
     known = [f"--{key}" for key in keys()]
     flags = [option for action in _run_flags(command)._actions for option in action.option_strings]
     for name in filter(None, map(_option, words)):
-        if command == "train" and name.removeprefix("--") in _TRAIN:
+        if name.removeprefix("--").split(".")[0] in _fixed(command) - {"out"}:
             raise UserError(
-                f"gendd train: expected no {name}, as it trains the student on labels alone; "
+                f"gendd {command}: expected no {name}, as it trains the student on labels alone; "
                 "leave it out, or use gendd distill."
             )
         if name not in known:

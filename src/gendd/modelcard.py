@@ -18,6 +18,7 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
     """Write the card of ``student`` with the figures of its run's ``metrics.json``."""
     run, own = metrics["run"], metrics["student"]
     teacher = metrics["teacher"]
+    epochs = "1 epoch" if run["epochs"] == 1 else f"{run['epochs']} epochs"
     size, channels = student.info.get("image_size"), student.backbone.in_channels
     lines = [
         "---",
@@ -61,7 +62,7 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
         "",
         "## Training",
         "",
-        f"{run['train_images']:,} images, {run['epochs']} epochs, seed {run['seed']}, "
+        f"{run['train_images']:,} images, {epochs}, seed {run['seed']}, "
         f"{'with' if run['labels_used'] else 'without'} labels, {run['precision']} on {run['device']}, "
         f"{own['train_seconds']:.0f} s. gendd {run['versions']['gendd']}, torch {run['versions']['torch']}.",
         "",

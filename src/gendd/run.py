@@ -40,6 +40,7 @@ from gendd.methods import Pretraining, build_method
 from gendd.modelcard import write_card
 from gendd.models import Backbone, Frozen, build_model, count_parameters, load_weights
 from gendd.models.registry import pretrained_classes
+from gendd.models.weights import saved_backbone
 from gendd.student import Student, load
 from gendd.training import FitResult, derive_seed, fit, resolve_device, resolve_precision
 
@@ -128,8 +129,8 @@ def distill(
 
     Args:
         config: The whole configuration; what else is given replaces parts of it.
-        teacher: Name or configuration of the teacher.
-        student: Name or configuration of the student.
+        teacher: Name or configuration of the teacher, or a run's folder, whose student it is.
+        student: Likewise the student.
         data: Name or configuration of the images.
         out: Output folder.
         overwrite: Replace a run in that folder. Only what a run writes is deleted, and nothing at all
@@ -152,11 +153,19 @@ def distill(
             values[key] = to_dict(value)
         elif isinstance(value, dict):
             values[key] = {**values.get(key, {}), **value}
-        elif key in ("teacher", "student", "data"):
+        elif key in ("teacher", "student"):
+            values[key] = {**values[key], **network_of(str(value))}
+        elif key == "data":
             values[key] = {**values[key], "name": str(value)}
         else:
             values[key] = str(value) if key == "out" else value
     return execute(from_dict(values, RunConfig), overwrite=overwrite, resume=resume)
+
+
+def network_of(value: str) -> dict[str, str]:
+    """The keys of :class:`ModelConfig` that a network's name, or the folder of its run, stands for."""
+    described = saved_backbone(value) if Path(value).is_dir() else None
+    return {"name": value} if described is None else {"name": described["name"], "weights": value}
 
 
 def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -> Run:
@@ -312,11 +321,16 @@ def _check_folder(folder: Path, config: RunConfig, overwrite: bool, resume: bool
                 f"--resume: expected a run in {str(folder)!r}, found none. Leave --resume out to start it."
             )
         ours, theirs = _binding(to_dict(load_config(saved))), _binding(to_dict(config))
-        changed = [name for name, value in ours.items() if value != theirs[name]]
+        changed = [
+            f"{name} was {value!r} and is {theirs[name]!r}"
+            for name, value in ours.items()
+            if value != theirs[name]
+        ]
         if changed:
+            more = ", …" if len(changed) > 4 else ""
             raise UserError(
-                f"--resume: expected the configuration of the run in {str(folder)!r}, "
-                f"but {', '.join(changed[:4])} differ. Give the same, or another --out."
+                f"--resume: expected the configuration of the run in {str(folder)!r}, but "
+                f"{', '.join(changed[:4])}{more}. Give the same, or another --out."
             )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):

@@ -88,8 +88,9 @@ def resolve_precision(name: str, device: torch.device) -> Literal["fp32", "bf16"
 
 
 def _cpu_multiplies_bf16() -> bool:
-    capabilities = getattr(torch.cpu, "_is_amx_tile_supported", None)
-    return bool(capabilities is not None and capabilities())
+    # with either, a ResNet's step in bf16 takes about half the time of one in fp32
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 def learning_rate_factor(step: int, steps_per_epoch: int, config: TrainingConfig) -> float:
