@@ -304,7 +304,7 @@ class ReadoutConfig:
     Args:
         name: ``linear`` (the probe on the student's feature), ``mean`` (one head pass: E[f | z]) or
             ``sample`` (generated features).
-        sampler: ``ddpm`` (ancestral, as published) or ``ddim``.
+        sampler: ``ddpm`` (ancestral, as published), ``ddim`` or ``dpm-solver`` (DPM-Solver++(2M)).
         steps: Steps of the respaced schedule.
         guidance: Scale of classifier-free guidance; 1 is none.
         num_samples: Features generated an image and averaged.
@@ -313,7 +313,7 @@ class ReadoutConfig:
     """
 
     name: ReadoutName = "mean"
-    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    sampler: Literal["ddpm", "ddim", "dpm-solver"] = "ddpm"
     steps: int = 10
     guidance: float = 1.0
     num_samples: int = 5

@@ -23,7 +23,7 @@ from gendd import tokens
 from gendd.config import GenDDConfig
 from gendd.diffusion import Head, add_noise, ancestral, cosine_schedule, diffusion_loss
 from gendd.errors import UserError
-from gendd.generator import FeatureGenerator
+from gendd.generator import FeatureGenerator, GuidedDenoiser
 
 PUBLIC_REFERENCE = Path(__file__).parent / "reference.npz"
 TOLERANCE = 1e-4
@@ -159,7 +159,9 @@ def _verify_sampling(
 ) -> float:
     step_noise = read(f"{group}/step_noise")
     schedule = generator.schedule.respace(len(step_noise))
-    denoise = generator.denoiser(read(f"{group}/cond"), read(f"{group}/token_index"), schedule, guidance)
+    # one image of as many tokens as there are rows, each with a condition of its own
+    condition, position = read(f"{group}/cond").unsqueeze(0), read(f"{group}/token_index")
+    denoise = GuidedDenoiser(generator.head, condition, position, schedule, guidance, generator.prediction)
     start = read(f"{group}/init_noise")[: step_noise.shape[1]]
     return _vector(ancestral(denoise, start, schedule, step_noise=step_noise), read(f"{group}/out"))
 
