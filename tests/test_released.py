@@ -294,6 +294,7 @@ def test_an_imagenet_student_samples_in_64_steps() -> None:
     released = Released(Path("c.pt"), state, {}, None)
     config = _config(released, "timm/resnet18", {})
     assert (config.readout.steps, config.data.name, config.student.mean) == (64, "folder", None)
+    assert (config.gendd.repeats, config.gendd.contraction, config.training.beta2) == (10, 0.9, (0.96, 0.999))
 
 
 SHORT = ["--readout.steps=2", "--readout.num_samples=1", "--training.device=cpu"]

@@ -75,7 +75,8 @@ _OPTIONS = {
 # the normalisation of its CIFAR images; that of ImageNet is every network's own
 _CIFAR_MEAN = [0.5071, 0.4867, 0.4408]
 _CIFAR_STD = [0.2675, 0.2565, 0.2761]
-_IMAGENET_STEPS = 64
+# where its ImageNet settings differ from those of CIFAR
+_IMAGENET = {"gendd": {"repeats": 10}, "training": {"beta2": [0.96, 0.999]}, "readout": {"steps": 64}}
 
 
 def head_state(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -244,7 +245,8 @@ def import_released(
     The sizes of the head are those of the checkpoint's tensors, the method's other settings those its
     options tell, else the published ones. The folder can be evaluated, loaded and given as
     ``student.weights`` to start a training (from stage 1: stage 2), but not resumed: the state of the
-    optimiser is left.
+    optimiser is left. The released head predicts the noise, and at pure noise its errors are multiplied by
+    thousands in x̂_0: read such a student by ``linear`` or ``sample``, not by ``mean``.
 
     Args:
         checkpoint: The file.
@@ -330,8 +332,7 @@ def _config(released: Released, student: str, settings: Mapping[str, Any]) -> Ru
     """The published settings, over them the checkpoint's options, the settings given, and its sizes."""
     cifar = student.startswith("cifar/")
     values = read_yaml(Path(__file__).parent / "recipes" / "published.yaml")
-    if not cifar:
-        values["readout"]["steps"] = _IMAGENET_STEPS
+    _lay(values, {} if cifar else _IMAGENET)
     if released.stage == 1:
         values |= {"method": "supervised", "readout": {"name": "linear"}}
     sets = {10: "cifar10", 100: "cifar100"} if cifar else {}
@@ -418,9 +419,8 @@ def _metrics(
     device = resolve_device(config.training.device)
     sampler = to_dict(config.readout)
     sampler.pop("name")
-    readouts: dict[str, Any] = {
-        name: {"top1": None, "top5": None, "agreement": None} for name in student.readouts
-    }
+    unknown = dict.fromkeys(("top1", "top5", "agreement", "parameters"))
+    readouts: dict[str, Any] = {name: dict(unknown) for name in student.readouts}
     metrics: dict[str, Any] = {
         "run": {
             "method": config.method,
