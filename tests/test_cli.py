@@ -23,6 +23,7 @@ from PIL import Image
 import gendd
 from gendd.cli import main, parse_run, recipes
 from gendd.config import RunConfig, dump, load_config
+from gendd.models.cifar import NAMES
 from gendd.run import Run
 
 Capture = pytest.CaptureFixture[str]
@@ -59,7 +60,16 @@ def test_help_lists_every_command(words: list[str], capsys: Capture) -> None:
     assert main(words) == 0
     out = capsys.readouterr().out
     assert out.startswith("usage: gendd COMMAND")
-    for command in ("distill", "train", "evaluate", "predict", "recipes", "models", "verify"):
+    for command in (
+        "distill",
+        "train",
+        "evaluate",
+        "predict",
+        "recipes",
+        "models",
+        "import-released",
+        "verify",
+    ):
         assert re.search(rf"^  {command} +\S", out, re.M)
 
 
@@ -81,7 +91,7 @@ def test_help_of_a_run_tells_flags_and_settings(capsys: Capture) -> None:
         assert option not in out
 
 
-@pytest.mark.parametrize("command", ["evaluate", "predict", "recipes", "models", "verify"])
+@pytest.mark.parametrize("command", ["evaluate", "predict", "recipes", "models", "import-released", "verify"])
 def test_help_of_the_other_commands(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -98,6 +108,8 @@ def test_recipes_are_listed_with_what_they_say_of_themselves(capsys: Capture) ->
 
 
 def test_models_by_part_of_a_name_and_by_glob(capsys: Capture) -> None:
+    assert main(["models", "cifar/"]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"cifar/{name}" for name in NAMES]
     assert main(["models", "cifar/resnet8"]) == 0
     assert capsys.readouterr().out.splitlines() == ["cifar/resnet8", "cifar/resnet8x4"]
     assert main(["models", "cifar/*x4"]) == 0

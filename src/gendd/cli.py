@@ -26,6 +26,7 @@ _COMMANDS = {
     "predict": "classify image files with a student",
     "recipes": "list the recipes",
     "models": "list the networks",
+    "import-released": "make a run of a checkpoint of the authors' released code",
     "verify": "recompute the method's reference numbers on this machine",
 }
 # what 'gendd train' is, whatever a recipe says
@@ -91,6 +92,7 @@ def _dispatch(words: list[str]) -> int:
         "predict": _predict,
         "recipes": _recipes,
         "models": _models,
+        "import-released": _import_released,
         "verify": _verify,
     }
     return handlers[command](rest)
@@ -383,6 +385,63 @@ def _models(words: list[str]) -> int:
         raise UserError(f"No network matches {given.pattern!r}: expected part of a name such as 'resnet'.")
     print("\n".join(names))
     return 0
+
+
+def _import_released(words: list[str]) -> int:
+    parser = _Parser(
+        prog="gendd import-released",
+        allow_abbrev=False,
+        description=_COMMANDS["import-released"],
+        epilog="The dotted options of gendd distill hold too: --data.name and --data.path of the images to "
+        "evaluate on (without them nothing is measured), --readout.steps, --gendd.contraction, …",
+    )
+    parser.add_argument("checkpoint", metavar="CKPT", help="the file, of stage 1 or 2")
+    parser.add_argument(
+        "--student", metavar="NAME", required=True, help="the student network, cifar/resnet20"
+    )
+    parser.add_argument("--teacher", metavar="NAME", required=True, help="the teacher network")
+    parser.add_argument("--teacher-weights", metavar="FILE", help="its weights, to measure agreement with it")
+    parser.add_argument("--out", metavar="DIR", help="output folder (default: runs/ and the file's name)")
+    given, rest = parser.parse_known_args(words)
+    settings = _given("import-released", rest)
+    from rich.console import Console
+
+    from gendd import report
+    from gendd.released import import_released
+
+    run = import_released(
+        given.checkpoint,
+        given.student,
+        given.teacher,
+        out=given.out,
+        teacher_weights=given.teacher_weights,
+        **settings,
+    )
+    console = Console()
+    report.print_table(run.metrics, console)
+    console.print(f"student {run.folder / 'student'}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _given(command: str, words: list[str]) -> dict[str, Any]:
+    """The settings that dotted options name, by section, and no others."""
+    from gendd.config import one_line
+
+    _check_options(command, words)
+    try:
+        values: dict[str, Any] = run_parser(command).parse_args(words).as_dict()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{one_line(error)} See: gendd {command} --help.") from error
+    found: dict[str, Any] = {}
+    for name in filter(None, map(_option, words)):
+        *sections, key = name.removeprefix("--").split(".")
+        into, value = found, values
+        for section in sections:
+            into, value = into.setdefault(section, {}), value[section]
+        into[key] = value[key]
+    return found
 
 
 def _verify(words: list[str]) -> int:

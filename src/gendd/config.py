@@ -98,7 +98,7 @@ class ModelConfig:
     """A network and where its weights come from.
 
     Args:
-        name: ``cifar/resnet20`` and its family, or ``timm/NAME``.
+        name: ``cifar/NAME`` or ``timm/NAME``; ``gendd models`` lists them.
         weights: A .safetensors file, a state dict saved by torch, or a run's folder; null for random
             weights.
         pretrained: Take timm's pretrained weights (timm names only).

@@ -320,6 +320,11 @@ def _check_folder(folder: Path, config: RunConfig, overwrite: bool, resume: bool
             raise UserError(
                 f"--resume: expected a run in {str(folder)!r}, found none. Leave --resume out to start it."
             )
+        if (folder / "metrics.json").is_file() and "imported" in Run(folder).metrics.get("run", {}):
+            raise UserError(
+                f"--resume: expected a run trained in {str(folder)!r}, found an imported checkpoint; "
+                f"start from its weights with --student.weights {folder} and another --out."
+            )
         ours, theirs = _binding(to_dict(load_config(saved))), _binding(to_dict(config))
         changed = [
             f"{name} was {value!r} and is {theirs[name]!r}"

@@ -25,7 +25,8 @@ DEFAULT_STD = 0.25
 def list_models(pattern: str | None = None) -> list[str]:
     """The names :func:`create_backbone` knows, CIFAR networks first.
 
-    Any ``cifar/resnetDxM`` of depth D = 6n + 2 and width multiplier M works besides those listed.
+    Any ``cifar/resnetDxM`` of depth D = 6n + 2 and width multiplier M and any ``cifar/wrn_D_M`` of depth
+    D = 6n + 4 work besides those listed.
 
     Args:
         pattern: A glob (``timm/resnet*``) if it holds ``*``, ``?`` or ``[``, else a substring; None
@@ -54,7 +55,7 @@ def create_backbone(
     """Build a network by name.
 
     Args:
-        name: ``cifar/NAME`` or ``timm/NAME`` (timm's ``NAME.TAG`` too).
+        name: ``cifar/NAME`` (in any case) or ``timm/NAME`` (timm's ``NAME.TAG`` too).
         num_classes: K. A pretrained network with another number of classes gets a random classifier.
         in_channels: C.
         mean: C numbers for images in [0, 1]; None: timm's own (averaged over its channels if C
@@ -82,8 +83,9 @@ def create_backbone(
                 f"pretrained: expected false for {name}, which has no published weights here, got true; "
                 "give a weights file or a timm/ name."
             )
+        name = _architecture(name)
         try:
-            net = cifar.create(rest, num_classes, in_channels)
+            net = cifar.create(name.removeprefix("cifar/"), num_classes, in_channels)
         except KeyError:
             raise _unknown(name, list_models("cifar/")) from None
     else:
@@ -138,6 +140,9 @@ def pretrained_classes(backbone: Backbone) -> int:
 
 
 def _architecture(name: str) -> str:
+    """One name a network."""
+    if name.startswith("cifar/"):
+        return f"cifar/{cifar.canonical(name.removeprefix('cifar/'))}"
     # timm's tag names weights, not another network
     return name.partition(".")[0] if name.startswith("timm/") else name
 
