@@ -570,7 +570,7 @@ def test_distill_from_python_replaces_parts_of_a_config(
         ({"trainig": {}}, "Unknown config key 'trainig'. Did you mean 'training'?"),
         ({"training": {"epoch": 1}}, "Unknown config key 'training.epoch'. Did you mean 'training.epochs'?"),
         ({"training": {"epochs": 0}}, "training.epochs: expected a positive integer, got 0."),
-        ({"method": "gend"}, "method: expected one of gendd, kl, kd, supervised, got gend."),
+        ({"method": "gend"}, "method: expected one of gendd, kl, kd, supervised, linear_probe, got gend."),
         ({"seed": "x"}, "seed: expected integer, got x."),
     ],
 )
