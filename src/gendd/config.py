@@ -64,7 +64,8 @@ class DataConfig:
         mixup_switch_prob: Probability that a mixed batch is one of CutMix where both are on.
         label_smoothing: s in [0, 1): labels become (1-s) p + s/K. Nothing where training sees no labels.
         batch_size: Images a step and process (a part of a step where ``training.accumulate`` says so).
-        workers: Loader processes for sets that stream from disk; null: as many as there are cores,
+        workers: Loader processes for sets that stream from disk, and for what is done image by image
+            (randaugment, color_jitter, erase_prob, bicubic crops); null: as many as there are cores,
             at most 8.
         in_memory: Hold the decoded set in memory as uint8; null: when it fits in 2 GiB. It never
             changes the images: training images for ``resized-crop`` that are not all of the final

@@ -1,8 +1,8 @@
 """Optimiser, schedules, and the Lightning module and Trainer that train any method.
 
 Everything random in a step is a pure function of (seed, step): data order and augmentation by epoch,
-mixing by batch of an epoch, times, noise, feature mixup and dropout by step. A run that goes on from a checkpoint therefore repeats what it
-would have done.
+mixup and CutMix by batch of an epoch, times, noise, feature mixup and dropout by step. A run that goes on
+from a checkpoint therefore repeats what it would have done.
 """
 
 from __future__ import annotations

@@ -228,7 +228,7 @@ def test_resized_crops_are_bicubic_where_asked(tmp_path: Path) -> None:
         assert torch.equal(image, wanted / 255)
     (bilinear,) = train_loader(data, replace(config, crop_interpolation="bilinear"), seed=1, epoch=2)
     assert not torch.equal(bilinear.images, found.images)
-    assert 0 <= float(found.images.min()) and float(found.images.max()) <= 1
+    assert float(found.images.min()) >= 0 and float(found.images.max()) <= 1
 
 
 def test_bicubic_crops_of_held_images_are_those_of_streamed_ones(tmp_path: Path) -> None:

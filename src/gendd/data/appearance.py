@@ -78,7 +78,7 @@ def _color_jitter(strength: float) -> Any:
 def _erasing(probability: float) -> Any:
     from timm.data.random_erasing import RandomErasing
 
-    return RandomErasing(probability, mode="pixel", device="cpu")
+    return RandomErasing(probability, mode="pixel", device="cpu")  # type: ignore[no-untyped-call]
 
 
 def _erased(image: Tensor, probability: float) -> Tensor:

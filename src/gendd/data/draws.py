@@ -12,9 +12,9 @@ import torch
 
 @contextmanager
 def drawing_from(generator: torch.Generator) -> Iterator[None]:
-    """Within, the global generators (Python's, numpy's, torch's on the CPU) start from one draw of ``generator``.
+    """Within, the global generators follow one draw of ``generator``; afterwards they are as before.
 
-    Afterwards they are as they were before. Not for code that runs in threads.
+    They are Python's, numpy's and torch's for the CPU. Not for code that runs in threads.
     """
     seed = int(torch.randint(2**32, (), generator=generator, device=generator.device))
     python, legacy = random.getstate(), np.random.get_state()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ class _Augmentation:
     epoch: int
     rank: int
     interpolation: str = "bilinear"
-    appearance: Appearance = Appearance()
+    appearance: Appearance = field(default_factory=Appearance)
 
     @property
     def batchwise(self) -> bool:

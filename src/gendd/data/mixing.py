@@ -94,7 +94,9 @@ class Mixing:
                 return weight, None
             from timm.data.mixup import cutmix_bbox_and_lam
 
-            (top, bottom, left, right), weight = cutmix_bbox_and_lam(shape, weight)
+            (top, bottom, left, right), weight = cutmix_bbox_and_lam(  # type: ignore[no-untyped-call]
+                shape, weight
+            )
         return float(weight), (int(top), int(bottom), int(left), int(right))
 
     def _smooth(self, labels: Tensor) -> Tensor:
