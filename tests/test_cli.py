@@ -485,7 +485,8 @@ def test_ctrl_c_ends_with_130_and_a_hint(digits_run: Finished, tmp_path: Path) -
         (["distill", "--overwrit"], "Unknown option '--overwrit'. Did you mean '--overwrite'?"),
         (
             ["distill", "--method=gend"],
-            "method: expected one of gendd, kl, kd, supervised, got gend. See: gendd distill --help.",
+            "method: expected one of gendd, kl, kd, supervised, linear_probe, got gend. "
+            "See: gendd distill --help.",
         ),
         (
             ["distill", "--training.epochs=many"],

@@ -16,7 +16,7 @@ from gendd.cli import main
 from gendd.config import GenDDConfig, ModelConfig
 from gendd.diffusion import ancestral
 from gendd.errors import UserError
-from gendd.generator import FeatureGenerator
+from gendd.generator import FeatureGenerator, GuidedDenoiser
 from gendd.models import Backbone, build_model, create_backbone, save_weights
 from gendd.released import head_state, import_released, read_released, released_student
 from gendd.run import Run, distill, evaluate_run
@@ -142,7 +142,9 @@ def test_the_student_computes_what_the_released_code_did(path: Path, tmp_path: P
         noise = arrays[f"{group}/step_noise"]
         schedule = generator.schedule.respace(len(noise))
         condition, token = arrays[f"{group}/cond"], arrays[f"{group}/token_index"]
-        denoise = generator.denoiser(condition, token, schedule, guidance)
+        denoise = GuidedDenoiser(
+            generator.head, condition.unsqueeze(0), token, schedule, guidance, generator.prediction
+        )
         with torch.no_grad():
             start = arrays[f"{group}/init_noise"][: noise.shape[1]]
             made = ancestral(denoise, start, schedule, step_noise=noise)

@@ -234,7 +234,7 @@ def _without_labels(values: dict[str, Any]) -> list[str]:
     baselines: list[str] = values["baselines"]
     if values["data"]["labels"]:
         return baselines
-    left = [name for name in baselines if name not in ("supervised", "kd")]
+    left = [name for name in baselines if name not in ("supervised", "kd", "linear_probe")]
     if left != baselines:
         dropped = ", ".join(name for name in baselines if name not in left)
         print(f"gendd: left out the recipe's baselines that need labels: {dropped}", file=sys.stderr)

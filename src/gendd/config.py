@@ -16,9 +16,13 @@ import yaml
 
 from gendd.errors import UserError, did_you_mean
 
-MethodName = Literal["gendd", "kl", "kd", "supervised"]
+MethodName = Literal["gendd", "kl", "kd", "supervised", "linear_probe"]
 ReadoutName = Literal["linear", "mean", "sample"]
 Prediction = Literal["sample", "epsilon", "v"]
+# the sections of timm's RandAugment strings
+_RANDAUGMENT = re.compile(
+    r"rand(-(m\d+|n[1-9]\d*|p\d+(\.\d+)?|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]|t(weights|3aw?)))*"
+)
 
 
 def _check(ok: bool, key: str, expected: str, came: object) -> None:
@@ -46,8 +50,22 @@ class DataConfig:
         augment: ``crop-flip`` (random crop after padding by an eighth, horizontal flip), ``crop``,
             ``resized-crop`` (random area and ratio, flip), ``none``, or ``auto``: what suits the set.
         crop_scale: Range of the area of a resized crop.
-        batch_size: Images a step and process.
-        workers: Loader processes for sets that stream from disk; null: as many as there are cores,
+        crop_interpolation: How a resized crop is brought to size, ``bilinear`` or ``bicubic``.
+        randaugment: RandAugment of each image, in timm's words: ``rand-m7-n2-mstd0.5`` is magnitude 7
+            with standard deviation 0.5, two operations an image; null: none. What it uncovers is gray.
+        color_jitter: Brightness, contrast and saturation of each image are multiplied by factors from
+            [1-c, 1+c]; 0 is off. Applied beside RandAugment too (timm's own training then leaves it out).
+        erase_prob: Probability that a rectangle of an image (2 % to a third of its area) is replaced by
+            noise, each pixel N(0.5, 0.25²) clipped to [0, 1].
+        mixup: α of image mixup's Beta(α, α), one weight a batch; 0 is off. Labels are mixed alike;
+            without labels the images alone are. Teacher and student see the same mixed images.
+        cutmix: α of CutMix, likewise; labels are mixed by area.
+        mixup_prob: Probability that a batch is mixed at all.
+        mixup_switch_prob: Probability that a mixed batch is one of CutMix where both are on.
+        label_smoothing: s in [0, 1): labels become (1-s) p + s/K. Nothing where training sees no labels.
+        batch_size: Images a step and process (a part of a step where ``training.accumulate`` says so).
+        workers: Loader processes for sets that stream from disk, and for what is done image by image
+            (randaugment, color_jitter, erase_prob, bicubic crops); null: as many as there are cores,
             at most 8.
         in_memory: Hold the decoded set in memory as uint8; null: when it fits in 2 GiB. It never
             changes the images: training images for ``resized-crop`` that are not all of the final
@@ -64,6 +82,15 @@ class DataConfig:
     labels: bool = True
     augment: Literal["auto", "none", "crop", "crop-flip", "resized-crop"] = "auto"
     crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    randaugment: str | None = None
+    color_jitter: float = 0.0
+    erase_prob: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mixup_prob: float = 1.0
+    mixup_switch_prob: float = 0.5
+    label_smoothing: float = 0.0
     batch_size: int = 128
     workers: int | None = None
     in_memory: bool | None = None
@@ -91,6 +118,23 @@ class DataConfig:
         )
         low, high = self.crop_scale
         _check(0 < low <= high <= 1, "data.crop_scale", "0 < low <= high <= 1", self.crop_scale)
+        _check(
+            self.randaugment is None or _RANDAUGMENT.fullmatch(self.randaugment) is not None,
+            "data.randaugment",
+            "timm's words for it such as 'rand-m7-n2-mstd0.5', or null",
+            self.randaugment,
+        )
+        for name in ("color_jitter", "mixup", "cutmix"):
+            _check(getattr(self, name) >= 0, f"data.{name}", "a non-negative number", getattr(self, name))
+        for name in ("erase_prob", "mixup_prob", "mixup_switch_prob"):
+            value = getattr(self, name)
+            _check(0 <= value <= 1, f"data.{name}", "a probability in [0, 1]", value)
+        _check(
+            0 <= self.label_smoothing < 1,
+            "data.label_smoothing",
+            "a number in [0, 1)",
+            self.label_smoothing,
+        )
 
 
 @dataclass
@@ -211,15 +255,24 @@ class TrainingConfig:
     Args:
         epochs: Passes over the training images.
         lr: Peak learning rate.
-        weight_decay: Decoupled weight decay; not on 1-d parameters, biases or the head.
+        optimizer: ``adamw``, or ``sgd`` with ``momentum`` (not Nesterov's).
+        momentum: Of sgd.
+        weight_decay: Decoupled for adamw, added to the gradient for sgd; not on 1-d parameters, biases
+            or the head.
+        decay_all: Decay 1-d parameters and biases too, everything but the head; what is published
+            with sgd does.
         beta1: Adam's β1.
         beta2: Adam's β2 at the start and the end of its cosine ramp.
-        schedule: ``cosine`` to ``min_lr``, ``step`` (times 0.1 at each milestone) or ``constant``,
+        schedule: ``cosine`` to ``min_lr``, ``step`` (times ``gamma`` at each milestone) or ``constant``,
             per optimiser step.
         min_lr: Where the cosine ends.
         warmup_epochs: Linear warmup to the full rate, shorter than the training; may be fractional.
             Null: a tenth of the epochs.
         milestones: Epochs at which the ``step`` schedule decays.
+        gamma: What the ``step`` schedule multiplies the rate with at each milestone.
+        accumulate: Batches whose gradients are averaged to one optimiser step: ``data.batch_size`` 128
+            four times is a step of 512 (BatchNorm still sees each batch alone). Batches left over at
+            the end of an epoch are dropped.
         clip_grad_norm: Largest norm of the gradient; null: no clipping.
         ema: Decay of an exponential moving average of the student; null: none. The average is what
             is evaluated and saved.
@@ -237,13 +290,18 @@ class TrainingConfig:
 
     epochs: int = 30
     lr: float = 3e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.9
     weight_decay: float = 0.05
+    decay_all: bool = False
     beta1: float = 0.9
     beta2: tuple[float, float] = (0.95, 0.999)
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     min_lr: float = 0.0
     warmup_epochs: float | None = None
     milestones: list[int] = field(default_factory=list)
+    gamma: float = 0.1
+    accumulate: int = 1
     clip_grad_norm: float | None = None
     ema: float | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -261,6 +319,9 @@ class TrainingConfig:
         _check(self.epochs >= 1, "training.epochs", "a positive integer", self.epochs)
         _check(self.lr > 0, "training.lr", "a positive number", self.lr)
         _check(self.weight_decay >= 0, "training.weight_decay", "a non-negative number", self.weight_decay)
+        _check(0 <= self.momentum < 1, "training.momentum", "a number in [0, 1)", self.momentum)
+        _check(0 < self.gamma <= 1, "training.gamma", "a number in (0, 1]", self.gamma)
+        _check(self.accumulate >= 1, "training.accumulate", "a positive integer", self.accumulate)
         _check(0 <= self.beta1 < 1, "training.beta1", "a number in [0, 1)", self.beta1)
         _check(
             all(0 <= beta < 1 for beta in self.beta2), "training.beta2", "two numbers in [0, 1)", self.beta2
@@ -332,7 +393,8 @@ class RunConfig:
     """Everything a run depends on; saved as ``config.yaml`` in its folder.
 
     Args:
-        method: gendd, kl (teacher's predictions only), kd (labels and teacher) or supervised.
+        method: gendd, kl (teacher's predictions only), kd (labels and teacher), supervised, or
+            linear_probe (a new linear classifier on the frozen backbone of ``student.weights``).
         baselines: Methods trained beside it from the same seed for the table and the report.
         teacher: The frozen network that is distilled. Without weights it is trained first, on the
             labels, by ``teacher_training``, and cached.

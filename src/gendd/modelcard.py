@@ -78,6 +78,8 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
 
 def _origin(student: Student, teacher: dict[str, Any] | None) -> str:
     method = student.info.get("method")
+    if method == "linear_probe":
+        return "A linear classifier trained on labels, on the frozen features of a trained network."
     if teacher is None or method == "supervised":
         return "Trained on labels alone."
     if method == "gendd":

@@ -43,6 +43,7 @@ _LABELS = {
     "supervised": "student alone",
     "kl": "KL distillation",
     "kd": "KD",
+    "linear_probe": "linear probe",
     "gendd": "GenDD",
 }
 _READOUTS = ("linear", "mean", "sample")
@@ -280,6 +281,7 @@ _LIGHT = _Theme(
         "supervised": "#b8578f",
         "kl": "#d98200",
         "kd": "#008a64",
+        "linear_probe": "#a34a16",
         "gendd": "#0072b2",
     },
 )
@@ -294,10 +296,11 @@ _DARK = _Theme(
         "supervised": "#dd8fbd",
         "kl": "#f0a830",
         "kd": "#2bb890",
+        "linear_probe": "#e58a52",
         "gendd": "#4fabe8",
     },
 )
-_MARKERS = {"teacher": "s", "supervised": "v", "kl": "^", "kd": "D", "gendd": "o"}
+_MARKERS = {"teacher": "s", "supervised": "v", "kl": "^", "kd": "D", "linear_probe": "P", "gendd": "o"}
 # Petroff (2021): ten colours told apart under colour-vision deficiencies.
 _CLASSES = [
     "#3f90da",
@@ -1055,7 +1058,7 @@ def _lead(metrics: dict[str, Any]) -> str:
     method = _LABELS.get(_method(metrics))
     subject = f"{student.get('name', 'The student')} ({_count(student.get('parameters'))} parameters)"
     text = f"{subject} trained"
-    if teacher and _method(metrics) != "supervised":
+    if teacher and _method(metrics) not in ("supervised", "linear_probe"):
         text = f"{subject} distilled from {teacher['name']} ({_count(teacher.get('parameters'))})"
         text += f" with {method}" if method else ""
     if run.get("train_images") is not None:

@@ -46,6 +46,7 @@ from gendd.training import FitResult, derive_seed, fit, resolve_device, resolve_
 
 _REPORT_FEATURES = 1000
 _REPORT_EXAMPLES = 24
+_TEACHERLESS = {"supervised", "linear_probe"}
 # all that a run writes into its folder
 _WRITTEN = (
     "config.yaml",
@@ -237,13 +238,13 @@ def _check_labels(config: RunConfig, data: Data) -> None:
     """Raise :class:`UserError` where labels are needed that are absent or may not be seen."""
     seen = config.data.labels and data.labelled
     for name in _methods(config):
-        needs = name == "supervised" or (name == "kd" and config.kd.weight < 1)
+        needs = name in _TEACHERLESS or (name == "kd" and config.kd.weight < 1)
         if needs and not data.labelled:
             raise UserError(
                 f"Method {name!r} learns from labels, and {data.name!r} has none: use method gendd or kl, "
                 "or give labelled images."
             )
-        if name in ("supervised", "kd") and not config.data.labels:
+        if name in (*_TEACHERLESS, "kd") and not config.data.labels:
             raise UserError(
                 f"baselines: expected methods without labels (gendd, kl) where data.labels is false, "
                 f"got {name!r}. Give --baselines '[kl]' or '[]'."
@@ -265,13 +266,18 @@ def _check_networks(config: RunConfig, data: Data) -> Backbone | None:
         UserError: a network or a method can't be built; said before anything is trained or written.
     """
     teacher = None
-    if set(_methods(config)) != {"supervised"}:
+    if _taught(config):
         try:
             teacher = build_model(config.teacher, data.num_classes, data.channels)
         except UserError as error:
             raise UserError(f"Teacher: {error}") from error
         _check_pretrained(config, teacher, data)
     student = build_model(config.student, data.num_classes, data.channels)
+    if "linear_probe" in _methods(config) and not (config.student.weights or config.student.pretrained):
+        raise UserError(
+            "student.weights: expected a trained student for method 'linear_probe', got none; "
+            "give its run or its file."
+        )
     for name in _methods(config):
         build_method(dataclasses.replace(config, method=name), student, teacher)
     return teacher
@@ -402,9 +408,12 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gendd"
 
 
+def _taught(config: RunConfig) -> bool:
+    return not set(_methods(config)) <= _TEACHERLESS
+
+
 def _trains_teacher(config: RunConfig) -> bool:
-    taught = set(_methods(config)) != {"supervised"}
-    return taught and config.teacher.weights is None and not config.teacher.pretrained
+    return _taught(config) and config.teacher.weights is None and not config.teacher.pretrained
 
 
 def _teacher(

@@ -3,6 +3,7 @@
 from gendd.data.augment import augment
 from gendd.data.images import ImageSet
 from gendd.data.loading import Batch, Batches, eval_loader, train_loader
+from gendd.data.mixing import Mixing
 from gendd.data.sets import Data, describe, load_data
 
 __all__ = [
@@ -10,6 +11,7 @@ __all__ = [
     "Batches",
     "Data",
     "ImageSet",
+    "Mixing",
     "augment",
     "describe",
     "eval_loader",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as VF
 
 from gendd.config import DataConfig
+from gendd.data.appearance import Appearance
 from gendd.data.augment import augment, draw_boxes, draw_flips
-from gendd.data.images import ImageSet, cores
+from gendd.data.images import ImageSet, cores, frame
 from gendd.data.sets import Data
 from gendd.errors import UserError
 
@@ -32,7 +33,7 @@ class Batch:
 
     Args:
         images: float32 (B, C, H, W) in [0, 1]; each network normalises its own input.
-        labels: int64 (B,); None only where the set has none.
+        labels: int64 (B,), or float32 (B, K) probabilities; None only where the set has none.
     """
 
     images: Tensor
@@ -53,21 +54,46 @@ class _Augmentation:
     seed: int
     epoch: int
     rank: int
+    interpolation: str = "bilinear"
+    appearance: Appearance = field(default_factory=Appearance)
+
+    @property
+    def batchwise(self) -> bool:
+        """Whether nothing is done that has to be done image by image."""
+        return not self.appearance and (self.kind != "resized-crop" or self.interpolation == "bilinear")
 
     def generator(self, *more: int | str) -> torch.Generator:
         return _generator(self.seed, self.epoch, *more)
 
     def streamed(self, images: ImageSet, index: int) -> Tensor:
         """One image decoded and augmented: uint8 (C, S, S)."""
-        generator = self.generator("image", index)
-        if self.kind != "resized-crop":
-            return augment(images.images([index]), self.kind, generator)[0]
-        image = images.original(index)
-        height, width = image.shape[-2:]
-        top, left, tall, wide = draw_boxes(1, height, width, self.crop_scale, generator)[0].tolist()
-        crop: Tensor = VF.resized_crop(
-            image, top, left, tall, wide, [images.size, images.size], antialias=True
+        return self.varied(
+            images.original(index), images.size, images.framing, self.generator("image", index)
         )
+
+    def varied(self, image: Tensor, size: int, framing: float, generator: torch.Generator) -> Tensor:
+        """One decoded image augmented.
+
+        Args:
+            image: uint8 (C, h, w) as it was decoded.
+            size: S.
+            framing: See :class:`ImageSet`; a resized crop is taken from the whole image.
+            generator: Source of the draws.
+
+        Returns:
+            uint8 (C, S, S).
+        """
+        if self.kind == "resized-crop":
+            image = self._resized_crop(image, size, generator)
+        else:
+            image = augment(frame(image, size, framing)[None], self.kind, generator)[0]
+        return self.appearance(image, generator)
+
+    def _resized_crop(self, image: Tensor, size: int, generator: torch.Generator) -> Tensor:
+        height, width = image.shape[-2:]
+        box = draw_boxes(1, height, width, self.crop_scale, generator)[0].tolist()
+        mode = VF.InterpolationMode(self.interpolation)
+        crop: Tensor = VF.resized_crop(image, *box, [size, size], interpolation=mode, antialias=True)
         return crop.flip(-1) if bool(draw_flips(1, generator)) else crop
 
 
@@ -79,7 +105,8 @@ class Batches:
         images: Where they come from.
         order: int64: indices in the order they are given.
         batch_size: B; the last batch may be smaller.
-        workers: Loader processes where the set streams from disk; 0 decodes in this process.
+        workers: Loader processes where images are decoded or changed one by one; 0 does that in this
+            process.
         augmentation: None for images as they are.
     """
 
@@ -93,10 +120,10 @@ class Batches:
         return math.ceil(len(self.order) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.images.in_memory:
+        if self.images.in_memory and (self.augmentation is None or self.augmentation.batchwise):
             yield from self._from_memory()
         else:
-            yield from self._from_disk()
+            yield from self._one_by_one()
 
     def _from_memory(self) -> Iterator[Batch]:
         how = self.augmentation
@@ -107,7 +134,7 @@ class Batches:
                 pixels = augment(pixels, how.kind, generator, how.crop_scale)
             yield self._batch(pixels, indices)
 
-    def _from_disk(self) -> Iterator[Batch]:
+    def _one_by_one(self) -> Iterator[Batch]:
         batches = [indices.tolist() for indices in torch.split(self.order, self.batch_size)]
         loader: DataLoader[Any] = DataLoader(
             _Stream(self.images, self.augmentation),
@@ -131,7 +158,7 @@ class Batches:
 
 
 class _Stream(Dataset[Any]):
-    """Decodes whole batches in a loader process."""
+    """Decodes and augments whole batches in a loader process."""
 
     def __init__(self, images: ImageSet, augmentation: _Augmentation | None) -> None:
         self.images = images
@@ -176,7 +203,8 @@ def train_loader(
 
     Args:
         data: The set.
-        config: Gives batch size, workers and ``crop_scale``.
+        config: Gives batch size, workers and augmentation. Batches are not mixed and their labels hard:
+            see :class:`~gendd.data.mixing.Mixing`.
         seed: Seed of the run.
         epoch: Number of the epoch; every one has its own order and augmentation.
         rank: This process.
@@ -199,7 +227,15 @@ def train_loader(
         mine[: full or share],
         config.batch_size,
         _workers(config.workers),
-        _Augmentation(data.augment, config.crop_scale, seed, epoch, rank),
+        _Augmentation(
+            data.augment,
+            config.crop_scale,
+            seed,
+            epoch,
+            rank,
+            config.crop_interpolation,
+            Appearance.from_config(config),
+        ),
     )
 
 
