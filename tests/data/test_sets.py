@@ -171,7 +171,7 @@ def test_fashion_mnist_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     _fails(config, "Expected 7840 values", "got 7835")
     file.write_bytes(gzip.compress(b"something else"))
     _fails(config, "IDX file", "t10k-images-idx3-ubyte.gz")
-    monkeypatch.setattr("gendd.data.readers._DEBIAN_FASHION_MNIST", tmp_path / "none")
+    monkeypatch.setattr("gendd.data.readers.fashion_mnist._DEBIAN_FASHION_MNIST", tmp_path / "none")
     _fails(DataConfig(name="fashion-mnist"), "dataset-fashion-mnist", "data.path")
 
 
