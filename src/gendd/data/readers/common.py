@@ -13,7 +13,7 @@ from gendd.config import DataConfig
 from gendd.data.images import Encoded, Files
 from gendd.errors import UserError
 
-_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
 
 
 @dataclass(frozen=True)
@@ -37,12 +37,13 @@ class Found:
 
     Args:
         train: Training images, labelled or not.
-        test: Test images, labelled.
-        class_names: One name a class.
+        test: Test images, labelled or not; None where there are none, which only unlabelled training
+            images allow.
+        class_names: One name a class; none where nothing tells the classes.
     """
 
     train: Part
-    test: Part
+    test: Part | None
     class_names: list[str]
 
 
@@ -77,10 +78,36 @@ def image_files(directory: Path) -> list[str]:
         os.path.join(parent, name)
         for parent, _, names in os.walk(directory, followlinks=True)
         for name in names
-        if os.path.splitext(name)[1].lower() in _SUFFIXES and not name.startswith(".")
+        if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
     )
 
 
 def file_part(files: list[str], labels: Tensor | None) -> Part:
     """Image files and their labels (n,)."""
     return Part(len(files), labels, lambda indices: Files([files[index] for index in indices.tolist()]))
+
+
+def read_text(path: Path, key: str) -> str:
+    """The text of a file that ``key`` names; raises :class:`UserError` where it is none."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UserError(f"{key}: expected a text file, got '{path}' ({reason}); correct the path.") from error
+
+
+def read_names(value: str) -> list[str]:
+    """The class names in the file ``data.classes``; raises :class:`UserError` where there are none."""
+    path = existing_path(value, "data.classes", "a file of class names, one a line")
+    lines = [line.strip() for line in read_text(path, "data.classes").rstrip().splitlines()]
+    if not lines or "" in lines:
+        came = f"an empty line {lines.index('') + 1}" if lines else "an empty file"
+        raise UserError(f"data.classes: expected one class name a line in '{path}', got {came}; name it.")
+    return lines
+
+
+def class_numbers(*parts: Part) -> list[str]:
+    """Numbers as names for the classes up to the largest label; none without labels."""
+    labels = [part.labels for part in parts if part.labels is not None]
+    largest = max((int(each.max()) for each in labels), default=-1)
+    return [str(label) for label in range(largest + 1)]

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gendd.config import DataConfig
 from gendd.data.images import Held
-from gendd.data.readers.common import Found, Part, given_path
+from gendd.data.readers.common import Found, Part, class_numbers, given_path
 from gendd.errors import UserError
 
 
@@ -63,28 +63,30 @@ class _Table:
                     except (pa.ArrowException, OSError) as error:
                         raise _unreadable(file, error) from error
                     chosen = column.take(pa.array((inside - begin).numpy()))
-                    content, sizes = _join(chosen, file, inside - first)
+                    content, sizes = _join(chosen)
                     chunks.append(content)
                     lengths.append(sizes)
                     origin.append(torch.stack([torch.full_like(inside, number), inside - first], 1))
                 begin += count
             first = begin
         rows = _Rows(self.files, torch.cat(origin))
+        if not any(map(len, chunks)):
+            raise UserError(
+                f"Expected image bytes in column {self.image} of {self.files[0]!r}, got none in any row; "
+                "embed the images."
+            )
         return Held(torch.cat(chunks), torch.cat(lengths).cumsum(0), rows)
 
 
-def _join(column: Any, file: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+def _join(column: Any) -> tuple[Tensor, Tensor]:
     """The images of an Arrow column end to end (uint8) and the length of each (int64)."""
     images: list[bytes] = []
-    for row, value in zip(rows.tolist(), column.to_pylist(), strict=True):
-        content = value.get("bytes") if isinstance(value, dict) else value
-        if not content:
-            raise UserError(
-                f"Expected image bytes in row {row} of {file!r}, got none; embed the image or drop it."
-            )
-        images.append(content)
+    for value in column.to_pylist():
+        # a row without is an image that can't be decoded
+        images.append((value.get("bytes") if isinstance(value, dict) else value) or b"")
     joined = bytearray().join(images)
-    return torch.frombuffer(joined, dtype=torch.uint8), torch.tensor([len(image) for image in images])
+    content = torch.frombuffer(joined, dtype=torch.uint8) if joined else torch.empty(0, dtype=torch.uint8)
+    return content, torch.tensor([len(image) for image in images])
 
 
 def read_parquet(config: DataConfig) -> Found:
@@ -106,25 +108,22 @@ def read_parquet(config: DataConfig) -> Found:
         test_files = by_split["train"] and (by_split["test"] or by_split["val"])
     if config.test_path is not None:
         test_files = _parquet_files(config.test_path, "data.test_path")
-    if not test_files:
+    train = _table(train_files)
+    if not test_files and train.labels is not None:
         raise UserError(
             f"data.test_path: expected the parquet file(s) of the test images beside data.path {path!r}, "
             "got none; set data.test_path."
         )
-    train, test = _table(train_files), _table(test_files)
-    if test.labels is None:
-        raise UserError(
-            f"Expected a label column in {test_files[0]!r}, found none; evaluation needs labelled "
-            "test images."
-        )
-    largest = max(int(labels.max()) for labels in (train.labels, test.labels) if labels is not None)
-    names = test.names or train.names or [str(label) for label in range(largest + 1)]
-    if largest >= len(names):
+    test = _table(test_files) if test_files else None
+    parts = [train.part, *([] if test is None else [test.part])]
+    numbers = class_numbers(*parts)
+    names = (test and test.names) or train.names or numbers
+    if len(numbers) > len(names):
         raise UserError(
             f"Expected labels below {len(names)} (the class names of the schema) in the files of data.path "
-            f"and data.test_path, got {largest}; correct the labels or the schema."
+            f"and data.test_path, got {len(numbers) - 1}; correct the labels or the schema."
         )
-    return Found(train.part, test.part, names)
+    return Found(train.part, None if test is None else test.part, names)
 
 
 def _belongs(file: Path, split: str) -> bool:
