@@ -99,6 +99,37 @@ def test_labels_that_may_not_be_seen_do_not_split() -> None:
     assert torch.equal(data.val.images(range(len(data.val))), every.images(held))
 
 
+def test_imbalance_leaves_validation_and_test_as_they_are() -> None:
+    full, tail = load_data(DataConfig()), load_data(DataConfig(imbalance=10))
+    assert full.val is not None and tail.val is not None
+    assert torch.equal(full.val.images(range(144)), tail.val.images(range(144)))
+    assert torch.equal(full.test.images(range(359)), tail.test.images(range(359)))
+    assert full.class_counts is not None and tail.class_counts is not None
+    most = int(full.class_counts.max())
+    wanted = [min(int(full.class_counts[c]), int(most * 0.1 ** (c / 9))) for c in range(10)]
+    assert tail.class_counts.tolist() == wanted
+    few = load_data(DataConfig(imbalance=10, train_images=100))
+    assert few.class_counts is not None and int(few.class_counts.sum()) == 100
+    # drawn from the tail
+    assert int(few.class_counts[0]) > int(few.class_counts[9])
+    assert "long-tailed (128 to 13 training images a class)" in describe(tail)
+    total = sum(wanted)
+    _fails(
+        DataConfig(imbalance=10, train_images=1200),
+        f"data.train_images: expected at most {total} (what is left of 1438 after validation and "
+        "data.imbalance), got 1200; lower it, or lower data.validation.",
+    )
+
+
+def test_imbalance_needs_labels(tmp_path: Path) -> None:
+    _loose(tmp_path / "all", 4)
+    _fails(
+        DataConfig("folder", str(tmp_path / "all"), validation=0.25, imbalance=10.0),
+        "data.imbalance: expected null for unlabelled training images, got 10.0; "
+        "leave it out, or give labelled images.",
+    )
+
+
 def test_no_validation() -> None:
     data = load_data(DataConfig(validation=0))
     assert data.val is None and len(data.train) == 1438

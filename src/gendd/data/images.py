@@ -5,6 +5,7 @@ Shapes: N images of the set, n of them, C channels, S side, h height and w width
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import struct
@@ -157,6 +158,18 @@ class ImageSet:
         for row, index in enumerate(wanted.tolist()):
             out[row] = frame(self.original(index), self.size, self.framing)
         return out
+
+    def readable(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`images`, without the corrupt ones: uint8 (n, C, S, S), and their indices int64 (n,)."""
+        pixels, used = [], []
+        for index in torch.as_tensor(indices).tolist():
+            with contextlib.suppress(UserError):
+                pixels.append(self.images([index]))
+                used.append(index)
+        shape = (0, self.channels, self.size, self.size)
+        return torch.cat([torch.empty(shape, dtype=torch.uint8), *pixels]), torch.tensor(
+            used, dtype=torch.int64
+        )
 
     def original(self, index: int) -> Tensor:
         """One image before it is resized: uint8 (C, h, w)."""

@@ -41,6 +41,7 @@ _READERS: dict[str, Callable[[DataConfig], Found]] = {
 _OF_FILES = ("folder", "list")
 _FOLDER_SIZE = 224
 _SMALLEST = 4
+_LONG_TAILED = 3
 _TEST_FRAMING = 0.875
 _MEMORY_BYTES = 2 * 1024**3
 
@@ -89,6 +90,12 @@ class Data:
         if self.train.labels is None:
             return None
         return torch.bincount(self.train.labels, minlength=self.num_classes)
+
+    @property
+    def long_tailed(self) -> bool:
+        """Whether a class has at least three times the training images of another; less is often chance."""
+        counts = self.class_counts
+        return counts is not None and int(counts.max()) >= _LONG_TAILED * int(counts.min())
 
     @property
     def skipped(self) -> list[Skipped]:
@@ -167,6 +174,10 @@ def describe(data: Data) -> str:
     if data.tested_on == "test":
         counts.append(f"{len(data.test):,} test")
     classes = f"{data.num_classes} class" + ("es" if data.num_classes > 1 else "")
+    spread = data.class_counts
+    if data.long_tailed and spread is not None:
+        low, high = int(spread.min()), int(spread.max())
+        classes += f", long-tailed ({high:,} to {low:,} training images a class)"
     return (
         f"{data.name}: {', '.join(counts)} images of {data.channels}x{data.image_size}x{data.image_size}, "
         f"{classes if data.num_classes else 'the classes of the teacher'}{_unlabelled(data)}, "
