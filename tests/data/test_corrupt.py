@@ -168,6 +168,13 @@ def test_beyond_the_limit(tmp_path: Path) -> None:
     assert len(strict.skipped) == 0
 
 
+def test_the_readable_ones_of_some(tmp_path: Path) -> None:
+    pixels, used = _files(tmp_path, (4, 5)).readable([3, 5, 8])
+    assert used.tolist() == [3, 8] and (pixels[:, 0, 4, 4] // 10).tolist() == [3, 8]
+    pixels, used = _files(tmp_path, (4, 5)).readable([5])
+    assert len(used) == 0 and pixels.shape == (0, 3, 8, 8)
+
+
 def test_a_file_that_is_gone_is_skipped_too(tmp_path: Path) -> None:
     images = _files(tmp_path, ())
     (tmp_path / "03.png").unlink()

@@ -29,7 +29,7 @@ from gendd.data.corrupt import Named, Skipped, Tally
 from gendd.errors import UserError
 
 _GRAY_MODES = {"1", "L", "LA", "I"}
-# all that Pillow's decoders were seen to raise at damaged files
+# what Pillow's decoders raise at damaged files
 _PILLOW_ERRORS = (
     OSError,
     SyntaxError,
@@ -166,10 +166,8 @@ class ImageSet:
             with contextlib.suppress(UserError):
                 pixels.append(self.images([index]))
                 used.append(index)
-        shape = (0, self.channels, self.size, self.size)
-        return torch.cat([torch.empty(shape, dtype=torch.uint8), *pixels]), torch.tensor(
-            used, dtype=torch.int64
-        )
+        none = torch.empty((0, self.channels, self.size, self.size), dtype=torch.uint8)
+        return torch.cat([none, *pixels]), torch.tensor(used, dtype=torch.int64)
 
     def original(self, index: int) -> Tensor:
         """One image before it is resized: uint8 (C, h, w)."""
