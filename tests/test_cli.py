@@ -609,10 +609,7 @@ def test_an_empty_data_folder(capsys: Capture, tmp_path: Path) -> None:
 
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert said(empty) == (
-        "data.path: expected a directory with train/ and test/ or val/, "
-        f"got '{empty}' without train/; add it."
-    )
+    assert said(empty) == f"Expected images in '{empty}', found none; add some."
     (empty / "train" / "cat").mkdir(parents=True)
     (empty / "test" / "cat").mkdir(parents=True)
     assert said(empty) == (
@@ -681,6 +678,86 @@ def test_images_without_labels(
     assert not (tmp_path / "run").exists()
 
 
+def test_nothing_but_images(
+    digits_run: Finished,
+    digit_files: Callable[[int], list[str]],
+    capsys: Capture,
+    tmp_path: Path,
+    no_report: None,
+) -> None:
+    data = tmp_path / "data" / "deeper"
+    data.mkdir(parents=True)
+    for file in digit_files(60):
+        Path(file).rename(data / Path(file).name)
+    bad = [data / "digit7.png", data / "digit31.png", data / "digit52.png"]
+    for file in bad:
+        file.write_bytes(b"nothing")
+    words = [
+        "--data.name=folder",
+        f"--data.path={tmp_path / 'data'}",
+        "--data.image_size=8",
+        "--data.workers=0",
+    ]
+    words += [
+        "--data.train_images=null",
+        "--data.batch_size=8",
+        "--data.validation=0.25",
+        "--data.labels=false",
+    ]
+    words += ["--data.in_memory=false", "--training.epochs=1", "--baselines=[]"]
+    words += ["--teacher.name=cifar/resnet8x0.25", f"--teacher.weights={digits_run.folder}"]
+    out = tmp_path / "run"
+    refused_by = refused(capsys, "distill", "--out", str(out), *TINY, *words, "--data.max_corrupt=0")
+    assert re.fullmatch(r"Expected an image, got '.*digit\d+.png', which can't be decoded; .*", refused_by)
+    words += ["--data.max_corrupt=0.2", "--overwrite"]
+    assert main(["distill", "--out", str(out), *TINY, *words]) == 0
+    said = capsys.readouterr().err
+    assert "the classes of the teacher" not in said and "10 classes (training images unlabelled)" in said
+    assert "skipped an image of the training images that can't be decoded: '" in said
+    metrics = Run.open(out).metrics
+    assert metrics["run"]["tested_on"] == "validation" and metrics["teacher"]["top1"] is None
+    skipped = metrics["run"]["skipped"]
+    assert sum(skipped.values()) == 3 and metrics["run"]["test_images"] == 15 - skipped["validation"]
+    lines = (out / "logs" / "skipped.txt").read_text().splitlines()
+    assert sorted(line.split(": ")[1] for line in lines) == sorted(repr(str(file)) for file in bad)
+    for figures in metrics["student"]["readouts"].values():
+        assert figures["top1"] is None and 0 <= figures["agreement"] <= 100 and "groups" not in figures
+    card = (out / "student" / "README.md").read_text()
+    assert (
+        f"On {metrics['run']['test_images']} validation images, by which the checkpoint was chosen too"
+        in card
+    )
+    assert gendd.load(out).info["class_names"] == [str(digit) for digit in range(10)]
+    assert main(["evaluate", str(out), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert {name: score["agreement"] for name, score in scores.items()} == {
+        name: figures["agreement"] for name, figures in metrics["student"]["readouts"].items()
+    }
+    weights = tmp_path / "w.safetensors"
+    shutil.copy(digits_run.folder / "student" / "model.safetensors", weights)
+    words += [f"--teacher.weights={weights}", "--method=kl"]
+    assert main(["distill", "--out", str(out), *TINY, *words]) == 0
+    assert gendd.load(out).info["class_names"] == [str(digit) for digit in range(10)]
+
+
+def test_unlabelled_test_images_need_a_teacher(
+    digit_files: Callable[[int], list[str]], capsys: Capture, tmp_path: Path
+) -> None:
+    data = folder_of_images(tmp_path / "data", digit_files)
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    for file in (data / "test" / "class0").iterdir():
+        file.rename(loose / file.name)
+    shutil.rmtree(data / "test")
+    words = ["--data.name=folder", f"--data.path={data}", f"--data.test_path={loose}", "--data.image_size=8"]
+    rest = [word for word in TINY if not word.startswith("--teacher.")]
+    out = str(tmp_path / "run")
+    assert refused(capsys, "train", "--out", out, *rest, *words, "--data.train_images=null") == (
+        "data.test_path: expected labelled test images for method 'supervised', which has no teacher to "
+        "agree with, got unlabelled ones; set data.test_path."
+    )
+
+
 def test_a_folder_of_mixed_colours_is_evaluated_as_it_was_trained(
     digit_files: Callable[[int], list[str]], capsys: Capture, tmp_path: Path, no_report: None
 ) -> None:
@@ -698,6 +775,70 @@ def test_a_folder_of_mixed_colours_is_evaluated_as_it_was_trained(
     scores: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert scores["linear"]["top1"] == Run.open(out).metrics["student"]["readouts"]["linear"]["top1"]
     assert scores["linear"]["top5"] is None  # of two classes
+
+
+def test_predict_goes_on_after_a_bad_file(
+    digits_run: Finished, digit_files: Callable[[int], list[str]], capsys: Capture, tmp_path: Path
+) -> None:
+    folder = tmp_path / "more"
+    folder.mkdir()
+    first, second, third = digit_files(3)
+    inside = [str(folder / name) for name in ("a.png", "b.png", "c.png")]
+    Path(inside[0]).write_bytes(Path(second).read_bytes())
+    Path(inside[1]).write_bytes(Path(second).read_bytes()[:60])
+    Path(inside[2]).write_bytes(Path(third).read_bytes())
+    (folder / "notes.txt").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    none = str(tmp_path / "none.png")
+    words = ["predict", str(digits_run.folder), first, str(folder), none, str(tmp_path / "empty")]
+    errors = [
+        f"Expected an image, got {inside[1]}, which can't be decoded; replace or remove it.",
+        f"Image {none!r}: expected a readable file; No such file or directory.",
+        f"Expected images in {str(tmp_path / 'empty')!r}, found none; give another directory.",
+    ]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert [line.split(": ")[0] for line in said.out.splitlines()] == [first, inside[0], inside[2]]
+    assert said.err.splitlines() == [f"gendd: {error}" for error in errors]
+    assert main([*words, "--json"]) == 2
+    said = capsys.readouterr()
+    entries = json.loads(said.out)
+    assert [entry["path"] for entry in entries] == [first, *inside, none, str(tmp_path / "empty")]
+    assert [entry.get("error") for entry in entries] == [None, None, errors[0], None, *errors[1:]]
+    assert set(entries[2]) == {"path", "error"}
+    assert set(entries[0]) == {"path", "classes", "probabilities"}
+    assert said.err.splitlines() == [f"gendd: {error}" for error in errors]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_long_tail_is_told_by_shots(capsys: Capture, tmp_path: Path) -> None:
+    settings = [word for word in TINY if "train_images" not in word and "epochs" not in word]
+    settings += ["--teacher_training.epochs=1", "--training.epochs=1", "--data.imbalance=10"]
+    out = str(tmp_path / "run")
+    assert main(["distill", "--out", out, *settings, "--method=kl", "--data.shot_thresholds=[20, 60]"]) == 0
+    said = capsys.readouterr()
+    assert "long-tailed (128 to 13 training images a class)" in said.err
+    assert re.search(r"top-1 % by shots +many \(3\) +medium \(5\) +few \(2\)", said.out)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["run"]["shot_thresholds"] == [20, 60]
+    student = metrics["student"]["readouts"]["linear"]
+    assert (
+        sum(group["images"] for group in student["groups"].values()) == metrics["run"]["test_images"] == 359
+    )
+    right = sum(group["images"] * group["top1"] / 100 for group in student["groups"].values())
+    assert right / 359 * 100 == pytest.approx(student["top1"], abs=0.02)
+    assert set(metrics["teacher"]["groups"]) == {"many", "medium", "few"}
+    assert (
+        "Top-1 of the default readout by training images" in (tmp_path / "run/student/README.md").read_text()
+    )
+    assert main(["evaluate", out]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == f"{'':8}" + "   ".join(
+        f"{name} ({group['classes']} classes) {group['top1']:.2f} %"
+        for name, group in student["groups"].items()
+    )
+    assert main(["evaluate", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["linear"]["groups"] == student["groups"]
 
 
 def test_predict_takes_a_readout(

@@ -216,6 +216,9 @@ def test_other_errors_keep_their_words_on_one_line() -> None:
         (DataConfig, "data.train_images", [None, 1], [0]),
         (DataConfig, "data.image_size", [None, 4], [3]),
         (DataConfig, "data.workers", [None, 0], [-1]),
+        (DataConfig, "data.imbalance", [None, 1.0, 100.0], [0.99, 0.0, -1.0, float("nan")]),
+        (DataConfig, "data.max_corrupt", [0.0, 0.99], [-0.1, 1.0, float("nan")]),
+        (DataConfig, "data.shot_thresholds", [None, (1, 1), (20, 100)], [(0, 1), (3, 2)]),
         (
             DataConfig,
             "data.crop_scale",

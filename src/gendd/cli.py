@@ -328,21 +328,25 @@ def _evaluate(words: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
     from gendd.run import evaluate_run
+    from gendd.shots import in_words
 
     scores = evaluate_run(given.run, given.readout, progress=sys.stderr.isatty())
     if given.json:
         print(json.dumps(scores, indent=2))
         return 0
     for name, values in scores.items():
+        groups = values.pop("groups", None)
         shown = [f"{key} {value:.2f} %" for key, value in values.items() if value is not None]
         print(f"{name:8}{'   '.join(shown)}")
+        if groups is not None:
+            print(f"{'':8}{in_words(groups)}")
     return 0
 
 
 def _predict(words: list[str]) -> int:
     parser = _Parser(prog="gendd predict", description=_COMMANDS["predict"])
     parser.add_argument("run", metavar="RUN", help="a run's folder, a student's folder, or a Hub id")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files or directories of them")
     parser.add_argument("--readout", help="linear, mean or sample; the student's own by default")
     parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -353,12 +357,15 @@ def _predict(words: list[str]) -> int:
 
     predictions = predict(given.run, given.images, given.top, given.readout)
     if given.json:
-        print(json.dumps([vars(prediction) for prediction in predictions], indent=2))
-        return 0
-    for prediction in predictions:
-        pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-        print(f"{prediction.path}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in pairs))
-    return 0
+        print(json.dumps([prediction.as_dict() for prediction in predictions], indent=2))
+    else:
+        for prediction in (each for each in predictions if each.error is None):
+            pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+            print(f"{prediction.path}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in pairs))
+    errors = [prediction.error for prediction in predictions if prediction.error is not None]
+    for error in errors:
+        print(f"gendd: {' '.join(error.split())}", file=sys.stderr)
+    return 2 if errors else 0
 
 
 def _recipes(words: list[str]) -> int:

@@ -35,16 +35,26 @@ class DataConfig:
     """Which images, and how they are fed.
 
     Args:
-        name: digits, fashion-mnist, cifar10, cifar100, folder or parquet.
-        path: Root directory of the set (folder: holds ``train/`` and ``test/`` or ``val/``); for
-            parquet the training file. Digits need none; fashion-mnist also finds Debian's package.
-        test_path: Test file or directory where it is not below ``path`` (parquet, folder).
+        name: digits, fashion-mnist, cifar10, cifar100, folder, list, parquet or hf.
+        path: Root directory of the set (folder: holds ``train/`` and ``test/`` or ``val/``, or nothing but
+            unlabelled images); for parquet the training file, for list the training list (lines
+            ``path label``, or ``path`` alone for unlabelled images), for hf a folder that ``save_to_disk``
+            of Hugging Face's datasets wrote. Digits need none; fashion-mnist also finds Debian's package.
+        test_path: Test images where they are not below ``path`` (folder, list, parquet, hf). Test images
+            may be unlabelled, and may be missing where the training images are unlabelled: evaluation
+            is then by agreement with the teacher, on the validation images if need be.
+        root: Folder that the paths in lists are relative to; null: each list's own.
+        classes: A file of class names, one a line from class 0; null: those of the set, else numbers.
+            Unlabelled images without it have the classes of the teacher.
         image_size: Side in pixels that images are resized to; null keeps the set's own size
             (224 for folder).
         validation: Fraction of the training set held out for choosing checkpoints, in [0, 1); by class
             where ``labels`` is true, else at random.
+        imbalance: Make the training set long-tailed: class c of K keeps at most n · imbalance^(-c/(K-1))
+            images, n those of the largest class (Cui et al. 2019), which ones by ``split_seed``, after the
+            validation images were held out, which stay as they are; at least 1, null leaves the set.
         train_images: Use this many training images, drawn at random by ``split_seed`` after the
-            validation images were held out; null uses all.
+            validation images were held out and ``imbalance`` was applied; null uses all.
         split_seed: Seed of the split into training and validation images.
         labels: Whether training may see the labels. Evaluation always does.
         augment: ``crop-flip`` (random crop after padding by an eighth, horizontal flip), ``crop``,
@@ -70,13 +80,22 @@ class DataConfig:
         in_memory: Hold the decoded set in memory as uint8; null: when it fits in 2 GiB. It never
             changes the images: training images for ``resized-crop`` that are not all of the final
             size are cropped from the originals, so true holds them encoded and null streams them.
+        max_corrupt: Share of the images of a part (of an epoch, while they stream) that may be unreadable,
+            in [0, 1). They are named in ``logs/skipped.txt``; in training the next image of the set takes
+            the place of one, in evaluation it is left out. With 0 the first one is an error.
+        shot_thresholds: Accuracy is also told for classes of few (less than the first number), many (more
+            than the second) and a medium number of training images. Null: [20, 100], where one class has
+            at least three times the training images of another.
     """
 
     name: str = "digits"
     path: str | None = None
     test_path: str | None = None
+    root: str | None = None
+    classes: str | None = None
     image_size: int | None = None
     validation: float = 0.1
+    imbalance: float | None = None
     train_images: int | None = None
     split_seed: int = 0
     labels: bool = True
@@ -94,9 +113,20 @@ class DataConfig:
     batch_size: int = 128
     workers: int | None = None
     in_memory: bool | None = None
+    max_corrupt: float = 0.01
+    shot_thresholds: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         _check(0 <= self.validation < 1, "data.validation", "a fraction in [0, 1)", self.validation)
+        _check(
+            self.imbalance is None or self.imbalance >= 1,
+            "data.imbalance",
+            "a factor of at least 1 or null",
+            self.imbalance,
+        )
+        _check(0 <= self.max_corrupt < 1, "data.max_corrupt", "a fraction in [0, 1)", self.max_corrupt)
+        few, many = self.shot_thresholds or (1, 1)
+        _check(1 <= few <= many, "data.shot_thresholds", "1 <= few <= many, or null", self.shot_thresholds)
         _check(self.batch_size >= 1, "data.batch_size", "a positive integer", self.batch_size)
         _check(
             self.train_images is None or self.train_images >= 1,

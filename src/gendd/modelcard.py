@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gendd.shots import in_words
 from gendd.student import Student
 
 _READOUTS = {
@@ -42,7 +43,7 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
         "",
         "## Figures",
         "",
-        f"On {run['test_images']:,} test images. Multiply-adds and parameters are those in use.",
+        f"On {run['test_images']:,} {_tested(run)}. Multiply-adds and parameters are those in use.",
         "",
         "| readout | what it is | top-1 | top-5 | multiply-adds | parameters |",
         "|---|---|---|---|---|---|",
@@ -58,6 +59,14 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
             f"| teacher | {teacher['name']} | {_percent(teacher['top1'])} | {_percent(teacher['top5'])} "
             f"| {teacher['multiply_adds']:,} | {teacher['parameters']:,} |"
         )
+    groups = own["readouts"][own["readout"]].get("groups")
+    if groups is not None:
+        few, many = run["shot_thresholds"]
+        lines += [
+            "",
+            f"Top-1 of the default readout by training images a class (many: more than {many}, few: less "
+            f"than {few}), over all test images of a group: {in_words(groups).replace('   ', ', ')}.",
+        ]
     lines += [
         "",
         "## Training",
@@ -74,6 +83,12 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
         "",
     ]
     path.write_text("\n".join(lines), encoding="utf-8")
+
+
+def _tested(run: dict[str, Any]) -> str:
+    if run.get("tested_on") == "validation":
+        return "validation images, by which the checkpoint was chosen too, as there were no test images"
+    return "test images"
 
 
 def _origin(student: Student, teacher: dict[str, Any] | None) -> str:

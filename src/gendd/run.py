@@ -10,6 +10,7 @@ import os
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -33,14 +34,16 @@ from gendd.config import (
     to_dict,
 )
 from gendd.data import Data, ImageSet, describe, eval_loader, load_data
+from gendd.data.readers import image_files
 from gendd.errors import UserError
 from gendd.evaluation import BATCH_SIZE, LATENCY_BATCH, evaluate, memory_format, readout_costs
 from gendd.files import write_json, write_text
 from gendd.methods import Pretraining, build_method
 from gendd.modelcard import write_card
 from gendd.models import Backbone, Frozen, build_model, count_parameters, load_weights
-from gendd.models.registry import pretrained_classes
+from gendd.models.registry import pretrained_classes, teacher_classes
 from gendd.models.weights import saved_backbone
+from gendd.shots import shots_of
 from gendd.student import Student, load
 from gendd.training import FitResult, derive_seed, fit, resolve_device, resolve_precision
 
@@ -64,7 +67,7 @@ _WRITTEN = (
     ".report.html.*",
 )
 # settings that may differ between a run and its continuation, and do not make another teacher
-_FREE = {"out", "data.in_memory", "data.workers"} | {
+_FREE = {"out", "data.in_memory", "data.workers", "data.max_corrupt", "data.shot_thresholds"} | {
     f"{section}.{key}"
     for section in ("training", "teacher_training")
     for key in ("checkpoint_every", "device", "loggers", "progress")
@@ -178,12 +181,15 @@ def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False)
     device = resolve_device(config.training.device)
     _check_folder(folder, config, overwrite, resume)
     data = load_data(config.data)
+    data = _with_classes(config, data)
     _say(describe(data))
     _check_labels(config, data)
     network = _check_networks(config, data)
     # before the teacher is trained: a run that is stopped there can be resumed too
     if not resume:
         _claim(folder, config)
+    for skipped in data.skipped:
+        skipped.record(folder / "logs" / "skipped.txt")
     teacher, teacher_folder = _teacher(config, data, network, device)
 
     results: dict[str, tuple[Student, FitResult]] = {}
@@ -253,10 +259,27 @@ def _check_labels(config: RunConfig, data: Data) -> None:
         raise UserError(
             f"training.stage1_epochs: expected 0 without labels, got {config.training.stage1_epochs}."
         )
+    if data.test.labels is None and set(_methods(config)) == {"supervised"}:
+        raise UserError(
+            "data.test_path: expected labelled test images for method 'supervised', which has no teacher to "
+            "agree with, got unlabelled ones; set data.test_path."
+        )
     if _trains_teacher(config) and not data.labelled:
         raise UserError(
             "teacher.weights: expected a trained teacher for images without labels; give its file."
         )
+
+
+def _with_classes(config: RunConfig, data: Data) -> Data:
+    """The data with the classes of the teacher, where it doesn't tell its own.
+
+    Raises:
+        UserError: the teacher doesn't tell them either, or labels are needed.
+    """
+    if data.class_names:
+        return data
+    _check_labels(config, data)
+    return dataclasses.replace(data, class_names=teacher_classes(config.teacher, data.channels))
 
 
 def _check_networks(config: RunConfig, data: Data) -> Backbone | None:
@@ -374,8 +397,7 @@ def _check_replaceable(folder: Path, config: RunConfig) -> None:
     read = {
         "teacher.weights": config.teacher.weights,
         "student.weights": config.student.weights,
-        "data.path": config.data.path,
-        "data.test_path": config.data.test_path,
+        **{f"data.{key}": path for key, path in _data_paths(config.data).items()},
     }
     for key, path in read.items():
         if path is not None and Path(_absolute(path)).is_relative_to(folder.resolve()):
@@ -383,6 +405,11 @@ def _check_replaceable(folder: Path, config: RunConfig) -> None:
                 f"--overwrite: expected {key} outside of the folder to replace, got {path!r} in "
                 f"{str(folder)!r}. {end}"
             )
+
+
+def _data_paths(config: DataConfig) -> dict[str, Any]:
+    """What the configuration of the images names on disk, by key."""
+    return {key: getattr(config, key) for key in ("path", "test_path", "root", "classes")}
 
 
 def _absolute(path: str) -> str:
@@ -433,15 +460,13 @@ def _trained_teacher(config: RunConfig, data: Data, device: torch.device) -> Pat
     """The run folder of a teacher trained on the labels, from the cache or trained now."""
     seen = config.data
     # resolved: the same teacher has the same settings wherever and however it is asked for
+    paths: dict[str, Any] = {
+        key: None if path is None else _absolute(path) for key, path in _data_paths(seen).items()
+    }
     training = RunConfig(
         method="supervised",
         student=config.teacher,
-        data=dataclasses.replace(
-            seen,
-            labels=True,
-            path=None if seen.path is None else _absolute(seen.path),
-            test_path=None if seen.test_path is None else _absolute(seen.test_path),
-        ),
+        data=dataclasses.replace(seen, labels=True, **paths),
         training=dataclasses.replace(
             config.teacher_training, precision=resolve_precision(config.teacher_training.precision, device)
         ),
@@ -529,6 +554,7 @@ def _measure(
     def figures(student: Student, name: ReadoutName) -> dict[str, Any]:
         return {**scores[name].as_dict(), **readout_costs(student, name, images)}
 
+    shots = shots_of(data, config.data)
     metrics: dict[str, Any] = {
         "run": {
             "method": config.method,
@@ -537,6 +563,7 @@ def _measure(
             "train_images": len(data.train),
             "val_images": 0 if data.val is None else len(data.val),
             "test_images": len(data.test),
+            "tested_on": data.tested_on,
             "labels_used": config.data.labels and data.labelled,
             "epochs": config.training.epochs,
             "device": str(device),
@@ -557,7 +584,9 @@ def _measure(
     }
     if teacher is not None:
         reader = Student(teacher.backbone).to(device).eval()
-        scores = evaluate(reader, data.test, device=device, workers=config.data.workers, progress=bar)
+        scores = evaluate(
+            reader, data.test, shots=shots, device=device, workers=config.data.workers, progress=bar
+        )
         metrics["teacher"] = {"name": config.teacher.name, **figures(reader, "linear")}
         metrics["teacher"].pop("agreement")
     confusion = None
@@ -567,6 +596,7 @@ def _measure(
             student,
             data.test,
             teacher=teacher,
+            shots=shots,
             device=device,
             seed=config.seed,
             workers=config.data.workers,
@@ -592,6 +622,10 @@ def _measure(
             **fitted,
         }
         confusion = scores[student.readout].confusion
+        metrics["run"]["test_images"] = scores[student.readout].images
+    metrics["run"]["skipped"] = {each.part: len(each) for each in data.skipped}
+    if shots is not None:
+        metrics["run"]["shot_thresholds"] = [shots.few, shots.many]
     return metrics, confusion
 
 
@@ -657,7 +691,7 @@ def _features(
 def _examples(student: Student, data: Data, device: torch.device, seed: int) -> list[report.Example]:
     count = min(_REPORT_EXAMPLES, len(data.test))
     picked = torch.linspace(0, len(data.test) - 1, count).round().long()
-    pixels = data.test.images(picked)
+    pixels, picked = data.test.readable(picked)
     features = student.features(pixels.to(device).float() / 255)
     logits = student.logits(features, generator=torch.Generator(device).manual_seed(seed))
     probabilities = logits.float().softmax(-1).cpu()
@@ -674,7 +708,7 @@ def _examples(student: Student, data: Data, device: torch.device, seed: int) -> 
 
 def evaluate_run(
     path: str | Path, readout: ReadoutName | None = None, progress: bool = False
-) -> dict[ReadoutName, dict[str, float | None]]:
+) -> dict[ReadoutName, dict[str, Any]]:
     """Scores of a run's student on its test images, computed anew.
 
     Args:
@@ -690,10 +724,16 @@ def evaluate_run(
         student.readout = readout
     # streamed: the training images, which size and channels were taken from, need no decoding
     data = load_data(dataclasses.replace(config.data, in_memory=False))
+    teacher = None
+    if data.test.labels is None:
+        data = _with_classes(config, data)
+        teacher, _ = _teacher(config, data, _check_networks(config, data), device)
     scores = evaluate(
         student,
         data.test,
         readouts=None if readout is None else (readout,),
+        teacher=teacher,
+        shots=shots_of(data, config.data),
         device=device,
         seed=config.seed,
         workers=config.data.workers,
@@ -708,13 +748,21 @@ class Prediction:
 
     Attributes:
         path: Of the image.
-        classes: Class names, the most likely first.
+        classes: Class names, the most likely first; none for a file that is no image.
         probabilities: Theirs.
+        error: What is wrong with the file; None for an image.
     """
 
     path: str
     classes: list[str]
     probabilities: list[float]
+    error: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Path, and either classes and probabilities or the error."""
+        if self.error is not None:
+            return {"path": self.path, "error": self.error}
+        return {"path": self.path, "classes": self.classes, "probabilities": self.probabilities}
 
 
 @torch.no_grad()
@@ -725,14 +773,17 @@ def predict(
 
     Args:
         path: A run folder, a student's folder, or the id of a Hugging Face repository.
-        images: Image files.
+        images: Image files, and directories for all images in them.
         top: Classes an image.
         readout: The readout; the student's own choice by default.
 
+    Returns:
+        One a file; those that are no images, and directories without any, have an ``error``.
+
     Raises:
-        UserError: no student there, or a file is no image.
+        UserError: no student there, or it hasn't that readout.
     """
-    from gendd.data.images import decode, frame
+    from gendd.data.images import decode, frame, watched
 
     student = load(path)
     if readout is not None:
@@ -740,18 +791,43 @@ def predict(
     size = int(student.info.get("image_size", 224))
     framing = float(student.info.get("framing", 1.0))
     names = student.info.get("class_names") or []
-    found = []
-    for file in images:
+
+    def one(file: str) -> Prediction:
         try:
-            content = Path(file).read_bytes()
-        except OSError as error:
-            raise UserError(f"Image {file!r}: expected a readable file; {error.strerror}.") from error
-        pixels = frame(decode(content, file, student.backbone.in_channels), size, framing)
+            content = _content(file)
+            pixels = frame(decode(content, file, student.backbone.in_channels), size, framing)
+        except UserError as error:
+            return Prediction(file, [], [], str(error))
         # anew for each: what is said of an image does not depend on the others
         generator = torch.Generator().manual_seed(0)
         logits = student.logits(student.features(pixels[None].float() / 255), generator=generator)
         probabilities = logits[0].float().softmax(-1)
         best = probabilities.topk(min(top, len(probabilities)))
         classes = [names[i] if i < len(names) else str(i) for i in best.indices.tolist()]
-        found.append(Prediction(file, classes, [round(p, 4) for p in best.values.tolist()]))
+        return Prediction(file, classes, [round(p, 4) for p in best.values.tolist()])
+
+    found: list[Prediction] = []
+
+    def each(files: list[str]) -> Iterator[int]:
+        for file in files:
+            found.append(one(file))
+            yield 1
+
+    files = [file for given in images for file in _images_at(given)]
+    for _ in watched(each(files), len(files), "predicting"):
+        pass
     return found
+
+
+def _images_at(path: str) -> list[str]:
+    """The path itself, or the images in the directory it is; a directory without any stays."""
+    return (image_files(Path(path)) if Path(path).is_dir() else []) or [path]
+
+
+def _content(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except IsADirectoryError as error:
+        raise UserError(f"Expected images in {file!r}, found none; give another directory.") from error
+    except OSError as error:
+        raise UserError(f"Image {file!r}: expected a readable file; {error.strerror}.") from error

@@ -1,6 +1,7 @@
 """Batches: in order for evaluation, shuffled and augmented for training.
 
-Order and augmentation are functions of (seed, epoch, rank) alone, so that a resumed run repeats them.
+Order and augmentation are functions of (seed, epoch, rank) alone, so that a resumed run repeats them. In the
+place of a corrupt image training gets the next one of the set, and evaluation none.
 Shapes: B images, C channels, H = W side.
 """
 
@@ -20,6 +21,7 @@ from torchvision.transforms.v2 import functional as VF
 from gendd.config import DataConfig
 from gendd.data.appearance import Appearance
 from gendd.data.augment import augment, draw_boxes, draw_flips
+from gendd.data.corrupt import substitutes
 from gendd.data.images import ImageSet, cores, frame
 from gendd.data.sets import Data
 from gendd.errors import UserError
@@ -65,10 +67,10 @@ class _Augmentation:
     def generator(self, *more: int | str) -> torch.Generator:
         return _generator(self.seed, self.epoch, *more)
 
-    def streamed(self, images: ImageSet, index: int) -> Tensor:
-        """One image decoded and augmented: uint8 (C, S, S)."""
+    def streamed(self, images: ImageSet, index: int, place: int) -> Tensor:
+        """One image decoded and augmented by the draws of the ``place`` it takes: uint8 (C, S, S)."""
         return self.varied(
-            images.original(index), images.size, images.framing, self.generator("image", index)
+            images.original(index), images.size, images.framing, self.generator("image", place)
         )
 
     def varied(self, image: Tensor, size: int, framing: float, generator: torch.Generator) -> Tensor:
@@ -100,6 +102,8 @@ class _Augmentation:
 @dataclass(frozen=True)
 class Batches:
     """A sized iterable of :class:`Batch`; iterating again gives the same batches again.
+
+    A batch of nothing but corrupt images is left out in evaluation; there may then be fewer than its length.
 
     Args:
         images: Where they come from.
@@ -136,18 +140,21 @@ class Batches:
 
     def _one_by_one(self) -> Iterator[Batch]:
         batches = [indices.tolist() for indices in torch.split(self.order, self.batch_size)]
+        # pixels in memory have been decoded: none of them is corrupt
+        tally = self.images.tally(len(self.order))
         loader: DataLoader[Any] = DataLoader(
-            _Stream(self.images, self.augmentation),
+            _Stream(self.images, self.augmentation, 0 if tally is None else tally.allowed),
             batch_sampler=batches,
             num_workers=min(self.workers, len(batches)),
             collate_fn=_unchanged,
             # Given, because the loader would otherwise draw from the global generator.
             generator=torch.Generator(),
         )
-        for indices, pixels in zip(batches, loader, strict=True):
-            if isinstance(pixels, UserError):
-                raise pixels
-            yield self._batch(pixels, torch.tensor(indices))
+        for pixels, indices, corrupt in loader:
+            if tally is not None:
+                tally.add(corrupt)
+            if indices:
+                yield self._batch(pixels, torch.tensor(indices))
 
     def _batch(self, pixels: Tensor, indices: Tensor) -> Batch:
         images = _host(pixels.shape, torch.float32).copy_(pixels).div_(255)
@@ -158,20 +165,43 @@ class Batches:
 
 
 class _Stream(Dataset[Any]):
-    """Decodes and augments whole batches in a loader process."""
+    """Decodes and augments whole batches in a loader process.
 
-    def __init__(self, images: ImageSet, augmentation: _Augmentation | None) -> None:
+    Args:
+        images: The set.
+        augmentation: None for images as they are; a corrupt one is then left out. Else the next image of
+            the set takes its place.
+        allowed: How many corrupt images in a row are passed over at most.
+    """
+
+    def __init__(self, images: ImageSet, augmentation: _Augmentation | None, allowed: int) -> None:
         self.images = images
         self.augmentation = augmentation
+        self.allowed = allowed
 
-    def __getitems__(self, indices: Sequence[int]) -> Tensor | UserError:
-        """uint8 (B, C, S, S). An error is returned, not raised: a loader would rewrite its message."""
-        try:
-            if self.augmentation is None:
-                return self.images.images(indices)
-            return torch.stack([self.augmentation.streamed(self.images, index) for index in indices])
-        except UserError as error:
-            return error
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, list[int], list[tuple[int, UserError]]]:
+        """Images uint8 (n, C, S, S), their indices, and the corrupt ones met.
+
+        Errors are returned, not raised: a loader would rewrite their messages.
+        """
+        pixels: list[Tensor] = []
+        used: list[int] = []
+        corrupt: list[tuple[int, UserError]] = []
+        for place in indices:
+            most = 0 if self.augmentation is None else self.allowed
+            for index in substitutes(place, len(self.images), most):
+                try:
+                    pixels.append(self._decoded(index, place))
+                    used.append(index)
+                    break
+                except UserError as error:
+                    corrupt.append((index, error))
+        return torch.stack(pixels) if pixels else torch.empty(0), used, corrupt
+
+    def _decoded(self, index: int, place: int) -> Tensor:
+        if self.augmentation is None:
+            return self.images.images([index])[0]
+        return self.augmentation.streamed(self.images, index, place)
 
 
 def _unchanged(batch: Any) -> Any:
@@ -211,7 +241,8 @@ def train_loader(
         world_size: Number of processes.
 
     Raises:
-        UserError: fewer images than processes; when iterated, an image that can't be decoded.
+        UserError: fewer images than processes; when iterated, more images that can't be decoded than the
+            set allows.
     """
     share = len(data.train) // world_size
     if share == 0:
@@ -242,7 +273,7 @@ def train_loader(
 def eval_loader(
     image_set: ImageSet, batch_size: int, workers: int | None = 0, rank: int = 0, world_size: int = 1
 ) -> Batches:
-    """Every image once, in order, not augmented.
+    """Every image once, in order, not augmented; corrupt ones are left out, so that batches may be smaller.
 
     Args:
         image_set: The images.
@@ -252,7 +283,7 @@ def eval_loader(
         world_size: Number of processes. Their numbers of images may differ by one.
 
     Raises:
-        UserError: when iterated, an image that can't be decoded.
+        UserError: when iterated, more images that can't be decoded than the set allows.
     """
     order = torch.arange(rank, len(image_set), world_size)
     return Batches(image_set, order, batch_size, _workers(workers), None)

@@ -16,7 +16,7 @@ from gendd.config import ModelConfig
 from gendd.errors import UserError, did_you_mean
 from gendd.models import cifar
 from gendd.models.backbone import Backbone, FeatureNetwork
-from gendd.models.weights import load_weights, saved_backbone
+from gendd.models.weights import load_weights, saved_backbone, saved_classes
 
 DEFAULT_MEAN = 0.5
 DEFAULT_STD = 0.25
@@ -137,6 +137,23 @@ def build_model(config: ModelConfig, num_classes: int, in_channels: int) -> Back
 def pretrained_classes(backbone: Backbone) -> int:
     """The number of classes of the classifier that timm's weights of a ``timm/`` network have."""
     return int(_settings(backbone.net)["num_classes"])
+
+
+def teacher_classes(config: ModelConfig, in_channels: int) -> list[str]:
+    """The classes that the weights of a config section tell apart: names, else numbers.
+
+    Raises:
+        UserError: as :func:`build_model`, or the section has neither weights nor pretrained ones.
+    """
+    backbone = create_backbone(config.name, 1, in_channels)
+    if config.weights is not None:
+        return saved_classes(backbone, config.weights)
+    if not config.pretrained or not config.name.startswith("timm/"):
+        raise UserError(
+            f"teacher.weights: expected weights for {config.name}, whose classes the images don't tell, got "
+            "none; give a file, or name the classes with data.classes."
+        )
+    return [str(number) for number in range(pretrained_classes(backbone))]
 
 
 def _architecture(name: str) -> str:

@@ -170,6 +170,33 @@ def _own_classifier(
     return state
 
 
+def saved_classes(backbone: Backbone, path: str | Path) -> list[str]:
+    """The classes of a weights file's classifier: the names its run gave them, else numbers.
+
+    Args:
+        backbone: The network, of any number of classes.
+        path: As for :func:`load_weights`.
+
+    Raises:
+        UserError: the file can't be read, or has no such classifier.
+    """
+    key = f"{backbone.classifier_name}.weight"
+    own = {key: parameter for key, parameter in backbone.net.state_dict().items()}
+    state = _own_classifier(backbone, own, read_checkpoint(path)[0])
+    if key not in state:
+        raise UserError(
+            f"{path}: expected the weights of {backbone.name}, got none of its classifier ({key}); "
+            "give the file of this network or the name of the file's."
+        )
+    file = _weights_file(Path(path)).with_name("config.json")
+    try:
+        names = [str(name) for name in json.loads(file.read_text(encoding="utf-8"))["info"]["class_names"]]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        names = []
+    count = len(state[key])
+    return names if len(names) == count else [str(number) for number in range(count)]
+
+
 def _check_classes(
     backbone: Backbone, state: Mapping[str, Tensor], reshaped: Sequence[str], path: str | Path
 ) -> None:
