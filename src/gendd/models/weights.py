@@ -181,7 +181,7 @@ def saved_classes(backbone: Backbone, path: str | Path) -> list[str]:
         UserError: the file can't be read, or has no such classifier.
     """
     key = f"{backbone.classifier_name}.weight"
-    own = {key: parameter for key, parameter in backbone.net.state_dict().items()}
+    own = backbone.net.state_dict()
     state = _own_classifier(backbone, own, read_checkpoint(path)[0])
     if key not in state:
         raise UserError(
