@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 from gendd.errors import UserError
 
+_MEASURED_SIDE = 32
+
 
 class FeatureNetwork(Protocol):
     """What :class:`Backbone` needs of a network; every timm model has these methods."""
@@ -30,8 +32,9 @@ class FeatureNetwork(Protocol):
 class Backbone(nn.Module):
     """Images (B, C, H, W) in [0, 1] -> (feature (B, D), logits (B, K)).
 
-    The feature is the input of the classifier. The input's normalisation is part of the module, so
-    every backbone takes the same images; it is not part of the state dict.
+    The feature is the input of the classifier. A network without one, an embedding network, gives its
+    feature and empty logits: K = 0. The input's normalisation is part of the module, so every backbone
+    takes the same images; it is not part of the state dict.
 
     Args:
         net: The network, an ``nn.Module`` with the methods of :class:`FeatureNetwork`; its plain
@@ -41,6 +44,8 @@ class Backbone(nn.Module):
         mean: C numbers subtracted from the images.
         std: C positive numbers they are divided by.
         image_size: (H, W) where the network takes images of that size only.
+        classifier: Whether the network's classifier is used; False makes it an embedding network.
+        feature_dim: D of an embedding network; None: measured on one image.
 
     Raises:
         UserError: the classifier is not a single ``nn.Linear``, or ``mean`` or ``std`` don't hold C
@@ -59,14 +64,10 @@ class Backbone(nn.Module):
         mean: Sequence[float],
         std: Sequence[float],
         image_size: tuple[int, int] | None = None,
+        classifier: bool = True,
+        feature_dim: int | None = None,
     ) -> None:
         super().__init__()
-        classifier = cast(FeatureNetwork, net).get_classifier()
-        if not isinstance(classifier, nn.Linear):
-            raise UserError(
-                f"{name}: expected a network whose classifier is a single Linear layer, got "
-                f"{type(classifier).__name__}; choose another network."
-            )
         for key, values in (("mean", mean), ("std", std)):
             if len(values) != in_channels:
                 raise UserError(
@@ -83,24 +84,64 @@ class Backbone(nn.Module):
         self.image_size = image_size
         self.input_mean = [float(value) for value in mean]
         self.input_std = [float(value) for value in std]
-        self.classifier_name = next(key for key, module in net.named_modules() if module is classifier)
+        self.classifier_name = self._find_classifier() if classifier else None
         shape = (1, in_channels, 1, 1)
         self.register_buffer("mean", torch.tensor(self.input_mean).reshape(shape), persistent=False)
         self.register_buffer("std", torch.tensor(self.input_std).reshape(shape), persistent=False)
+        if self.classifier_name is not None:
+            feature_dim = self.classifier.in_features
+        self._feature_dim = self._measure() if feature_dim is None else feature_dim
+
+    def _find_classifier(self) -> str:
+        classifier = cast(FeatureNetwork, self.net).get_classifier()
+        if not isinstance(classifier, nn.Linear):
+            raise UserError(
+                f"{self.name}: expected a network whose classifier is a single Linear layer, got "
+                f"{type(classifier).__name__}; choose another network."
+            )
+        return next(key for key, module in self.net.named_modules() if module is classifier)
+
+    @torch.no_grad()
+    def _measure(self) -> int:
+        modes = [(part, part.training) for part in self.modules()]
+        self.eval()
+        height, width = self.image_size or (_MEASURED_SIDE, _MEASURED_SIDE)
+        try:
+            return self.features(torch.zeros(1, self.in_channels, height, width)).shape[-1]
+        finally:
+            for part, training in modes:
+                part.training = training
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether there are logits; False for an embedding network."""
+        return self.classifier_name is not None
 
     @property
     def classifier(self) -> nn.Linear:
-        """The layer from feature (B, D) to logits (B, K); may be set to another Linear of D inputs."""
+        """The layer from feature (B, D) to logits (B, K); may be set to another Linear of D inputs.
+
+        Raises:
+            UserError: the network has none.
+        """
+        if self.classifier_name is None:
+            raise UserError(
+                f"{self.name}: expected a network with a classifier, got an embedding network; "
+                "use what needs its feature alone, or choose another network."
+            )
         return cast(nn.Linear, self.net.get_submodule(self.classifier_name))
 
     @classifier.setter
     def classifier(self, layer: nn.Linear) -> None:
+        replaced = self.classifier_name
+        if replaced is None:
+            raise UserError(f"{self.name}: got a classifier for an embedding network, which has none; build it with one.")
         if layer.in_features != self.feature_dim:
             raise UserError(
                 f"{self.name}: expected a classifier of {self.feature_dim} inputs, got {layer.in_features}; "
                 f"build it as nn.Linear({self.feature_dim}, classes)."
             )
-        parent, _, attribute = self.classifier_name.rpartition(".")
+        parent, _, attribute = replaced.rpartition(".")
         setattr(self.net.get_submodule(parent), attribute, layer)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -113,12 +154,12 @@ class Backbone(nn.Module):
     @property
     def feature_dim(self) -> int:
         """D, the width of the feature."""
-        return self.classifier.in_features
+        return self._feature_dim
 
     @property
     def num_classes(self) -> int:
-        """K, the number of logits."""
-        return self.classifier.out_features
+        """K, the number of logits; 0 without a classifier."""
+        return self.classifier.out_features if self.has_classifier else 0
 
     def features(self, images: Tensor) -> Tensor:
         """Images (B, C, H, W), floating point in [0, 1] -> feature (B, D), without the classifier.
@@ -144,7 +185,7 @@ class Backbone(nn.Module):
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) in [0, 1] -> (feature (B, D), logits (B, K)); raises as :meth:`features`."""
         feature = self.features(images)
-        return feature, self.classifier(feature)
+        return feature, self.classifier(feature) if self.has_classifier else feature[:, :0]
 
     def config(self) -> dict[str, Any]:
         """Arguments of :func:`gendd.models.create_backbone` that build the same network; JSON-ready."""
@@ -179,8 +220,13 @@ class Frozen(nn.Module):
         return self
 
     @property
+    def has_classifier(self) -> bool:
+        """Whether there are logits; False for an embedding network."""
+        return self.backbone.has_classifier
+
+    @property
     def classifier(self) -> nn.Linear:
-        """The frozen layer from feature (B, D) to logits (B, K)."""
+        """The frozen layer from feature (B, D) to logits (B, K); raises as :attr:`Backbone.classifier`."""
         return self.backbone.classifier
 
     @property
@@ -190,7 +236,7 @@ class Frozen(nn.Module):
 
     @property
     def num_classes(self) -> int:
-        """K, the number of logits."""
+        """K, the number of logits; 0 without a classifier."""
         return self.backbone.num_classes
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
