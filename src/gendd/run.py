@@ -292,7 +292,13 @@ def _check_networks(config: RunConfig, data: Data, networks: Mapping[str, nn.Mod
             teacher = build_model(config.teacher, data.num_classes, data.channels, given)
         except UserError as error:
             raise UserError(f"Teacher: {error}") from error
-        _check_pretrained(config, teacher, data)
+        if given is None:
+            _check_pretrained(config, teacher, data)
+        elif teacher.has_classifier and teacher.num_classes != data.num_classes:
+            raise UserError(
+                f"Teacher: {teacher.name} has {teacher.num_classes} classes, the data has "
+                f"{data.num_classes}: give a network trained on the data's classes."
+            )
         _say(f"teacher {teacher.describe()}")
     student = _student(config, data, networks.get("student"))
     for name in _methods(config):

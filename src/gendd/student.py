@@ -17,6 +17,7 @@ from gendd.config import GenDDConfig, ReadoutConfig, ReadoutName, from_dict, to_
 from gendd.errors import UserError, did_you_mean
 from gendd.generator import FeatureGenerator
 from gendd.models import Backbone, create_backbone, wrap
+from gendd.models.module import is_file
 
 FORMAT = 1
 
@@ -245,12 +246,18 @@ def load(
                 f"Student {str(folder)!r}: expected format {FORMAT}, got {config.get('format')!r}. "
                 "It was written by another version of gendd; use that one."
             )
+        name = str(config["backbone"]["name"])
+        if backbone is None and is_file(name) and not Path(path).exists():
+            # a repository decides on no file to run here
+            raise UserError(
+                f"Student {str(path)!r}: expected a network known by name, got one of the file {name}; "
+                "build it and give it: gendd.load(path, backbone=module)."
+            )
         student = Student.from_config(config, backbone)
         student.load_state_dict(load_file(folder / "model.safetensors"))
     except _UNFIT as error:
-        raise UserError(
-            f"Student {str(folder)!r}: expected a folder written by gendd; {_reason(error)}"
-        ) from error
+        expected = "a folder written by gendd" if backbone is None else "the network it was saved with"
+        raise UserError(f"Student {str(folder)!r}: expected {expected}; {_reason(error)}") from error
     return student.to(device).eval()
 
 

@@ -125,7 +125,8 @@ class Backbone(nn.Module):
                 f"{self.name}: expected a network whose classifier is a single Linear layer, got "
                 f"{type(classifier).__name__}; choose another network."
             )
-        return next(key for key, module in self.net.named_modules() if module is classifier)
+        found: str = next(key for key, module in self.net.named_modules() if module is classifier)
+        return found
 
     def _measure(self) -> int:
         size = self.image_size or (_MEASURED_SIDE, _MEASURED_SIDE)

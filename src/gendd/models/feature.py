@@ -353,7 +353,7 @@ def _last_linear(net: nn.Module, images: Tensor) -> str | None:
     made: list[tuple[str, Tensor]] = []
     handles = [
         # copied: what follows may work in place
-        module.register_forward_hook(lambda _, __, out, name=name: made.append((name, out.clone())))  # type: ignore[misc]
+        module.register_forward_hook(lambda _, __, out, name=name: made.append((name, out.clone())))
         for name, module in net.named_modules()
         if isinstance(module, nn.Linear)
     ]
@@ -412,7 +412,7 @@ def _candidates(net: nn.Module, images: Tensor) -> str:
             shapes[name] = "x".join(map(str, output.shape[1:]))
 
     handles = [
-        module.register_forward_hook(lambda _, __, out, name=name: note(name, out))  # type: ignore[misc]
+        module.register_forward_hook(lambda _, __, out, name=name: note(name, out))
         for name, module in net.named_modules()
         if name and name.count(".") <= 1
     ]

@@ -17,7 +17,15 @@ from gendd.models.network import DEFAULT_MEAN, DEFAULT_STD, Network, Wanted, ass
 
 _PREPROCESSOR = "preprocessor_config.json"
 # Of a configuration saved with a student: what it says of classes and of who wrote it is of no use.
-_UNSAVED = ("id2label", "label2id", "transformers_version", "architectures", "_name_or_path", "dtype")
+_UNSAVED = (
+    "id2label",
+    "label2id",
+    "transformers_version",
+    "architectures",
+    "_name_or_path",
+    "dtype",
+    "torch_dtype",
+)
 
 
 def create(source: str, wanted: Wanted) -> Network:

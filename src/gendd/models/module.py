@@ -114,9 +114,7 @@ def wrap(
         channels=channels,
     )
     made = _look_at(module, name, wanted, (in_channels, 3, 1), own=False)
-    backbone = made.backbone(name, in_channels, mean, std)
-    backbone.pretrained_classes = backbone.num_classes if backbone.has_classifier else None
-    return backbone
+    return made.backbone(name, in_channels, mean, std)
 
 
 def _look_at(net: nn.Module, name: str, wanted: Wanted, channels: Sequence[int], own: bool) -> Network:
@@ -127,7 +125,7 @@ def _look_at(net: nn.Module, name: str, wanted: Wanted, channels: Sequence[int],
         if {each, wanted.in_channels} <= {1, 3} or each == wanted.in_channels
     ]
     settings: dict[str, Any] = getattr(net, "pretrained_cfg", None) or {}
-    own_input = {"mean": settings.get("mean") or (0.0,), "std": settings.get("std") or (1.0,)}
+    own_input: dict[str, Any] = {"mean": settings.get("mean") or (0.0,), "std": settings.get("std") or (1.0,)}
     if wanted.feature is None and wanted.classifier and all(hasattr(net, each) for each in _METHODS):
         options = channels if wanted.channels is None else [wanted.channels]
         count, size, only = find_size(net, options, wanted.input_size, name)

@@ -195,7 +195,7 @@ def _as_described(config: ModelConfig, described: dict[str, Any], in_channels: i
     keys = ["feature", "input_size"]
     if described["in_channels"] == in_channels:
         keys += ["mean", "std", "channels"]
-    filled = {key: described.get(key) for key in keys if getattr(config, key) is None}
+    filled: dict[str, Any] = {key: described.get(key) for key in keys if getattr(config, key) is None}
     return dataclasses.replace(config, **filled)
 
 

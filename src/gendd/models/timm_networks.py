@@ -81,7 +81,7 @@ def _built(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserEr
             "give a weights file or another name."
         )
     channels = wanted.channels or wanted.in_channels
-    sized = {}
+    sized: dict[str, Any] = {}
     settings = timm.get_pretrained_cfg(name)
     if wanted.input_size is not None and settings is not None and settings.fixed_input_size:
         sized["img_size"] = wanted.input_size
