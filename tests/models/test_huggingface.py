@@ -16,8 +16,8 @@ transformers = pytest.importorskip("transformers", reason="needs the extra hf")
 
 
 def config_of(kind: str, **changes: Any) -> Any:
-    if kind == "vit":
-        return transformers.ViTConfig(
+    if kind in ("vit", "deit"):
+        return (transformers.ViTConfig if kind == "vit" else transformers.DeiTConfig)(
             hidden_size=16,
             num_hidden_layers=2,
             num_attention_heads=2,
@@ -38,7 +38,9 @@ def config_of(kind: str, **changes: Any) -> Any:
 
 def saved(folder: Path, kind: str, preprocessor: dict[str, Any] | None = None, **changes: Any) -> Any:
     torch.manual_seed(0)
-    net = transformers.AutoModelForImageClassification.from_config(config_of(kind, **changes)).eval()
+    config = config_of(kind, **changes)
+    config.architectures = []
+    net = transformers.AutoModelForImageClassification.from_config(config).eval()
     net.save_pretrained(folder)
     if preprocessor is not None:
         (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
@@ -47,7 +49,12 @@ def saved(folder: Path, kind: str, preprocessor: dict[str, Any] | None = None, *
 
 @pytest.mark.parametrize(
     ("kind", "classifier", "size"),
-    [("vit", "classifier", (16, 16)), ("resnet", "classifier.1", None), ("convnext", "classifier", None)],
+    [
+        ("vit", "classifier", (16, 16)),
+        ("deit", "classifier", (16, 16)),
+        ("resnet", "classifier.1", None),
+        ("convnext", "classifier", None),
+    ],
 )
 def test_a_model_of_a_folder(
     kind: str, classifier: str, size: tuple[int, int] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -122,6 +122,17 @@ def test_a_network_without_a_linear_layer_needs_a_feature() -> None:
     assert (backbone.feature_dim, backbone.has_classifier) == (512, False)
 
 
+def test_a_layer_in_the_middle_becomes_no_random_classifier() -> None:
+    name, feature = "torchvision/mobilenet_v3_small", "classifier.0"
+    with pytest.raises(
+        UserError, match=r"expected a classifier of 9 classes, got 'classifier\.0' of 1024"
+    ) as caught:
+        create_backbone(name, 9, feature=feature)
+    assert "\n" not in str(caught.value)
+    embedding = create_backbone(name, 9, feature=feature, classifier=False)
+    assert (embedding.feature_dim, embedding.has_classifier) == (576, False)
+
+
 @pytest.mark.parametrize(
     ("name", "hint"),
     [

@@ -12,7 +12,7 @@ import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
 
 import torch
@@ -53,6 +53,7 @@ class Reading:
         width: D.
         token: Of an output (B, N, D) the token that is the feature; None: their mean.
         spelled: The ``feature`` it was asked for by; None where it was found.
+        final: Whether what the classifier gives is the network's output.
     """
 
     module: str
@@ -62,6 +63,7 @@ class Reading:
     width: int
     token: int | None = None
     spelled: str | None = None
+    final: bool = False
 
 
 class View:
@@ -269,21 +271,28 @@ def find(net: nn.Module, images: Tensor, name: str, feature: str | None, classif
     """
     with still(net):
         last = _last_linear(net, images)
-        if feature is None:
-            if last is not None:
-                return _reading(net, images, name, last, True, last if classifier else None, None, None)
-            if not classifier:
-                return _reading(net, images, name, "", False, None, None, None)
-            raise _no_feature(net, images, name)
-        path, token = _module(net, name, feature)
-        if isinstance(net.get_submodule(path), nn.Linear):
-            return _reading(net, images, name, path, True, path if classifier else None, None, feature)
-        found = _reading(net, images, name, path, False, None, token, feature)
-        if classifier and last is not None:
-            taken = View(net, _reading(net, images, name, last, True, None, None, None))(images)
-            if _same(View(net, found)(images), taken):
-                return _reading(net, images, name, path, False, last, token, feature)
-        return found
+        found = _found(net, images, name, feature, classifier, last)
+    return replace(found, final=last is not None and found.classifier == last)
+
+
+def _found(
+    net: nn.Module, images: Tensor, name: str, feature: str | None, classifier: bool, last: str | None
+) -> Reading:
+    if feature is None:
+        if last is not None:
+            return _reading(net, images, name, last, True, last if classifier else None, None, None)
+        if not classifier:
+            return _reading(net, images, name, "", False, None, None, None)
+        raise _no_feature(net, images, name)
+    path, token = _module(net, name, feature)
+    if isinstance(net.get_submodule(path), nn.Linear):
+        return _reading(net, images, name, path, True, path if classifier else None, None, feature)
+    found = _reading(net, images, name, path, False, None, token, feature)
+    if classifier and last is not None:
+        taken = View(net, _reading(net, images, name, last, True, None, None, None))(images)
+        if _same(View(net, found)(images), taken):
+            return _reading(net, images, name, path, False, last, token, feature)
+    return found
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

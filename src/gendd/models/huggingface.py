@@ -17,15 +17,7 @@ from gendd.models.network import DEFAULT_MEAN, DEFAULT_STD, Network, Wanted, ass
 
 _PREPROCESSOR = "preprocessor_config.json"
 # Of a configuration saved with a student: what it says of classes and of who wrote it is of no use.
-_UNSAVED = (
-    "id2label",
-    "label2id",
-    "transformers_version",
-    "architectures",
-    "_name_or_path",
-    "dtype",
-    "torch_dtype",
-)
+_UNSAVED = ("id2label", "label2id", "transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
 
 def create(source: str, wanted: Wanted) -> Network:
@@ -64,6 +56,8 @@ def create(source: str, wanted: Wanted) -> Network:
             config = _config(transformers, source, wanted)
             classes = config.num_labels
             config.num_labels = wanted.num_classes
+            # they choose between the heads of an architecture that has several
+            config.architectures = config.architectures or []
             if hasattr(config, "num_channels"):
                 config.num_channels = wanted.channels or wanted.in_channels
             net = auto.from_config(config).float().train()

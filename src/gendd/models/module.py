@@ -124,7 +124,8 @@ def _look_at(net: nn.Module, name: str, wanted: Wanted, channels: Sequence[int],
         for each in dict.fromkeys(channels)
         if {each, wanted.in_channels} <= {1, 3} or each == wanted.in_channels
     ]
-    settings: dict[str, Any] = getattr(net, "pretrained_cfg", None) or {}
+    settings: Any = getattr(net, "pretrained_cfg", None)
+    settings = settings if isinstance(settings, dict) else {}
     own_input: dict[str, Any] = {"mean": settings.get("mean") or (0.0,), "std": settings.get("std") or (1.0,)}
     if wanted.feature is None and wanted.classifier and all(hasattr(net, each) for each in _METHODS):
         options = channels if wanted.channels is None else [wanted.channels]

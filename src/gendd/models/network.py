@@ -120,6 +120,12 @@ def assemble(
         layer = net.get_submodule(reading.classifier)
         assert isinstance(layer, nn.Linear)
         if layer.out_features != wanted.num_classes:
+            if not reading.final:
+                raise UserError(
+                    f"{name}: expected a classifier of {wanted.num_classes} classes, got "
+                    f"{reading.classifier!r} of {layer.out_features} outputs; give the module before "
+                    "it as feature, or classifier false for its input alone."
+                )
             fresh = nn.Linear(layer.in_features, wanted.num_classes, bias=layer.bias is not None)
             net.set_submodule(reading.classifier, fresh)
     elif own and reading.of_input and not wanted.classifier:
