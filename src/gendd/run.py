@@ -44,7 +44,7 @@ from gendd.methods import Pretraining, build_method
 from gendd.modelcard import write_card
 from gendd.models import Backbone, Frozen, build_model, count_parameters, load_weights
 from gendd.models.module import digest
-from gendd.models.registry import describe_module, pretrained_classes, teacher_classes
+from gendd.models.registry import check_name, describe_module, pretrained_classes, teacher_classes
 from gendd.models.weights import saved_backbone
 from gendd.shots import shots_of
 from gendd.student import Student, load
@@ -203,6 +203,7 @@ def execute(
     folder = Path(config.out)
     device = resolve_device(config.training.device)
     _check_folder(folder, config, overwrite, resume)
+    _check_names(config, networks)
     data = load_data(config.data)
     data = _with_classes(config, data, networks)
     _say(describe(data))
@@ -310,6 +311,17 @@ def _with_classes(config: RunConfig, data: Data, networks: Mapping[str, nn.Modul
     _check_labels(config, data)
     given = networks.get("teacher")
     return dataclasses.replace(data, class_names=teacher_classes(config.teacher, data.channels, given))
+
+
+def _check_names(config: RunConfig, networks: Mapping[str, nn.Module]) -> None:
+    """Raise :class:`UserError` at a network's name that isn't known, before images are loaded for it."""
+    if _taught(config) and "teacher" not in networks:
+        try:
+            check_name(config.teacher.name)
+        except UserError as error:
+            raise UserError(f"Teacher: {error}") from error
+    if "student" not in networks:
+        check_name(config.student.name)
 
 
 def _check_networks(config: RunConfig, data: Data, networks: Mapping[str, nn.Module]) -> Backbone | None:

@@ -13,7 +13,7 @@ from gendd.config import ModelConfig
 from gendd.errors import UserError
 from gendd.models import Backbone, build_model, create_backbone, list_models, save_weights
 from gendd.models.cifar import NAMES
-from gendd.models.registry import pretrained_classes, teacher_classes
+from gendd.models.registry import check_name, pretrained_classes, teacher_classes
 from gendd.student import Student
 
 
@@ -338,3 +338,29 @@ def test_classes_that_no_weights_tell(tmp_path: Path) -> None:
         f"{file}: expected the weights of timm/test_vit, got none of its classifier (head.weight); "
         "give the file of this network or the name of the file's."
     )
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cifar/resnet20", "cifar/RESNET50", "cifar/resnet8x0.5", "timm/resnet18.a1_in1k", "hf/a/b"],
+)
+def test_a_known_name_is_found_without_building_its_network(name: str) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    check_name(name)
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("cifar/resnt20", "cifar/resnet20"),
+        ("timm/resnet81", "timm/resnet18"),
+        ("torchvision/resnet81", "torchvision/resnet18"),
+        ("cfar/resnet20", "cifar/resnet20"),
+    ],
+)
+def test_an_unknown_name_is_told_with_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(UserError, match=rf"Unknown model '{name}'.*Did you mean '{nearest}'"):
+        check_name(name)

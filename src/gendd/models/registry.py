@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from gendd.config import ModelConfig
@@ -100,6 +101,37 @@ def create_backbone(
         name = _architecture(name)
     wanted = Wanted(num_classes, in_channels, pretrained, feature, classifier, input_size, channels, config)
     return _create(name, wanted).backbone(name, in_channels, mean, std)
+
+
+def check_name(name: str) -> None:
+    """Look a name up without building the network.
+
+    Raises:
+        UserError: :func:`create_backbone` knows no network of it; the nearest name is told.
+    """
+    family, _, rest = name.partition("/")
+    if module.is_file(name) or family == module.FAMILY or (family == "hf" and rest):
+        return
+    architecture = _architecture(name)
+    if family == "cifar":
+        known = _is_cifar(architecture.removeprefix("cifar/"))
+    elif family == "timm":
+        known = timm_networks.exists(architecture.removeprefix("timm/"))
+    else:
+        known = family == "torchvision" and architecture in torchvision_networks.names()
+    if not known:
+        listed = [each for each in list_models() if each.startswith(f"{family}/")]
+        raise _unknown(name, listed or list_models())
+
+
+def _is_cifar(name: str) -> bool:
+    try:
+        # no numbers are drawn for a network that is thrown away
+        with torch.device("meta"):
+            cifar.create(name, 1)
+    except KeyError:
+        return False
+    return True
 
 
 def _create(name: str, wanted: Wanted) -> Network:
