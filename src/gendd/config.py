@@ -31,12 +31,14 @@ class DataConfig:
     """Which images, and how they are fed.
 
     Args:
-        name: digits, fashion-mnist, cifar10, cifar100, folder or parquet.
+        name: digits, fashion-mnist, cifar10, cifar100, folder, parquet or webdataset.
         path: Root directory of the set (folder: holds ``train/`` and ``test/`` or ``val/``); for
-            parquet the training file. Digits need none; fashion-mnist also finds Debian's package.
-        test_path: Test file or directory where it is not below ``path`` (parquet, folder).
+            parquet the training file; for webdataset a directory, glob or brace pattern of tar shards.
+            Digits need none; fashion-mnist also finds Debian's package.
+        test_path: Test file or directory where it is not below ``path`` (parquet, folder; for webdataset
+            shards with labels, a directory of class folders or parquet).
         image_size: Side in pixels that images are resized to; null keeps the set's own size
-            (224 for folder).
+            (224 for folder and webdataset).
         validation: Fraction of the training set held out for choosing checkpoints, in [0, 1); by class
             where ``labels`` is true, else at random.
         train_images: Use this many training images, drawn at random by ``split_seed`` after the
@@ -52,6 +54,11 @@ class DataConfig:
         in_memory: Hold the decoded set in memory as uint8; null: when it fits in 2 GiB. It never
             changes the images: training images for ``resized-crop`` that are not all of the final
             size are cropped from the originals, so true holds them encoded and null streams them.
+        max_corrupt: Largest fraction of images that may be unreadable; they are skipped, counted and
+            named. 0: none.
+        resampled: Draw shards with replacement instead of reading each once an epoch (webdataset).
+        steps_per_epoch: Steps of an epoch; null: one pass over the training images (webdataset).
+        shuffle_buffer: Encoded images each process holds to shuffle what it reads (webdataset).
     """
 
     name: str = "digits"
@@ -67,8 +74,26 @@ class DataConfig:
     batch_size: int = 128
     workers: int | None = None
     in_memory: bool | None = None
+    max_corrupt: float = 0.01
+    resampled: bool = False
+    steps_per_epoch: int | None = None
+    shuffle_buffer: int = 12_000
 
     def __post_init__(self) -> None:
+        _check(0 <= self.max_corrupt < 1, "data.max_corrupt", "a fraction in [0, 1)", self.max_corrupt)
+        _check(self.shuffle_buffer >= 1, "data.shuffle_buffer", "a positive integer", self.shuffle_buffer)
+        _check(
+            self.steps_per_epoch is None or self.steps_per_epoch >= 1,
+            "data.steps_per_epoch",
+            "a positive integer or null",
+            self.steps_per_epoch,
+        )
+        if self.name != "webdataset":
+            alone = f"for data.name {self.name!r} (webdataset has it)"
+            _check(not self.resampled, "data.resampled", f"false {alone}", self.resampled)
+            _check(
+                self.steps_per_epoch is None, "data.steps_per_epoch", f"null {alone}", self.steps_per_epoch
+            )
         _check(0 <= self.validation < 1, "data.validation", "a fraction in [0, 1)", self.validation)
         _check(self.batch_size >= 1, "data.batch_size", "a positive integer", self.batch_size)
         _check(

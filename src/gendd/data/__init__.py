@@ -2,14 +2,17 @@
 
 from gendd.data.augment import augment
 from gendd.data.images import ImageSet
-from gendd.data.loading import Batch, Batches, eval_loader, train_loader
+from gendd.data.loading import Batch, Batches, ShardBatches, eval_loader, train_loader
 from gendd.data.sets import Data, describe, load_data
+from gendd.data.shards import Shards
 
 __all__ = [
     "Batch",
     "Batches",
     "Data",
     "ImageSet",
+    "ShardBatches",
+    "Shards",
     "augment",
     "describe",
     "eval_loader",

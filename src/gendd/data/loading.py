@@ -21,6 +21,7 @@ from gendd.config import DataConfig
 from gendd.data.augment import augment, draw_boxes, draw_flips
 from gendd.data.images import ImageSet, cores
 from gendd.data.sets import Data
+from gendd.data.shards import STREAMS, Epoch, Shards, steps_of
 from gendd.errors import UserError
 
 _MOST_WORKERS = 8
@@ -123,11 +124,26 @@ class Batches:
             yield self._batch(pixels, torch.tensor(indices))
 
     def _batch(self, pixels: Tensor, indices: Tensor) -> Batch:
-        images = _host(pixels.shape, torch.float32).copy_(pixels).div_(255)
-        if self.images.labels is None:
-            return Batch(images, None)
-        labels = _host(indices.shape, torch.int64).copy_(self.images.labels.index_select(0, indices))
-        return Batch(images, labels)
+        labels = self.images.labels
+        return _on_host(pixels, None if labels is None else labels.index_select(0, indices))
+
+
+@dataclass(frozen=True)
+class ShardBatches:
+    """A sized iterable of :class:`Batch` from shards; iterating again gives the same batches again.
+
+    Args:
+        epoch: What is read, in which order.
+    """
+
+    epoch: Epoch
+
+    def __len__(self) -> int:
+        return len(self.epoch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for pixels, labels in self.epoch:
+            yield _on_host(pixels, labels)
 
 
 class _Stream(Dataset[Any]):
@@ -151,6 +167,12 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
+def _on_host(pixels: Tensor, labels: Tensor | None) -> Batch:
+    """The batch of uint8 images (B, C, S, S) and their labels (B,)."""
+    images = _host(pixels.shape, torch.float32).copy_(pixels).div_(255)
+    return Batch(images, None if labels is None else _host(labels.shape, torch.int64).copy_(labels))
+
+
 def _host(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """An empty CPU tensor; page-locked where there is CUDA, which can copy only such without waiting."""
     return torch.empty(shape, dtype=dtype, pin_memory=torch.cuda.is_available())
@@ -167,12 +189,13 @@ def _workers(workers: int | None) -> int:
 
 def train_loader(
     data: Data, config: DataConfig, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
-) -> Batches:
+) -> Batches | ShardBatches:
     """One epoch of shuffled, augmented training batches.
 
     Every process gets the same number of images, disjoint from the others'; those left over by the
     division, and the last batch where it is not full, are dropped (others the next epoch). A share
-    smaller than one batch is given as one smaller batch.
+    smaller than one batch is given as one smaller batch. Shards may also be drawn with replacement, or
+    their epoch be cut to a number of steps.
 
     Args:
         data: The set.
@@ -183,8 +206,11 @@ def train_loader(
         world_size: Number of processes.
 
     Raises:
-        UserError: fewer images than processes; when iterated, an image that can't be decoded.
+        UserError: fewer images than processes; when iterated, an image that can't be decoded (of shards:
+            more of them than ``max_corrupt``).
     """
+    if isinstance(data.train, Shards):
+        return ShardBatches(_shard_epoch(data.train, data.augment, config, seed, epoch, rank, world_size))
     share = len(data.train) // world_size
     if share == 0:
         raise UserError(
@@ -200,6 +226,26 @@ def train_loader(
         config.batch_size,
         _workers(config.workers),
         _Augmentation(data.augment, config.crop_scale, seed, epoch, rank),
+    )
+
+
+def _shard_epoch(
+    shards: Shards, augment: str, config: DataConfig, seed: int, epoch: int, rank: int, world_size: int
+) -> Epoch:
+    steps, batch_size = steps_of(shards, config, world_size)
+    seeds = torch.randint(2**62, (STREAMS,), generator=_generator(seed, epoch, "streams", rank))
+    return Epoch(
+        shards=shards,
+        order=torch.randperm(len(shards.urls), generator=_generator(seed, epoch, "order")),
+        seeds=seeds.tolist(),
+        vary=_Augmentation(augment, config.crop_scale, seed, epoch, rank).streamed,
+        steps=steps,
+        batch_size=batch_size,
+        rank=rank,
+        resampled=config.resampled,
+        buffer=config.shuffle_buffer,
+        workers=_workers(config.workers),
+        max_corrupt=config.max_corrupt,
     )
 
 

@@ -496,3 +496,33 @@ def _class_names(metadata: dict[bytes, bytes] | None, label: str | None) -> list
         return [str(name) for name in features[label]["names"]]
     except (KeyError, TypeError, ValueError):
         return None
+
+
+# --- a labelled set beside another kind -------------------------------------------------------------
+
+
+def read_labelled(value: str, key: str) -> tuple[Part, list[str] | None]:
+    """Labelled images at a path: parquet (a file or a directory of them) or a directory of class folders.
+
+    Args:
+        value: The path.
+        key: Its config key, for errors.
+
+    Returns:
+        The images, and the names of their classes where they have any.
+    """
+    path = _existing(value, key, "a directory of class folders or parquet")
+    if path.is_file() or next(path.rglob("*.parquet"), None) is not None:
+        files = _parquet_files(value, key)
+        table = _table(files)
+        if table.labels is None:
+            raise UserError(
+                f"Expected a label column in {files[0]!r}, found none; evaluation needs labelled test images."
+            )
+        return table.part, table.names
+    names = _class_folders(path)
+    if not names:
+        raise UserError(
+            f"Expected one folder a class in '{path}', found none; evaluation needs labelled test images."
+        )
+    return _file_part(*_labelled_files(path, names)), names

@@ -19,6 +19,7 @@ from gendd.data.readers import (
     read_folder,
     read_parquet,
 )
+from gendd.data.shards import Shards, read_shards
 from gendd.data.split import random_split, stratified_split
 from gendd.errors import UserError, did_you_mean
 
@@ -30,6 +31,7 @@ _READERS: dict[str, Callable[[DataConfig], Found]] = {
     "folder": read_folder,
     "parquet": read_parquet,
 }
+_SHARDS = "webdataset"
 _FOLDER_SIZE = 224
 _SMALLEST = 4
 _TEST_FRAMING = 0.875
@@ -42,7 +44,7 @@ class Data:
 
     Args:
         name: Name of the set.
-        train: Training images; labels None where the set has none for them.
+        train: Training images, or the shards they stream from; labels None where the set has none.
         val: Images held out of the training set; None where ``data.validation`` is 0.
         test: Test images, always labelled.
         class_names: One name a class.
@@ -52,7 +54,7 @@ class Data:
     """
 
     name: str
-    train: ImageSet
+    train: ImageSet | Shards
     val: ImageSet | None
     test: ImageSet
     class_names: list[str]
@@ -84,10 +86,11 @@ def load_data(config: DataConfig) -> Data:
         UserError: an unknown set, files that are missing, unreadable, empty or do not match, or more
             images asked for than there are.
     """
+    if config.name == _SHARDS:
+        return _load_shards(config)
     if config.name not in _READERS:
-        raise UserError(
-            f"data.name: expected a known set, got {config.name!r}.{did_you_mean(config.name, _READERS)}"
-        )
+        near = did_you_mean(config.name, [*_READERS, _SHARDS])
+        raise UserError(f"data.name: expected a known set, got {config.name!r}.{near}")
     found = _READERS[config.name](config)
     train_rows, val_rows = _split(found.train, config)
     train = _taken(found.train, train_rows)
@@ -115,9 +118,38 @@ def load_data(config: DataConfig) -> Data:
     )
 
 
+def _load_shards(config: DataConfig) -> Data:
+    """Shards to train on, the images held out of them, and their test set, of whatever kind."""
+    found = read_shards(config)
+    size = config.image_size or _FOLDER_SIZE
+    channels = 1 if found.gray else 3
+    framing = _TEST_FRAMING if size > SMALL else 1.0
+    test = replace(
+        _taken(found.test, torch.arange(found.test.count)), size=size, channels=channels, framing=framing
+    )
+    in_memory = config.in_memory
+    if in_memory is None:
+        in_memory = len(test) * channels * size * size <= _MEMORY_BYTES
+    return Data(
+        name=config.name,
+        train=replace(found.train, channels=channels, size=size),
+        val=None if found.val is None else ImageSet(found.val, found.val_labels, channels, size, framing),
+        test=_ready(test, in_memory, "Decoding test images"),
+        class_names=found.class_names,
+        channels=channels,
+        image_size=size,
+        augment=_augment(config, size),
+    )
+
+
 def describe(data: Data) -> str:
     """One line for logs: images of each part, their shape, classes, augmentation, where they are."""
-    place = "encoded in memory" if isinstance(data.train.source, Held) else "streamed"
+    if isinstance(data.train, Shards):
+        place = f"streamed from {len(data.train.urls):,} shards"
+    elif data.train.in_memory:
+        place = "in memory"
+    else:
+        place = "encoded in memory" if isinstance(data.train.source, Held) else "streamed"
     counts = [f"{len(data.train):,} train", f"{len(data.test):,} test images"]
     if data.val is not None:
         counts.insert(1, f"{len(data.val):,} validation")
@@ -125,7 +157,7 @@ def describe(data: Data) -> str:
     return (
         f"{data.name}: {', '.join(counts)} of {data.channels}x{data.image_size}x{data.image_size}, "
         f"{classes}{'' if data.labelled else ' (training images unlabelled)'}, augment {data.augment}, "
-        f"{'in memory' if data.train.in_memory else place}"
+        f"{place}"
     )
 
 
@@ -187,7 +219,7 @@ def _augment(config: DataConfig, size: int) -> str:
     if config.name == "digits":
         # A mirrored digit is another symbol.
         return "crop"
-    if config.name == "folder" or (config.name == "parquet" and size > SMALL):
+    if config.name == "folder" or (config.name in ("parquet", _SHARDS) and size > SMALL):
         return "resized-crop"
     return "crop-flip"
 
