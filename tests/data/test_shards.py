@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -15,14 +16,20 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import TINY
 from PIL import Image
+from safetensors.torch import load_file
 from torch import Tensor
 
+from gendd.cli import main
 from gendd.config import DataConfig
 from gendd.data import Batch, Data, ImageSet, Shards, describe, load_data, train_loader
 from gendd.data.images import Held
 from gendd.data.shards import STREAMS
 from gendd.errors import UserError
+from gendd.methods import GenDD
+from gendd.models import create_backbone
+from gendd.run import Run, evaluate_run
 
 SHARDS, EACH, SIDE = 8, 12, 8
 
@@ -532,3 +539,72 @@ def test_without_the_package(settings: dict[str, Any], monkeypatch: pytest.Monke
 
     monkeypatch.setitem(sys.modules, "webdataset", None)
     fails(DataConfig(**settings), "pip install 'gendd[webdataset]'")
+
+
+# --- runs --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def options(settings: dict[str, Any]) -> list[str]:
+    """Of a tiny run on the captioned shards."""
+    given = settings | {"batch_size": 16, "augment": "auto", "validation": 0.25, "workers": 2}
+    return [*TINY, "--data.train_images=null", *(f"--data.{key}={value}" for key, value in given.items())]
+
+
+def test_distillation_without_labels(
+    options: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    no_report: None,
+) -> None:
+    torch.manual_seed(0)
+    torch.save(create_backbone("cifar/resnet8x0.25", 4).net.state_dict(), tmp_path / "teacher.pt")
+    words = [
+        *options,
+        "--teacher.name=cifar/resnet8x0.25",
+        f"--teacher.weights={tmp_path / 'teacher.pt'}",
+        "--data.resampled=true",
+        "--data.steps_per_epoch=4",
+        "--baselines=[kl]",
+    ]
+    assert main(["distill", "--out", str(tmp_path / "whole"), *words]) == 0
+    metrics = Run.open(tmp_path / "whole").metrics
+    assert metrics["run"]["labels_used"] is False and metrics["run"]["train_images"] == 72
+    assert metrics["student"]["validation"]["metric"] == "val/agreement"
+    finished = json.loads((tmp_path / "whole" / "checkpoints" / "finished.json").read_text())
+    assert finished["steps"] == 12
+    assert "webdataset: 72 train, 24 validation, 12 test images" in capsys.readouterr().err
+    scores = evaluate_run(tmp_path / "whole")
+    assert scores["mean"]["top1"] == metrics["student"]["readouts"]["mean"]["top1"]
+
+    forward, steps = GenDD.forward, 0
+
+    def stopped(self: GenDD, *args: Any, **more: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 6:
+            raise KeyboardInterrupt
+        return forward(self, *args, **more)
+
+    monkeypatch.setattr(GenDD, "forward", stopped)
+    assert main(["distill", "--out", str(tmp_path / "stopped"), *words]) == 130
+    # with another number of workers it goes on in the same order
+    assert main(["distill", "--out", str(tmp_path / "stopped"), *words, "--data.workers=0", "--resume"]) == 0
+    first, second = (
+        load_file(tmp_path / name / "student" / "model.safetensors") for name in ("whole", "stopped")
+    )
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_a_teacher_is_trained_on_labelled_shards(
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], no_report: None
+) -> None:
+    write_shards(tmp_path / "labelled", labelled)
+    words = [*options, f"--data.path={tmp_path}/labelled/{{0000..0007}}.tar", "--teacher_training.epochs=2"]
+    assert main(["distill", "--out", str(tmp_path / "run"), *words]) == 0
+    assert Run.open(tmp_path / "run").metrics["run"]["labels_used"] is True
+    capsys.readouterr()
+    assert main(["distill", "--out", str(tmp_path / "again"), *words, "--training.epochs=1"]) == 0
+    assert "cached" in capsys.readouterr().err

@@ -175,8 +175,8 @@ def find_tars(value: str, key: str) -> list[str]:
     except AssertionError as error:
         name = str(error).rpartition("_WDS_")[2]
         raise UserError(
-            f"{key}: expected the value of ${{{name}}} in the environment as WDS_{name}, found none; set it, or "
-            "give the path without it."
+            f"{key}: expected the value of ${{{name}}} in the environment as WDS_{name}, found none; set it, "
+            "or give the path without it."
         ) from error
     found: list[str] = []
     for url in given:
