@@ -171,7 +171,7 @@ def test_a_key_that_is_no_text_is_unknown() -> None:
         ("data.name", None, "text"),
         ("training.ema", "no", "number or null"),
         ("training.schedule", "cosin", "one of cosine, step, constant"),
-        ("method", "gend", "one of gendd, kl, kd, supervised"),
+        ("method", "gend", "one of gendd, kl, kd, supervised, linear_probe"),
         ("training.beta2", [0.9], "[number, number]"),
         ("data.crop_scale", "big", "[number, number]"),
         ("training.loggers", ["tb"], "a list of one of csv, tensorboard, wandb"),
@@ -216,11 +216,27 @@ def test_other_errors_keep_their_words_on_one_line() -> None:
         (DataConfig, "data.train_images", [None, 1], [0]),
         (DataConfig, "data.image_size", [None, 4], [3]),
         (DataConfig, "data.workers", [None, 0], [-1]),
+        (DataConfig, "data.imbalance", [None, 1.0, 100.0], [0.99, 0.0, -1.0, float("nan")]),
+        (DataConfig, "data.max_corrupt", [0.0, 0.99], [-0.1, 1.0, float("nan")]),
+        (DataConfig, "data.shot_thresholds", [None, (1, 1), (20, 100)], [(0, 1), (3, 2)]),
         (
             DataConfig,
             "data.crop_scale",
             [(1.0, 1.0), (0.1, 0.2)],
             [(0.0, 1.0), (0.5, 0.2), (0.5, 1.1)],
+        ),
+        (DataConfig, "data.mixup", [0.0, 2.0], [-0.1, float("nan")]),
+        (DataConfig, "data.cutmix", [0.0, 2.0], [-0.1]),
+        (DataConfig, "data.color_jitter", [0.0, 1.5], [-0.1]),
+        (DataConfig, "data.mixup_prob", [0.0, 1.0], [-0.1, 1.1]),
+        (DataConfig, "data.mixup_switch_prob", [0.0, 1.0], [-0.1, 1.1]),
+        (DataConfig, "data.erase_prob", [0.0, 1.0], [-0.1, 1.1]),
+        (DataConfig, "data.label_smoothing", [0.0, 0.9], [-0.1, 1.0]),
+        (
+            DataConfig,
+            "data.randaugment",
+            [None, "rand", "rand-m7-n2-mstd0.5", "rand-m9-mstd101-inc1-p0.3-mmax10", "rand-tweights"],
+            ["", "m7-n2", "rand-7", "rand-m7.5", "rand-n0", "rand-m7-x2", "augmix-m5", "rand-inc2"],
         ),
         (ModelConfig, "std", [None, [0.1, 2.0]], [[0.0], [1.0, -1.0]]),
         (GenDDConfig, "gendd.contraction", [0.0, 1.0], [-0.1, 1.1]),
@@ -241,6 +257,9 @@ def test_other_errors_keep_their_words_on_one_line() -> None:
         (TrainingConfig, "training.beta2", [(0.0, 0.99)], [(0.9, 1.0), (-0.1, 0.5)]),
         (TrainingConfig, "training.warmup_epochs", [None, 0.0, 0.5], [-0.1, 30.0]),
         (TrainingConfig, "training.ema", [None, 0.5], [0.0, 1.0]),
+        (TrainingConfig, "training.momentum", [0.0, 0.99], [-0.1, 1.0]),
+        (TrainingConfig, "training.gamma", [1e-3, 1.0], [0.0, 1.1]),
+        (TrainingConfig, "training.accumulate", [1, 8], [0]),
         (TrainingConfig, "training.stage1_epochs", [0, 3], [-1]),
         (TrainingConfig, "training.checkpoint_every", [1], [0]),
         (ReadoutConfig, "readout.steps", [1], [0]),
@@ -265,7 +284,8 @@ def test_a_range_is_checked_on_loading_too() -> None:
 
 
 @pytest.mark.parametrize(
-    "method, fits", [("gendd", True), ("kl", True), ("kd", False), ("supervised", False)]
+    "method, fits",
+    [("gendd", True), ("kl", True), ("kd", False), ("supervised", False), ("linear_probe", False)],
 )
 def test_a_method_that_learns_from_labels_must_see_them(method: str, fits: bool) -> None:
     values = {"method": method, "data": {"labels": False}}

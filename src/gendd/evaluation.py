@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from gendd.config import ReadoutName
 from gendd.data import ImageSet, eval_loader
 from gendd.models import Frozen, count_parameters, latency, multiply_adds
+from gendd.shots import Shots
 from gendd.student import Student
 
 BATCH_SIZE = 256
@@ -32,17 +33,23 @@ class Scores:
         top5: Percent whose first five classes hold the right one; None without labels or with K <= 5.
         agreement: Percent of images with the teacher's first class; None without a teacher.
         confusion: (K, K) counts, a row a true class; None without labels.
+        images: How many were scored; corrupt ones are left out.
+        groups: Top-1 by how many training images a class has (see :mod:`gendd.shots`); None where that
+            was not asked for.
     """
 
     top1: float | None
     top5: float | None
     agreement: float | None
     confusion: Tensor | None
+    images: int = 0
+    groups: dict[str, dict[str, Any]] | None = None
 
-    def as_dict(self) -> dict[str, float | None]:
-        """The percentages, rounded to two decimals."""
+    def as_dict(self) -> dict[str, Any]:
+        """The percentages, rounded to two decimals; ``groups`` where there are any."""
         values = {"top1": self.top1, "top5": self.top5, "agreement": self.agreement}
-        return {name: None if value is None else round(value, 2) for name, value in values.items()}
+        rounded = {name: None if value is None else round(value, 2) for name, value in values.items()}
+        return rounded if self.groups is None else {**rounded, "groups": self.groups}
 
 
 @torch.no_grad()
@@ -52,6 +59,7 @@ def evaluate(
     *,
     readouts: tuple[ReadoutName, ...] | None = None,
     teacher: Frozen | None = None,
+    shots: Shots | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
     workers: int | None = None,
@@ -64,6 +72,7 @@ def evaluate(
         images: The set.
         readouts: Which; all the student has by default.
         teacher: To agree with, on ``device``.
+        shots: Tell top-1 of these groups of classes too.
         device: Where to compute.
         seed: Of the noise of readout ``sample``.
         workers: Loader processes of a set that streams.
@@ -75,10 +84,12 @@ def evaluate(
     agreed = dict.fromkeys(names, 0)
     generator = torch.Generator(device).manual_seed(seed)
     labelled = images.labels is not None
+    seen = 0
     with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
         loader = eval_loader(images, BATCH_SIZE, workers)
         for batch in bar.track(loader, total=len(loader), description="evaluating"):
             batch = batch.to(device)
+            seen += len(batch.images)
             features = student.features(batch.images)
             said = None if teacher is None else teacher(batch.images)[1].argmax(-1)
             for name in names:
@@ -91,11 +102,14 @@ def evaluate(
     scores: dict[ReadoutName, Scores] = {}
     for name in names:
         meter = meters[name]
+        confusion = meter["confusion"].compute().cpu() if labelled else None
         scores[name] = Scores(
             100 * float(meter["top1"].compute()) if labelled else None,
             100 * float(meter["top5"].compute()) if labelled and "top5" in meter else None,
-            None if teacher is None else 100 * agreed[name] / len(images),
-            meter["confusion"].compute().cpu() if labelled else None,
+            None if teacher is None else 100 * agreed[name] / seen,
+            confusion,
+            seen,
+            None if shots is None or confusion is None else shots.accuracy(confusion),
         )
     return scores
 

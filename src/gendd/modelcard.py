@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gendd.shots import in_words
 from gendd.student import Student
 
 _READOUTS = {
@@ -18,6 +19,7 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
     """Write the card of ``student`` with the figures of its run's ``metrics.json``."""
     run, own = metrics["run"], metrics["student"]
     teacher = metrics["teacher"]
+    epochs = "1 epoch" if run["epochs"] == 1 else f"{run['epochs']} epochs"
     size, channels = student.info.get("image_size"), student.backbone.in_channels
     lines = [
         "---",
@@ -41,7 +43,7 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
         "",
         "## Figures",
         "",
-        f"On {run['test_images']:,} test images. Multiply-adds and parameters are those in use.",
+        f"On {run['test_images']:,} {_tested(run)}. Multiply-adds and parameters are those in use.",
         "",
         "| readout | what it is | top-1 | top-5 | multiply-adds | parameters |",
         "|---|---|---|---|---|---|",
@@ -57,11 +59,19 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
             f"| teacher | {teacher['name']} | {_percent(teacher['top1'])} | {_percent(teacher['top5'])} "
             f"| {teacher['multiply_adds']:,} | {teacher['parameters']:,} |"
         )
+    groups = own["readouts"][own["readout"]].get("groups")
+    if groups is not None:
+        few, many = run["shot_thresholds"]
+        lines += [
+            "",
+            f"Top-1 of the default readout by training images a class (many: more than {many}, few: less "
+            f"than {few}), over all test images of a group: {in_words(groups).replace('   ', ', ')}.",
+        ]
     lines += [
         "",
         "## Training",
         "",
-        f"{run['train_images']:,} images, {run['epochs']} epochs, seed {run['seed']}, "
+        f"{run['train_images']:,} images, {epochs}, seed {run['seed']}, "
         f"{'with' if run['labels_used'] else 'without'} labels, {run['precision']} on {run['device']}, "
         f"{own['train_seconds']:.0f} s. gendd {run['versions']['gendd']}, torch {run['versions']['torch']}.",
         "",
@@ -75,8 +85,16 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
     path.write_text("\n".join(lines), encoding="utf-8")
 
 
+def _tested(run: dict[str, Any]) -> str:
+    if run.get("tested_on") == "validation":
+        return "validation images, by which the checkpoint was chosen too, as there were no test images"
+    return "test images"
+
+
 def _origin(student: Student, teacher: dict[str, Any] | None) -> str:
     method = student.info.get("method")
+    if method == "linear_probe":
+        return "A linear classifier trained on labels, on the frozen features of a trained network."
     if teacher is None or method == "supervised":
         return "Trained on labels alone."
     if method == "gendd":

@@ -9,6 +9,7 @@ import json
 import platform
 import shutil
 import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -32,6 +33,7 @@ from gendd.config import (
     to_dict,
 )
 from gendd.data import Data, ImageSet, describe, eval_loader, load_data
+from gendd.data.readers import image_files
 from gendd.data.tars import is_remote
 from gendd.errors import UserError
 from gendd.evaluation import BATCH_SIZE, LATENCY_BATCH, evaluate, memory_format, readout_costs
@@ -39,12 +41,15 @@ from gendd.files import cache_folder, write_json, write_text
 from gendd.methods import Pretraining, build_method
 from gendd.modelcard import write_card
 from gendd.models import Backbone, Frozen, build_model, count_parameters, load_weights
-from gendd.models.registry import pretrained_classes
+from gendd.models.registry import pretrained_classes, teacher_classes
+from gendd.models.weights import saved_backbone
+from gendd.shots import shots_of
 from gendd.student import Student, load
 from gendd.training import FitResult, derive_seed, fit, resolve_device, resolve_precision
 
 _REPORT_FEATURES = 1000
 _REPORT_EXAMPLES = 24
+_TEACHERLESS = {"supervised", "linear_probe"}
 # all that a run writes into its folder
 _WRITTEN = (
     "config.yaml",
@@ -62,7 +67,7 @@ _WRITTEN = (
     ".report.html.*",
 )
 # settings that may differ between a run and its continuation, and do not make another teacher
-_FREE = {"out", "data.in_memory", "data.workers"} | {
+_FREE = {"out", "data.in_memory", "data.workers", "data.max_corrupt", "data.shot_thresholds"} | {
     f"{section}.{key}"
     for section in ("training", "teacher_training")
     for key in ("checkpoint_every", "device", "loggers", "progress")
@@ -128,8 +133,8 @@ def distill(
 
     Args:
         config: The whole configuration; what else is given replaces parts of it.
-        teacher: Name or configuration of the teacher.
-        student: Name or configuration of the student.
+        teacher: Name or configuration of the teacher, or a run's folder, whose student it is.
+        student: Likewise the student.
         data: Name or configuration of the images.
         out: Output folder.
         overwrite: Replace a run in that folder. Only what a run writes is deleted, and nothing at all
@@ -152,11 +157,19 @@ def distill(
             values[key] = to_dict(value)
         elif isinstance(value, dict):
             values[key] = {**values.get(key, {}), **value}
-        elif key in ("teacher", "student", "data"):
+        elif key in ("teacher", "student"):
+            values[key] = {**values[key], **network_of(str(value))}
+        elif key == "data":
             values[key] = {**values[key], "name": str(value)}
         else:
             values[key] = str(value) if key == "out" else value
     return execute(from_dict(values, RunConfig), overwrite=overwrite, resume=resume)
+
+
+def network_of(value: str) -> dict[str, str]:
+    """The keys of :class:`ModelConfig` that a network's name, or the folder of its run, stands for."""
+    described = saved_backbone(value) if Path(value).is_dir() else None
+    return {"name": value} if described is None else {"name": described["name"], "weights": value}
 
 
 def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -> Run:
@@ -168,12 +181,15 @@ def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False)
     device = resolve_device(config.training.device)
     _check_folder(folder, config, overwrite, resume)
     data = load_data(config.data)
+    data = _with_classes(config, data)
     _say(describe(data))
     _check_labels(config, data)
     network = _check_networks(config, data)
     # before the teacher is trained: a run that is stopped there can be resumed too
     if not resume:
         _claim(folder, config)
+    for skipped in data.skipped:
+        skipped.record(folder / "logs" / "skipped.txt")
     teacher, teacher_folder = _teacher(config, data, network, device)
 
     results: dict[str, tuple[Student, FitResult]] = {}
@@ -228,13 +244,13 @@ def _check_labels(config: RunConfig, data: Data) -> None:
     """Raise :class:`UserError` where labels are needed that are absent or may not be seen."""
     seen = config.data.labels and data.labelled
     for name in _methods(config):
-        needs = name == "supervised" or (name == "kd" and config.kd.weight < 1)
+        needs = name in _TEACHERLESS or (name == "kd" and config.kd.weight < 1)
         if needs and not data.labelled:
             raise UserError(
                 f"Method {name!r} learns from labels, and {data.name!r} has none: use method gendd or kl, "
                 "or give labelled images."
             )
-        if name in ("supervised", "kd") and not config.data.labels:
+        if name in (*_TEACHERLESS, "kd") and not config.data.labels:
             raise UserError(
                 f"baselines: expected methods without labels (gendd, kl) where data.labels is false, "
                 f"got {name!r}. Give --baselines '[kl]' or '[]'."
@@ -243,10 +259,27 @@ def _check_labels(config: RunConfig, data: Data) -> None:
         raise UserError(
             f"training.stage1_epochs: expected 0 without labels, got {config.training.stage1_epochs}."
         )
+    if data.test.labels is None and set(_methods(config)) == {"supervised"}:
+        raise UserError(
+            "data.test_path: expected labelled test images for method 'supervised', which has no teacher to "
+            "agree with, got unlabelled ones; set data.test_path."
+        )
     if _trains_teacher(config) and not data.labelled:
         raise UserError(
             "teacher.weights: expected a trained teacher for images without labels; give its file."
         )
+
+
+def _with_classes(config: RunConfig, data: Data) -> Data:
+    """The data with the classes of the teacher, where it doesn't tell its own.
+
+    Raises:
+        UserError: the teacher doesn't tell them either, or labels are needed.
+    """
+    if data.class_names:
+        return data
+    _check_labels(config, data)
+    return dataclasses.replace(data, class_names=teacher_classes(config.teacher, data.channels))
 
 
 def _check_networks(config: RunConfig, data: Data) -> Backbone | None:
@@ -256,13 +289,18 @@ def _check_networks(config: RunConfig, data: Data) -> Backbone | None:
         UserError: a network or a method can't be built; said before anything is trained or written.
     """
     teacher = None
-    if set(_methods(config)) != {"supervised"}:
+    if _taught(config):
         try:
             teacher = build_model(config.teacher, data.num_classes, data.channels)
         except UserError as error:
             raise UserError(f"Teacher: {error}") from error
         _check_pretrained(config, teacher, data)
     student = build_model(config.student, data.num_classes, data.channels)
+    if "linear_probe" in _methods(config) and not (config.student.weights or config.student.pretrained):
+        raise UserError(
+            "student.weights: expected a trained student for method 'linear_probe', got none; "
+            "give its run or its file."
+        )
     for name in _methods(config):
         build_method(dataclasses.replace(config, method=name), student, teacher)
     return teacher
@@ -311,12 +349,22 @@ def _check_folder(folder: Path, config: RunConfig, overwrite: bool, resume: bool
             raise UserError(
                 f"--resume: expected a run in {str(folder)!r}, found none. Leave --resume out to start it."
             )
-        ours, theirs = _binding(to_dict(load_config(saved))), _binding(to_dict(config))
-        changed = [name for name, value in ours.items() if value != theirs[name]]
-        if changed:
+        if (folder / "metrics.json").is_file() and "imported" in Run(folder).metrics.get("run", {}):
             raise UserError(
-                f"--resume: expected the configuration of the run in {str(folder)!r}, "
-                f"but {', '.join(changed[:4])} differ. Give the same, or another --out."
+                f"--resume: expected a run trained in {str(folder)!r}, found an imported checkpoint; "
+                f"start from its weights with --student.weights {folder} and another --out."
+            )
+        ours, theirs = _binding(to_dict(load_config(saved))), _binding(to_dict(config))
+        changed = [
+            f"{name} was {value!r} and is {theirs[name]!r}"
+            for name, value in ours.items()
+            if value != theirs[name]
+        ]
+        if changed:
+            more = ", …" if len(changed) > 4 else ""
+            raise UserError(
+                f"--resume: expected the configuration of the run in {str(folder)!r}, but "
+                f"{', '.join(changed[:4])}{more}. Give the same, or another --out."
             )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -349,8 +397,7 @@ def _check_replaceable(folder: Path, config: RunConfig) -> None:
     read = {
         "teacher.weights": config.teacher.weights,
         "student.weights": config.student.weights,
-        "data.path": config.data.path,
-        "data.test_path": config.data.test_path,
+        **{f"data.{key}": path for key, path in _data_paths(config.data).items()},
     }
     for key, path in read.items():
         if path is not None and Path(_absolute(path)).is_relative_to(folder.resolve()):
@@ -358,6 +405,11 @@ def _check_replaceable(folder: Path, config: RunConfig) -> None:
                 f"--overwrite: expected {key} outside of the folder to replace, got {path!r} in "
                 f"{str(folder)!r}. {end}"
             )
+
+
+def _data_paths(config: DataConfig) -> dict[str, Any]:
+    """What the configuration of the images names on disk, by key."""
+    return {key: getattr(config, key) for key in ("path", "test_path", "root", "classes")}
 
 
 def _absolute(path: str) -> str:
@@ -378,9 +430,12 @@ def _binding(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
+def _taught(config: RunConfig) -> bool:
+    return not set(_methods(config)) <= _TEACHERLESS
+
+
 def _trains_teacher(config: RunConfig) -> bool:
-    taught = set(_methods(config)) != {"supervised"}
-    return taught and config.teacher.weights is None and not config.teacher.pretrained
+    return _taught(config) and config.teacher.weights is None and not config.teacher.pretrained
 
 
 def _teacher(
@@ -400,15 +455,13 @@ def _trained_teacher(config: RunConfig, data: Data, device: torch.device) -> Pat
     """The run folder of a teacher trained on the labels, from the cache or trained now."""
     seen = config.data
     # resolved: the same teacher has the same settings wherever and however it is asked for
+    paths: dict[str, Any] = {
+        key: None if path is None else _absolute(path) for key, path in _data_paths(seen).items()
+    }
     training = RunConfig(
         method="supervised",
         student=config.teacher,
-        data=dataclasses.replace(
-            seen,
-            labels=True,
-            path=None if seen.path is None else _absolute(seen.path),
-            test_path=None if seen.test_path is None else _absolute(seen.test_path),
-        ),
+        data=dataclasses.replace(seen, labels=True, **paths),
         training=dataclasses.replace(
             config.teacher_training, precision=resolve_precision(config.teacher_training.precision, device)
         ),
@@ -496,6 +549,7 @@ def _measure(
     def figures(student: Student, name: ReadoutName) -> dict[str, Any]:
         return {**scores[name].as_dict(), **readout_costs(student, name, images)}
 
+    shots = shots_of(data, config.data)
     metrics: dict[str, Any] = {
         "run": {
             "method": config.method,
@@ -504,6 +558,7 @@ def _measure(
             "train_images": len(data.train),
             "val_images": 0 if data.val is None else len(data.val),
             "test_images": len(data.test),
+            "tested_on": data.tested_on,
             "labels_used": config.data.labels and data.labelled,
             "epochs": config.training.epochs,
             "device": str(device),
@@ -524,7 +579,9 @@ def _measure(
     }
     if teacher is not None:
         reader = Student(teacher.backbone).to(device).eval()
-        scores = evaluate(reader, data.test, device=device, workers=config.data.workers, progress=bar)
+        scores = evaluate(
+            reader, data.test, shots=shots, device=device, workers=config.data.workers, progress=bar
+        )
         metrics["teacher"] = {"name": config.teacher.name, **figures(reader, "linear")}
         metrics["teacher"].pop("agreement")
     confusion = None
@@ -534,6 +591,7 @@ def _measure(
             student,
             data.test,
             teacher=teacher,
+            shots=shots,
             device=device,
             seed=config.seed,
             workers=config.data.workers,
@@ -559,6 +617,10 @@ def _measure(
             **fitted,
         }
         confusion = scores[student.readout].confusion
+        metrics["run"]["test_images"] = scores[student.readout].images
+    metrics["run"]["skipped"] = {each.part: len(each) for each in data.skipped}
+    if shots is not None:
+        metrics["run"]["shot_thresholds"] = [shots.few, shots.many]
     return metrics, confusion
 
 
@@ -624,7 +686,7 @@ def _features(
 def _examples(student: Student, data: Data, device: torch.device, seed: int) -> list[report.Example]:
     count = min(_REPORT_EXAMPLES, len(data.test))
     picked = torch.linspace(0, len(data.test) - 1, count).round().long()
-    pixels = data.test.images(picked)
+    pixels, picked = data.test.readable(picked)
     features = student.features(pixels.to(device).float() / 255)
     logits = student.logits(features, generator=torch.Generator(device).manual_seed(seed))
     probabilities = logits.float().softmax(-1).cpu()
@@ -641,7 +703,7 @@ def _examples(student: Student, data: Data, device: torch.device, seed: int) -> 
 
 def evaluate_run(
     path: str | Path, readout: ReadoutName | None = None, progress: bool = False
-) -> dict[ReadoutName, dict[str, float | None]]:
+) -> dict[ReadoutName, dict[str, Any]]:
     """Scores of a run's student on its test images, computed anew.
 
     Args:
@@ -657,10 +719,16 @@ def evaluate_run(
         student.readout = readout
     # streamed: the training images, which size and channels were taken from, need no decoding
     data = load_data(dataclasses.replace(config.data, in_memory=False))
+    teacher = None
+    if data.test.labels is None:
+        data = _with_classes(config, data)
+        teacher, _ = _teacher(config, data, _check_networks(config, data), device)
     scores = evaluate(
         student,
         data.test,
         readouts=None if readout is None else (readout,),
+        teacher=teacher,
+        shots=shots_of(data, config.data),
         device=device,
         seed=config.seed,
         workers=config.data.workers,
@@ -675,13 +743,21 @@ class Prediction:
 
     Attributes:
         path: Of the image.
-        classes: Class names, the most likely first.
+        classes: Class names, the most likely first; none for a file that is no image.
         probabilities: Theirs.
+        error: What is wrong with the file; None for an image.
     """
 
     path: str
     classes: list[str]
     probabilities: list[float]
+    error: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Path, and either classes and probabilities or the error."""
+        if self.error is not None:
+            return {"path": self.path, "error": self.error}
+        return {"path": self.path, "classes": self.classes, "probabilities": self.probabilities}
 
 
 @torch.no_grad()
@@ -692,14 +768,17 @@ def predict(
 
     Args:
         path: A run folder, a student's folder, or the id of a Hugging Face repository.
-        images: Image files.
+        images: Image files, and directories for all images in them.
         top: Classes an image.
         readout: The readout; the student's own choice by default.
 
+    Returns:
+        One a file; those that are no images, and directories without any, have an ``error``.
+
     Raises:
-        UserError: no student there, or a file is no image.
+        UserError: no student there, or it hasn't that readout.
     """
-    from gendd.data.images import decode, frame
+    from gendd.data.images import decode, frame, watched
 
     student = load(path)
     if readout is not None:
@@ -707,18 +786,43 @@ def predict(
     size = int(student.info.get("image_size", 224))
     framing = float(student.info.get("framing", 1.0))
     names = student.info.get("class_names") or []
-    found = []
-    for file in images:
+
+    def one(file: str) -> Prediction:
         try:
-            content = Path(file).read_bytes()
-        except OSError as error:
-            raise UserError(f"Image {file!r}: expected a readable file; {error.strerror}.") from error
-        pixels = frame(decode(content, file, student.backbone.in_channels), size, framing)
+            content = _content(file)
+            pixels = frame(decode(content, file, student.backbone.in_channels), size, framing)
+        except UserError as error:
+            return Prediction(file, [], [], str(error))
         # anew for each: what is said of an image does not depend on the others
         generator = torch.Generator().manual_seed(0)
         logits = student.logits(student.features(pixels[None].float() / 255), generator=generator)
         probabilities = logits[0].float().softmax(-1)
         best = probabilities.topk(min(top, len(probabilities)))
         classes = [names[i] if i < len(names) else str(i) for i in best.indices.tolist()]
-        found.append(Prediction(file, classes, [round(p, 4) for p in best.values.tolist()]))
+        return Prediction(file, classes, [round(p, 4) for p in best.values.tolist()])
+
+    found: list[Prediction] = []
+
+    def each(files: list[str]) -> Iterator[int]:
+        for file in files:
+            found.append(one(file))
+            yield 1
+
+    files = [file for given in images for file in _images_at(given)]
+    for _ in watched(each(files), len(files), "predicting"):
+        pass
     return found
+
+
+def _images_at(path: str) -> list[str]:
+    """The path itself, or the images in the directory it is; a directory without any stays."""
+    return (image_files(Path(path)) if Path(path).is_dir() else []) or [path]
+
+
+def _content(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except IsADirectoryError as error:
+        raise UserError(f"Expected images in {file!r}, found none; give another directory.") from error
+    except OSError as error:
+        raise UserError(f"Image {file!r}: expected a readable file; {error.strerror}.") from error

@@ -23,13 +23,14 @@ from torch import Tensor
 
 from gendd.cli import main
 from gendd.config import DataConfig
-from gendd.data import Batch, Data, ImageSet, Shards, describe, load_data, train_loader
-from gendd.data.images import Held
+from gendd.data import Batch, Data, ImageSet, Shards, describe, eval_loader, load_data, train_loader
+from gendd.data.images import Files, Held
 from gendd.data.shards import STREAMS
 from gendd.errors import UserError
 from gendd.methods import GenDD
 from gendd.models import create_backbone
 from gendd.run import Run, evaluate_run
+from gendd.shots import shots_of
 
 SHARDS, EACH, SIDE = 8, 12, 8
 
@@ -216,21 +217,31 @@ def test_augmentation_is_drawn_by_place(settings: dict[str, Any], tmp_path: Path
     assert equal(batches, epoch_of(data, config)) and not equal(batches, epoch_of(data, config, epoch=1))
 
 
-def test_crops_are_those_of_other_streamed_sets(settings: dict[str, Any], tmp_path: Path) -> None:
-    from gendd.data.loading import _Augmentation
-
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"randaugment": "rand-m9-n2-mstd0.5", "color_jitter": 0.4, "erase_prob": 1.0},
+        {"crop_interpolation": "bicubic"},
+    ],
+)
+def test_augmentation_is_that_of_other_streamed_sets(
+    settings: dict[str, Any], tmp_path: Path, more: dict[str, Any]
+) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (20, 24, 3), dtype=np.uint8)
     stream = io.BytesIO()
     Image.fromarray(noise).save(stream, "PNG")
     write_tar(tmp_path / "one" / "0.tar", [("0.png", stream.getvalue())])
-    config = DataConfig(**settings | {"path": str(tmp_path / "one"), "augment": "resized-crop"})
-    (batch,) = epoch_of(load_data(config), config, seed=3, epoch=5)
+    config = DataConfig(**settings | {"path": str(tmp_path / "one"), "augment": "resized-crop"} | more)
+    data = load_data(config)
+    (batch,) = epoch_of(data, config, seed=3, epoch=5)
     (tmp_path / "0.png").write_bytes(stream.getvalue())
-    from gendd.data.images import Files
-
     alone = ImageSet(Files([str(tmp_path / "0.png")]), None, 3, SIDE)
-    wanted = _Augmentation("resized-crop", config.crop_scale, 3, 5, 0).streamed(alone, 0)
-    torch.testing.assert_close(batch.images[0], wanted / 255, rtol=0, atol=1e-6)
+    (wanted,) = epoch_of(replace(data, train=alone), config, seed=3, epoch=5)
+    assert torch.equal(batch.images, wanted.images)
+    plain = replace(config, randaugment=None, color_jitter=0.0, erase_prob=0.0, crop_interpolation="bilinear")
+    (other,) = epoch_of(data, plain, seed=3, epoch=5)
+    assert torch.equal(batch.images, other.images) == (not more)
 
 
 # --- steps -------------------------------------------------------------------------------------------
@@ -356,6 +367,54 @@ def test_a_directory_may_hold_both_splits(settings: dict[str, Any], tmp_path: Pa
     assert (len(data.train), len(data.test)) == (10, 4)
 
 
+def test_unlabelled_shards_need_no_labelled_test_images(settings: dict[str, Any], tmp_path: Path) -> None:
+    for place in (settings["path"], str(tmp_path / "val" / "class0")):
+        data = load_data(DataConfig(**settings | {"test_path": place}))
+        assert data.test.labels is None and data.class_names == [] and data.tested_on == "test"
+    assert "the classes of the teacher (training and test images unlabelled)" in describe(data)
+    data = load_data(DataConfig(**settings | {"test_path": None, "validation": 0.25}))
+    assert data.test is data.val and data.tested_on == "validation" and len(data.test) == 24
+    assert describe(data).startswith("webdataset: 72 train, 24 validation images of 3x8x8, the classes of")
+
+
+def test_labels_that_nothing_uses_make_no_classes(settings: dict[str, Any], tmp_path: Path) -> None:
+    write_shards(tmp_path / "labelled", lambda number: labelled(number, b"123456789"))
+    given = settings | {"path": str(tmp_path / "labelled"), "labels": False, "validation": 0.25}
+    for place in (None, settings["path"]):
+        data = load_data(DataConfig(**given | {"test_path": place}))
+        assert not data.labelled and data.class_names == []
+
+
+def test_classes_are_named_by_a_file(settings: dict[str, Any], tmp_path: Path) -> None:
+    write_shards(tmp_path / "labelled", labelled)
+    (tmp_path / "names.txt").write_text("cat\ndog\nowl\nfox\nemu\n")
+    config = DataConfig(
+        **settings | {"path": str(tmp_path / "labelled"), "classes": str(tmp_path / "names.txt")}
+    )
+    for test_path in (settings["test_path"], config.path, settings["path"]):
+        data = load_data(replace(config, test_path=test_path))
+        assert data.labelled and data.class_names == ["cat", "dog", "owl", "fox", "emu"]
+    (tmp_path / "names.txt").write_text("cat\ndog\nowl\n")
+    fails(config, "data.classes: expected at least 4 names", "got 3")
+
+
+def test_long_tailed_shards_are_told_by_shots(settings: dict[str, Any], tmp_path: Path) -> None:
+    write_shards(
+        tmp_path / "tail", lambda number: labelled(number, str((number > 60) + (number > 88)).encode())
+    )
+    config = DataConfig(**settings | {"path": str(tmp_path / "tail"), "shot_thresholds": (10, 50)})
+    data = load_data(config)
+    assert data.class_counts is not None and data.class_counts.tolist() == [61, 28, 7, 0]
+    assert "long-tailed (61 to 0 training images a class)" in describe(data)
+    shots = shots_of(data, config)
+    assert shots is not None
+    assert {name: mask.tolist() for name, mask in shots.masks().items()} == {
+        "many": [True, False, False, False],
+        "medium": [False, True, False, False],
+        "few": [False, False, True, True],
+    }
+
+
 def test_a_parquet_test_set(settings: dict[str, Any], tmp_path: Path) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -364,6 +423,11 @@ def test_a_parquet_test_set(settings: dict[str, Any], tmp_path: Path) -> None:
     pq.write_table(pa.table(rows), tmp_path / "test.parquet")
     data = load_data(DataConfig(**settings | {"test_path": str(tmp_path / "test.parquet")}))
     assert data.class_names == ["0", "1", "2"] and numbers(data.test.images(range(3))) == [0, 1, 2]
+    names = {"info": {"features": {"label": {"names": ["a", "b"]}}}}
+    named = pa.table(rows).replace_schema_metadata({"huggingface": json.dumps(names)})
+    pq.write_table(named, tmp_path / "test.parquet")
+    config = DataConfig(**settings | {"test_path": str(tmp_path / "*.parquet")})
+    fails(config, "data.test_path", "labels below 2", "got 2")
 
 
 def test_labels_that_do_not_fit_the_test_set(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -421,16 +485,17 @@ def test_undecodable_images_are_skipped_counted_and_named(
     batches = epoch_of(data, config)
     assert len(batches) == 24 and all(len(batch.images) == 4 for batch in batches)
     assert set(seen(batches)) == set(range(96)) - {3, 5}
-    said = capsys.readouterr().err.splitlines()
-    assert len(said) == 2 and "0000.tar" in said[0] and ("'00003'" in said[0] or "'00005'" in said[0])
-    assert said[1].startswith("2 unreadable images")
+    names = {f"image '{key}' of '{tmp_path}/train/0000.tar'" for key in ("00003", "00005")}
+    begin = "skipped an image of the training images that can't be decoded: "
+    assert set(capsys.readouterr().err.splitlines()) == {begin + name for name in names}
+    assert isinstance(data.train, Shards) and set(data.train.skipped.names) == names
     assert set(seen(epoch_of(data, config, epoch=1))) == set(range(96)) - {3, 5}
     # said once
     assert capsys.readouterr().err == ""
     with pytest.raises(
-        UserError, match=r"data.max_corrupt: .* 0.01 of the 96 .* got 1, .*0000.tar"
+        UserError, match=r"data.max_corrupt: .* most 1 of 96 training .* last image '0000[35]' of .*0000.tar"
     ) as caught:
-        epoch_of(data, replace(config, max_corrupt=0.01))
+        epoch_of(data, replace(config, max_corrupt=0.015))
     assert "\n" not in str(caught.value)
 
 
@@ -442,7 +507,9 @@ def test_a_shard_that_goes_missing_on_the_way(
     (tmp_path / "train" / "0001.tar").unlink()
     batches = epoch_of(data, config)
     assert len(batches) == 24 and set(seen(batches)) == set(range(96)) - set(range(12, 24))
-    assert "0001.tar" in capsys.readouterr().err
+    assert "training image 0 of " in capsys.readouterr().err
+    assert [(each.part, len(each)) for each in data.skipped] == [("training", 12), ("test", 0)]
+    assert all("0001.tar' (No such file" in name for name in data.train.skipped.names)
     for path in (tmp_path / "train").iterdir():
         path.unlink()
     with pytest.raises(UserError):
@@ -468,8 +535,13 @@ def test_unreadable_validation_images(
     val = load_data(config).val
     assert val is not None
     assert numbers(val.images(range(81))) == held[:10] + held[15:]
-    assert "5 validation images. The first: Expected an image" in capsys.readouterr().err
-    fails(replace(config, max_corrupt=0.05), "data.max_corrupt", "of the 86 validation images", "got 5")
+    said = capsys.readouterr().err.splitlines()
+    assert len(said) == len(val.skipped) == 5 and all("the validation images" in line for line in said)
+    fails(replace(config, max_corrupt=0.05), "data.max_corrupt", "at most 4 of 86 validation images")
+    # read where they lie, they are met when they are used
+    lying = load_data(replace(config, in_memory=False)).val
+    assert lying is not None and len(lying) == 86
+    assert sum(len(batch.images) for batch in eval_loader(lying, 8)) == 81 and len(lying.skipped) == 5
 
 
 @pytest.mark.parametrize("content", [b"", b"no tar at all" * 100])
@@ -509,13 +581,18 @@ def test_mistakes_of_paths(settings: dict[str, Any], tmp_path: Path) -> None:
         DataConfig(**settings | {"path": str(tmp_path / "train/{0000..0009}.tar")}), "0008.tar' is not there"
     )
     fails(DataConfig(**settings | {"path": None}), "data.path", "got none")
-    fails(DataConfig(**settings | {"test_path": None}), "data.test_path", "got none")
-    fails(DataConfig(**settings | {"test_path": settings["path"]}), "cls", "0000.tar", "labelled")
-    fails(DataConfig(**settings | {"test_path": str(tmp_path / "empty")}), "one folder a class")
+    fails(DataConfig(**settings | {"test_path": None}), "data.validation", "no test images", "data.test_path")
+    fails(DataConfig(**settings | {"test_path": str(tmp_path / "empty")}), "Expected images in", "empty")
+    fails(DataConfig(**settings | {"test_path": str(tmp_path / "none.parquet")}), "data.test_path: expected")
+    write_shards(tmp_path / "labelled", labelled)
+    alone = settings | {"path": str(tmp_path / "labelled"), "test_path": None, "validation": 0.1}
+    fails(DataConfig(**alone), "data.test_path", "are labelled, got none")
     with pytest.raises(UserError, match=r"data.steps_per_epoch: expected null for data.name 'digits'"):
         DataConfig(steps_per_epoch=4)
     with pytest.raises(UserError, match=r"data.resampled: expected false"):
         DataConfig(resampled=True)
+    with pytest.raises(UserError, match=r"data.imbalance: expected null for tar shards, got 10"):
+        DataConfig(**settings, imbalance=10)
 
 
 def test_mistakes_within_shards(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -608,3 +685,54 @@ def test_a_teacher_is_trained_on_labelled_shards(
     capsys.readouterr()
     assert main(["distill", "--out", str(tmp_path / "again"), *words, "--training.epochs=1"]) == 0
     assert "cached" in capsys.readouterr().err
+
+
+def test_a_run_names_what_it_skipped(options: list[str], tmp_path: Path, no_report: None) -> None:
+    write_shards(tmp_path / "labelled", labelled)
+    write_tar(tmp_path / "labelled" / "0000.tar", [*labelled(0), ("00001.png", b"none"), ("00001.cls", b"1")])
+    (tmp_path / "val" / "class1" / "bad.png").write_bytes(b"none")
+    words = [
+        *options,
+        f"--data.path={tmp_path}/labelled",
+        "--data.validation=0",
+        "--data.max_corrupt=0.1",
+        "--data.mixup=0.2",
+        "--data.cutmix=1.0",
+        "--data.label_smoothing=0.1",
+        "--data.batch_size=8",
+        "--training.accumulate=2",
+        "--method=supervised",
+        "--baselines=[]",
+    ]
+    assert main(["distill", "--out", str(tmp_path / "run"), *words]) == 0
+    run = Run.open(tmp_path / "run").metrics["run"]
+    assert run["skipped"] == {"training": 1, "test": 1} and run["test_images"] == 12
+    finished = json.loads((tmp_path / "run" / "checkpoints" / "finished.json").read_text())
+    # 86 images are 10 batches of 8, two a step
+    assert finished["steps"] == 5 * Run.open(tmp_path / "run").config.training.epochs
+    lines = (tmp_path / "run" / "logs" / "skipped.txt").read_text().splitlines()
+    assert sorted(lines) == [
+        f"test: '{tmp_path}/val/class1/bad.png'",
+        f"training: image '00001' of '{tmp_path}/labelled/0000.tar'",
+    ]
+
+
+def test_a_run_without_any_labels(options: list[str], tmp_path: Path, no_report: None) -> None:
+    torch.manual_seed(0)
+    torch.save(create_backbone("cifar/resnet8x0.25", 4).net.state_dict(), tmp_path / "teacher.pt")
+    words = [
+        *options,
+        "--data.test_path=null",
+        "--teacher.name=cifar/resnet8x0.25",
+        f"--teacher.weights={tmp_path / 'teacher.pt'}",
+        "--baselines=[]",
+        "--training.epochs=1",
+    ]
+    (tmp_path / "names.txt").write_text("a\nb\nc\nd\n")
+    assert (
+        main(["distill", "--out", str(tmp_path / "run"), *words, f"--data.classes={tmp_path}/names.txt"]) == 0
+    )
+    metrics = Run.open(tmp_path / "run").metrics
+    assert metrics["run"]["tested_on"] == "validation" and metrics["run"]["test_images"] == 24
+    assert metrics["student"]["readouts"]["mean"]["top1"] is None
+    assert 0 <= metrics["student"]["readouts"]["mean"]["agreement"] <= 100

@@ -12,7 +12,7 @@ from gendd.config import ModelConfig
 from gendd.errors import UserError
 from gendd.models import Backbone, build_model, create_backbone, list_models, save_weights
 from gendd.models.cifar import NAMES
-from gendd.models.registry import pretrained_classes
+from gendd.models.registry import pretrained_classes, teacher_classes
 from gendd.student import Student
 
 
@@ -20,8 +20,15 @@ from gendd.student import Student
 def test_every_listed_cifar_network_builds(name: str) -> None:
     backbone = create_backbone(f"cifar/{name}", 7, in_channels=1)
     assert (backbone.num_classes, backbone.in_channels) == (7, 1)
-    assert backbone.feature_dim == (256 if name.endswith("x4") else 64)
     assert (backbone.input_mean, backbone.input_std) == ([0.5], [0.25])
+
+
+def test_cifar_networks_are_built_and_saved_by_one_name(tmp_path: Path) -> None:
+    backbone = create_backbone("cifar/mobilenetv2", 3)
+    assert backbone.name == "cifar/MobileNetV2"
+    Student(backbone).save(tmp_path)
+    again = build_model(ModelConfig("cifar/MOBILENETV2", weights=str(tmp_path)), 3, 3)
+    torch.testing.assert_close(again.state_dict(), backbone.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
@@ -206,3 +213,33 @@ def test_a_config_beside_weights_may_be_another_library_s(tmp_path: Path) -> Non
 
 def test_pretrained_classes_are_those_of_timm_s_weights() -> None:
     assert pretrained_classes(create_backbone("timm/test_resnet", 7)) == 1000
+
+
+def test_the_classes_of_a_teacher_are_those_of_its_weights(tmp_path: Path) -> None:
+    file = tmp_path / "weights.safetensors"
+    save_weights(create_backbone("cifar/resnet8", 3, 1), file)
+    assert teacher_classes(ModelConfig("cifar/resnet8", str(file)), 1) == ["0", "1", "2"]
+    student = Student(create_backbone("cifar/resnet8", 3, 1), info={"class_names": ["a", "b", "c"]})
+    student.save(tmp_path / "run" / "student")
+    assert teacher_classes(ModelConfig("cifar/resnet8", str(tmp_path / "run")), 1) == ["a", "b", "c"]
+    student.info["class_names"] = ["a", "b"]
+    student.save(tmp_path / "run" / "student")
+    assert teacher_classes(ModelConfig("cifar/resnet8", str(tmp_path / "run")), 1) == ["0", "1", "2"]
+    assert len(teacher_classes(ModelConfig("timm/test_resnet", pretrained=True), 3)) == 1000
+
+
+def test_classes_that_no_weights_tell(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        teacher_classes(ModelConfig("cifar/resnet8"), 1)
+    assert str(caught.value) == (
+        "teacher.weights: expected weights for cifar/resnet8, whose classes the images don't tell, got none; "
+        "give a file, or name the classes with data.classes."
+    )
+    file = tmp_path / "weights.safetensors"
+    save_weights(create_backbone("timm/test_resnet", 3, 1), file)
+    with pytest.raises(UserError) as caught:
+        teacher_classes(ModelConfig("timm/test_vit", str(file)), 1)
+    assert str(caught.value) == (
+        f"{file}: expected the weights of timm/test_vit, got none of its classifier (head.weight); "
+        "give the file of this network or the name of the file's."
+    )

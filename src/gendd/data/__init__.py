@@ -3,6 +3,7 @@
 from gendd.data.augment import augment
 from gendd.data.images import ImageSet
 from gendd.data.loading import Batch, Batches, ShardBatches, eval_loader, train_loader
+from gendd.data.mixing import Mixing
 from gendd.data.sets import Data, describe, load_data
 from gendd.data.shards import Shards
 
@@ -11,6 +12,7 @@ __all__ = [
     "Batches",
     "Data",
     "ImageSet",
+    "Mixing",
     "ShardBatches",
     "Shards",
     "augment",

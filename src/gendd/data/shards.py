@@ -13,7 +13,7 @@ import random
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +23,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from gendd.config import DataConfig
-from gendd.data.images import Encoded, Held, ImageSet, cores, decode, watched
-from gendd.data.readers import Part, read_labelled
+from gendd.data.corrupt import Skipped, allowed, too_many
+from gendd.data.images import ImageSet, cores, decode, watched
+from gendd.data.readers import Part, class_numbers, given_names, read_part
 from gendd.data.tars import (
     BAD_LABEL,
     NO_LABEL,
@@ -68,14 +69,6 @@ class Choice:
         return self.first <= hash_of(url, key) ^ self.mask <= self.last
 
 
-@dataclass
-class _Told:
-    """What of the unreadable was said already, over all epochs."""
-
-    shards: set[str] = field(default_factory=set)
-    most: int = 0
-
-
 @dataclass(frozen=True)
 class Shards:
     """N training images in tar shards, only ever read in sequence.
@@ -89,6 +82,7 @@ class Shards:
         choice: Tells the training images among those of a shard.
         channels: C, 1 or 3.
         size: S.
+        skipped: Told of the images that can't be read.
     """
 
     urls: Sequence[str]
@@ -98,13 +92,13 @@ class Shards:
     choice: Choice
     channels: int = 0
     size: int = 0
-    told: _Told = field(default_factory=_Told, compare=False, repr=False)
+    skipped: Skipped = field(default_factory=lambda: Skipped("training"), compare=False, repr=False)
 
     def __len__(self) -> int:
         return len(self.starts)
 
     def __deepcopy__(self, memo: dict[int, object]) -> Shards:
-        # never written to, but for what was said
+        # never written to: a copy of what holds it shares the labels
         return self
 
     def segments(self, order: Tensor, begin: int, end: int) -> Iterator[Segment]:
@@ -145,8 +139,8 @@ class Shards:
             row += 1
         if row < segment.last:
             why = reasons[0] if reasons else "it has changed"
-            missing = range(row, segment.last)
-            tally.add(Problem(url, missing, f"{len(missing)} images of {url!r} ({why})"))
+            for missing in range(row, segment.last):
+                tally.add(Problem(url, missing, f"training image {missing} of {url!r} ({why})"))
 
     def _chosen(self, url: str, samples: Iterator[dict[str, Any]]) -> Iterator[tuple[str, bytes, int]]:
         """Key, image and label of those that are trained on."""
@@ -169,40 +163,36 @@ class Segment:
 
 @dataclass(frozen=True)
 class Problem:
-    """Images of a shard that can't be read: their places among its training images, and a line on them."""
+    """A training image of a shard that can't be read: its place among them, and its name."""
 
     url: str
-    rows: Sequence[int]
-    what: str
+    row: int
+    name: str
 
 
 class Tally:
     """The unreadable images met in an epoch, each counted once.
 
     Args:
-        limit: Largest fraction of the training images that may be unreadable.
-        images: Number of training images.
+        total: Number of training images.
+        share: The largest share of them that may be unreadable, in [0, 1).
     """
 
-    def __init__(self, limit: float, images: int) -> None:
-        self.limit = limit
-        self.images = images
+    def __init__(self, total: int, share: float) -> None:
+        self.total = total
+        self.allowed = allowed(total, share)
         self.met: set[tuple[str, int]] = set()
         self.problems: list[Problem] = []
 
     def add(self, problem: Problem) -> None:
         """Raises :class:`UserError` where there are too many."""
-        before = len(self.met)
-        self.met.update((problem.url, row) for row in problem.rows)
-        if len(self.met) == before:
+        place = (problem.url, problem.row)
+        if place in self.met:
             return
+        self.met.add(place)
         self.problems.append(problem)
-        if len(self.met) > self.limit * self.images or len(self.met) == self.images:
-            raise UserError(
-                f"data.max_corrupt: expected at most {self.limit:g} of the {self.images} training images "
-                f"to be unreadable, got {len(self.met)}, the last: {problem.what}; mend them, or raise "
-                "data.max_corrupt."
-            )
+        if len(self.met) > self.allowed:
+            raise too_many(self.allowed, self.total, "training", problem.name)
 
 
 # --- an epoch ----------------------------------------------------------------------------------------
@@ -236,20 +226,20 @@ def steps_of(shards: Shards, config: DataConfig, world_size: int) -> tuple[int, 
 class Epoch:
     """A sized iterable of batches: uint8 (B, C, S, S) and int64 (B,) or None; all of the same size.
 
-    Unreadable images are skipped, counted and named on stderr, once a shard; others take their places.
+    Unreadable images are skipped and told of; others take their places.
 
     Args:
         shards: The images.
         order: int64 (shards,): order of the shards.
         seeds: One a stream: of its shuffle buffer, and of its draws where ``resampled``.
-        vary: Augments: from a set of one image and the number of the draws, uint8 (C, S, S).
+        vary: Augments: from a set, an index and the number of the draws, uint8 (C, S, S).
         steps: Batches.
         batch_size: B.
         rank: This process.
         resampled: Draw the shards with replacement.
         buffer: Images that the streams of the process hold together.
         workers: Loader processes, at most; 0 reads in this one.
-        max_corrupt: Largest fraction of the training images that may be unreadable, as each process
+        max_corrupt: The largest share of the training images that may be unreadable, as each process
             counts them in an epoch.
 
     Raises:
@@ -259,7 +249,7 @@ class Epoch:
     shards: Shards
     order: Tensor
     seeds: Sequence[int]
-    vary: Callable[[ImageSet, int], Tensor]
+    vary: Callable[[ImageSet, int, int], Tensor]
     steps: int
     batch_size: int
     rank: int
@@ -280,23 +270,15 @@ class Epoch:
             # given, because the loader would otherwise draw from the global generator
             generator=torch.Generator(),
         )
-        tally = Tally(self.max_corrupt, len(self.shards))
+        tally = Tally(len(self.shards), self.max_corrupt)
         for found in loader:
             if isinstance(found, UserError):
                 raise found
             pixels, labels, problems = found
             for problem in problems:
-                self._name(problem)
+                self.shards.skipped.add(problem.name)
                 tally.add(problem)
             yield pixels, labels
-        if len(tally.met) > self.shards.told.most:
-            self.shards.told.most = len(tally.met)
-            _say(f"{len(tally.met)} unreadable images were skipped in this epoch")
-
-    def _name(self, problem: Problem) -> None:
-        if problem.url not in self.shards.told.shards:
-            self.shards.told.shards.add(problem.url)
-            _say(f"unreadable, skipped: {problem.what} (further ones of this shard are only counted)")
 
     def stream(self, number: int, tally: Tally) -> Iterator[Sample]:
         """The images of one stream, shuffled; then others, without end, in the places of unreadable ones."""
@@ -325,7 +307,7 @@ class _Reader(IterableDataset[Any]):
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None, list[Problem]] | UserError]:
         info = get_worker_info()
         worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
-        tally = Tally(self.epoch.max_corrupt, len(self.epoch.shards))
+        tally = Tally(len(self.epoch.shards), self.epoch.max_corrupt)
         streams: dict[int, Iterator[Sample]] = {}
         try:
             for step in range(worker, self.epoch.steps, workers):
@@ -349,11 +331,11 @@ class _Reader(IterableDataset[Any]):
         row = 0
         while row < epoch.batch_size:
             sample = next(stream)
+            image = ImageSet(sample, None, shards.channels, shards.size)
             try:
-                pixels[row] = epoch.vary(ImageSet(sample, None, shards.channels, shards.size), first + row)
+                pixels[row] = epoch.vary(image, 0, first + row)
             except UserError:
-                what = f"{sample.place}, which can't be decoded"
-                tally.add(Problem(sample.url, [sample.row], what))
+                tally.add(Problem(sample.url, sample.row, sample.place))
                 continue
             labels[row] = sample.label
             row += 1
@@ -382,19 +364,18 @@ class Found:
 
     Args:
         train: Training images; channels and size not set yet.
-        val: Images held out of them, encoded; None where there are none.
-        val_labels: int64, or None.
-        test: Test images, labelled.
-        class_names: One name a class.
-        gray: Whether the training images are gray.
+        val: Images held out of them, encoded, size not set yet; None where there are none.
+        test: Test images, labelled or not; None where there are none, which only unlabelled training
+            images allow.
+        class_names: One name a class; none where nothing tells the classes.
+        channels: 1 where the training images are gray, else 3.
     """
 
     train: Shards
-    val: Encoded | None
-    val_labels: Tensor | None
-    test: Part
+    val: ImageSet | None
+    test: Part | None
     class_names: list[str]
-    gray: bool
+    channels: int
 
 
 def read_shards(config: DataConfig) -> Found:
@@ -405,25 +386,23 @@ def read_shards(config: DataConfig) -> Found:
 
     Raises:
         UserError: shards that are missing, hold no images or too many unreadable ones, labels that are no
-            class numbers, or no labelled test set.
+            class numbers or have no name, or labelled images without test images.
     """
     path, test_path = _paths(config)
     mask = int(torch.randint(_NO_BOUND, (), generator=torch.Generator().manual_seed(config.split_seed)))
     contents = survey(path, config.workers)
     _check_whole(contents, config.max_corrupt, "mend them, or raise data.max_corrupt")
-    test, names = _test(test_path, config)
     labels = _labels(contents, config.labels)
-    if labels is not None and names is not None and int(labels.max()) >= len(names):
-        if config.labels:
-            raise UserError(
-                f"Expected labels below {len(names)}, the number of classes in data.test_path, got "
-                f"{int(labels.max())} in data.path; give their test set, or set data.labels to false."
-            )
-        labels = None
-    assert test.labels is not None
-    if names is None:
-        largest = max(int(part.max()) for part in (labels, test.labels) if part is not None)
-        names = [str(label) for label in range(largest + 1)]
+    test, names = (None, []) if test_path is None else _test(test_path, config)
+    tested = None if test is None else test.labels
+    if labels is not None and config.labels and test is None:
+        raise UserError(
+            "data.test_path: expected test images (shards, a directory of class folders or parquet), as the "
+            "training images are labelled, got none; set data.test_path."
+        )
+    # what training may not see and no test image has needs to be no class
+    useful = config.labels or tested is not None
+    labels, names = _classes(labels if useful else None, tested, names, config)
 
     hashes = torch.from_numpy(np.concatenate([each.hashes for each in contents])) ^ mask
     choice, held = _chosen(hashes, mask, config)
@@ -441,16 +420,46 @@ def read_shards(config: DataConfig) -> Found:
     )
     # said before anything is trained
     steps_of(train, config, 1)
-    val = images_at(contents, held_rows) if held else None
-    val_labels = None if labels is None else labels[held_rows]
-    gray = all(each.gray for each in contents if len(each))
-    if val is not None and config.in_memory is not False:
-        val, val_labels = _held(val, val_labels, gray, config.max_corrupt)
-    return Found(train, val, val_labels, test, names, gray)
+    channels = 1 if all(each.gray for each in contents if len(each)) else 3
+    val = None
+    if held:
+        val = ImageSet(
+            images_at(contents, held_rows),
+            None if labels is None else labels[held_rows],
+            channels,
+            size=0,
+            max_corrupt=config.max_corrupt,
+            skipped=Skipped("validation"),
+        )
+        val = val if config.in_memory is False else _held(val)
+    return Found(train, val, test, names, channels)
 
 
-def _paths(config: DataConfig) -> tuple[list[str], str | list[str]]:
-    """The training shards, and the test set: shards too, or the path of another kind of set."""
+def _classes(
+    labels: Tensor | None, tested: Tensor | None, names: list[str], config: DataConfig
+) -> tuple[Tensor | None, list[str]]:
+    """The labels of the training images, which may be of no use, and a name for each class.
+
+    Args:
+        labels: Of the training images.
+        tested: Of the test images.
+        names: What the test set calls the classes; none where it doesn't tell.
+        config: Names them otherwise, and tells whether the labels of the training images are needed.
+    """
+    if config.classes is not None:
+        names = given_names(config.classes, labels if config.labels else None, tested)
+    if labels is not None and names and int(labels.max()) >= len(names):
+        if config.labels:
+            raise UserError(
+                f"Expected labels below {len(names)}, the number of classes in data.test_path, got "
+                f"{int(labels.max())} in data.path; give their test set, or set data.labels to false."
+            )
+        labels = None
+    return labels, names or class_numbers(labels, tested)
+
+
+def _paths(config: DataConfig) -> tuple[list[str], str | list[str] | None]:
+    """The training shards, and the test set: shards too, the path of another kind of set, or none."""
     if config.path is None:
         raise UserError("data.path: expected tar shards for data.name 'webdataset', got none; set data.path.")
     train, test = find_tars(config.path, "data.path"), list[str]()
@@ -472,31 +481,21 @@ def _paths(config: DataConfig) -> tuple[list[str], str | list[str]]:
         ):
             return train, config.test_path
         test = find_tars(config.test_path, "data.test_path")
-    if not test:
-        raise UserError(
-            "data.test_path: expected labelled test images (shards with cls, a directory of class folders "
-            "or parquet), got none; set data.test_path."
-        )
-    return train, test
+    return train, test or None
 
 
 def _belongs(file: Path, split: str) -> bool:
     return any(part.startswith(split) for part in file.parts)
 
 
-def _test(given: str | list[str], config: DataConfig) -> tuple[Part, list[str] | None]:
+def _test(given: str | list[str], config: DataConfig) -> tuple[Part, list[str]]:
     """The test images, and their class names where they have any."""
     if isinstance(given, str):
-        return read_labelled(given, "data.test_path")
+        return read_part(given, "data.test_path")
     contents = survey(given, config.workers)
     _check_whole(contents, 0.0, "mend them, or give another data.test_path")
-    labels = _labels(contents, True)
-    if labels is None:
-        raise UserError(
-            f"Expected a cls (class number) with every image of {given[0]!r}, found none; evaluation needs "
-            "labelled test images."
-        )
-    return Part(len(labels), labels, lambda rows: images_at(contents, rows)), None
+    count = sum(len(each) for each in contents)
+    return Part(count, _labels(contents, True), lambda rows: images_at(contents, rows)), []
 
 
 def _check_whole(contents: Sequence[Contents], limit: float, remedy: str) -> None:
@@ -567,35 +566,33 @@ def _chosen(hashes: Tensor, mask: int, config: DataConfig) -> tuple[Choice, int]
     return Choice(mask, first, last), held
 
 
-def _held(images: Encoded, labels: Tensor | None, gray: bool, limit: float) -> tuple[Held, Tensor | None]:
-    """The readable ones of some images, in memory as they are."""
+def _held(images: ImageSet) -> ImageSet:
+    """The readable ones of encoded images, in memory as they are; each is decoded once to tell."""
+    source, tally = images.source, images.tally(len(images))
+    assert tally is not None and not isinstance(source, Tensor)
 
-    def read(index: int) -> bytes | str:
+    def read(index: int) -> bytes | UserError:
         try:
-            content = images.read(index)
-            decode(content, images.where(index), 1 if gray else 3)
+            content = source.read(index)
+            decode(content, source.where(index), images.channels)
         except UserError as error:
-            return str(error)
+            return error
         return content
 
-    found: list[bytes | str] = []
+    found: dict[int, bytes] = {}
 
-    def join(parts: Iterable[bytes | str]) -> Iterator[int]:
-        for part in parts:
-            found.append(part)
+    def join(parts: Iterable[bytes | UserError]) -> Iterator[int]:
+        for index, part in enumerate(parts):
+            if isinstance(part, UserError):
+                tally.add([(index, part)])
+            else:
+                found[index] = part
             yield 1
 
     with ThreadPoolExecutor(cores()) as pool:
         for _ in watched(join(pool.map(read, range(len(images)))), len(images), "Reading validation images"):
             pass
-    bad = [part for part in found if isinstance(part, str)]
-    if len(bad) > limit * len(found):
-        raise UserError(
-            f"data.max_corrupt: expected at most {limit:g} of the {len(found)} validation images to be "
-            f"unreadable, got {len(bad)}; mend them, or raise data.max_corrupt. The first: {bad[0]}"
-        )
-    if bad:
-        _say(f"unreadable, skipped: {len(bad)} validation images. The first: {bad[0]}")
-    rows = [index for index, part in enumerate(found) if isinstance(part, bytes)]
-    held = hold([part for part in found if isinstance(part, bytes)], [images.where(row) for row in rows])
-    return held, None if labels is None else labels[torch.tensor(rows)]
+    held = hold(list(found.values()), [source.where(index) for index in found])
+    return replace(
+        images, source=held, labels=None if images.labels is None else images.labels[torch.tensor([*found])]
+    )

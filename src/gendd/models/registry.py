@@ -16,7 +16,7 @@ from gendd.config import ModelConfig
 from gendd.errors import UserError, did_you_mean
 from gendd.models import cifar
 from gendd.models.backbone import Backbone, FeatureNetwork
-from gendd.models.weights import load_weights, saved_backbone
+from gendd.models.weights import load_weights, saved_backbone, saved_classes
 
 DEFAULT_MEAN = 0.5
 DEFAULT_STD = 0.25
@@ -25,7 +25,8 @@ DEFAULT_STD = 0.25
 def list_models(pattern: str | None = None) -> list[str]:
     """The names :func:`create_backbone` knows, CIFAR networks first.
 
-    Any ``cifar/resnetDxM`` of depth D = 6n + 2 and width multiplier M works besides those listed.
+    Any ``cifar/resnetDxM`` of depth D = 6n + 2 and width multiplier M and any ``cifar/wrn_D_M`` of depth
+    D = 6n + 4 work besides those listed.
 
     Args:
         pattern: A glob (``timm/resnet*``) if it holds ``*``, ``?`` or ``[``, else a substring; None
@@ -54,7 +55,7 @@ def create_backbone(
     """Build a network by name.
 
     Args:
-        name: ``cifar/NAME`` or ``timm/NAME`` (timm's ``NAME.TAG`` too).
+        name: ``cifar/NAME`` (in any case) or ``timm/NAME`` (timm's ``NAME.TAG`` too).
         num_classes: K. A pretrained network with another number of classes gets a random classifier.
         in_channels: C.
         mean: C numbers for images in [0, 1]; None: timm's own (averaged over its channels if C
@@ -82,8 +83,9 @@ def create_backbone(
                 f"pretrained: expected false for {name}, which has no published weights here, got true; "
                 "give a weights file or a timm/ name."
             )
+        name = _architecture(name)
         try:
-            net = cifar.create(rest, num_classes, in_channels)
+            net = cifar.create(name.removeprefix("cifar/"), num_classes, in_channels)
         except KeyError:
             raise _unknown(name, list_models("cifar/")) from None
     else:
@@ -137,7 +139,27 @@ def pretrained_classes(backbone: Backbone) -> int:
     return int(_settings(backbone.net)["num_classes"])
 
 
+def teacher_classes(config: ModelConfig, in_channels: int) -> list[str]:
+    """The classes that the weights of a config section tell apart: names, else numbers.
+
+    Raises:
+        UserError: as :func:`build_model`, or the section has neither weights nor pretrained ones.
+    """
+    backbone = create_backbone(config.name, 1, in_channels)
+    if config.weights is not None:
+        return saved_classes(backbone, config.weights)
+    if not config.pretrained or not config.name.startswith("timm/"):
+        raise UserError(
+            f"teacher.weights: expected weights for {config.name}, whose classes the images don't tell, got "
+            "none; give a file, or name the classes with data.classes."
+        )
+    return [str(number) for number in range(pretrained_classes(backbone))]
+
+
 def _architecture(name: str) -> str:
+    """One name a network."""
+    if name.startswith("cifar/"):
+        return f"cifar/{cifar.canonical(name.removeprefix('cifar/'))}"
     # timm's tag names weights, not another network
     return name.partition(".")[0] if name.startswith("timm/") else name
 
