@@ -623,7 +623,8 @@ def test_distill_from_python_names_what_is_wrong(given: dict[str, Any], message:
     [
         (
             ["--student.name=cifar/resnet9"],
-            "Unknown model 'cifar/resnet9': expected cifar/NAME or timm/NAME. Did you mean 'cifar/resnet",
+            "Unknown model 'cifar/resnet9': expected cifar/NAME, timm/NAME, torchvision/NAME, hf/ID or "
+            "FILE.py:FACTORY. Did you mean 'cifar/resnet",
         ),
         (["--teacher.name=cifar/resnet21"], "Teacher: Unknown model 'cifar/resnet21': expected "),
         (

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from gendd.errors import UserError
     from gendd.methods import KD, GenDD, Method, StepOutput, Supervised
-    from gendd.models import Backbone, build_model, create_backbone
+    from gendd.models import Backbone, build_model, create_backbone, wrap
     from gendd.released import import_released
     from gendd.run import Run, distill
     from gendd.student import Student, load
@@ -41,7 +41,7 @@ _HOMES = {
     ),
     "gendd.errors": ("UserError",),
     "gendd.methods": ("KD", "GenDD", "Method", "StepOutput", "Supervised"),
-    "gendd.models": ("Backbone", "build_model", "create_backbone"),
+    "gendd.models": ("Backbone", "build_model", "create_backbone", "wrap"),
     "gendd.released": ("import_released",),
     "gendd.run": ("Run", "distill"),
     "gendd.student": ("Student", "load"),
@@ -70,6 +70,7 @@ __all__ = [
     "distill",
     "import_released",
     "load",
+    "wrap",
 ]
 
 

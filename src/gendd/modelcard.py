@@ -20,6 +20,9 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
     run, own = metrics["run"], metrics["student"]
     teacher = metrics["teacher"]
     epochs = "1 epoch" if run["epochs"] == 1 else f"{run['epochs']} epochs"
+    # a network that isn't known by name has to be given along with the folder
+    made_in_python = student.backbone.name.startswith("module/")
+    network = f", backbone={student.backbone.name.removeprefix('module/')}(…)" if made_in_python else ""
     size, channels = student.info.get("image_size"), student.backbone.in_channels
     lines = [
         "---",
@@ -37,7 +40,7 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
         "```python",
         "import gendd",
         "",
-        'student = gendd.load("path/to/this/folder")',
+        f'student = gendd.load("path/to/this/folder"{network})',
         f"logits = student(images)  # float images in [0, 1], (B, {channels}, {size}, {size})",
         "```",
         "",

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import hashlib
 import json
 import platform
+import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -17,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gendd import report
 from gendd.config import (
@@ -41,7 +43,8 @@ from gendd.files import cache_folder, write_json, write_text
 from gendd.methods import Pretraining, build_method
 from gendd.modelcard import write_card
 from gendd.models import Backbone, Frozen, build_model, count_parameters, load_weights
-from gendd.models.registry import pretrained_classes, teacher_classes
+from gendd.models.module import digest
+from gendd.models.registry import check_name, describe_module, pretrained_classes, teacher_classes
 from gendd.models.weights import saved_backbone
 from gendd.shots import shots_of
 from gendd.student import Student, load
@@ -113,16 +116,16 @@ class Run:
         """Its HTML report."""
         return self.folder / "report.html"
 
-    def student(self, device: str | torch.device = "cpu") -> Student:
-        """Its student, in eval mode."""
-        return load(self.folder, device=device)
+    def student(self, device: str | torch.device = "cpu", backbone: nn.Module | None = None) -> Student:
+        """Its student, in eval mode; see :func:`gendd.load`."""
+        return load(self.folder, device=device, backbone=backbone)
 
 
 def distill(
     config: RunConfig | None = None,
     *,
-    teacher: str | ModelConfig | None = None,
-    student: str | ModelConfig | None = None,
+    teacher: str | ModelConfig | nn.Module | None = None,
+    student: str | ModelConfig | nn.Module | None = None,
     data: str | DataConfig | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -133,8 +136,10 @@ def distill(
 
     Args:
         config: The whole configuration; what else is given replaces parts of it.
-        teacher: Name or configuration of the teacher, or a run's folder, whose student it is.
-        student: Likewise the student.
+        teacher: Name or configuration of the teacher, a run's folder, whose student it is, or a trained
+            network: a :class:`gendd.Backbone` (see :func:`gendd.wrap`) or any module. It is frozen in place.
+        student: Name, configuration or run's folder of the student, or a network, whose copy is trained
+            from the weights it has; ``gendd.load(run, backbone=module)`` gives the distilled one.
         data: Name or configuration of the images.
         out: Output folder.
         overwrite: Replace a run in that folder. Only what a run writes is deleted, and nothing at all
@@ -150,10 +155,14 @@ def distill(
     """
     values = to_dict(config or RunConfig())
     given = {"teacher": teacher, "student": student, "data": data, "out": out, **settings}
+    networks: dict[str, nn.Module] = {}
     for key, value in given.items():
         if value is None:
             continue
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if key in ("teacher", "student") and isinstance(value, nn.Module):
+            networks[key] = value
+            values[key] = to_dict(describe_module(from_dict(values[key], ModelConfig), value))
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             values[key] = to_dict(value)
         elif isinstance(value, dict):
             values[key] = {**values.get(key, {}), **value}
@@ -163,7 +172,7 @@ def distill(
             values[key] = {**values[key], "name": str(value)}
         else:
             values[key] = str(value) if key == "out" else value
-    return execute(from_dict(values, RunConfig), overwrite=overwrite, resume=resume)
+    return execute(from_dict(values, RunConfig), overwrite=overwrite, resume=resume, networks=networks)
 
 
 def network_of(value: str) -> dict[str, str]:
@@ -172,19 +181,34 @@ def network_of(value: str) -> dict[str, str]:
     return {"name": value} if described is None else {"name": described["name"], "weights": value}
 
 
-def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -> Run:
-    """Carry a configuration out, from data to report; see :func:`distill`."""
+def execute(
+    config: RunConfig,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    networks: Mapping[str, nn.Module] | None = None,
+) -> Run:
+    """Carry a configuration out, from data to report; see :func:`distill`.
+
+    Args:
+        config: What is to be done.
+        overwrite: As there.
+        resume: As there.
+        networks: The ``teacher`` or ``student`` that was made in Python.
+    """
+    networks = networks or {}
     if config.out is None:
         config = dataclasses.replace(config, out=f"runs/{config.method}-{config.data.name}")
     assert config.out is not None
     folder = Path(config.out)
     device = resolve_device(config.training.device)
     _check_folder(folder, config, overwrite, resume)
+    _check_names(config, networks)
     data = load_data(config.data)
-    data = _with_classes(config, data)
+    data = _with_classes(config, data, networks)
     _say(describe(data))
     _check_labels(config, data)
-    network = _check_networks(config, data)
+    network = _check_networks(config, data, networks)
     # before the teacher is trained: a run that is stopped there can be resumed too
     if not resume:
         _claim(folder, config)
@@ -195,7 +219,8 @@ def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False)
     results: dict[str, tuple[Student, FitResult]] = {}
     for name in _methods(config):
         part = dataclasses.replace(config, method=name)
-        results[name] = _train(part, data, teacher, _place(folder, config, name), resume)
+        place = _place(folder, config, name)
+        results[name] = _train(part, data, teacher, place, resume, networks.get("student"))
     main = results[config.method][0]
     main.settings = config.readout
     if config.readout.name not in main.readouts:
@@ -268,9 +293,14 @@ def _check_labels(config: RunConfig, data: Data) -> None:
         raise UserError(
             "teacher.weights: expected a trained teacher for images without labels; give its file."
         )
+    if _trains_teacher(config) and not config.teacher.classifier:
+        raise UserError(
+            "teacher.classifier: expected true for a teacher that is trained first, got false; give "
+            "teacher.weights, or teacher.pretrained true."
+        )
 
 
-def _with_classes(config: RunConfig, data: Data) -> Data:
+def _with_classes(config: RunConfig, data: Data, networks: Mapping[str, nn.Module]) -> Data:
     """The data with the classes of the teacher, where it doesn't tell its own.
 
     Raises:
@@ -279,10 +309,22 @@ def _with_classes(config: RunConfig, data: Data) -> Data:
     if data.class_names:
         return data
     _check_labels(config, data)
-    return dataclasses.replace(data, class_names=teacher_classes(config.teacher, data.channels))
+    given = networks.get("teacher")
+    return dataclasses.replace(data, class_names=teacher_classes(config.teacher, data.channels, given))
 
 
-def _check_networks(config: RunConfig, data: Data) -> Backbone | None:
+def _check_names(config: RunConfig, networks: Mapping[str, nn.Module]) -> None:
+    """Raise :class:`UserError` at a network's name that isn't known, before images are loaded for it."""
+    if _taught(config) and "teacher" not in networks:
+        try:
+            check_name(config.teacher.name)
+        except UserError as error:
+            raise UserError(f"Teacher: {error}") from error
+    if "student" not in networks:
+        check_name(config.student.name)
+
+
+def _check_networks(config: RunConfig, data: Data, networks: Mapping[str, nn.Module]) -> Backbone | None:
     """The teacher, untrained where it comes without weights; None where no method has one.
 
     Raises:
@@ -291,11 +333,19 @@ def _check_networks(config: RunConfig, data: Data) -> Backbone | None:
     teacher = None
     if _taught(config):
         try:
-            teacher = build_model(config.teacher, data.num_classes, data.channels)
+            given = networks.get("teacher")
+            teacher = build_model(config.teacher, data.num_classes, data.channels, given)
         except UserError as error:
             raise UserError(f"Teacher: {error}") from error
-        _check_pretrained(config, teacher, data)
-    student = build_model(config.student, data.num_classes, data.channels)
+        if given is None:
+            _check_pretrained(config, teacher, data)
+        elif teacher.has_classifier and teacher.num_classes != data.num_classes:
+            raise UserError(
+                f"Teacher: {teacher.name} has {teacher.num_classes} classes, the data has "
+                f"{data.num_classes}: give a network trained on the data's classes."
+            )
+        _say(f"teacher {teacher.describe()}")
+    student = _student(config, data, networks.get("student"))
     if "linear_probe" in _methods(config) and not (config.student.weights or config.student.pretrained):
         raise UserError(
             "student.weights: expected a trained student for method 'linear_probe', got none; "
@@ -306,12 +356,23 @@ def _check_networks(config: RunConfig, data: Data) -> Backbone | None:
     return teacher
 
 
+def _student(config: RunConfig, data: Data, given: nn.Module | None) -> Backbone:
+    """The student as training finds it; each method trains its own."""
+    backbone = build_model(config.student, data.num_classes, data.channels, given)
+    if not backbone.has_classifier:
+        raise UserError(
+            f"student.feature: expected a module before the classifier of {backbone.name}, got "
+            f"{config.student.feature!r}, which none follows; leave it out."
+        )
+    return backbone if given is None else copy.deepcopy(backbone)
+
+
 def _check_pretrained(config: RunConfig, teacher: Backbone, data: Data) -> None:
     """Raise :class:`UserError` where the teacher's pretrained classifier was not made for the data."""
-    if not config.teacher.pretrained or config.teacher.weights is not None:
+    if not config.teacher.pretrained or config.teacher.weights is not None or not teacher.has_classifier:
         return
     classes = pretrained_classes(teacher)
-    if classes != data.num_classes:
+    if classes is not None and classes != data.num_classes:
         name = config.teacher.name
         raise UserError(
             f"Teacher: pretrained {name} has {classes} classes, the data has {data.num_classes}: fine-tune "
@@ -448,7 +509,8 @@ def _teacher(
     if _trains_teacher(config):
         folder = _trained_teacher(config, data, device)
         load_weights(network, folder)
-    return Frozen(network.to(device)), folder
+    dtype = torch.bfloat16 if config.teacher.dtype == "bf16" else None
+    return Frozen(network.to(device), dtype=dtype, compile=config.teacher.compile), folder
 
 
 def _trained_teacher(config: RunConfig, data: Data, device: torch.device) -> Path:
@@ -460,7 +522,7 @@ def _trained_teacher(config: RunConfig, data: Data, device: torch.device) -> Pat
     }
     training = RunConfig(
         method="supervised",
-        student=config.teacher,
+        student=dataclasses.replace(config.teacher, dtype="fp32", compile=False),
         data=dataclasses.replace(seen, labels=True, **paths),
         training=dataclasses.replace(
             config.teacher_training, precision=resolve_precision(config.teacher_training.precision, device)
@@ -471,8 +533,13 @@ def _trained_teacher(config: RunConfig, data: Data, device: torch.device) -> Pat
     # without labels the images are split otherwise; streamed, none is decoded to know them
     own = data if seen.labels else load_data(dataclasses.replace(training.data, in_memory=False))
     made_of = [_binding(to_dict(training)), _contents(own), version("gendd")]
+    source = digest(config.teacher.name)
+    if source is not None:
+        made_of.append(source)
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache_folder() / "teachers" / f"{config.teacher.name.replace('/', '-')}-{data.name}-{key}"
+    # of a path its end, which names the network
+    stem = re.sub(r"[^\w.+-]+", "-", config.teacher.name)[-100:].lstrip("-.")
+    folder = cache_folder() / "teachers" / f"{stem}-{data.name}-{key}"
     if (folder / "metrics.json").is_file():
         _say(f"teacher {config.teacher.name}: cached")
         return folder
@@ -493,10 +560,15 @@ def _contents(data: Data) -> list[Any]:
 
 
 def _train(
-    config: RunConfig, data: Data, teacher: Frozen | None, place: Path, resume: bool
+    config: RunConfig,
+    data: Data,
+    teacher: Frozen | None,
+    place: Path,
+    resume: bool,
+    given: nn.Module | None = None,
 ) -> tuple[Student, FitResult]:
     torch.manual_seed(derive_seed(config.seed, "student"))
-    backbone = build_model(config.student, data.num_classes, data.channels)
+    backbone = _student(config, data, given)
     if config.method == "gendd" and config.training.stage1_epochs > 0:
         assert teacher is not None
         # a training of its own: the milestones and warmup are those of stage 2
@@ -721,8 +793,8 @@ def evaluate_run(
     data = load_data(dataclasses.replace(config.data, in_memory=False))
     teacher = None
     if data.test.labels is None:
-        data = _with_classes(config, data)
-        teacher, _ = _teacher(config, data, _check_networks(config, data), device)
+        data = _with_classes(config, data, {})
+        teacher, _ = _teacher(config, data, _check_networks(config, data, {}), device)
     scores = evaluate(
         student,
         data.test,

@@ -168,6 +168,25 @@ def test_a_classifier_that_is_not_linear_is_refused() -> None:
         Backbone(net, name="pool", in_channels=2, mean=[0, 0], std=[1, 1])
 
 
+@pytest.mark.parametrize("width", [None, 2])
+def test_an_embedding_network_has_a_feature_and_empty_logits(width: int | None) -> None:
+    net = Pool(2, 3)
+    model = Backbone(
+        net, name="pool", in_channels=2, mean=[0, 0], std=[1, 1], classifier=False, feature_dim=width
+    )
+    images = torch.rand(4, 2, 3, 3)
+    assert (model.feature_dim, model.num_classes, model.training) == (2, 0, True)
+    for network in (model, Frozen(model)):
+        feature, logits = network(images)
+        torch.testing.assert_close(feature, images.mean((2, 3)))
+        assert logits.shape == (4, 0)
+        assert not network.has_classifier and network.num_classes == 0
+        with pytest.raises(UserError, match="pool: expected a network with a classifier, got an embedding"):
+            _ = network.classifier
+    with pytest.raises(UserError, match="classifier"):
+        model.classifier = nn.Linear(2, 3)
+
+
 def test_frozen_gives_the_same_outputs_and_never_changes(backbone: Backbone) -> None:
     images = torch.rand(4, 3, 8, 8)
     expected = copy.deepcopy(backbone).eval()(images)

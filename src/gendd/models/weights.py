@@ -61,7 +61,10 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
         UserError: no such file, an unreadable file, a classifier of another number of classes, or
             keys or shapes of another network. The network is then unchanged.
     """
-    load_state(backbone, read_checkpoint(path)[0], path)
+    stripped = tuple(f"{name}." for name in backbone.stripped)
+    state, _ = read_checkpoint(path)
+    state = {key: value for key, value in state.items() if not key.startswith(stripped)}
+    load_state(backbone, state, path)
 
 
 def load_state(backbone: Backbone, state: Mapping[str, Tensor], path: str | Path) -> None:
@@ -122,7 +125,8 @@ def saved_backbone(path: str | Path) -> dict[str, Any] | None:
         return None
     try:
         described = json.loads(config.read_text(encoding="utf-8"))["backbone"]
-        return {key: described[key] for key in ("name", "in_channels", "mean", "std")}
+        optional = [key for key in ("feature", "input_size", "channels", "config") if key in described]
+        return {key: described[key] for key in ("name", "in_channels", "mean", "std", *optional)}
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{config}: expected a readable JSON file; {reason}") from error
@@ -157,7 +161,9 @@ def _own_classifier(
     backbone: Backbone, own: Mapping[str, Tensor], state: Mapping[str, Tensor]
 ) -> Mapping[str, Tensor]:
     """The state dict with its classifier's keys renamed to the network's, if only they differ."""
-    known = backbone.classifier_name + "."
+    if not backbone.has_classifier:
+        return state
+    known = f"{backbone.classifier_name}."
     suffixes = {key.removeprefix(known) for key in own if key.startswith(known)}
     missing = {key for key in own if key not in state and not key.endswith("num_batches_tracked")}
     unexpected = {key for key in state if key not in own}
