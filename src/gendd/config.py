@@ -38,24 +38,27 @@ class DataConfig:
     """Which images, and how they are fed.
 
     Args:
-        name: digits, fashion-mnist, cifar10, cifar100, folder, list, parquet or hf.
+        name: digits, fashion-mnist, cifar10, cifar100, folder, list, parquet, hf or webdataset.
         path: Root directory of the set (folder: holds ``train/`` and ``test/`` or ``val/``, or nothing but
             unlabelled images); for parquet the training file, for list the training list (lines
             ``path label``, or ``path`` alone for unlabelled images), for hf a folder that ``save_to_disk``
-            of Hugging Face's datasets wrote. Digits need none; fashion-mnist also finds Debian's package.
-        test_path: Test images where they are not below ``path`` (folder, list, parquet, hf). Test images
-            may be unlabelled, and may be missing where the training images are unlabelled: evaluation
-            is then by agreement with the teacher, on the validation images if need be.
+            of Hugging Face's datasets wrote, for webdataset a directory, glob or brace pattern of tar
+            shards. Digits need none; fashion-mnist also finds Debian's package.
+        test_path: Test images where they are not below ``path`` (folder, list, parquet, hf; for webdataset
+            shards, a directory of images or parquet). Test images may be unlabelled, and may be missing
+            where the training images are unlabelled: evaluation is then by agreement with the teacher, on
+            the validation images if need be.
         root: Folder that the paths in lists are relative to; null: each list's own.
         classes: A file of class names, one a line from class 0; null: those of the set, else numbers.
             Unlabelled images without it have the classes of the teacher.
         image_size: Side in pixels that images are resized to; null keeps the set's own size
-            (224 for folder).
+            (224 for folder and webdataset).
         validation: Fraction of the training set held out for choosing checkpoints, in [0, 1); by class
             where ``labels`` is true, else at random.
         imbalance: Make the training set long-tailed: class c of K keeps at most n · imbalance^(-c/(K-1))
             images, n those of the largest class (Cui et al. 2019), which ones by ``split_seed``, after the
-            validation images were held out, which stay as they are; at least 1, null leaves the set.
+            validation images were held out, which stay as they are; at least 1, null leaves the set. Not of
+            webdataset.
         train_images: Use this many training images, drawn at random by ``split_seed`` after the
             validation images were held out and ``imbalance`` was applied; null uses all.
         split_seed: Seed of the split into training and validation images.
@@ -85,10 +88,15 @@ class DataConfig:
             size are cropped from the originals, so true holds them encoded and null streams them.
         max_corrupt: Share of the images of a part (of an epoch, while they stream) that may be unreadable,
             in [0, 1). They are named in ``logs/skipped.txt``; in training the next image of the set takes
-            the place of one, in evaluation it is left out. With 0 the first one is an error.
+            the place of one (of shards: another one), in evaluation it is left out. With 0 the first one is
+            an error. Of training shards it is also the share that may be missing from damaged ones.
         shot_thresholds: Accuracy is also told for classes of few (less than the first number), many (more
             than the second) and a medium number of training images. Null: [20, 100], where one class has
             at least three times the training images of another.
+        resampled: Draw shards with replacement instead of reading each once an epoch (webdataset).
+        steps_per_epoch: Steps of an epoch (parts of them where ``training.accumulate`` says so); null: one
+            pass over the training images (webdataset).
+        shuffle_buffer: Encoded images each process holds to shuffle what it reads (webdataset).
     """
 
     name: str = "digits"
@@ -118,8 +126,26 @@ class DataConfig:
     in_memory: bool | None = None
     max_corrupt: float = 0.01
     shot_thresholds: tuple[int, int] | None = None
+    resampled: bool = False
+    steps_per_epoch: int | None = None
+    shuffle_buffer: int = 12_000
 
     def __post_init__(self) -> None:
+        _check(self.shuffle_buffer >= 1, "data.shuffle_buffer", "a positive integer", self.shuffle_buffer)
+        _check(
+            self.steps_per_epoch is None or self.steps_per_epoch >= 1,
+            "data.steps_per_epoch",
+            "a positive integer or null",
+            self.steps_per_epoch,
+        )
+        if self.name == "webdataset":
+            _check(self.imbalance is None, "data.imbalance", "null for tar shards", self.imbalance)
+        else:
+            alone = f"for data.name {self.name!r} (webdataset has it)"
+            _check(not self.resampled, "data.resampled", f"false {alone}", self.resampled)
+            _check(
+                self.steps_per_epoch is None, "data.steps_per_epoch", f"null {alone}", self.steps_per_epoch
+            )
         _check(0 <= self.validation < 1, "data.validation", "a fraction in [0, 1)", self.validation)
         _check(
             self.imbalance is None or self.imbalance >= 1,

@@ -7,7 +7,6 @@ import csv
 import dataclasses
 import hashlib
 import json
-import os
 import platform
 import re
 import shutil
@@ -37,9 +36,10 @@ from gendd.config import (
 )
 from gendd.data import Data, ImageSet, describe, eval_loader, load_data
 from gendd.data.readers import image_files
+from gendd.data.tars import is_remote
 from gendd.errors import UserError
 from gendd.evaluation import BATCH_SIZE, LATENCY_BATCH, evaluate, memory_format, readout_costs
-from gendd.files import write_json, write_text
+from gendd.files import cache_folder, write_json, write_text
 from gendd.methods import Pretraining, build_method
 from gendd.modelcard import write_card
 from gendd.models import Backbone, Frozen, build_model, count_parameters, load_weights
@@ -474,6 +474,8 @@ def _data_paths(config: DataConfig) -> dict[str, Any]:
 
 
 def _absolute(path: str) -> str:
+    if is_remote(path):
+        return path
     return str(Path(path).expanduser().resolve())
 
 
@@ -487,13 +489,6 @@ def _binding(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         elif name not in _FREE:
             found[name] = value
     return found
-
-
-def cache_folder() -> Path:
-    """Where trained teachers are kept: ``$GENDD_CACHE``, else ``gendd`` in the user's cache folder."""
-    if "GENDD_CACHE" in os.environ:
-        return Path(os.environ["GENDD_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gendd"
 
 
 def _taught(config: RunConfig) -> bool:

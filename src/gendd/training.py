@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torchmetrics.classification import MulticlassAccuracy
 
 from gendd.config import DataConfig, ReadoutName, TrainingConfig
-from gendd.data import Batch, Batches, Data, Mixing, eval_loader, train_loader
+from gendd.data import Batch, Batches, Data, Mixing, ShardBatches, eval_loader, train_loader
 from gendd.errors import UserError
 from gendd.files import write_json
 from gendd.methods import Method
@@ -191,7 +191,7 @@ class LightningMethod(lightning.LightningModule):
             return "linear"
         return "mean"
 
-    def train_dataloader(self) -> Batches:
+    def train_dataloader(self) -> Batches | ShardBatches:
         """The batches of the current epoch."""
         return train_loader(
             self.data,

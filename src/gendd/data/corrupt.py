@@ -104,17 +104,21 @@ class Tally:
             name = self.names.where(index)
             self.skipped.add(name)
             if len(self.indices) > self.allowed:
-                raise UserError(
-                    f"data.max_corrupt: expected at most {self.allowed:,} of {self.total:,} "
-                    f"{self.skipped.part} images that can't be decoded, got more, the last {name}; "
-                    "replace or remove them, or raise it."
-                )
+                raise too_many(self.allowed, self.total, self.skipped.part, name)
 
 
 def allowed(total: int, share: float) -> int:
     """How many of ``total`` images are at most ``share`` of them; always fewer than all."""
     # 0.29 · 100 is a little less than 29
     return min(math.floor(share * total + 1e-9), max(total - 1, 0))
+
+
+def too_many(most: int, total: int, part: str, last: str) -> UserError:
+    """The error of more than ``most`` corrupt images of ``total``."""
+    return UserError(
+        f"data.max_corrupt: expected at most {most:,} of {total:,} {part} images that can't be decoded, got "
+        f"more, the last {last}; replace or remove them, or raise it."
+    )
 
 
 def substitutes(index: int, count: int, most: int) -> Iterator[int]:

@@ -24,6 +24,7 @@ from gendd.data.augment import augment, draw_boxes, draw_flips
 from gendd.data.corrupt import substitutes
 from gendd.data.images import ImageSet, cores, frame
 from gendd.data.sets import Data
+from gendd.data.shards import STREAMS, Epoch, Shards, steps_of
 from gendd.errors import UserError
 
 _MOST_WORKERS = 8
@@ -157,11 +158,26 @@ class Batches:
                 yield self._batch(pixels, torch.tensor(indices))
 
     def _batch(self, pixels: Tensor, indices: Tensor) -> Batch:
-        images = _host(pixels.shape, torch.float32).copy_(pixels).div_(255)
-        if self.images.labels is None:
-            return Batch(images, None)
-        labels = _host(indices.shape, torch.int64).copy_(self.images.labels.index_select(0, indices))
-        return Batch(images, labels)
+        labels = self.images.labels
+        return _on_host(pixels, None if labels is None else labels.index_select(0, indices))
+
+
+@dataclass(frozen=True)
+class ShardBatches:
+    """A sized iterable of :class:`Batch` from shards; iterating again gives the same batches again.
+
+    Args:
+        epoch: What is read, in which order.
+    """
+
+    epoch: Epoch
+
+    def __len__(self) -> int:
+        return len(self.epoch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for pixels, labels in self.epoch:
+            yield _on_host(pixels, labels)
 
 
 class _Stream(Dataset[Any]):
@@ -208,6 +224,12 @@ def _unchanged(batch: Any) -> Any:
     return batch
 
 
+def _on_host(pixels: Tensor, labels: Tensor | None) -> Batch:
+    """The batch of uint8 images (B, C, S, S) and their labels (B,)."""
+    images = _host(pixels.shape, torch.float32).copy_(pixels).div_(255)
+    return Batch(images, None if labels is None else _host(labels.shape, torch.int64).copy_(labels))
+
+
 def _host(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     """An empty CPU tensor; page-locked where there is CUDA, which can copy only such without waiting."""
     return torch.empty(shape, dtype=dtype, pin_memory=torch.cuda.is_available())
@@ -224,12 +246,13 @@ def _workers(workers: int | None) -> int:
 
 def train_loader(
     data: Data, config: DataConfig, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
-) -> Batches:
+) -> Batches | ShardBatches:
     """One epoch of shuffled, augmented training batches.
 
     Every process gets the same number of images, disjoint from the others'; those left over by the
     division, and the last batch where it is not full, are dropped (others the next epoch). A share
-    smaller than one batch is given as one smaller batch.
+    smaller than one batch is given as one smaller batch. Shards may also be drawn with replacement, or
+    their epoch be cut to a number of steps.
 
     Args:
         data: The set.
@@ -244,6 +267,17 @@ def train_loader(
         UserError: fewer images than processes; when iterated, more images that can't be decoded than the
             set allows.
     """
+    how = _Augmentation(
+        data.augment,
+        config.crop_scale,
+        seed,
+        epoch,
+        rank,
+        config.crop_interpolation,
+        Appearance.from_config(config),
+    )
+    if isinstance(data.train, Shards):
+        return ShardBatches(_shard_epoch(data.train, how, config, world_size))
     share = len(data.train) // world_size
     if share == 0:
         raise UserError(
@@ -258,15 +292,25 @@ def train_loader(
         mine[: full or share],
         config.batch_size,
         _workers(config.workers),
-        _Augmentation(
-            data.augment,
-            config.crop_scale,
-            seed,
-            epoch,
-            rank,
-            config.crop_interpolation,
-            Appearance.from_config(config),
-        ),
+        how,
+    )
+
+
+def _shard_epoch(shards: Shards, how: _Augmentation, config: DataConfig, world_size: int) -> Epoch:
+    steps, batch_size = steps_of(shards, config, world_size)
+    seeds = torch.randint(2**62, (STREAMS,), generator=how.generator("streams", how.rank))
+    return Epoch(
+        shards=shards,
+        order=torch.randperm(len(shards.urls), generator=how.generator("order")),
+        seeds=seeds.tolist(),
+        vary=how.streamed,
+        steps=steps,
+        batch_size=batch_size,
+        rank=how.rank,
+        resampled=config.resampled,
+        buffer=config.shuffle_buffer,
+        workers=_workers(config.workers),
+        max_corrupt=config.max_corrupt,
     )
 
 

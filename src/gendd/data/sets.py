@@ -15,15 +15,16 @@ from gendd.data.images import SMALL, Held, ImageSet, probe, resize_pixels
 from gendd.data.readers import (
     Found,
     Part,
+    given_names,
     read_cifar,
     read_digits,
     read_fashion_mnist,
     read_folder,
     read_hf,
     read_list,
-    read_names,
     read_parquet,
 )
+from gendd.data.shards import Shards, read_shards
 from gendd.data.split import long_tail, random_split, stratified_split
 from gendd.errors import UserError, did_you_mean
 
@@ -37,6 +38,7 @@ _READERS: dict[str, Callable[[DataConfig], Found]] = {
     "parquet": read_parquet,
     "hf": read_hf,
 }
+_SHARDS = "webdataset"
 # sets of image files, which are of any size
 _OF_FILES = ("folder", "list")
 _FOLDER_SIZE = 224
@@ -52,7 +54,7 @@ class Data:
 
     Args:
         name: Name of the set.
-        train: Training images; labels None where the set has none for them.
+        train: Training images, or the shards they stream from; labels None where the set has none.
         val: Images held out of the training set; None where ``data.validation`` is 0.
         test: Test images; labels None where the set has none for them. Where it has no test images, those of
             ``val``.
@@ -65,7 +67,7 @@ class Data:
     """
 
     name: str
-    train: ImageSet
+    train: ImageSet | Shards
     val: ImageSet | None
     test: ImageSet
     class_names: list[str]
@@ -120,10 +122,11 @@ def load_data(config: DataConfig) -> Data:
         UserError: an unknown set, files that are missing, empty or do not match, more unreadable images
             than ``max_corrupt`` allows, or more images asked for than there are.
     """
+    if config.name == _SHARDS:
+        return _load_shards(config)
     if config.name not in _READERS:
-        raise UserError(
-            f"data.name: expected a known set, got {config.name!r}.{did_you_mean(config.name, _READERS)}"
-        )
+        near = did_you_mean(config.name, [*_READERS, _SHARDS])
+        raise UserError(f"data.name: expected a known set, got {config.name!r}.{near}")
     found = _named(_READERS[config.name](config), config)
     train_rows, val_rows = _split(found.train, len(found.class_names), config)
     train = _taken(found.train, train_rows, "training", config)
@@ -132,10 +135,7 @@ def load_data(config: DataConfig) -> Data:
     if found.test is not None:
         test = _taken(found.test, torch.arange(found.test.count), "test", config)
     elif val is None:
-        raise UserError(
-            f"data.validation: expected a fraction above 0, as there are no test images, got "
-            f"{config.validation}; hold some out to evaluate on, or set data.test_path."
-        )
+        raise _untested(config)
     size, channels = _shape(train, config)
     augment = _augment(config, size)
     test_framing = _TEST_FRAMING if size > SMALL else 1.0
@@ -165,9 +165,48 @@ def load_data(config: DataConfig) -> Data:
     )
 
 
+def _load_shards(config: DataConfig) -> Data:
+    """Shards to train on, the images held out of them, and their test set, of whatever kind."""
+    found = read_shards(config)
+    if found.test is None and found.val is None:
+        raise _untested(config)
+    size = config.image_size or _FOLDER_SIZE
+    channels = found.channels
+    framing = _TEST_FRAMING if size > SMALL else 1.0
+    val = None if found.val is None else replace(found.val, size=size, framing=framing)
+    test = None
+    if found.test is not None:
+        test = _taken(found.test, torch.arange(found.test.count), "test", config)
+        test = replace(test, size=size, channels=channels, framing=framing)
+        in_memory = config.in_memory
+        if in_memory is None:
+            in_memory = len(test) * channels * size * size <= _MEMORY_BYTES
+        test = _ready(test, in_memory, "Decoding test images")
+    tested = val if test is None else test
+    assert tested is not None
+    return Data(
+        name=config.name,
+        train=replace(found.train, channels=channels, size=size),
+        val=val,
+        test=tested,
+        class_names=found.class_names,
+        channels=channels,
+        image_size=size,
+        augment=_augment(config, size),
+        tested_on="validation" if test is None else "test",
+    )
+
+
+def _untested(config: DataConfig) -> UserError:
+    """The error of nothing to evaluate on."""
+    return UserError(
+        f"data.validation: expected a fraction above 0, as there are no test images, got "
+        f"{config.validation}; hold some out to evaluate on, or set data.test_path."
+    )
+
+
 def describe(data: Data) -> str:
     """One line for logs: images of each part, their shape, classes, augmentation, where they are."""
-    place = "encoded in memory" if isinstance(data.train.source, Held) else "streamed"
     counts = [f"{len(data.train):,} train"]
     if data.val is not None:
         counts.append(f"{len(data.val):,} validation")
@@ -181,8 +220,16 @@ def describe(data: Data) -> str:
     return (
         f"{data.name}: {', '.join(counts)} images of {data.channels}x{data.image_size}x{data.image_size}, "
         f"{classes if data.num_classes else 'the classes of the teacher'}{_unlabelled(data)}, "
-        f"augment {data.augment}, {'in memory' if data.train.in_memory else place}"
+        f"augment {data.augment}, {_place(data.train)}"
     )
+
+
+def _place(images: ImageSet | Shards) -> str:
+    if isinstance(images, Shards):
+        return f"streamed from {len(images.urls):,} shard" + ("s" if len(images.urls) > 1 else "")
+    if images.in_memory:
+        return "in memory"
+    return "encoded in memory" if isinstance(images.source, Held) else "streamed"
 
 
 def _unlabelled(data: Data) -> str:
@@ -195,15 +242,8 @@ def _named(found: Found, config: DataConfig) -> Found:
     """The set with the class names of ``data.classes``, where that is given."""
     if config.classes is None:
         return found
-    names = read_names(config.classes)
-    parts = [part.labels for part in (found.train, found.test) if part is not None]
-    largest = max((int(labels.max()) for labels in parts if labels is not None), default=-1)
-    if largest >= len(names):
-        raise UserError(
-            f"data.classes: expected at least {largest + 1} names, as the labels go up to {largest}, got "
-            f"{len(names)} in {config.classes!r}; add the missing ones."
-        )
-    return replace(found, class_names=names)
+    tested = None if found.test is None else found.test.labels
+    return replace(found, class_names=given_names(config.classes, found.train.labels, tested))
 
 
 def _split(part: Part, classes: int, config: DataConfig) -> tuple[Tensor, Tensor]:
@@ -277,7 +317,7 @@ def _augment(config: DataConfig, size: int) -> str:
     if config.name == "digits":
         # A mirrored digit is another symbol.
         return "crop"
-    if config.name in _OF_FILES or (config.name in ("parquet", "hf") and size > SMALL):
+    if config.name in _OF_FILES or (config.name in ("parquet", "hf", _SHARDS) and size > SMALL):
         return "resized-crop"
     return "crop-flip"
 

@@ -106,8 +106,23 @@ def read_names(value: str) -> list[str]:
     return lines
 
 
-def class_numbers(*parts: Part) -> list[str]:
+def given_names(value: str, *labels: Tensor | None) -> list[str]:
+    """:func:`read_names`; raises :class:`UserError` likewise where a label has none."""
+    names = read_names(value)
+    largest = largest_label(*labels)
+    if largest >= len(names):
+        raise UserError(
+            f"data.classes: expected at least {largest + 1} names, as the labels go up to {largest}, got "
+            f"{len(names)} in {value!r}; add the missing ones."
+        )
+    return names
+
+
+def class_numbers(*labels: Tensor | None) -> list[str]:
     """Numbers as names for the classes up to the largest label; none without labels."""
-    labels = [part.labels for part in parts if part.labels is not None]
-    largest = max((int(each.max()) for each in labels), default=-1)
-    return [str(label) for label in range(largest + 1)]
+    return [str(label) for label in range(largest_label(*labels) + 1)]
+
+
+def largest_label(*labels: Tensor | None) -> int:
+    """The largest of all labels; -1 without any."""
+    return max((int(each.max()) for each in labels if each is not None), default=-1)

@@ -43,17 +43,20 @@ def read_folder(config: DataConfig) -> Found:
                 "add one or set data.test_path, or set data.labels to false."
             )
         return Found(_unlabelled(train_dir), None, [])
-    test_names = _class_folders(test_dir)
+    test, test_names = folder_part(test_dir)
     if test_names:
-        test = file_part(*_labelled_files(test_dir, test_names))
         if not train_names or (train_names != test_names and not config.labels):
             return Found(_unlabelled(train_dir), test, test_names)
         _check_equal(train_dir, train_names, test_dir, test_names)
-    else:
-        test = _unlabelled(test_dir)
-        if not train_names or not config.labels:
-            return Found(_unlabelled(train_dir), test, [])
+    elif not train_names or not config.labels:
+        return Found(_unlabelled(train_dir), test, [])
     return Found(file_part(*_labelled_files(train_dir, train_names)), test, train_names)
+
+
+def folder_part(directory: Path) -> tuple[Part, list[str]]:
+    """The images below a directory and their classes; no class folders, no labels."""
+    names = _class_folders(directory)
+    return (file_part(*_labelled_files(directory, names)) if names else _unlabelled(directory)), names
 
 
 def _unlabelled(directory: Path) -> Part:

@@ -77,7 +77,7 @@ def read_hf(config: DataConfig) -> Found:
             f"Expected the same class names in {train_split[1]} and {test_split[1]}, got "
             f"{_shown(train_names)} and {_shown(test_names)}; save them with the same features."
         )
-    return Found(train, test, train_names or test_names or class_numbers(train, test))
+    return Found(train, test, train_names or test_names or class_numbers(train.labels, test.labels))
 
 
 def _shown(names: Sequence[str]) -> str:

@@ -42,7 +42,7 @@ def read_list(config: DataConfig) -> Found:
             "data.test_path: expected a list of the test images, as the training images are labelled, got "
             "none; set data.test_path."
         )
-    return Found(train, test, class_numbers(train, *([] if test is None else [test])))
+    return Found(train, test, class_numbers(train.labels, None if test is None else test.labels))
 
 
 def _read(value: str, key: str, root: str | None, classes: int | None) -> Part:

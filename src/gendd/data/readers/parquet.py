@@ -115,8 +115,7 @@ def read_parquet(config: DataConfig) -> Found:
             "got none; set data.test_path."
         )
     test = _table(test_files) if test_files else None
-    parts = [train.part, *([] if test is None else [test.part])]
-    numbers = class_numbers(*parts)
+    numbers = class_numbers(train.labels, None if test is None else test.labels)
     names = (test and test.names) or train.names or numbers
     if len(numbers) > len(names):
         raise UserError(
@@ -124,6 +123,24 @@ def read_parquet(config: DataConfig) -> Found:
             f"and data.test_path, got {len(numbers) - 1}; correct the labels or the schema."
         )
     return Found(train.part, None if test is None else test.part, names)
+
+
+def parquet_part(value: str, key: str) -> tuple[Part, list[str]]:
+    """The images of a file, a glob or a directory of them, and the class names they have, if any.
+
+    Args:
+        value: The path.
+        key: Its config key, for errors.
+    """
+    table = _table(_parquet_files(value, key))
+    names = table.names or []
+    numbers = class_numbers(table.labels)
+    if names and len(numbers) > len(names):
+        raise UserError(
+            f"{key}: expected labels below {len(names)} (the class names of the schema) in {value!r}, got "
+            f"{len(numbers) - 1}; correct the labels or the schema."
+        )
+    return table.part, names
 
 
 def _belongs(file: Path, split: str) -> bool:
