@@ -5,6 +5,7 @@ The tables below are written from the published settings, not from the recipes.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -311,6 +312,12 @@ PRACTICAL: dict[str, dict[str, Any]] = {
 }
 
 
+@cache
+def resolved(name: str) -> RunConfig:
+    """A recipe's configuration; it is not changed."""
+    return load_config(recipe_path(name))
+
+
 def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     """The settings of nested dictionaries by dotted key."""
     found: dict[str, Any] = {}
@@ -320,10 +327,12 @@ def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_recipe_loads_and_says_what_it_is(name: str) -> None:
-    path = recipe_path(name)
-    assert path.read_text(encoding="utf-8").startswith("# ")
-    load_config(path)
+def test_a_recipe_says_what_it_is(name: str) -> None:
+    assert recipe_path(name).read_text(encoding="utf-8").startswith("# ")
+
+
+@pytest.mark.parametrize("name", ["digits", "imagenet-lt/teacher_resnext101", min(PRACTICAL)])
+def test_runs_go_below_the_name_of_their_recipe(name: str) -> None:
     config, _ = parse_run("distill", ["--recipe", name])
     assert config is not None
     assert config.out == f"runs/{name}"
@@ -353,14 +362,14 @@ def test_there_is_a_recipe_for_every_published_experiment_and_no_other() -> None
 @pytest.mark.parametrize("name", sorted({**EXPECTED, **PRACTICAL}))
 def test_a_recipe_resolves_to_exactly_its_settings(name: str) -> None:
     expected = flat(to_dict(RunConfig())) | (EXPECTED | PRACTICAL)[name]
-    assert flat(to_dict(load_config(recipe_path(name)))) == expected
+    assert flat(to_dict(resolved(name))) == expected
 
 
 @pytest.mark.parametrize("name", sorted(PRACTICAL))
 def test_a_practical_recipe_distils_the_published_networks(name: str) -> None:
     published = name.removeprefix("practical/")
     published += "_a1" if "beitv2" in name else ""
-    ours, theirs = (load_config(recipe_path(each)) for each in (name, published))
+    ours, theirs = (resolved(each) for each in (name, published))
     assert (ours.teacher, ours.student) == (theirs.teacher, theirs.student)
     assert ours.gendd == RunConfig().gendd
     assert ours.training.epochs < theirs.training.epochs
@@ -393,9 +402,9 @@ def test_the_linear_probe_replaces_the_optimisation_of_the_recipe_below(name: st
     assert (training.min_lr, training.stage1_epochs) == (0.0, 0)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", ["digits", *(name for name in NAMES if name.startswith("cifar100/"))])
 def test_the_cifar_networks_of_a_recipe_can_be_built(name: str) -> None:
-    config = load_config(recipe_path(name))
+    config = resolved(name)
     for model in (config.teacher, config.student):
         if model.name.startswith("cifar/"):
             assert create_backbone(model.name, 10).num_classes == 10
