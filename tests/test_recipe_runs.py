@@ -106,7 +106,7 @@ def cifar(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 
 @pytest.fixture(scope="session")
 def imagenet_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A thousand class folders below train/ and val/, an image in each, two in the first hundred of train/."""
+    """A thousand class folders below train/ and val/, an image in each, two in a tenth of train/."""
     root = tmp_path_factory.mktemp("imagenet")
     contents = [jpeg(number) for number in range(8)]
     for number in range(CLASSES):
@@ -184,9 +184,7 @@ def shortened(config: RunConfig, data: dict[str, Any]) -> RunConfig:
 @pytest.mark.parametrize(
     "name", [pytest.param(name, marks=() if name in QUICK else pytest.mark.slow) for name in EXPERIMENTS]
 )
-def test_a_recipe_runs_on_its_own_networks(
-    name: str, request: pytest.FixtureRequest, tmp_path: Path
-) -> None:
+def test_a_recipe_runs_on_its_own_networks(name: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     recipe = load_config(recipe_path(name))
     kind = name.removeprefix("practical/").split("/")[0]
     config = shortened(recipe, request.getfixturevalue(SETS[kind]))

@@ -454,7 +454,11 @@ def test_a_file_of_the_user_extends_recipes_and_the_resolved_settings_do_not(tmp
     digits = load_config(recipe_path("digits"))
     assert config is not None
     assert (config.seed, config.out) == (5, "runs/mine")
-    assert (config.teacher, config.gendd, config.baselines) == (digits.teacher, digits.gendd, digits.baselines)
+    assert (config.teacher, config.gendd, config.baselines) == (
+        digits.teacher,
+        digits.gendd,
+        digits.baselines,
+    )
     assert "extends" not in dump(config)
 
 
