@@ -165,7 +165,8 @@ def neighbour_votes(
     count = min(neighbours, len(bank))
     known = F.normalize(bank.float(), dim=-1)
     votes = []
-    for rows in F.normalize(features.float(), dim=-1).split(max(1, _CHUNK_NUMBERS // len(bank))):
+    size = max(1, _CHUNK_NUMBERS // len(bank))
+    for rows in torch.split(F.normalize(features.float(), dim=-1), size):
         cosines, nearest = (rows @ known.T).topk(count)
         # less the nearest's: only ratios count, and exp can't overflow
         weights = ((cosines - cosines[:, :1]) / temperature).exp()
@@ -206,7 +207,7 @@ def _loss_and_gradients(
     value = 0.5 * l2 * weight.square().sum()
     weight_gradient, bias_gradient = l2 * weight, torch.zeros_like(bias)
     size = max(1, _CHUNK_NUMBERS // len(bias))
-    for rows, wanted in zip(features.split(size), targets.split(size), strict=True):
+    for rows, wanted in zip(torch.split(features, size), torch.split(targets, size), strict=True):
         log_probabilities = torch.addmm(bias, rows, weight.T).log_softmax(-1)
         residual = log_probabilities.exp()
         if wanted.ndim == 1:

@@ -33,15 +33,31 @@ from gendd.config import (
     to_dict,
 )
 from gendd.data import Data, ImageSet, describe, eval_loader, load_data
+from gendd.embedding import Refit, check_refit, embedding_scores, refit_linear
 from gendd.errors import UserError
-from gendd.evaluation import BATCH_SIZE, LATENCY_BATCH, evaluate, memory_format, readout_costs
+from gendd.evaluation import BATCH_SIZE, LATENCY_BATCH, OutputName, evaluate, memory_format, readout_costs
 from gendd.files import write_json, write_text
-from gendd.methods import Pretraining, build_method
+from gendd.methods import Method, Pretraining, build_method
 from gendd.modelcard import write_card
-from gendd.models import Backbone, Frozen, build_model, count_parameters, load_weights
-from gendd.models.registry import pretrained_classes
+from gendd.models import (
+    Backbone,
+    Frozen,
+    build_model,
+    build_teacher,
+    count_parameters,
+    load_weights,
+    teacher_class_names,
+)
 from gendd.student import Student, load
-from gendd.training import FitResult, derive_seed, fit, resolve_device, resolve_precision
+from gendd.training import (
+    FitResult,
+    choose_monitor,
+    derive_seed,
+    fit,
+    is_share,
+    resolve_device,
+    resolve_precision,
+)
 
 _REPORT_FEATURES = 1000
 _REPORT_EXAMPLES = 24
@@ -169,20 +185,24 @@ def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False)
     _check_folder(folder, config, overwrite, resume)
     data = load_data(config.data)
     _say(describe(data))
-    _check_labels(config, data)
     network = _check_networks(config, data)
+    if config.data.labels and not data.labelled:
+        _say(
+            f"data.labels is true, but the training images of {data.name!r} have no labels (a folder of "
+            "images holds train/CLASS/): training without; data.labels false says that it is meant"
+        )
     # before the teacher is trained: a run that is stopped there can be resumed too
     if not resume:
         _claim(folder, config)
     teacher, teacher_folder = _teacher(config, data, network, device)
 
-    results: dict[str, tuple[Student, FitResult]] = {}
+    results: dict[str, Trained] = {}
     for name in _methods(config):
         part = dataclasses.replace(config, method=name)
         results[name] = _train(part, data, teacher, _place(folder, config, name), resume)
-    main = results[config.method][0]
+    main = results[config.method].student
     main.settings = config.readout
-    if config.readout.name not in main.readouts:
+    if main.readouts and config.readout.name not in main.readouts:
         main.settings = dataclasses.replace(config.readout, name="linear")
     main.info = {
         "class_names": data.class_names,
@@ -192,6 +212,10 @@ def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False)
         "method": config.method,
         "teacher": None if teacher is None else config.teacher.name,
     }
+    if teacher is not None and teacher.num_classes not in (0, data.num_classes):
+        names = teacher_class_names(config.teacher, teacher.num_classes)
+        if names is not None:
+            main.info["teacher_class_names"] = names
     # before the evaluation, which a sampling readout can make long
     main.save(folder / "student")
     metrics, confusion = _measure(config, data, teacher, results, device)
@@ -224,62 +248,84 @@ def _methods(config: RunConfig) -> list[MethodName]:
     return list(dict.fromkeys([*config.baselines, config.method]))
 
 
-def _check_labels(config: RunConfig, data: Data) -> None:
-    """Raise :class:`UserError` where labels are needed that are absent or may not be seen."""
-    seen = config.data.labels and data.labelled
-    for name in _methods(config):
-        needs = name == "supervised" or (name == "kd" and config.kd.weight < 1)
-        if needs and not data.labelled:
-            raise UserError(
-                f"Method {name!r} learns from labels, and {data.name!r} has none: use method gendd or kl, "
-                "or give labelled images."
-            )
-        if name in ("supervised", "kd") and not config.data.labels:
-            raise UserError(
-                f"baselines: expected methods without labels (gendd, kl) where data.labels is false, "
-                f"got {name!r}. Give --baselines '[kl]' or '[]'."
-            )
-    if config.method == "gendd" and config.training.stage1_epochs > 0 and not seen:
+def _sees_labels(config: RunConfig, data: Data) -> bool:
+    return config.data.labels and data.labelled
+
+
+def _check_labels(name: MethodName, method: Method, config: RunConfig, data: Data) -> None:
+    """Raise :class:`UserError` where a method needs labels that are absent or may not be seen."""
+    if not method.needs_labels or _sees_labels(config, data):
+        return
+    if config.data.labels:
         raise UserError(
-            f"training.stage1_epochs: expected 0 without labels, got {config.training.stage1_epochs}."
+            f"Method {name!r} learns from labels, and {data.name!r} has none: use method gendd or kl, "
+            "or give labelled images."
         )
-    if _trains_teacher(config) and not data.labelled:
-        raise UserError(
-            "teacher.weights: expected a trained teacher for images without labels; give its file."
-        )
+    raise UserError(
+        f"baselines: expected methods without labels (gendd, kl) where data.labels is false, "
+        f"got {name!r}. Give --baselines '[kl]' or '[]'."
+    )
 
 
 def _check_networks(config: RunConfig, data: Data) -> Backbone | None:
     """The teacher, untrained where it comes without weights; None where no method has one.
 
     Raises:
-        UserError: a network or a method can't be built; said before anything is trained or written.
+        UserError: a network or a method can't be built, or can't learn from this teacher and these labels;
+            said before anything is trained or written.
     """
     teacher = None
     if set(_methods(config)) != {"supervised"}:
         try:
-            teacher = build_model(config.teacher, data.num_classes, data.channels)
+            teacher = build_teacher(config.teacher, data.num_classes, data.channels)
         except UserError as error:
             raise UserError(f"Teacher: {error}") from error
-        _check_pretrained(config, teacher, data)
-    student = build_model(config.student, data.num_classes, data.channels)
+        _check_teacher(config, data)
+    seen = _sees_labels(config, data)
+    student = build_model(config.student, _student_classes(config, data, teacher), data.channels)
     for name in _methods(config):
-        build_method(dataclasses.replace(config, method=name), student, teacher)
+        method = build_method(dataclasses.replace(config, method=name), student, teacher, seen)
+        _check_labels(name, method, config, data)
+        if data.val is not None:
+            monitor = config.training.monitor
+            choose_monitor(method, monitor, seen, data.num_classes, config.readout.name)
+        if name == "gendd" and method.teacher is not None and config.gendd.refit != "none":
+            check_refit(method.student(), method.teacher, config.gendd.refit, seen)
+    if config.method == "gendd" and config.training.stage1_epochs > 0:
+        if not seen:
+            raise UserError(
+                f"training.stage1_epochs: expected 0 without labels, got {config.training.stage1_epochs}."
+            )
+        assert teacher is not None
+        Pretraining(student, teacher)
     return teacher
 
 
-def _check_pretrained(config: RunConfig, teacher: Backbone, data: Data) -> None:
-    """Raise :class:`UserError` where the teacher's pretrained classifier was not made for the data."""
-    if not config.teacher.pretrained or config.teacher.weights is not None:
+def _check_teacher(config: RunConfig, data: Data) -> None:
+    """Raise :class:`UserError` where a teacher would have to be trained that can't be."""
+    if not _trains_teacher(config):
         return
-    classes = pretrained_classes(teacher)
-    if classes != data.num_classes:
-        name = config.teacher.name
+    if not config.teacher.classifier:
         raise UserError(
-            f"Teacher: pretrained {name} has {classes} classes, the data has {data.num_classes}: fine-tune "
-            f"it with gendd train --student.name {name} --student.pretrained true, then give its run as "
-            "--teacher.weights."
+            "teacher.classifier: expected true for a teacher that is trained on the labels first, got False. "
+            "Give --teacher.weights, or a pretrained one."
         )
+    if config.teacher.classes not in (None, data.num_classes):
+        raise UserError(
+            f"teacher.classes: expected null for a teacher that is trained on the labels first, got "
+            f"{config.teacher.classes}. Give --teacher.weights, or leave it out."
+        )
+    if not data.labelled:
+        raise UserError(
+            "teacher.weights: expected a trained teacher for images without labels; give its file."
+        )
+
+
+def _student_classes(config: RunConfig, data: Data, teacher: Backbone | Frozen | None) -> int:
+    """K of the student: the data's where it sees labels, else the teacher's, whose predictions it learns."""
+    if _sees_labels(config, data) or teacher is None or not teacher.has_classifier:
+        return data.num_classes
+    return teacher.num_classes
 
 
 def _place(folder: Path, config: RunConfig, name: str) -> Path:
@@ -407,7 +453,7 @@ def _trained_teacher(config: RunConfig, data: Data, device: torch.device) -> Pat
     # resolved: the same teacher has the same settings wherever and however it is asked for
     training = RunConfig(
         method="supervised",
-        student=config.teacher,
+        student=dataclasses.replace(config.teacher, classes=None),
         data=dataclasses.replace(
             seen,
             labels=True,
@@ -444,11 +490,19 @@ def _contents(data: Data) -> list[Any]:
     return [[len(part) for part in parts], data.class_names, labels]
 
 
-def _train(
-    config: RunConfig, data: Data, teacher: Frozen | None, place: Path, resume: bool
-) -> tuple[Student, FitResult]:
+@dataclass(frozen=True)
+class Trained:
+    """A student and how its training went; ``refit`` where its linear readout was fitted anew."""
+
+    student: Student
+    result: FitResult
+    refit: Refit | None = None
+
+
+def _train(config: RunConfig, data: Data, teacher: Frozen | None, place: Path, resume: bool) -> Trained:
+    seen = _sees_labels(config, data)
     torch.manual_seed(derive_seed(config.seed, "student"))
-    backbone = build_model(config.student, data.num_classes, data.channels)
+    backbone = build_model(config.student, _student_classes(config, data, teacher), data.channels)
     if config.method == "gendd" and config.training.stage1_epochs > 0:
         assert teacher is not None
         # a training of its own: the milestones and warmup are those of stage 2
@@ -472,7 +526,7 @@ def _train(
             title="stage 1",
         )
     torch.manual_seed(derive_seed(config.seed, "method"))
-    method = build_method(config, backbone, teacher)
+    method = build_method(config, backbone, teacher, seen)
     result = fit(
         method,
         data,
@@ -484,14 +538,21 @@ def _train(
         resume=resume,
         title=config.method,
     )
-    return method.student(), result
+    student, refit = method.student(), None
+    if config.method == "gendd" and teacher is not None and config.gendd.refit != "none":
+        device, workers = resolve_device(config.training.device), config.data.workers
+        target = config.gendd.refit
+        refit = refit_linear(
+            student.eval(), teacher, data, target, labels=seen, device=device, workers=workers
+        )
+    return Trained(student, result, refit)
 
 
 def _measure(
     config: RunConfig,
     data: Data,
     teacher: Frozen | None,
-    results: dict[str, tuple[Student, FitResult]],
+    results: dict[str, Trained],
     device: torch.device,
 ) -> tuple[dict[str, Any], Tensor | None]:
     count = min(LATENCY_BATCH, len(data.test))
@@ -501,6 +562,8 @@ def _measure(
     def figures(student: Student, name: ReadoutName) -> dict[str, Any]:
         return {**scores[name].as_dict(), **readout_costs(student, name, images)}
 
+    main = results[config.method].student.to(device).eval()
+
     metrics: dict[str, Any] = {
         "run": {
             "method": config.method,
@@ -509,13 +572,13 @@ def _measure(
             "train_images": len(data.train),
             "val_images": 0 if data.val is None else len(data.val),
             "test_images": len(data.test),
-            "labels_used": config.data.labels and data.labelled,
+            "labels_used": _sees_labels(config, data),
             "epochs": config.training.epochs,
             "device": str(device),
             "threads": torch.get_num_threads(),
             "precision": resolve_precision(config.training.precision, device),
             "latency_batch": count,
-            "latency_memory_format": str(memory_format(results[config.method][0])).removeprefix("torch."),
+            "latency_memory_format": str(memory_format(main)).removeprefix("torch."),
             "versions": {
                 "gendd": version("gendd"),
                 "python": platform.python_version(),
@@ -527,18 +590,37 @@ def _measure(
         "student": None,
         "baselines": {},
     }
+    embedding: dict[str, Any] = {}
+    if teacher is not None and teacher.num_classes != data.num_classes:
+        embedding = embedding_scores(
+            main, teacher, data.train, data.test, data.num_classes, device=device, workers=config.data.workers
+        )
     if teacher is not None:
         reader = Student(teacher.backbone).to(device).eval()
-        scores = evaluate(reader, data.test, device=device, workers=config.data.workers, progress=bar)
-        metrics["teacher"] = {"name": config.teacher.name, **figures(reader, "linear")}
-        metrics["teacher"].pop("agreement")
+        scores = evaluate(
+            reader,
+            data.test,
+            num_classes=data.num_classes,
+            device=device,
+            workers=config.data.workers,
+            progress=bar,
+        )
+        if reader.readouts:
+            own = figures(reader, "linear")
+        else:
+            own = {"top1": None, "top5": None, **readout_costs(reader, "feature", images)}
+        own.pop("agreement", None)
+        metrics["teacher"] = {"name": config.teacher.name, **own}
+        if embedding:
+            metrics["teacher"]["embedding"] = embedding.pop("teacher")
     confusion = None
-    for name, (student, result) in results.items():
-        student.to(device).eval()
+    for name, trained in results.items():
+        student, result = trained.student.to(device).eval(), trained.result
         scores = evaluate(
             student,
             data.test,
             teacher=teacher,
+            num_classes=data.num_classes,
             device=device,
             seed=config.seed,
             workers=config.data.workers,
@@ -560,10 +642,19 @@ def _measure(
             "name": config.student.name,
             "parameters": count_parameters(student.backbone),
             "readouts": readouts,
-            "readout": student.readout,
+            "readout": student.readout if student.readouts else None,
             **fitted,
         }
-        confusion = scores[student.readout].confusion
+        if trained.refit is not None:
+            metrics["student"]["refit"] = dataclasses.asdict(trained.refit)
+        if embedding:
+            outputs: tuple[OutputName, ...] = ("feature", "generated")
+            metrics["student"]["embedding"] = {
+                each: {**embedding[each], **readout_costs(student, each, images)}
+                for each in outputs
+                if each in embedding
+            }
+        confusion = scores[student.readout].confusion if student.readouts else None
     return metrics, confusion
 
 
@@ -571,6 +662,8 @@ def _validation(result: FitResult) -> dict[str, Any] | None:
     """What the checkpoint was chosen by; None where nothing is held out."""
     if result.monitor is None or result.best is None:
         return None
+    if not is_share(result.monitor):
+        return {"metric": result.monitor, "loss": round(result.best, 5)}
     return {"metric": result.monitor, "percent": round(100 * result.best, 2)}
 
 
@@ -627,6 +720,9 @@ def _features(
 
 @torch.no_grad()
 def _examples(student: Student, data: Data, device: torch.device, seed: int) -> list[report.Example]:
+    if not student.readouts:
+        return []
+    names, told = student.class_names(), student.num_classes() == data.num_classes
     count = min(_REPORT_EXAMPLES, len(data.test))
     picked = torch.linspace(0, len(data.test) - 1, count).round().long()
     pixels = data.test.images(picked)
@@ -636,18 +732,22 @@ def _examples(student: Student, data: Data, device: torch.device, seed: int) -> 
     shown = []
     for row, index in enumerate(picked.tolist()):
         best = int(probabilities[row].argmax())
-        label = None if data.test.labels is None else data.class_names[int(data.test.labels[index])]
+        label = None
+        if data.test.labels is not None and told:
+            label = data.class_names[int(data.test.labels[index])]
         image = pixels[row].permute(1, 2, 0).numpy()
         image = image[..., 0] if image.shape[-1] == 1 else image
-        name = data.class_names[best] if best < len(data.class_names) else str(best)
-        shown.append(report.Example(image, label, name, float(probabilities[row, best])))
+        shown.append(report.Example(image, label, names[best], float(probabilities[row, best])))
     return shown
 
 
 def evaluate_run(
     path: str | Path, readout: ReadoutName | None = None, progress: bool = False
-) -> dict[ReadoutName, dict[str, float | None]]:
-    """Scores of a run's student on its test images, computed anew.
+) -> dict[str, dict[str, float | None]]:
+    """Scores of a run's student on its test images, computed anew, by readout.
+
+    Where a readout is not of the data's classes the teacher is loaded for its agreement; of a student
+    without readouts its features are scored as :func:`gendd.embedding.embedding_scores` does.
 
     Args:
         path: The run folder.
@@ -662,10 +762,21 @@ def evaluate_run(
         student.readout = readout
     # streamed: the training images, which size and channels were taken from, need no decoding
     data = load_data(dataclasses.replace(config.data, in_memory=False))
+    names = student.readouts if readout is None else (readout,)
+    teacher = None
+    if not names or any(student.num_classes(name) != data.num_classes for name in names):
+        teacher = Frozen(build_teacher(config.teacher, data.num_classes, data.channels).to(device))
+    if teacher is not None and not names:
+        workers = config.data.workers
+        return embedding_scores(
+            student, teacher, data.train, data.test, data.num_classes, device=device, workers=workers
+        )
     scores = evaluate(
         student,
         data.test,
-        readouts=None if readout is None else (readout,),
+        readouts=names,
+        teacher=teacher,
+        num_classes=data.num_classes,
         device=device,
         seed=config.seed,
         workers=config.data.workers,
@@ -711,7 +822,12 @@ def predict(
         student.readout = readout
     size = int(student.info.get("image_size", 224))
     framing = float(student.info.get("framing", 1.0))
-    names = student.info.get("class_names") or []
+    if not student.readouts:
+        raise UserError(
+            f"Student {str(path)!r}: expected one that classifies, got one of features alone; "
+            "use its embed(images) from Python."
+        )
+    names = student.class_names()
     found = []
     for file in images:
         try:
@@ -724,6 +840,6 @@ def predict(
         logits = student.logits(student.features(pixels[None].float() / 255), generator=generator)
         probabilities = logits[0].float().softmax(-1)
         best = probabilities.topk(min(top, len(probabilities)))
-        classes = [names[i] if i < len(names) else str(i) for i in best.indices.tolist()]
+        classes = [names[index] for index in best.indices.tolist()]
         found.append(Prediction(file, classes, [round(p, 4) for p in best.values.tolist()]))
     return found

@@ -151,8 +151,8 @@ def test_build_model_names_another_number_of_classes(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         build_model(ModelConfig("cifar/resnet8", str(path)), 10, 3)
     assert str(caught.value) == (
-        f"{path}: its cifar/resnet8 has 100 classes, the data has 10: "
-        "give weights trained on the data's classes."
+        f"{path}: its cifar/resnet8 has 100 classes, not the expected 10: "
+        "give weights trained on those classes."
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from gendd.models.backbone import Backbone, FeatureNetwork, Frozen
 from gendd.models.costs import count_parameters, latency, multiply_adds
 from gendd.models.registry import build_model, create_backbone, list_models
+from gendd.models.teacher import build_teacher, teacher_class_names
 from gendd.models.weights import load_weights, save_weights
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "FeatureNetwork",
     "Frozen",
     "build_model",
+    "build_teacher",
     "count_parameters",
     "create_backbone",
     "latency",
@@ -19,4 +21,5 @@ __all__ = [
     "load_weights",
     "multiply_adds",
     "save_weights",
+    "teacher_class_names",
 ]

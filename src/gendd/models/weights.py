@@ -17,6 +17,20 @@ from gendd.errors import UserError
 from gendd.models.backbone import Backbone
 
 _SHOWN = 3
+
+
+class OtherClassesError(UserError):
+    """Weights that fit but for the number of classes.
+
+    Attributes:
+        classes: How many theirs are.
+    """
+
+    def __init__(self, message: str, classes: int) -> None:
+        super().__init__(message)
+        self.classes = classes
+
+
 _STUDENT_WEIGHTS = "model.safetensors"
 
 
@@ -90,6 +104,16 @@ def saved_backbone(path: str | Path) -> dict[str, Any] | None:
         return None
 
 
+def saved_class_names(path: str | Path) -> list[str] | None:
+    """Class names of a run's or a student's folder, as :func:`load_weights` takes it; None where none are."""
+    config = _weights_file(Path(path)).with_name("config.json")
+    try:
+        names = json.loads(config.read_text(encoding="utf-8"))["info"]["class_names"]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        return None
+    return [str(name) for name in names] if isinstance(names, list) else None
+
+
 def _check_classes(
     backbone: Backbone, state: Mapping[str, Tensor], reshaped: Sequence[str], path: str | Path
 ) -> None:
@@ -97,9 +121,10 @@ def _check_classes(
     if weight in reshaped and set(reshaped) <= {weight, bias}:
         classes, *width = state[weight].shape
         if width == [backbone.feature_dim]:
-            raise UserError(
-                f"{path}: its {backbone.name} has {classes} classes, the data has {backbone.num_classes}: "
-                "give weights trained on the data's classes."
+            raise OtherClassesError(
+                f"{path}: its {backbone.name} has {classes} classes, not the expected "
+                f"{backbone.num_classes}: give weights trained on those classes.",
+                classes,
             )
 
 
