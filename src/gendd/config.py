@@ -387,12 +387,6 @@ class RunConfig:
             self.student.classes,
         )
         _check(
-            self.method in ("kl", "gendd") or self.data.labels,
-            "data.labels",
-            f"true for method {self.method!r}, which learns from labels",
-            self.data.labels,
-        )
-        _check(
             self.data.labels or self.gendd.refit != "labels",
             "gendd.refit",
             "none, teacher or mean where data.labels is false",

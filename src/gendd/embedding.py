@@ -178,7 +178,7 @@ class Refit:
         trained: Percent of held-out images on which the readout that was trained along is right, or says
             what the teacher says.
         refitted: Likewise of the one fitted anew.
-        kept: Which of the two the student has.
+        kept: Which of the two the student has, of equals the one that was trained.
     """
 
     target: str

@@ -204,7 +204,7 @@ def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False)
     main.settings = config.readout
     if main.readouts and config.readout.name not in main.readouts:
         main.settings = dataclasses.replace(config.readout, name="linear")
-    main.info = {
+    main.info |= {
         "class_names": data.class_names,
         "image_size": data.image_size,
         "framing": data.test.framing,
@@ -253,13 +253,17 @@ def _sees_labels(config: RunConfig, data: Data) -> bool:
 
 
 def _check_labels(name: MethodName, method: Method, config: RunConfig, data: Data) -> None:
-    """Raise :class:`UserError` where a method needs labels that are absent or may not be seen."""
+    """Raise :class:`UserError` where a method of a run needs labels that are absent or may not be seen."""
     if not method.needs_labels or _sees_labels(config, data):
         return
     if config.data.labels:
         raise UserError(
             f"Method {name!r} learns from labels, and {data.name!r} has none: use method gendd or kl, "
             "or give labelled images."
+        )
+    if name == config.method:
+        raise UserError(
+            f"data.labels: expected true for method {name!r}, which learns from labels, got False."
         )
     raise UserError(
         f"baselines: expected methods without labels (gendd, kl) where data.labels is false, "
@@ -280,7 +284,6 @@ def _check_networks(config: RunConfig, data: Data) -> Backbone | None:
             teacher = build_teacher(config.teacher, data.num_classes, data.channels)
         except UserError as error:
             raise UserError(f"Teacher: {error}") from error
-        _check_teacher(config, data)
     seen = _sees_labels(config, data)
     student = build_model(config.student, _student_classes(config, data, teacher), data.channels)
     for name in _methods(config):
@@ -298,6 +301,7 @@ def _check_networks(config: RunConfig, data: Data) -> Backbone | None:
             )
         assert teacher is not None
         Pretraining(student, teacher)
+    _check_teacher(config, data)
     return teacher
 
 
@@ -538,13 +542,22 @@ def _train(config: RunConfig, data: Data, teacher: Frozen | None, place: Path, r
         resume=resume,
         title=config.method,
     )
-    student, refit = method.student(), None
-    if config.method == "gendd" and teacher is not None and config.gendd.refit != "none":
-        device, workers = resolve_device(config.training.device), config.data.workers
-        target = config.gendd.refit
-        refit = refit_linear(
-            student.eval(), teacher, data, target, labels=seen, device=device, workers=workers
-        )
+    student = method.student()
+    if config.method != "gendd" or teacher is None or config.gendd.refit == "none":
+        return Trained(student, result)
+    refit = refit_linear(
+        student.eval(),
+        teacher,
+        data,
+        config.gendd.refit,
+        labels=seen,
+        device=resolve_device(config.training.device),
+        workers=config.data.workers,
+    )
+    _say(
+        f"linear readout: trained along {refit.trained:.2f} %, fitted anew to {refit.target} "
+        f"{refit.refitted:.2f} % of held-out images; kept the one {refit.kept}"
+    )
     return Trained(student, result, refit)
 
 

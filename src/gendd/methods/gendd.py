@@ -303,7 +303,8 @@ class GenDD(Method):
         """See :meth:`Method.student`."""
         # without labels the probe learns from the teacher's classes, if they are the student's
         linear = self.labels is not False or self._same_classes
-        return Student(self.backbone, self.generator, self._reader(), linear=linear)
+        info = {"reader": "means"} if self._reads_means else {}
+        return Student(self.backbone, self.generator, self._reader(), info=info, linear=linear)
 
     def _reader(self) -> nn.Linear | None:
         """What reads generated features: the class means or the teacher's classifier, if there are any."""
