@@ -621,8 +621,8 @@ def test_teachers_that_do_not_fit(
     words += ["--teacher.name=cifar/resnet8x0.25", f"--teacher.weights={weights}"]
     said = refused(capsys, "distill", "--out", str(out), *TINY, *words)
     assert said == (
-        "Contraction: expected a teacher with the data's 2 classes, got one with 10. Set gendd.centres means, "
-        "gendd.contraction 0, or data.labels false."
+        "Contraction: expected a teacher with the data's 2 classes, got one with 10. Set gendd.centres "
+        "means, gendd.contraction 0, or data.labels false."
     )
     assert not out.exists()
 

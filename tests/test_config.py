@@ -267,7 +267,8 @@ def test_a_range_is_checked_on_loading_too() -> None:
 
 def test_the_student_s_classes_follow() -> None:
     assert refused({"student": {"classes": 3}}) == (
-        "student.classes: expected null, as the student's classes follow from the data and the teacher, got 3."
+        "student.classes: expected null, as the student's classes follow from the data and the teacher, "
+        "got 3."
     )
     assert from_dict({"teacher": {"classes": 3}}, RunConfig).teacher.classes == 3
 

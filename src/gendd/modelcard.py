@@ -61,8 +61,8 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
     if embedding := own.get("embedding"):
         lines += [
             "",
-            "Its features without a readout, beside the teacher's: accuracy of the 20 nearest training images "
-            "and of a linear probe, and cosine with the teacher's feature (less its mean).",
+            "Its features without a readout, beside the teacher's: accuracy of the 20 nearest training "
+            "images and of a linear probe, and cosine with the teacher's feature (less its mean).",
         ]
         entries = {name: (_what(name, student), each) for name, each in embedding.items()}
         if teacher is not None and teacher.get("embedding"):
