@@ -64,6 +64,7 @@ _FIGURES = {
     "agreement": ("agree %", "Agreement, %", "agreement with the teacher"),
     "knn": ("kNN %", "20-NN, %", "accuracy of the 20 nearest neighbours"),
 }
+_COSTS = ("parameters", "multiply_adds", "latency_ms")
 _MAX_EXAMPLES = 24
 _MAX_ANNOTATED_CLASSES = 20
 _MAX_NAMED_CLASSES = 20
@@ -160,8 +161,7 @@ def rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _row(key: str, entry: dict[str, Any]) -> dict[str, Any]:
-    measured = ("top1", "top5", "agreement", "knn", "linear_probe", "cosine")
-    measured += ("parameters", "multiply_adds", "latency_ms")
+    measured = ("top1", "top5", "agreement", "knn", "linear_probe", "cosine", *_COSTS)
     return {
         "method": _LABELS.get(key, key),
         "key": key,
