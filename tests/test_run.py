@@ -718,7 +718,8 @@ def test_distill_from_python_names_what_is_wrong(given: dict[str, Any], message:
     [
         (
             ["--student.name=cifar/resnet9"],
-            "Unknown model 'cifar/resnet9': expected cifar/NAME or timm/NAME. Did you mean 'cifar/resnet",
+            "Unknown model 'cifar/resnet9': expected cifar/NAME, timm/NAME, torchvision/NAME, hf/ID or "
+            "FILE.py:FACTORY. Did you mean 'cifar/resnet",
         ),
         (["--teacher.name=cifar/resnet21"], "Teacher: Unknown model 'cifar/resnet21': expected "),
         (
@@ -737,7 +738,7 @@ def test_distill_from_python_names_what_is_wrong(given: dict[str, Any], message:
         ),
         (
             ["--teacher.classifier=false"],
-            "Contraction: expected a teacher with the data's 10 classes, got one without a classifier.",
+            "teacher.classifier: expected true for a teacher that is trained on the labels first, got False.",
         ),
         (
             ["--teacher.classifier=false", "--data.labels=false"],

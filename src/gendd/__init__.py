@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     )
     from gendd.errors import UserError
     from gendd.methods import KD, GenDD, Method, StepOutput, Supervised
-    from gendd.models import Backbone, build_model, create_backbone
+    from gendd.models import Backbone, build_model, create_backbone, wrap
     from gendd.run import Run, distill
     from gendd.student import Student, load
 
@@ -40,7 +40,7 @@ _HOMES = {
     ),
     "gendd.errors": ("UserError",),
     "gendd.methods": ("KD", "GenDD", "Method", "StepOutput", "Supervised"),
-    "gendd.models": ("Backbone", "build_model", "create_backbone"),
+    "gendd.models": ("Backbone", "build_model", "create_backbone", "wrap"),
     "gendd.run": ("Run", "distill"),
     "gendd.student": ("Student", "load"),
 }
@@ -67,6 +67,7 @@ __all__ = [
     "create_backbone",
     "distill",
     "load",
+    "wrap",
 ]
 
 

@@ -99,16 +99,27 @@ class ModelConfig:
     """A network and where its weights come from.
 
     Args:
-        name: ``cifar/resnet20`` and its family, or ``timm/NAME``.
+        name: ``cifar/resnet20`` and its family, ``timm/NAME``, ``torchvision/NAME``, ``hf/ID`` of
+            transformers (a local folder as ``hf/./FOLDER`` or ``hf//FOLDER``), or
+            ``path/to/file.py:factory``, a function that returns a network.
         weights: A .safetensors file, a state dict saved by torch, or a run's folder; null for random
             weights.
-        pretrained: Take timm's pretrained weights (timm names only).
+        pretrained: Take the library's pretrained weights; of a file's network: it comes trained.
         mean: Per-channel mean the network's input is normalised with, for images in [0, 1]; null:
-            the network's own (timm), else 0.5.
-        std: Likewise the standard deviation; null: the network's own, else 0.25.
-        classifier: Whether the network's classifier is used; false makes a teacher one of features alone.
+            the network's own (timm, torchvision, hf), 0 for a file's, else 0.5.
+        std: Likewise the standard deviation; null: the network's own, 1 for a file's, else 0.25.
+        feature: Dotted name of the module where the feature is: a Linear layer, whose input it is and
+            which is the classifier, or any other, whose pooled output it is (``NAME[0]``: its first
+            token); ``output``: the network's own; null: found, as the input of the classifier.
+        classifier: Use the network's classifier; false: a teacher of features alone, an embedding.
         classes: Classes of a teacher whose weights are of other classes than the data's; null: as many as
             its weights have. A student's follow from the data and the teacher.
+        input_size: Side in pixels that images are resized to for this network; null: as the data come,
+            or the size that the network takes alone.
+        channels: The network's channels, where 1 or 3 of the data are to become 3 or 1; null: the
+            data's, where the network can be built with them.
+        dtype: Weights and arithmetic of the frozen teacher: ``fp32`` or ``bf16``.
+        compile: Compile the frozen teacher.
     """
 
     name: str = "cifar/resnet8"
@@ -116,8 +127,13 @@ class ModelConfig:
     pretrained: bool = False
     mean: list[float] | None = None
     std: list[float] | None = None
+    feature: str | None = None
     classifier: bool = True
     classes: int | None = None
+    input_size: int | None = None
+    channels: int | None = None
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
 
     def __post_init__(self) -> None:
         _check(
@@ -129,6 +145,9 @@ class ModelConfig:
             "positive numbers",
             self.std,
         )
+        for name in ("input_size", "channels"):
+            value = getattr(self, name)
+            _check(value is None or value >= 1, name, "a positive integer or null", value)
 
 
 @dataclass
@@ -398,6 +417,10 @@ class RunConfig:
             "1 where gendd.condition_dropout is 0 (dropout trains the unconditional branch)",
             self.readout.guidance,
         )
+        frozen = "{} (only the frozen teacher has another)"
+        _check(self.student.dtype == "fp32", "student.dtype", frozen.format("fp32"), self.student.dtype)
+        _check(not self.student.compile, "student.compile", frozen.format("false"), self.student.compile)
+        _check(self.student.classifier, "student.classifier", frozen.format("true"), self.student.classifier)
 
 
 C = TypeVar("C")

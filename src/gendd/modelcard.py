@@ -20,6 +20,9 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
     """Write the card of ``student`` with the figures of its run's ``metrics.json``."""
     run, own = metrics["run"], metrics["student"]
     teacher = metrics["teacher"]
+    # a network that isn't known by name has to be given along with the folder
+    made_in_python = student.backbone.name.startswith("module/")
+    network = f", backbone={student.backbone.name.removeprefix('module/')}(…)" if made_in_python else ""
     size, channels = student.info.get("image_size"), student.backbone.in_channels
     task = "image-classification" if student.readouts else "image-feature-extraction"
     output = "logits = student(images)" if student.readouts else "features = student.embed(images)"
@@ -42,7 +45,7 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
         "```python",
         "import gendd",
         "",
-        'student = gendd.load("path/to/this/folder")',
+        f'student = gendd.load("path/to/this/folder"{network})',
         f"{output}  # float images in [0, 1], (B, {channels}, {size}, {size})",
         "```",
         "",

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import csv
 import dataclasses
 import hashlib
 import json
 import os
 import platform
+import re
 import shutil
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -17,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gendd import report
 from gendd.config import (
@@ -48,6 +51,8 @@ from gendd.models import (
     load_weights,
     teacher_class_names,
 )
+from gendd.models.module import digest
+from gendd.models.registry import describe_module
 from gendd.student import Student, load
 from gendd.training import (
     FitResult,
@@ -124,16 +129,16 @@ class Run:
         """Its HTML report."""
         return self.folder / "report.html"
 
-    def student(self, device: str | torch.device = "cpu") -> Student:
-        """Its student, in eval mode."""
-        return load(self.folder, device=device)
+    def student(self, device: str | torch.device = "cpu", backbone: nn.Module | None = None) -> Student:
+        """Its student, in eval mode; see :func:`gendd.load`."""
+        return load(self.folder, device=device, backbone=backbone)
 
 
 def distill(
     config: RunConfig | None = None,
     *,
-    teacher: str | ModelConfig | None = None,
-    student: str | ModelConfig | None = None,
+    teacher: str | ModelConfig | nn.Module | None = None,
+    student: str | ModelConfig | nn.Module | None = None,
     data: str | DataConfig | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
@@ -144,8 +149,10 @@ def distill(
 
     Args:
         config: The whole configuration; what else is given replaces parts of it.
-        teacher: Name or configuration of the teacher.
-        student: Name or configuration of the student.
+        teacher: Name or configuration of the teacher, or a trained network: a
+            :class:`gendd.Backbone` (see :func:`gendd.wrap`) or any module. It is frozen in place.
+        student: Name or configuration of the student, or a network, whose copy is trained from the
+            weights it has; ``gendd.load(run, backbone=module)`` gives the distilled one.
         data: Name or configuration of the images.
         out: Output folder.
         overwrite: Replace a run in that folder. Only what a run writes is deleted, and nothing at all
@@ -161,10 +168,14 @@ def distill(
     """
     values = to_dict(config or RunConfig())
     given = {"teacher": teacher, "student": student, "data": data, "out": out, **settings}
+    networks: dict[str, nn.Module] = {}
     for key, value in given.items():
         if value is None:
             continue
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        if key in ("teacher", "student") and isinstance(value, nn.Module):
+            networks[key] = value
+            values[key] = to_dict(describe_module(from_dict(values[key], ModelConfig), value))
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             values[key] = to_dict(value)
         elif isinstance(value, dict):
             values[key] = {**values.get(key, {}), **value}
@@ -172,11 +183,25 @@ def distill(
             values[key] = {**values[key], "name": str(value)}
         else:
             values[key] = str(value) if key == "out" else value
-    return execute(from_dict(values, RunConfig), overwrite=overwrite, resume=resume)
+    return execute(from_dict(values, RunConfig), overwrite=overwrite, resume=resume, networks=networks)
 
 
-def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False) -> Run:
-    """Carry a configuration out, from data to report; see :func:`distill`."""
+def execute(
+    config: RunConfig,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    networks: Mapping[str, nn.Module] | None = None,
+) -> Run:
+    """Carry a configuration out, from data to report; see :func:`distill`.
+
+    Args:
+        config: What is to be done.
+        overwrite: As there.
+        resume: As there.
+        networks: The ``teacher`` or ``student`` that was made in Python.
+    """
+    networks = networks or {}
     if config.out is None:
         config = dataclasses.replace(config, out=f"runs/{config.method}-{config.data.name}")
     assert config.out is not None
@@ -185,7 +210,7 @@ def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False)
     _check_folder(folder, config, overwrite, resume)
     data = load_data(config.data)
     _say(describe(data))
-    network = _check_networks(config, data)
+    network = _check_networks(config, data, networks)
     if config.data.labels and not data.labelled:
         _say(
             f"data.labels is true, but the training images of {data.name!r} have no labels (a folder of "
@@ -199,7 +224,8 @@ def execute(config: RunConfig, *, overwrite: bool = False, resume: bool = False)
     results: dict[str, Trained] = {}
     for name in _methods(config):
         part = dataclasses.replace(config, method=name)
-        results[name] = _train(part, data, teacher, _place(folder, config, name), resume)
+        place = _place(folder, config, name)
+        results[name] = _train(part, data, teacher, place, resume, networks.get("student"))
     main = results[config.method].student
     main.settings = config.readout
     if main.readouts and config.readout.name not in main.readouts:
@@ -271,7 +297,7 @@ def _check_labels(name: MethodName, method: Method, config: RunConfig, data: Dat
     )
 
 
-def _check_networks(config: RunConfig, data: Data) -> Backbone | None:
+def _check_networks(config: RunConfig, data: Data, networks: Mapping[str, nn.Module]) -> Backbone | None:
     """The teacher, untrained where it comes without weights; None where no method has one.
 
     Raises:
@@ -281,11 +307,13 @@ def _check_networks(config: RunConfig, data: Data) -> Backbone | None:
     teacher = None
     if set(_methods(config)) != {"supervised"}:
         try:
-            teacher = build_teacher(config.teacher, data.num_classes, data.channels)
+            given = networks.get("teacher")
+            teacher = build_teacher(config.teacher, data.num_classes, data.channels, given)
         except UserError as error:
             raise UserError(f"Teacher: {error}") from error
+        _check_teacher(config, data)
     seen = _sees_labels(config, data)
-    student = build_model(config.student, _student_classes(config, data, teacher), data.channels)
+    student = _student(config, data, teacher, networks.get("student"))
     for name in _methods(config):
         method = build_method(dataclasses.replace(config, method=name), student, teacher, seen)
         _check_labels(name, method, config, data)
@@ -301,8 +329,32 @@ def _check_networks(config: RunConfig, data: Data) -> Backbone | None:
             )
         assert teacher is not None
         Pretraining(student, teacher)
-    _check_teacher(config, data)
+    if _trains_teacher(config) and not data.labelled:
+        raise UserError(
+            "teacher.weights: expected a trained teacher for images without labels; give its file."
+        )
+    if teacher is not None:
+        _say(f"teacher {teacher.describe()}")
     return teacher
+
+
+def _student(
+    config: RunConfig, data: Data, teacher: Backbone | Frozen | None, given: nn.Module | None
+) -> Backbone:
+    """The student as training finds it; each method trains its own."""
+    classes = _student_classes(config, data, teacher)
+    backbone = build_model(config.student, classes, data.channels, given)
+    if not backbone.has_classifier:
+        raise UserError(
+            f"student.feature: expected a module before the classifier of {backbone.name}, got "
+            f"{config.student.feature!r}, which none follows; leave it out."
+        )
+    if backbone.num_classes != classes:
+        raise UserError(
+            f"Student: expected {backbone.name} with {classes} classes, those of the data or of the teacher "
+            f"that it learns from without labels, got one with {backbone.num_classes}; build it anew."
+        )
+    return backbone if given is None else copy.deepcopy(backbone)
 
 
 def _check_teacher(config: RunConfig, data: Data) -> None:
@@ -318,10 +370,6 @@ def _check_teacher(config: RunConfig, data: Data) -> None:
         raise UserError(
             f"teacher.classes: expected null for a teacher that is trained on the labels first, got "
             f"{config.teacher.classes}. Give --teacher.weights, or leave it out."
-        )
-    if not data.labelled:
-        raise UserError(
-            "teacher.weights: expected a trained teacher for images without labels; give its file."
         )
 
 
@@ -448,7 +496,12 @@ def _teacher(
     if _trains_teacher(config):
         folder = _trained_teacher(config, data, device)
         load_weights(network, folder)
-    return Frozen(network.to(device)), folder
+    return _freeze(network, config, device), folder
+
+
+def _freeze(network: Backbone, config: RunConfig, device: torch.device) -> Frozen:
+    dtype = torch.bfloat16 if config.teacher.dtype == "bf16" else None
+    return Frozen(network.to(device), dtype=dtype, compile=config.teacher.compile)
 
 
 def _trained_teacher(config: RunConfig, data: Data, device: torch.device) -> Path:
@@ -457,7 +510,7 @@ def _trained_teacher(config: RunConfig, data: Data, device: torch.device) -> Pat
     # resolved: the same teacher has the same settings wherever and however it is asked for
     training = RunConfig(
         method="supervised",
-        student=dataclasses.replace(config.teacher, classes=None),
+        student=dataclasses.replace(config.teacher, classes=None, dtype="fp32", compile=False),
         data=dataclasses.replace(
             seen,
             labels=True,
@@ -473,8 +526,13 @@ def _trained_teacher(config: RunConfig, data: Data, device: torch.device) -> Pat
     # without labels the images are split otherwise; streamed, none is decoded to know them
     own = data if seen.labels else load_data(dataclasses.replace(training.data, in_memory=False))
     made_of = [_binding(to_dict(training)), _contents(own), version("gendd")]
+    source = digest(config.teacher.name)
+    if source is not None:
+        made_of.append(source)
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
-    folder = cache_folder() / "teachers" / f"{config.teacher.name.replace('/', '-')}-{data.name}-{key}"
+    # of a path its end, which names the network
+    stem = re.sub(r"[^\w.+-]+", "-", config.teacher.name)[-100:].lstrip("-.")
+    folder = cache_folder() / "teachers" / f"{stem}-{data.name}-{key}"
     if (folder / "metrics.json").is_file():
         _say(f"teacher {config.teacher.name}: cached")
         return folder
@@ -503,10 +561,17 @@ class Trained:
     refit: Refit | None = None
 
 
-def _train(config: RunConfig, data: Data, teacher: Frozen | None, place: Path, resume: bool) -> Trained:
+def _train(
+    config: RunConfig,
+    data: Data,
+    teacher: Frozen | None,
+    place: Path,
+    resume: bool,
+    given: nn.Module | None = None,
+) -> Trained:
     seen = _sees_labels(config, data)
     torch.manual_seed(derive_seed(config.seed, "student"))
-    backbone = build_model(config.student, _student_classes(config, data, teacher), data.channels)
+    backbone = _student(config, data, teacher, given)
     if config.method == "gendd" and config.training.stage1_epochs > 0:
         assert teacher is not None
         # a training of its own: the milestones and warmup are those of stage 2
@@ -778,7 +843,8 @@ def evaluate_run(
     names = student.readouts if readout is None else (readout,)
     teacher = None
     if not names or any(student.num_classes(name) != data.num_classes for name in names):
-        teacher = Frozen(build_teacher(config.teacher, data.num_classes, data.channels).to(device))
+        network = build_teacher(config.teacher, data.num_classes, data.channels)
+        teacher = _freeze(network, config, device)
     if teacher is not None and not names:
         workers = config.data.workers
         return embedding_scores(

@@ -16,7 +16,8 @@ from gendd import readout as readouts
 from gendd.config import GenDDConfig, ReadoutConfig, ReadoutName, from_dict, to_dict
 from gendd.errors import UserError, did_you_mean
 from gendd.generator import FeatureGenerator
-from gendd.models import Backbone, create_backbone
+from gendd.models import Backbone, create_backbone, wrap
+from gendd.models.module import is_file
 
 FORMAT = 1
 
@@ -228,9 +229,14 @@ class Student(nn.Module):
         }
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> Student:
-        """Rebuild with random weights what :meth:`config` described."""
-        backbone = create_backbone(**config["backbone"])
+    def from_config(cls, config: dict[str, Any], backbone: nn.Module | None = None) -> Student:
+        """Rebuild with random weights what :meth:`config` described.
+
+        Args:
+            config: From :meth:`config`.
+            backbone: The network, where its architecture isn't known by name, or in its place.
+        """
+        backbone = _backbone(config["backbone"], backbone)
         generator = classifier = None
         if (described := config["generator"]) is not None:
             settings = from_dict(described["settings"], GenDDConfig)
@@ -252,16 +258,34 @@ class Student(nn.Module):
         return folder
 
 
-def load(path: str | Path, *, device: str | torch.device = "cpu", revision: str | None = None) -> Student:
+def _backbone(described: dict[str, Any], given: nn.Module | None) -> Backbone:
+    if given is None:
+        return create_backbone(**described)
+    keys = ("feature", "mean", "std", "in_channels", "input_size", "channels")
+    backbone = wrap(given, **{key: described[key] for key in keys if key in described})
+    backbone.name = described["name"]
+    return backbone
+
+
+def load(
+    path: str | Path,
+    *,
+    device: str | torch.device = "cpu",
+    revision: str | None = None,
+    backbone: nn.Module | None = None,
+) -> Student:
     """A saved student, in eval mode.
 
     Args:
         path: A run folder, its ``student`` folder, or the id of a Hugging Face repository.
         device: Where to put it.
         revision: Of the repository.
+        backbone: The student's network, which gets the saved weights: needed where it was made in Python
+            and its architecture isn't known by name.
 
     Raises:
-        UserError: there is no student at ``path``, or its files don't fit together.
+        UserError: there is no student at ``path``, its files don't fit together, or its network isn't
+            known by name and not given.
     """
     folder = _locate(str(path), revision)
     try:
@@ -271,12 +295,18 @@ def load(path: str | Path, *, device: str | torch.device = "cpu", revision: str 
                 f"Student {str(folder)!r}: expected format {FORMAT}, got {config.get('format')!r}. "
                 "It was written by another version of gendd; use that one."
             )
-        student = Student.from_config(config)
+        name = str(config["backbone"]["name"])
+        if backbone is None and is_file(name) and not Path(path).exists():
+            # a repository decides on no file to run here
+            raise UserError(
+                f"Student {str(path)!r}: expected a network known by name, got one of the file {name}; "
+                "build it and give it: gendd.load(path, backbone=module)."
+            )
+        student = Student.from_config(config, backbone)
         student.load_state_dict(load_file(folder / "model.safetensors"))
     except _UNFIT as error:
-        raise UserError(
-            f"Student {str(folder)!r}: expected a folder written by gendd; {_reason(error)}"
-        ) from error
+        expected = "a folder written by gendd" if backbone is None else "the network it was saved with"
+        raise UserError(f"Student {str(folder)!r}: expected {expected}; {_reason(error)}") from error
     return student.to(device).eval()
 
 

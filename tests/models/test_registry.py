@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
 
 from gendd.config import ModelConfig
 from gendd.errors import UserError
@@ -59,11 +60,100 @@ def test_building_a_timm_network_draws_no_more_than_its_weights() -> None:
     torch.testing.assert_close(torch.rand(3), expected, rtol=0, atol=0)
 
 
-def test_a_network_of_one_image_size_refuses_others() -> None:
-    backbone = create_backbone("timm/test_vit", 2)
-    assert backbone.image_size == (160, 160)
-    with pytest.raises(UserError, match=r"expected images of \(H, W\) = \(160, 160\), got \(32, 32\)"):
-        backbone(torch.rand(1, 3, 32, 32))
+def test_a_network_of_one_image_size_gets_it() -> None:
+    backbone = create_backbone("timm/test_vit", 2).eval()
+    assert backbone.image_size == (160, 160) and backbone.config()["input_size"] == 160
+    small = torch.rand(1, 3, 32, 32)
+    large = nn.functional.interpolate(small, (160, 160), mode="bilinear", antialias=True)
+    torch.testing.assert_close(backbone(small), backbone(large), rtol=0, atol=0)
+    assert create_backbone(**backbone.config()).image_size == (160, 160)
+
+
+def test_a_network_of_one_image_size_is_built_for_another() -> None:
+    backbone = create_backbone("timm/test_vit", 2, input_size=32)
+    assert backbone.image_size == (32, 32)
+    assert backbone.net.patch_embed.img_size == (32, 32)  # type: ignore[union-attr]
+    again = create_backbone(**backbone.config())
+    again.load_state_dict(backbone.state_dict())
+
+
+def test_a_network_of_any_size_takes_the_one_that_is_asked_for() -> None:
+    backbone = create_backbone("cifar/resnet8", 2, input_size=16).eval()
+    assert backbone.config()["input_size"] == 16
+    images = torch.rand(1, 3, 8, 8)
+    larger = nn.functional.interpolate(images, (16, 16), mode="bilinear", antialias=True)
+    plain = create_backbone("cifar/resnet8", 2).eval()
+    plain.load_state_dict(backbone.state_dict())
+    torch.testing.assert_close(backbone(images), plain(larger), rtol=0, atol=0)
+    assert plain.image_size is None and "input_size" not in plain.config()
+
+
+@pytest.mark.parametrize("name", ["cifar/resnet8", "timm/test_resnet"])
+def test_a_network_without_its_classifier(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    whole = create_backbone(name, 7).eval()
+    save_weights(whole, tmp_path / "w.safetensors")
+    config = ModelConfig(name, str(tmp_path / "w.safetensors"), classifier=False)
+    embedding = build_model(config, 4, 3).eval()
+    assert not embedding.has_classifier
+    assert (embedding.num_classes, embedding.feature_dim) == (0, whole.feature_dim)
+    images = torch.rand(2, 3, 32, 32)
+    torch.testing.assert_close(embedding(images)[0], whole(images)[0], rtol=0, atol=0)
+    again = create_backbone(**embedding.config())
+    assert not again.has_classifier and again.state_dict().keys() == embedding.state_dict().keys()
+    assert "no classifier" in embedding.describe()
+
+
+def test_two_heads_are_an_embedding_or_read_at_one_of_them() -> None:
+    name = "timm/deit_tiny_distilled_patch16_224"
+    embedding = create_backbone(name, 5, classifier=False, input_size=32)
+    assert embedding.feature_dim == 192 and not embedding.has_classifier
+    backbone = create_backbone(name, 5, feature="head", input_size=32)
+    assert backbone.describe() == f"{name}: feature = input of head (Linear), D 192, K 5"
+    again = create_backbone(**backbone.config())
+    assert again.config() == backbone.config()
+
+
+def test_grey_images_reach_a_network_of_three_channels(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    colour = create_backbone("cifar/resnet8", 4, mean=[0.1, 0.2, 0.3], std=[0.5, 0.6, 0.7]).eval()
+    save_weights(colour, tmp_path / "w.safetensors")
+    config = ModelConfig(
+        "cifar/resnet8",
+        str(tmp_path / "w.safetensors"),
+        mean=[0.1, 0.2, 0.3],
+        std=[0.5, 0.6, 0.7],
+        channels=3,
+    )
+    grey = build_model(config, 4, 1).eval()
+    assert (grey.in_channels, grey.channels) == (1, 3)
+    images = torch.rand(2, 1, 8, 8)
+    torch.testing.assert_close(grey(images), colour(images.expand(-1, 3, -1, -1)), rtol=0, atol=0)
+    again = create_backbone(**grey.config())
+    assert (again.in_channels, again.channels) == (1, 3)
+    # a run that had it so says so
+    Student(grey).save(tmp_path / "student")
+    found = build_model(ModelConfig("cifar/resnet8", str(tmp_path)), 4, 1)
+    assert (found.channels, found.input_mean) == (3, [0.1, 0.2, 0.3])
+
+
+def test_colour_images_reach_a_network_of_one_channel_as_their_luma() -> None:
+    torch.manual_seed(0)
+    colour = create_backbone("cifar/resnet8", 4, 3, channels=1).eval()
+    grey = create_backbone("cifar/resnet8", 4, 1).eval()
+    grey.load_state_dict(colour.state_dict())
+    red, green, blue = images = torch.rand(3, 1, 8, 8)
+    luma = 0.299 * red + 0.587 * green + 0.114 * blue
+    torch.testing.assert_close(colour(images.reshape(1, 3, 8, 8)), grey(luma[None]))
+
+
+def test_other_channels_are_not_made_of_one_another() -> None:
+    with pytest.raises(UserError) as caught:
+        create_backbone("cifar/resnet8", 4, 4, channels=3)
+    assert str(caught.value) == (
+        "channels: expected 4, as the images have, for cifar/resnet8, got 3; "
+        "only 1 and 3 are turned into one another."
+    )
 
 
 @pytest.mark.parametrize("name", ["deit_tiny_distilled_patch16_224", "resnetv2_18", "shvit_s1"])
@@ -85,7 +175,10 @@ def test_timm_networks_without_a_linear_classifier_on_the_feature_are_refused(na
 def test_an_unknown_name_names_the_nearest(name: str, hint: str) -> None:
     with pytest.raises(UserError) as caught:
         create_backbone(name, 10)
-    assert str(caught.value) == f"Unknown model {name!r}: expected cifar/NAME or timm/NAME. {hint}"
+    assert str(caught.value) == (
+        f"Unknown model {name!r}: expected cifar/NAME, timm/NAME, torchvision/NAME, hf/ID or FILE.py:FACTORY."
+        f" {hint}"
+    )
 
 
 def test_pretrained_weights_that_do_not_exist_are_refused() -> None:
@@ -124,6 +217,8 @@ def test_list_takes_a_glob_or_a_substring() -> None:
     assert list_models("cifar/resnet5") == ["cifar/resnet56"]
     assert {"cifar/resnet110", "timm/resnet50"} <= set(list_models("*resnet*0"))
     assert list_models("no such network") == []
+    assert {"torchvision/resnet50", "torchvision/vit_b_16"} <= set(list_models("torchvision/"))
+    assert "torchvision/quantized_resnet18" not in everything
 
 
 def test_timm_is_imported_only_when_asked_for() -> None:

@@ -73,9 +73,7 @@ def test_a_pretrained_teacher_keeps_its_classes(pretrained: list[Any]) -> None:
     del pretrained[1:]
     assert build_teacher(config, 1000, 3).num_classes == 1000
     assert pretrained[1:] == [(True, 1000)]
-    with pytest.raises(
-        UserError, match=r"classes: expected 1000 or null for the pretrained timm/test_resnet"
-    ):
+    with pytest.raises(UserError, match=r"classes: expected 1000 or null for the trained timm/test_resnet"):
         build_teacher(ModelConfig("timm/test_resnet", pretrained=True, classes=5), 10, 3)
 
 

@@ -60,7 +60,7 @@ class GenDD(Method):
             if not isinstance(network, (Backbone, Frozen)):
                 raise UserError(
                     f"GenDD: expected a gendd.Backbone as {role}, got {type(network).__name__}. "
-                    "Build it with gendd.create_backbone(name, num_classes), or wrap yours in gendd.Backbone."
+                    "Build it with gendd.create_backbone(name, num_classes), or by gendd.wrap(module)."
                 )
         super().__init__(backbone, teacher)
         known = {entry.name for entry in dataclasses.fields(GenDDConfig)}

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from gendd.models.backbone import Backbone, FeatureNetwork, Frozen
+from gendd.models.backbone import Backbone, Frozen
 from gendd.models.costs import count_parameters, latency, multiply_adds
+from gendd.models.feature import FeatureNetwork
+from gendd.models.module import wrap
 from gendd.models.registry import build_model, create_backbone, list_models
 from gendd.models.teacher import build_teacher, teacher_class_names
 from gendd.models.weights import load_weights, save_weights
@@ -22,4 +24,5 @@ __all__ = [
     "multiply_adds",
     "save_weights",
     "teacher_class_names",
+    "wrap",
 ]

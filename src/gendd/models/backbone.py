@@ -5,51 +5,51 @@ Shapes: B images, C channels, D feature width, K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Protocol, cast
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gendd.errors import UserError
+from gendd.models.feature import FeatureNetwork, Reading, View, sample_images, still
 
 _MEASURED_SIDE = 32
-
-
-class FeatureNetwork(Protocol):
-    """What :class:`Backbone` needs of a network; every timm model has these methods."""
-
-    def forward_features(self, x: Tensor, /) -> Tensor:
-        """Normalised images (B, C, H, W) -> whatever ``forward_head`` takes."""
-
-    def forward_head(self, x: Tensor, /, pre_logits: bool = False) -> Tensor:
-        """-> logits (B, K), or the feature (B, D) that enters the classifier if ``pre_logits``."""
-
-    def get_classifier(self) -> nn.Module:
-        """The layer from feature to logits."""
+# ITU-R BT.601, as image libraries turn RGB to grey
+_LUMA = (0.299, 0.587, 0.114)
 
 
 class Backbone(nn.Module):
     """Images (B, C, H, W) in [0, 1] -> (feature (B, D), logits (B, K)).
 
     The feature is the input of the classifier. A network without one, an embedding network, gives its
-    feature and empty logits: K = 0. The input's normalisation is part of the module, so every backbone
-    takes the same images; it is not part of the state dict.
+    feature and empty logits: K = 0. What turns images into the network's input (its channels, its size,
+    its normalisation, in this order) is part of the module, so every backbone takes the same images; it
+    is not part of the state dict.
 
     Args:
-        net: The network, an ``nn.Module`` with the methods of :class:`FeatureNetwork`; its plain
-            ``state_dict()`` is what is saved.
+        net: The network, an ``nn.Module`` with the methods of :class:`FeatureNetwork`, or any with a
+            ``reading``; its plain ``state_dict()`` is what is saved.
         name: The name :func:`gendd.models.create_backbone` builds it by.
         in_channels: C.
-        mean: C numbers subtracted from the images.
-        std: C positive numbers they are divided by.
-        image_size: (H, W) where the network takes images of that size only.
+        mean: Numbers subtracted from the images, one for each of the network's channels.
+        std: Positive numbers they are divided by, likewise.
+        image_size: (H, W) that images are resized to (bilinear, antialiased); None: left as they are.
         classifier: Whether the network's classifier is used; False makes it an embedding network.
         feature_dim: D of an embedding network; None: measured on one image.
+        channels: The network's channels; None: C. One channel is repeated for a network of three, three
+            are averaged to the luma of ITU-R BT.601 for a network of one.
+        reading: How the feature is read; None: by the methods of :class:`FeatureNetwork`.
+        stripped: Names of classifiers that the network was built without; what a weights file has of
+            them is left out.
+        pretrained_classes: Classes of the classifier that the network's pretrained weights have.
+        arguments: Further arguments of :func:`gendd.models.create_backbone` that build it; JSON-ready.
 
     Raises:
-        UserError: the classifier is not a single ``nn.Linear``, or ``mean`` or ``std`` don't hold C
-            numbers.
+        UserError: the classifier is not a single ``nn.Linear``, ``mean`` or ``std`` don't hold a number
+            for each of the network's channels, or images of C channels can't become such.
     """
 
     mean: Tensor
@@ -66,13 +66,24 @@ class Backbone(nn.Module):
         image_size: tuple[int, int] | None = None,
         classifier: bool = True,
         feature_dim: int | None = None,
+        channels: int | None = None,
+        reading: Reading | None = None,
+        stripped: Sequence[str] = (),
+        pretrained_classes: int | None = None,
+        arguments: Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        channels = in_channels if channels is None else channels
+        if channels != in_channels and {channels, in_channels} != {1, 3}:
+            raise UserError(
+                f"channels: expected {in_channels}, as the images have, for {name}, got {channels}; "
+                "only 1 and 3 are turned into one another."
+            )
         for key, values in (("mean", mean), ("std", std)):
-            if len(values) != in_channels:
+            if len(values) != channels:
                 raise UserError(
-                    f"{key}: expected {in_channels} numbers, one a channel, got {list(values)}; "
-                    "give as many as the images have channels."
+                    f"{key}: expected {channels} numbers, one a channel, got {list(values)}; "
+                    f"give as many as {name} has channels."
                 )
         if min(std) <= 0:
             raise UserError(
@@ -81,36 +92,46 @@ class Backbone(nn.Module):
         self.net = net
         self.name = name
         self.in_channels = in_channels
+        self.channels = channels
         self.image_size = image_size
+        self.reading = reading
+        self.stripped = tuple(stripped)
+        self.pretrained_classes = pretrained_classes
+        self.arguments = dict(arguments or {})
         self.input_mean = [float(value) for value in mean]
         self.input_std = [float(value) for value in std]
         self.classifier_name = self._find_classifier() if classifier else None
-        shape = (1, in_channels, 1, 1)
+        self._dtype: torch.dtype | None = None
+        shape = (1, channels, 1, 1)
         self.register_buffer("mean", torch.tensor(self.input_mean).reshape(shape), persistent=False)
         self.register_buffer("std", torch.tensor(self.input_std).reshape(shape), persistent=False)
         if self.classifier_name is not None:
             feature_dim = self.classifier.in_features
+        elif reading is not None:
+            feature_dim = reading.width
         self._feature_dim = self._measure() if feature_dim is None else feature_dim
 
-    def _find_classifier(self) -> str:
+    def _find_classifier(self) -> str | None:
+        if self.reading is not None:
+            return self.reading.classifier
+        if not hasattr(self.net, "get_classifier"):
+            raise UserError(
+                f"{self.name}: expected a network with timm's forward_features, forward_head and "
+                "get_classifier, got one without; use gendd.wrap, which finds the feature of any."
+            )
         classifier = cast(FeatureNetwork, self.net).get_classifier()
         if not isinstance(classifier, nn.Linear):
             raise UserError(
                 f"{self.name}: expected a network whose classifier is a single Linear layer, got "
                 f"{type(classifier).__name__}; choose another network."
             )
-        return next(key for key, module in self.net.named_modules() if module is classifier)
+        found: str = next(key for key, module in self.net.named_modules() if module is classifier)
+        return found
 
-    @torch.no_grad()
     def _measure(self) -> int:
-        modes = [(part, part.training) for part in self.modules()]
-        self.eval()
-        height, width = self.image_size or (_MEASURED_SIDE, _MEASURED_SIDE)
-        try:
-            return self.features(torch.zeros(1, self.in_channels, height, width)).shape[-1]
-        finally:
-            for part, training in modes:
-                part.training = training
+        size = self.image_size or (_MEASURED_SIDE, _MEASURED_SIDE)
+        with still(self.net):
+            return self.read(sample_images(self.net, self.channels, size)).shape[-1]
 
     @property
     def has_classifier(self) -> bool:
@@ -135,7 +156,10 @@ class Backbone(nn.Module):
     def classifier(self, layer: nn.Linear) -> None:
         replaced = self.classifier_name
         if replaced is None:
-            raise UserError(f"{self.name}: got a classifier for an embedding network, which has none; build it with one.")
+            raise UserError(
+                f"{self.name}: expected no classifier for an embedding network, got one; "
+                "build the network with its own."
+            )
         if layer.in_features != self.feature_dim:
             raise UserError(
                 f"{self.name}: expected a classifier of {self.feature_dim} inputs, got {layer.in_features}; "
@@ -165,7 +189,15 @@ class Backbone(nn.Module):
         """Images (B, C, H, W), floating point in [0, 1] -> feature (B, D), without the classifier.
 
         Raises:
-            UserError: images of another type, number of channels or (fixed-size networks) size.
+            UserError: images of another type or number of channels.
+        """
+        return self.read(self.prepare(images))
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> the network's input, of its channels, size and normalisation.
+
+        Raises:
+            UserError: as :meth:`features`.
         """
         if images.dim() != 4 or images.shape[1] != self.in_channels or not images.is_floating_point():
             raise UserError(
@@ -173,41 +205,113 @@ class Backbone(nn.Module):
                 f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}; scale them to "
                 "[0, 1] or build the network with their number of channels."
             )
+        if self.channels < self.in_channels:
+            images = (images * images.new_tensor(_LUMA).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
         if self.image_size is not None and images.shape[-2:] != self.image_size:
-            expected, came = self.image_size, tuple(images.shape[-2:])
-            raise UserError(
-                f"{self.name}: expected images of (H, W) = {expected}, got {came}; "
-                "set data.image_size to what the network takes or choose a network of any size."
+            images = F.interpolate(
+                images, self.image_size, mode="bilinear", align_corners=False, antialias=True
             )
+        # one channel meets three numbers here, and is repeated
+        x = (images - self.mean) / self.std
+        return x if self._dtype is None else x.to(self._dtype)
+
+    def read(self, x: Tensor) -> Tensor:
+        """The network's input, as :meth:`prepare` gives it -> feature (B, D)."""
+        return self._as_feature(self._reader()(x))
+
+    def _reader(self) -> Callable[[Tensor], Tensor]:
+        if self.reading is not None:
+            return View(self.net, self.reading).__call__
         net = cast(FeatureNetwork, self.net)
-        return net.forward_head(net.forward_features((images - self.mean) / self.std), pre_logits=True)
+        return lambda x: net.forward_head(net.forward_features(x), pre_logits=True)
+
+    def _as_feature(self, feature: Tensor) -> Tensor:
+        return feature if self._dtype is None else feature.float()
+
+    def compute_in(self, dtype: torch.dtype) -> Backbone:
+        """Weights and arithmetic in another floating-point type, in place, for a network not trained further.
+
+        The classifier stays as it is and the feature is float32: logits and class centres lose nothing
+        more.
+        """
+        kept = self.classifier if self.has_classifier else None
+        tensors = [] if kept is None else [(value, value.data) for value in kept.parameters()]
+        self.net.to(dtype)
+        for value, data in tensors:
+            value.data = data
+        self._dtype = dtype
+        return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) in [0, 1] -> (feature (B, D), logits (B, K)); raises as :meth:`features`."""
-        feature = self.features(images)
+        return self.with_logits(self.features(images))
+
+    def with_logits(self, feature: Tensor) -> tuple[Tensor, Tensor]:
+        """Feature (B, D) -> itself and its logits (B, K)."""
         return feature, self.classifier(feature) if self.has_classifier else feature[:, :0]
 
     def config(self) -> dict[str, Any]:
         """Arguments of :func:`gendd.models.create_backbone` that build the same network; JSON-ready."""
-        return {
+        described: dict[str, Any] = {
             "name": self.name,
             "num_classes": self.num_classes,
             "in_channels": self.in_channels,
             "mean": list(self.input_mean),
             "std": list(self.input_std),
         }
+        if self.channels != self.in_channels:
+            described["channels"] = self.channels
+        if self.image_size is not None and self.image_size[0] == self.image_size[1]:
+            described["input_size"] = self.image_size[0]
+        if self.reading is not None and self.reading.spelled is not None:
+            described["feature"] = self.reading.spelled
+        if not self.has_classifier:
+            described["classifier"] = False
+        return described | self.arguments
+
+    def describe(self) -> str:
+        """The network's name, where its feature is, and its sizes, on one line."""
+        classes = f"K {self.num_classes}" if self.has_classifier else "no classifier"
+        return f"{self.name}: feature = {self._place()}, D {self.feature_dim}, {classes}"
+
+    def _place(self) -> str:
+        if self.reading is None:
+            if self.classifier_name is None:
+                return "pooled output"
+            path, side = self.classifier_name, "input"
+        else:
+            path, side = self.reading.module, "input" if self.reading.of_input else "output"
+        if not path:
+            return "output of the network"
+        token = None if self.reading is None else self.reading.token
+        chosen = "" if token is None else f", token {token}"
+        return f"{side} of {path} ({type(self.net.get_submodule(path)).__name__}){chosen}"
 
 
 class Frozen(nn.Module):
     """A backbone that never changes: eval mode whatever ``train()`` is called, and no gradient.
 
     The backbone is frozen in place. Outputs are constants that may enter a graph.
+
+    Args:
+        backbone: What is frozen.
+        dtype: Type of its weights and arithmetic, see :meth:`Backbone.compute_in`; None: as they are.
+        compile: Compile the network at its first use; it runs uncompiled, with a warning, where that
+            fails.
     """
 
-    def __init__(self, backbone: Backbone) -> None:
+    def __init__(
+        self, backbone: Backbone, *, dtype: torch.dtype | None = None, compile: bool = False
+    ) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
+        if dtype is not None and dtype != torch.float32:
+            backbone.compute_in(dtype)
         self.eval()
+        # the view of a network that stays in eval mode stays good
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+        if compile:
+            self._compiled = torch.compile(backbone._reader())
 
     def train(self, mode: bool = True) -> Frozen:
         """Keeps eval mode, so that no BatchNorm statistic moves."""
@@ -243,5 +347,20 @@ class Frozen(nn.Module):
         """Images (B, C, H, W) in [0, 1] -> constants (feature (B, D), logits (B, K))."""
         # Not inference_mode: its tensors can't be saved for a backward pass.
         with torch.no_grad():
-            feature, logits = self.backbone(images)
+            if self._compiled is None:
+                feature, logits = self.backbone(images)
+            else:
+                feature, logits = self.backbone.with_logits(self._read(self.backbone.prepare(images)))
         return feature, logits
+
+    def _read(self, x: Tensor) -> Tensor:
+        if self._compiled is not None:
+            try:
+                return self.backbone._as_feature(self._compiled(x))
+            except Exception as error:  # of the compiler, of which there may be none
+                feature = self.backbone.read(x)  # the network's own are raised here
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                warnings.warn(f"{self.backbone.name}: not compiled ({reason})", stacklevel=2)
+                self._compiled = None
+                return feature
+        return self.backbone.read(x)

@@ -1,41 +1,47 @@
-"""Networks by name: ``cifar/NAME`` (see :mod:`gendd.models.cifar`) and ``timm/NAME``.
+"""Networks by name.
 
-timm is imported at the first use of one of its names: it takes seconds.
+``cifar/NAME`` (see :mod:`gendd.models.cifar`), ``timm/NAME``, ``torchvision/NAME``, ``hf/ID`` of
+transformers, and ``path/to/file.py:factory`` of the user's own. Libraries are imported at the first use of
+one of their names: it takes seconds.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import nn
 
 from gendd.config import ModelConfig
 from gendd.errors import UserError, did_you_mean
-from gendd.models import cifar
-from gendd.models.backbone import Backbone, FeatureNetwork
+from gendd.models import cifar, huggingface, module, timm_networks, torchvision_networks
+from gendd.models.backbone import Backbone, Frozen
+from gendd.models.feature import FeatureNetwork
+from gendd.models.network import DEFAULT_MEAN, DEFAULT_STD, Network, Wanted, assemble, square
 from gendd.models.weights import load_weights, saved_backbone
 
-DEFAULT_MEAN = 0.5
-DEFAULT_STD = 0.25
+_SPELLINGS = "cifar/NAME, timm/NAME, torchvision/NAME, hf/ID or FILE.py:FACTORY"
 
 
 def list_models(pattern: str | None = None) -> list[str]:
     """The names :func:`create_backbone` knows, CIFAR networks first.
 
-    Any ``cifar/resnetDxM`` of depth D = 6n + 2 and width multiplier M works besides those listed.
+    Any ``cifar/resnetDxM`` of depth D = 6n + 2 and width multiplier M works besides those listed, and so
+    do the names that are places: ``hf/ID`` and ``path/to/file.py:factory``.
 
     Args:
         pattern: A glob (``timm/resnet*``) if it holds ``*``, ``?`` or ``[``, else a substring; None
             lists all.
     """
     names = [f"cifar/{name}" for name in cifar.NAMES]
-    if pattern is None or not pattern.startswith("cifar/"):
-        import timm
-
-        names += [f"timm/{name}" for name in timm.list_models()]
+    for family, known in (("timm", timm_networks.names), ("torchvision", torchvision_networks.names)):
+        # of a pattern that begins with another family's name none can match
+        asked = "" if pattern is None else pattern.partition("/")[0]
+        if asked == family or asked not in ("cifar", "timm", "torchvision"):
+            names += known()
     if pattern is None:
         return names
     if any(sign in pattern for sign in "*?["):
@@ -50,65 +56,113 @@ def create_backbone(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     pretrained: bool = False,
+    *,
+    feature: str | None = None,
+    classifier: bool = True,
+    input_size: int | None = None,
+    channels: int | None = None,
+    config: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Build a network by name.
 
     Args:
-        name: ``cifar/NAME`` or ``timm/NAME`` (timm's ``NAME.TAG`` too).
+        name: ``cifar/NAME``; ``timm/NAME`` or ``timm/NAME.TAG``; ``torchvision/NAME`` or
+            ``torchvision/NAME.WEIGHTS``; ``hf/ID`` of an image classifier of transformers, where the id
+            may be a local folder (``hf//home/me/folder``, ``hf/./folder``); ``path/to/file.py:factory``
+            for what a function of the user's returns, which takes ``num_classes``, ``in_channels`` and
+            ``pretrained`` or fewer of them.
         num_classes: K. A pretrained network with another number of classes gets a random classifier.
-        in_channels: C.
-        mean: C numbers for images in [0, 1]; None: timm's own (averaged over its channels if C
-            differs), else 0.5.
-        std: Likewise the standard deviation, else 0.25.
-        pretrained: Load timm's pretrained weights, downloading them if they aren't cached.
+            Of no meaning without a classifier.
+        in_channels: C of the images.
+        mean: Numbers for images in [0, 1], one for each of the network's channels; None: the library's
+            own (averaged over its channels if theirs are of another number), 0 for a file's network,
+            else 0.5.
+        std: Likewise the standard deviation, 1 for a file's network, else 0.25.
+        pretrained: Load the library's pretrained weights, downloading them if they aren't cached; of a
+            file's network: that it comes trained.
+        feature: Where the feature is, see :func:`gendd.wrap`; None: found.
+        classifier: Use the network's classifier; False makes it an embedding network.
+        input_size: Side in pixels that images are resized to; None: as they come, or the size that the
+            network takes alone.
+        channels: The network's channels, see :class:`Backbone`; None: those of the images where it can be
+            built with them, else its own.
+        config: Of ``hf/`` names the transformers configuration to build from, in place of the one there.
 
     Raises:
-        UserError: an unknown name, a size below 1, ``mean`` or ``std`` not of C numbers, a network
-            whose classifier isn't a Linear layer on its feature, or no pretrained weights to be had.
+        UserError: an unknown name, a size below 1, ``mean`` or ``std`` of another number, a network
+            whose feature isn't found, or no pretrained weights to be had.
     """
     for key, value in (("num_classes", num_classes), ("in_channels", in_channels)):
-        if value < 1:
+        if value < 1 and (classifier or key == "in_channels"):
             raise UserError(f"{key}: expected a positive integer, got {value}; give the data's.")
+    wanted = Wanted(num_classes, in_channels, pretrained, feature, classifier, input_size, channels, config)
+    return _create(name, wanted).backbone(name, in_channels, mean, std)
+
+
+def _create(name: str, wanted: Wanted) -> Network:
+    if module.is_file(name):
+        return module.create(name, wanted)
     family, _, rest = name.partition("/")
-    own_mean, own_std = [DEFAULT_MEAN] * in_channels, [DEFAULT_STD] * in_channels
-    image_size = None
-    net: nn.Module
+    if family == "cifar":
+        return _create_cifar(name, wanted)
     if family == "timm":
-        net = _create_timm(rest, num_classes, in_channels, pretrained)
-        own_mean, own_std, image_size = _timm_input(net, in_channels)
-    elif family == "cifar":
-        if pretrained:
-            raise UserError(
-                f"pretrained: expected false for {name}, which has no published weights here, got true; "
-                "give a weights file or a timm/ name."
-            )
-        try:
-            net = cifar.create(rest, num_classes, in_channels)
-        except KeyError:
-            raise _unknown(name, list_models("cifar/")) from None
-    else:
-        raise _unknown(name, list_models())
-    return Backbone(
-        net,
-        name=name,
-        in_channels=in_channels,
-        mean=own_mean if mean is None else mean,
-        std=own_std if std is None else std,
-        image_size=image_size,
-    )
+        return timm_networks.create(rest, wanted, _unknown)
+    if family == "torchvision":
+        return torchvision_networks.create(rest, wanted, _unknown)
+    if family == "hf" and rest:
+        return huggingface.create(rest, wanted)
+    if family == module.FAMILY:
+        raise UserError(
+            f"{name}: expected an architecture known by name, got one that was made in Python; pass the "
+            "module itself: gendd.load(path, backbone=module), or gendd.distill(teacher=module)."
+        )
+    raise _unknown(name, list_models())
 
 
-def build_model(config: ModelConfig, num_classes: int, in_channels: int) -> Backbone:
+def _create_cifar(name: str, wanted: Wanted) -> Network:
+    if wanted.pretrained:
+        raise UserError(
+            f"pretrained: expected false for {name}, which has no published weights here, got true; "
+            "give a weights file or a timm/ name."
+        )
+    channels = wanted.channels or wanted.in_channels
+    try:
+        net: nn.Module = cifar.create(
+            name.removeprefix("cifar/"), wanted.num_classes if wanted.classifier else 1, channels
+        )
+    except KeyError:
+        raise _unknown(name, list_models("cifar/")) from None
+    if wanted.feature is not None:
+        return assemble(net, name, wanted, channels=(channels,))
+    made = Network(net, channels, (DEFAULT_MEAN,), (DEFAULT_STD,), square(wanted.input_size))
+    if not wanted.classifier:
+        layer = cast(FeatureNetwork, net).get_classifier()
+        made.stripped = tuple(key for key, each in net.named_modules() if each is layer)
+        net.set_submodule(made.stripped[0], nn.Identity())
+        made.classifier = False
+    return made
+
+
+def build_model(
+    config: ModelConfig, num_classes: int, in_channels: int, given: nn.Module | None = None
+) -> Backbone:
     """Build the network of a config section and load its weights file, if it names one.
 
-    A weights file takes the place of ``pretrained``. With the weights of a run, the input is normalised as
-    it was there, where the section gives no ``mean`` or ``std``.
+    A weights file takes the place of ``pretrained``. With the weights of a run, the images become the
+    network's input as they did there, where the section does not say otherwise.
+
+    Args:
+        config: The section.
+        num_classes: K.
+        in_channels: C.
+        given: A network made in Python, which takes the place of the name and its weights.
 
     Raises:
         UserError: as :func:`create_backbone` and :func:`gendd.models.load_weights`, or the weights are
             of a run with another network.
     """
-    mean, std = config.mean, config.std
+    if given is not None:
+        return _given(config, in_channels, given)
     described = None if config.weights is None else saved_backbone(config.weights)
     if described is not None:
         if _architecture(described["name"]) != _architecture(config.name):
@@ -116,110 +170,92 @@ def build_model(config: ModelConfig, num_classes: int, in_channels: int) -> Back
                 f"{config.weights}: expected the weights of {config.name}, got those of {described['name']}; "
                 "give a run of this network or the name of the run's."
             )
-        # of another number of channels the weights don't fit either, which their loading tells
-        if described["in_channels"] == in_channels:
-            mean, std = mean or described["mean"], std or described["std"]
+        config = _as_described(config, described, in_channels)
     backbone = create_backbone(
         config.name,
         num_classes,
         in_channels,
-        mean,
-        std,
+        config.mean,
+        config.std,
         pretrained=config.pretrained and config.weights is None,
+        feature=config.feature,
+        classifier=config.classifier,
+        input_size=config.input_size,
+        channels=config.channels,
+        config=None if described is None else described.get("config"),
     )
     if config.weights is not None:
         load_weights(backbone, config.weights)
     return backbone
 
 
-def pretrained_classes(backbone: Backbone) -> int:
-    """The number of classes of the classifier that timm's weights of a ``timm/`` network have."""
-    return int(_settings(backbone.net)["num_classes"])
+def _as_described(config: ModelConfig, described: dict[str, Any], in_channels: int) -> ModelConfig:
+    """The section, filled with what a run says of its network."""
+    # of another number of channels the weights don't fit either, which their loading tells
+    keys = ["feature", "input_size"]
+    if described["in_channels"] == in_channels:
+        keys += ["mean", "std", "channels"]
+    filled: dict[str, Any] = {key: described.get(key) for key in keys if getattr(config, key) is None}
+    return dataclasses.replace(config, **filled)
 
 
-def _architecture(name: str) -> str:
-    # timm's tag names weights, not another network
-    return name.partition(".")[0] if name.startswith("timm/") else name
+def _given(config: ModelConfig, in_channels: int, given: nn.Module) -> Backbone:
+    backbone = module.wrap(
+        given,
+        feature=config.feature,
+        classifier=config.classifier,
+        mean=config.mean,
+        std=config.std,
+        in_channels=in_channels,
+        input_size=config.input_size,
+        channels=config.channels,
+    )
+    if backbone.in_channels != in_channels:
+        raise UserError(
+            f"{backbone.name}: expected a network of images of {in_channels} channels, as the data has, got "
+            f"one of {backbone.in_channels}; wrap it with in_channels={in_channels}."
+        )
+    return backbone
 
 
-def _unknown(name: str, choices: Sequence[str]) -> UserError:
-    return UserError(
-        f"Unknown model {name!r}: expected cifar/NAME or timm/NAME.{did_you_mean(name, choices)}"
+def describe_module(config: ModelConfig, given: nn.Module) -> ModelConfig:
+    """The config section of a network made in Python; what it needs to be wrapped again is in it.
+
+    Args:
+        config: Settings of the section that hold for it.
+        given: A module, a :class:`Backbone` or a :class:`Frozen`.
+    """
+    if not isinstance(given, (Backbone, Frozen)):
+        name = f"{module.FAMILY}/{type(given).__name__}"
+        return dataclasses.replace(config, name=name, weights=None, pretrained=True)
+    backbone = given.backbone if isinstance(given, Frozen) else given
+    values = backbone.config()
+    return dataclasses.replace(
+        config,
+        name=backbone.name,
+        weights=None,
+        pretrained=True,
+        mean=values["mean"],
+        std=values["std"],
+        feature=values.get("feature"),
+        classifier=backbone.has_classifier,
+        input_size=values.get("input_size"),
+        channels=values.get("channels"),
     )
 
 
-def _create_timm(name: str, num_classes: int, in_channels: int, pretrained: bool) -> nn.Module:
-    import timm
-
-    architecture, _, tag = name.partition(".")
-    if not timm.is_model(architecture):
-        raise _unknown(f"timm/{name}", list_models("timm/"))
-    if tag:
-        tagged = timm.list_models(architecture + ".*", pretrained=True, include_tags=True)
-        if name not in tagged:
-            raise _unknown(f"timm/{name}", [f"timm/{choice}" for choice in tagged])
-    if pretrained and not timm.is_model_pretrained(name):
-        raise UserError(
-            f"pretrained: expected false for {name}, of which timm has no weights, got true; "
-            "give a weights file or another name."
-        )
-    try:
-        net = timm.create_model(name, pretrained=pretrained, num_classes=num_classes, in_chans=in_channels)
-    except Exception as error:  # timm and the hub raise many kinds for no network, no disk or no such option
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        remedy = "check the network or give a weights file" if pretrained else "choose another network"
-        raise UserError(
-            f"timm could not build {name} with {in_channels} channels: {reason} ({remedy})."
-        ) from error
-    _check_feature(net, name, in_channels)
-    return net
+def pretrained_classes(backbone: Backbone) -> int | None:
+    """Classes of the classifier that the network's pretrained weights have; None where that isn't known."""
+    return backbone.pretrained_classes
 
 
-def _timm_input(net: nn.Module, in_channels: int) -> tuple[list[float], list[float], tuple[int, int] | None]:
-    """timm's mean and std for C channels, and the only image size the network takes, if there is one."""
-    settings = _settings(net)
-
-    def per_channel(values: Sequence[float]) -> list[float]:
-        if len(values) == in_channels:
-            return list(values)
-        return [sum(values) / len(values)] * in_channels
-
-    size = _image_size(net) if settings.get("fixed_input_size") else None
-    return per_channel(settings["mean"]), per_channel(settings["std"]), size
+def _architecture(name: str) -> str:
+    if module.is_file(name):
+        path, _, factory = name.rpartition(":")
+        return f"{Path(path).expanduser().resolve()}:{factory}"
+    # a tag names weights, not another network
+    return name.partition(".")[0] if name.startswith(("timm/", "torchvision/")) else name
 
 
-def _settings(net: nn.Module) -> dict[str, Any]:
-    return cast("dict[str, Any]", net.pretrained_cfg)
-
-
-def _image_size(net: nn.Module) -> tuple[int, int]:
-    _, height, width = _settings(net)["input_size"]
-    return height, width
-
-
-def _check_feature(net: nn.Module, name: str, in_channels: int) -> None:
-    """Raise unless the classifier is one Linear layer and takes the feature itself.
-
-    A few timm networks put a norm between the two, or mix in a second head, which no shape shows.
-    """
-    network = cast(FeatureNetwork, net)
-    classifier = network.get_classifier()
-    fits = isinstance(classifier, nn.Linear)
-    if fits:
-        was_training = net.training
-        net.eval()
-        height, width = _image_size(net)
-        images = torch.linspace(-2, 2, in_channels * height * width).reshape(1, in_channels, height, width)
-        with torch.no_grad():
-            maps = network.forward_features(images)
-            feature = network.forward_head(maps, pre_logits=True)
-            # Bit for bit: an untrained BatchNorm between the two changes the logits by 5e-6 only.
-            fits = feature.shape == (1, classifier.in_features) and torch.equal(
-                classifier(feature), network.forward_head(maps)
-            )
-        net.train(was_training)
-    if not fits:
-        raise UserError(
-            f"timm/{name}: expected a classifier of one Linear layer on the pooled feature, got "
-            f"{type(classifier).__name__} behind other layers or heads; choose another network."
-        )
+def _unknown(name: str, choices: Sequence[str]) -> UserError:
+    return UserError(f"Unknown model {name!r}: expected {_SPELLINGS}.{did_you_mean(name, choices)}")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+from torch import nn
+
 from gendd.config import ModelConfig
 from gendd.errors import UserError
 from gendd.models.backbone import Backbone
@@ -9,60 +13,48 @@ from gendd.models.registry import build_model, pretrained_classes
 from gendd.models.weights import OtherClassesError, saved_class_names
 
 
-def build_teacher(config: ModelConfig, num_classes: int, in_channels: int) -> Backbone:
+def build_teacher(
+    config: ModelConfig, num_classes: int, in_channels: int, given: nn.Module | None = None
+) -> Backbone:
     """Build a teacher; pretrained or with a weights file it keeps the classes of its weights.
 
     Args:
         config: Its section; ``classes`` names K where it is to be checked.
         num_classes: K of the data, for a teacher that brings no classes of its own.
         in_channels: C.
+        given: A network made in Python, which takes the place of the name and its weights.
 
     Raises:
         UserError: as :func:`gendd.models.build_model`, or ``classes`` are not those of the weights.
     """
     try:
-        backbone = build_model(config, config.classes or num_classes, in_channels)
+        backbone = build_model(config, config.classes or num_classes, in_channels, given)
     except OtherClassesError as error:
         if config.classes is not None:
             raise
-        backbone = build_model(config, error.classes, in_channels)
-    if not config.classifier:
-        return _without_classifier(backbone)
-    if not config.pretrained or config.weights is not None or not backbone.has_classifier:
-        return backbone
-    own = pretrained_classes(backbone)
-    if config.classes not in (None, own):
+        return build_model(config, error.classes, in_channels)
+    own = backbone.num_classes
+    if given is None and config.pretrained and config.weights is None and backbone.has_classifier:
+        classes = pretrained_classes(backbone)
+        own = own if classes is None else classes
+    if backbone.has_classifier and config.classes not in (None, own):
         raise UserError(
-            f"classes: expected {own} or null for the pretrained {config.name}, got {config.classes}; "
+            f"classes: expected {own} or null for the trained {config.name}, got {config.classes}; "
             "its classifier would be random."
         )
-    if own == 0:
-        return _without_classifier(backbone)
-    return backbone if own == backbone.num_classes else build_model(config, own, in_channels)
+    if own == backbone.num_classes:
+        return backbone
+    return build_model(replace(config, classifier=own > 0), own or num_classes, in_channels)
 
 
 def teacher_class_names(config: ModelConfig, num_classes: int) -> list[str] | None:
-    """Names of a teacher's K classes: of a run those of its data, of timm's weights ImageNet's; else None."""
+    """Names of a teacher's K classes: of a run its data's, of timm's and torchvision's weights ImageNet's."""
     if config.weights is not None:
         names = saved_class_names(config.weights)
     else:
-        names = _imagenet_names(num_classes) if config.pretrained else None
+        imagenet = config.pretrained and config.name.startswith(("timm/", "torchvision/"))
+        names = _imagenet_names(num_classes) if imagenet else None
     return names if names is not None and len(names) == num_classes else None
-
-
-def _without_classifier(backbone: Backbone) -> Backbone:
-    if not backbone.has_classifier:
-        return backbone
-    return Backbone(
-        backbone.net,
-        name=backbone.name,
-        in_channels=backbone.in_channels,
-        mean=backbone.input_mean,
-        std=backbone.input_std,
-        image_size=backbone.image_size,
-        classifier=False,
-        feature_dim=backbone.feature_dim,
-    )
 
 
 def _imagenet_names(num_classes: int) -> list[str] | None:

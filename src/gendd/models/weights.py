@@ -52,7 +52,8 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
         UserError: no such file, an unreadable file, a classifier of another number of classes, or
             keys or shapes of another network. The network is then unchanged.
     """
-    state = _read(Path(path))
+    stripped = tuple(f"{name}." for name in backbone.stripped)
+    state = {key: value for key, value in _read(Path(path)).items() if not key.startswith(stripped)}
     own = backbone.net.state_dict()
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = sorted(key for key in state if key not in own)
@@ -96,7 +97,8 @@ def saved_backbone(path: str | Path) -> dict[str, Any] | None:
         return None
     try:
         described = json.loads(config.read_text(encoding="utf-8"))["backbone"]
-        return {key: described[key] for key in ("name", "in_channels", "mean", "std")}
+        optional = [key for key in ("feature", "input_size", "channels", "config") if key in described]
+        return {key: described[key] for key in ("name", "in_channels", "mean", "std", *optional)}
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         reason = " ".join(str(error).split())
         raise UserError(f"{config}: expected a readable JSON file; {reason}") from error

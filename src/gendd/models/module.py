@@ -1,0 +1,194 @@
+"""Networks of the user's own: from a function in a Python file, or a module made in Python."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, cast
+
+from torch import nn
+
+from gendd.errors import UserError, did_you_mean
+from gendd.models.backbone import Backbone, Frozen
+from gendd.models.feature import find_size, fits, sample_images
+from gendd.models.network import Network, Wanted, assemble, square
+
+FAMILY = "module"
+_METHODS = ("forward_features", "forward_head", "get_classifier")
+
+
+def is_file(name: str) -> bool:
+    """Whether a name is spelled ``path/to/file.py:factory``."""
+    path, colon, _ = name.rpartition(":")
+    return bool(colon) and path.endswith(".py")
+
+
+def create(name: str, wanted: Wanted) -> Network:
+    """Build what a function in a Python file returns.
+
+    Args:
+        name: ``path/to/file.py:factory``; the function may take any of ``num_classes``, ``in_channels``
+            and ``pretrained``. It may be a class.
+        wanted: What is asked of it. A function without ``in_channels`` decides on the channels itself.
+
+    Raises:
+        UserError: no such file or function, it fails or returns no module, or the feature isn't found.
+    """
+    factory = _factory(name)
+    given = {
+        "num_classes": wanted.num_classes if wanted.classifier else 1,
+        "in_channels": wanted.channels or wanted.in_channels,
+        "pretrained": wanted.pretrained,
+    }
+    taken = _taken(factory, given, name)
+    try:
+        net = factory(**taken)
+    except Exception as error:  # of the user's own code
+        raise UserError(f"{name}: expected a function that returns a network; {_reason(error)}") from error
+    if not isinstance(net, nn.Module):
+        raise UserError(
+            f"{name}: expected a function that returns a torch.nn.Module, got one of {type(net).__name__}; "
+            "return a module."
+        )
+    channels = (given["in_channels"],) if "in_channels" in taken else (wanted.in_channels, 3, 1)
+    return _look_at(net, name, wanted, channels, own=not wanted.classifier)
+
+
+def digest(name: str) -> str | None:
+    """What tells the content of a name's file from another's; None for a name without a file."""
+    if not is_file(name):
+        return None
+    return hashlib.sha256(_path(name).read_bytes()).hexdigest()
+
+
+def wrap(
+    module: nn.Module,
+    *,
+    feature: str | None = None,
+    classifier: bool = True,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    in_channels: int = 3,
+    input_size: int | None = None,
+    channels: int | None = None,
+) -> Backbone:
+    """Any network as a :class:`Backbone`, which shares it.
+
+    The network is run on noise to see what images it takes and where its feature is.
+
+    Args:
+        module: Takes normalised images (B, C, H, W) and gives logits (B, K), alone, as ``.logits``, or
+            first in a tuple; or gives an embedding.
+        feature: Dotted name of a Linear layer, whose input is the feature and which is the classifier;
+            or of any other module, whose output is: maps (B, C, H, W) averaged over H and W, tokens
+            (B, N, D) over N, or token ``n`` alone for ``NAME[n]``; ``output`` is the network's own
+            output. None: the input of the Linear layer that gives the network's output.
+        classifier: Use the classifier; False makes it an embedding network.
+        mean: Numbers subtracted from images in [0, 1], one for each of the network's channels; None:
+            those of a timm network's ``pretrained_cfg``, else 0.
+        std: Numbers they are divided by; None: likewise, else 1.
+        in_channels: Channels of the images.
+        input_size: Side in pixels that images are resized to; None: as they come, or the size that the
+            network takes alone.
+        channels: The network's channels; None: tried, those of the images first.
+
+    Raises:
+        UserError: it takes no images that were tried, or its feature isn't found.
+    """
+    if isinstance(module, Frozen):
+        return module.backbone
+    if isinstance(module, Backbone):
+        return module
+    name = f"{FAMILY}/{type(module).__name__}"
+    wanted = Wanted(
+        0,
+        in_channels,
+        feature=feature,
+        classifier=classifier,
+        input_size=input_size,
+        channels=channels,
+    )
+    made = _look_at(module, name, wanted, (in_channels, 3, 1), own=False)
+    return made.backbone(name, in_channels, mean, std)
+
+
+def _look_at(net: nn.Module, name: str, wanted: Wanted, channels: Sequence[int], own: bool) -> Network:
+    """What is known of a network, by its own word where it has timm's methods."""
+    channels = [
+        each
+        for each in dict.fromkeys(channels)
+        if {each, wanted.in_channels} <= {1, 3} or each == wanted.in_channels
+    ]
+    settings: Any = getattr(net, "pretrained_cfg", None)
+    settings = settings if isinstance(settings, dict) else {}
+    own_input: dict[str, Any] = {"mean": settings.get("mean") or (0.0,), "std": settings.get("std") or (1.0,)}
+    if wanted.feature is None and wanted.classifier and all(hasattr(net, each) for each in _METHODS):
+        options = channels if wanted.channels is None else [wanted.channels]
+        count, size, only = find_size(net, options, wanted.input_size, name)
+        if fits(net, sample_images(net, count, size)):
+            return Network(net, count, **own_input, image_size=size if only else square(wanted.input_size))
+    return assemble(net, name, wanted, channels=channels, own=own, **own_input)
+
+
+def _path(name: str) -> Path:
+    return Path(name.rpartition(":")[0]).expanduser()
+
+
+def _factory(name: str) -> Callable[..., Any]:
+    path, wanted = _path(name), name.rpartition(":")[2]
+    if not path.is_file():
+        raise UserError(f"{name}: expected a Python file, found none at {path}; check the path.")
+    module = _imported(path, name)
+    found = getattr(module, wanted, None)
+    if not callable(found):
+        own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise UserError(f"{name}: expected a function {wanted!r} in {path}.{did_you_mean(wanted, own)}")
+    return cast("Callable[..., Any]", found)
+
+
+def _imported(path: Path, name: str) -> ModuleType:
+    # by its path: two files of one name are two modules; anew each time, as it may have changed
+    key = "gendd_file_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    spec = importlib.util.spec_from_file_location(key, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # dataclasses and pickle look a class's module up there
+    sys.modules[key] = module
+    # its neighbours can be imported as if it had been run
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # of the user's own code
+        raise UserError(f"{name}: expected a Python file that can be imported; {_reason(error)}") from error
+    finally:
+        sys.path.remove(folder)
+    return module
+
+
+def _taken(factory: Callable[..., Any], given: dict[str, Any], name: str) -> dict[str, Any]:
+    """The arguments that a function takes of those given."""
+    parameters = inspect.signature(factory).parameters.values()
+    if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
+        return given
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    for each in parameters:
+        required = (
+            each.default is inspect.Parameter.empty and each.kind is not inspect.Parameter.VAR_POSITIONAL
+        )
+        if required and (each.kind not in named or each.name not in given):
+            raise UserError(
+                f"{name}: expected a function of {', '.join(given)} or fewer of them, got one that needs "
+                f"{each.name!r}; give that a default."
+            )
+    return {each.name: given[each.name] for each in parameters if each.kind in named and each.name in given}
+
+
+def _reason(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

@@ -1,0 +1,141 @@
+"""What is asked of a network and what is known of it once it is built, whatever library it is from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from gendd.errors import UserError
+from gendd.models.backbone import Backbone
+from gendd.models.feature import Reading, find, find_size, sample_images
+
+DEFAULT_MEAN = 0.5
+DEFAULT_STD = 0.25
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked of a network; see :func:`gendd.models.create_backbone`."""
+
+    num_classes: int
+    in_channels: int
+    pretrained: bool = False
+    feature: str | None = None
+    classifier: bool = True
+    input_size: int | None = None
+    channels: int | None = None
+    config: Mapping[str, Any] | None = None
+
+
+@dataclass
+class Network:
+    """A network with what is known of it, each as :class:`gendd.models.Backbone` takes it."""
+
+    net: nn.Module
+    channels: int
+    mean: Sequence[float]
+    std: Sequence[float]
+    image_size: tuple[int, int] | None = None
+    classifier: bool = True
+    feature_dim: int | None = None
+    reading: Reading | None = None
+    stripped: Sequence[str] = ()
+    pretrained_classes: int | None = None
+    arguments: dict[str, Any] = field(default_factory=dict)
+
+    def backbone(
+        self, name: str, in_channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
+    ) -> Backbone:
+        """The network behind the normalisation that is given, else its own."""
+        return Backbone(
+            self.net,
+            name=name,
+            in_channels=in_channels,
+            mean=per_channel(self.mean, self.channels) if mean is None else mean,
+            std=per_channel(self.std, self.channels) if std is None else std,
+            image_size=self.image_size,
+            classifier=self.classifier,
+            feature_dim=self.feature_dim,
+            channels=self.channels,
+            reading=self.reading,
+            stripped=self.stripped,
+            pretrained_classes=self.pretrained_classes,
+            arguments=self.arguments,
+        )
+
+
+def per_channel(values: Sequence[float], channels: int) -> list[float]:
+    """Numbers of a normalisation for another number of channels: their average, for each."""
+    if len(values) == channels:
+        return list(values)
+    return [sum(values) / len(values)] * channels
+
+
+def square(side: int | None) -> tuple[int, int] | None:
+    """(H, W) of a side in pixels."""
+    return None if side is None else (side, side)
+
+
+def assemble(
+    net: nn.Module,
+    name: str,
+    wanted: Wanted,
+    *,
+    channels: Sequence[int],
+    side: int | None = None,
+    mean: Sequence[float] = (DEFAULT_MEAN,),
+    std: Sequence[float] = (DEFAULT_STD,),
+    pretrained_classes: int | None = None,
+    own: bool = True,
+) -> Network:
+    """Look at a network by running it: its channels, its size if it takes one only, and its feature.
+
+    Args:
+        net: Any network; it may end in another number of classes than is asked for.
+        name: What it is called.
+        wanted: What is asked of it.
+        channels: Its numbers of channels that come into question, the likeliest first.
+        side: A side in pixels that it takes, if one is known.
+        mean: Its normalisation.
+        std: Its normalisation.
+        pretrained_classes: See :class:`gendd.models.Backbone`.
+        own: Whether the network was built here and its classifier may be replaced: by a random one where
+            the classes differ, by none where none is asked for.
+
+    Raises:
+        UserError: it takes no images that were tried, or its feature isn't found.
+    """
+    if wanted.channels is not None:
+        channels = (wanted.channels,)
+    count, size, only = find_size(net, channels, wanted.input_size or side, name)
+    images = sample_images(net, count, size)
+    reading = find(net, images, name, wanted.feature, wanted.classifier)
+    made = Network(net, count, mean, std, pretrained_classes=pretrained_classes)
+    made.reading, made.classifier = reading, reading.classifier is not None
+    made.image_size = size if only else square(wanted.input_size)
+    if own and reading.classifier is not None:
+        layer = net.get_submodule(reading.classifier)
+        assert isinstance(layer, nn.Linear)
+        if layer.out_features != wanted.num_classes:
+            if not reading.final:
+                raise UserError(
+                    f"{name}: expected a classifier of {wanted.num_classes} classes, got "
+                    f"{reading.classifier!r} of {layer.out_features} outputs; give the module before "
+                    "it as feature, or classifier false for its input alone."
+                )
+            fresh = nn.Linear(layer.in_features, wanted.num_classes, bias=layer.bias is not None)
+            net.set_submodule(reading.classifier, fresh)
+    elif own and reading.of_input and not wanted.classifier:
+        net.set_submodule(reading.module, nn.Identity())
+        made.stripped = (reading.module,)
+    return made
+
+
+def unbuilt(library: str, name: str, error: Exception, pretrained: bool, end: str = "") -> UserError:
+    """The error for what a library raised instead of building a network."""
+    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    remedy = "check the network or give a weights file" if pretrained else "choose another network"
+    return UserError(f"{library} could not build {name}{end}: {reason} ({remedy}).")

@@ -1,0 +1,111 @@
+"""Networks of timm, ``timm/NAME`` or ``timm/NAME.TAG``. timm is imported at first use: it takes seconds."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import nn
+
+from gendd.errors import UserError
+from gendd.models.feature import FeatureNetwork, fits, no_classifier, sample_images, still
+from gendd.models.network import Network, Wanted, assemble, square, unbuilt
+
+
+def names() -> list[str]:
+    """Every architecture, as ``timm/NAME``."""
+    import timm
+
+    return [f"timm/{name}" for name in timm.list_models()]
+
+
+def create(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserError]) -> Network:
+    """Build ``NAME`` or ``NAME.TAG``.
+
+    Args:
+        name: Without ``timm/``.
+        wanted: What is asked of it.
+        unknown: Words the error for a name that isn't there, given it and those that are.
+
+    Raises:
+        UserError: no such name or weights, or a network without a classifier that can be used.
+    """
+    net = _built(name, wanted, unknown)
+    settings = cast("dict[str, Any]", net.pretrained_cfg)
+    channels = wanted.channels or wanted.in_channels
+    _, height, width = settings["input_size"]
+    if settings.get("fixed_input_size") and wanted.input_size is not None:
+        height = width = wanted.input_size
+    if wanted.feature is not None:
+        made = assemble(
+            net,
+            f"timm/{name}",
+            wanted,
+            channels=(channels,),
+            side=height,
+            mean=settings["mean"],
+            std=settings["std"],
+            pretrained_classes=settings["num_classes"],
+        )
+    else:
+        images = sample_images(net, channels, (height, width))
+        made = Network(net, channels, settings["mean"], settings["std"])
+        made.pretrained_classes = settings["num_classes"]
+        made.image_size = square(wanted.input_size)
+        if not wanted.classifier:
+            made.classifier, made.feature_dim = False, _width(net, images, name)
+        elif not fits(net, images):
+            raise no_classifier(net, images, f"timm/{name}")
+    if settings.get("fixed_input_size"):
+        made.image_size = (height, width)
+    if not wanted.classifier:
+        classifiers = settings["classifier"]
+        made.stripped = (classifiers,) if isinstance(classifiers, str) else classifiers
+    return made
+
+
+def _built(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserError]) -> nn.Module:
+    import timm
+
+    architecture, _, tag = name.partition(".")
+    if not timm.is_model(architecture):
+        raise unknown(f"timm/{name}", names())
+    if tag:
+        tagged = timm.list_models(architecture + ".*", pretrained=True, include_tags=True)
+        if name not in tagged:
+            raise unknown(f"timm/{name}", [f"timm/{choice}" for choice in tagged])
+    if wanted.pretrained and not timm.is_model_pretrained(name):
+        raise UserError(
+            f"pretrained: expected false for {name}, of which timm has no weights, got true; "
+            "give a weights file or another name."
+        )
+    channels = wanted.channels or wanted.in_channels
+    sized: dict[str, Any] = {}
+    settings = timm.get_pretrained_cfg(name)
+    if wanted.input_size is not None and settings is not None and settings.fixed_input_size:
+        sized["img_size"] = wanted.input_size
+    try:
+        net: nn.Module = timm.create_model(
+            name,
+            pretrained=wanted.pretrained,
+            num_classes=wanted.num_classes if wanted.classifier else 0,
+            in_chans=channels,
+            **sized,
+        )
+    except Exception as error:  # timm and the hub raise many kinds for no network, no disk or no such option
+        end = f" with {channels} channels" + (f" and input_size {wanted.input_size}" if sized else "")
+        raise unbuilt("timm", name, error, wanted.pretrained, end) from error
+    return net
+
+
+def _width(net: nn.Module, images: torch.Tensor, name: str) -> int:
+    network = cast(FeatureNetwork, net)
+    with still(net):
+        feature = network.forward_head(network.forward_features(images), pre_logits=True)
+    if feature.dim() != 2:
+        raise UserError(
+            f"timm/{name}: expected a pooled feature (B, D), got {tuple(feature.shape)}; "
+            "give a module as feature."
+        )
+    return feature.shape[1]

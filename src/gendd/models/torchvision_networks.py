@@ -1,0 +1,67 @@
+"""Classification networks of torchvision, ``torchvision/NAME`` or ``torchvision/NAME.WEIGHTS``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gendd.errors import UserError
+from gendd.models.network import Network, Wanted, assemble, unbuilt
+
+# Without the second heads that only training from scratch uses; alike with weights and without.
+_INCEPTION = {"aux_logits": False, "transform_input": True}
+
+
+def names() -> list[str]:
+    """Every architecture, as ``torchvision/NAME``."""
+    from torchvision import models
+
+    return [f"torchvision/{name}" for name in models.list_models(module=models)]
+
+
+def create(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserError]) -> Network:
+    """Build ``NAME`` or ``NAME.WEIGHTS``; the normalisation is that of the weights' transforms.
+
+    Args:
+        name: Without ``torchvision/``. Pretrained without a tag it takes torchvision's default weights.
+        wanted: What is asked of it. Its own channels are three.
+        unknown: Words the error for a name that isn't there, given it and those that are.
+
+    Raises:
+        UserError: no such name or weights, or the feature isn't found.
+    """
+    from torchvision import models
+
+    architecture, _, tag = name.partition(".")
+    known = names()
+    if f"torchvision/{architecture}" not in known:
+        raise unknown(f"torchvision/{name}", known)
+    tags = models.get_model_weights(architecture).__members__
+    if tag and tag not in tags:
+        raise unknown(f"torchvision/{name}", [f"torchvision/{architecture}.{each}" for each in tags])
+    if wanted.pretrained and not tags:
+        raise UserError(
+            f"pretrained: expected false for {name}, of which torchvision has no weights, got true; "
+            "give a weights file or another name."
+        )
+    weights: Any = tags.get(tag or "DEFAULT")
+    settings: dict[str, Any] = {}
+    if architecture in ("googlenet", "inception_v3"):
+        settings = {**_INCEPTION, **({} if wanted.pretrained else {"init_weights": True})}
+    if wanted.pretrained:
+        settings["weights"] = weights
+    elif wanted.classifier:
+        settings["num_classes"] = wanted.num_classes
+    try:
+        net = models.get_model(architecture, **settings)
+    except Exception as error:  # no network, no disk, a damaged download
+        raise unbuilt("torchvision", name, error, wanted.pretrained) from error
+    known_input: dict[str, Any] = {}
+    classes = None
+    if weights is not None:
+        transforms = weights.transforms()
+        known_input = {"mean": transforms.mean, "std": transforms.std, "side": transforms.crop_size[0]}
+        classes = len(weights.meta["categories"])
+    return assemble(
+        net, f"torchvision/{name}", wanted, channels=(3,), pretrained_classes=classes, **known_input
+    )
