@@ -258,6 +258,16 @@ def test_printed_table_shows_neighbours_where_there_is_no_readout() -> None:
     assert [row["chosen"] for row in rows(embedded())] == [False, False, True]
 
 
+def test_without_any_label_the_cosine_is_shown(tmp_path: Path) -> None:
+    plain = embedded()
+    for entry in (plain["teacher"]["embedding"], *plain["student"]["embedding"].values()):
+        entry |= {"knn": None, "linear_probe": None}
+    lines = [re.split(r"\s{2,}", line.strip()) for line in printed(plain)]
+    assert lines[0][1] == "cosine" and [line[1] for line in lines[1:]] == ["–", "–", "0.81"]
+    text = write_report(ReportData(title="x", metrics=plain), tmp_path / "r.html").read_text("utf-8")
+    assert "Student, cosine" in "".join(Page(text).text)
+
+
 def test_printed_table_of_every_figure_fits_80_columns() -> None:
     plain = embedded(readouts=True)
     plain["student"]["readouts"]["mean"] |= {"top1": None, "agreement": 61.0}

@@ -63,6 +63,7 @@ _FIGURES = {
     "top1": ("top-1 %", "Top-1, %", "top-1 accuracy"),
     "agreement": ("agree %", "Agreement, %", "agreement with the teacher"),
     "knn": ("kNN %", "20-NN, %", "accuracy of the 20 nearest neighbours"),
+    "cosine": ("cosine", "Cosine", "cosine with the teacher's feature"),
 }
 _COSTS = ("parameters", "multiply_adds", "latency_ms")
 _MAX_EXAMPLES = 24
@@ -887,7 +888,8 @@ def _cards(metrics: dict[str, Any], table: Sequence[dict[str, Any]]) -> str:
     else:
         subject = {"top1": "top-1", "knn": "20-NN"}.get(figure, figure)
         detail = f"{own['method']}, {own['network']}"
-        cards.append(_card(f"Student, {subject}", f"{own[figure]:.2f}", "%", detail, own=True))
+        unit = "" if figure == "cosine" else "%"
+        cards.append(_card(f"Student, {subject}", f"{own[figure]:.2f}", unit, detail, own=True))
         others = [("Gap to the teacher", teacher)]
         others += [
             (f"Gain on {_LABELS.get(key, key)}", row) for key, row in by_key.items() if key != "teacher"
