@@ -54,7 +54,7 @@ def base(data: Path, seed: int, epochs: int) -> RunConfig:
             "test_path": str(data / "cifar10-jpeg-test.parquet"),
             "train_images": 20_000,
         },
-        "training": {"epochs": epochs, "warmup_epochs": None},
+        "training": {"epochs": epochs, "precision": "bf16"},
         "readout": {"name": "mean", "sampler": "ddim", "steps": 10, "num_samples": 1},
         "seed": seed,
     }

@@ -1,7 +1,8 @@
 """Train many students side by side on the same batches, behind one pass of the teacher.
 
 For ablations and learning-rate grids: every variant sees the same images, order and augmentation, and the
-teacher, which costs about as much as a student's step, runs once. Optimisation is the library's own.
+teacher, which costs about as much as a student's step, runs once. Optimisation is the library's own. Of the
+variants of one name only the best on the validation images is sampled from, which can take longest of all.
 Variants are a JSON file, a list of {"name": …, "dotted.key": value, …} over a base configuration; a row a
 variant is appended to the CSV. Seconds are a variant's own steps, the loading of the batches and, unless it
 is trained on labels alone, the teacher's passes.
@@ -77,6 +78,7 @@ class Variant:
         groups = parameter_groups(self.method, config.training.weight_decay)
         self.optimiser = torch.optim.AdamW(groups, lr=config.training.lr, fused=True)
         self.seconds = 0.0
+        self.validation: dict[str, float | None] = {}
 
     def step(self, batch: Batch, step: int, per_epoch: int, bf16: bool) -> float:
         start, training = time.perf_counter(), self.config.training
@@ -95,7 +97,15 @@ class Variant:
         self.seconds += time.perf_counter() - start
         return float(out.loss.detach())
 
-    def row(self, data: Data, shared_seconds: float, teacher_seconds: float) -> dict[str, Any]:
+    def validate(self, data: Data) -> float:
+        """Score every readout of one pass on the validation images; the best of the two that choose."""
+        assert data.val is not None
+        student = self.method.student().eval()
+        scores = evaluate(student, data.val, readouts=student.readouts[:2])
+        self.validation = {f"val_{name}": score.as_dict()["top1"] for name, score in scores.items()}
+        return float(self.validation.get("val_mean") or self.validation["val_linear"] or 0)
+
+    def row(self, data: Data, shared_seconds: float, teacher_seconds: float, sampled: bool) -> dict[str, Any]:
         config = self.config
         student = self.method.student().eval()
         student.settings = config.readout if len(student.readouts) > 1 else student.settings
@@ -109,12 +119,10 @@ class Variant:
             "lr": config.training.lr,
             "train_seconds": round(seconds),
         }
-        for split, images in (("val", data.val), ("test", data.test)):
-            assert images is not None
-            readouts = student.readouts if split == "test" else student.readouts[:2]
-            for readout, score in evaluate(student, images, readouts=readouts).items():
-                row[f"{split}_{readout}"] = score.as_dict()["top1"]
-        return row
+        readouts = student.readouts if sampled else student.readouts[:2]
+        for readout, score in evaluate(student, data.test, readouts=readouts).items():
+            row[f"test_{readout}"] = score.as_dict()["top1"]
+        return row | self.validation
 
 
 def run(base: RunConfig, changes: list[dict[str, Any]], results: Path) -> None:
@@ -144,13 +152,18 @@ def run(base: RunConfig, changes: list[dict[str, Any]], results: Path) -> None:
             start = time.perf_counter()
         shown = {variant.name: round(loss, 4) for variant, loss in zip(variants, losses, strict=True)}
         print(f"epoch {epoch + 1}", shown, flush=True)
+    best: dict[str, tuple[float, Variant]] = {}
+    for variant in variants:
+        found = variant.validate(data)
+        if variant.name not in best or found > best[variant.name][0]:
+            best[variant.name] = (found, variant)
     new = not results.exists()
     with results.open("a", newline="") as stream:
         writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
         if new:
             writer.writeheader()
         for variant in variants:
-            row = variant.row(data, loading, teacher.seconds)
+            row = variant.row(data, loading, teacher.seconds, best[variant.name][1] is variant)
             writer.writerow(row)
             stream.flush()
             print(row, flush=True)

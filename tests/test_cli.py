@@ -23,9 +23,13 @@ from PIL import Image
 import gendd
 from gendd.cli import main, parse_run, recipes
 from gendd.config import RunConfig, dump, load_config
+from gendd.models.cifar import NAMES
 from gendd.run import Run
 
 Capture = pytest.CaptureFixture[str]
+
+# what of it 'gendd train' takes
+TINY_ALONE = [word for word in TINY if word.startswith(("--student.", "--data.", "--training."))]
 
 
 def refused(capsys: Capture, *words: str) -> str:
@@ -36,8 +40,9 @@ def refused(capsys: Capture, *words: str) -> str:
     lines = captured.err.splitlines()
     assert captured.out == ""
     assert lines[-1].startswith("gendd: ")
-    # before it there may be said which images were found
-    assert all(re.match(r"(digits|folder): [\d,]+ train|teacher .*: cached", line) for line in lines[:-1])
+    # before it there may be said which images and which teacher were found
+    said = r"(digits|folder): [\d,]+ train|teacher .*: (cached|feature = )"
+    assert all(re.match(said, line) for line in lines[:-1])
     assert "Traceback" not in captured.err
     return lines[-1].removeprefix("gendd: ")
 
@@ -56,7 +61,16 @@ def test_help_lists_every_command(words: list[str], capsys: Capture) -> None:
     assert main(words) == 0
     out = capsys.readouterr().out
     assert out.startswith("usage: gendd COMMAND")
-    for command in ("distill", "train", "evaluate", "predict", "recipes", "models", "verify"):
+    for command in (
+        "distill",
+        "train",
+        "evaluate",
+        "predict",
+        "recipes",
+        "models",
+        "import-released",
+        "verify",
+    ):
         assert re.search(rf"^  {command} +\S", out, re.M)
 
 
@@ -74,10 +88,11 @@ def test_help_of_a_run_tells_flags_and_settings(capsys: Capture) -> None:
     assert main(["train", "--help"]) == 0
     out = capsys.readouterr().out
     assert "a recipe's student" in out and "--training.epochs" in out
-    assert "--method" not in out and "--baselines" not in out
+    for option in ("--method", "--baselines", "--teacher", "--gendd.", "--kd.", "--readout", " CONFIG "):
+        assert option not in out
 
 
-@pytest.mark.parametrize("command", ["evaluate", "predict", "recipes", "models", "verify"])
+@pytest.mark.parametrize("command", ["evaluate", "predict", "recipes", "models", "import-released", "verify"])
 def test_help_of_the_other_commands(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])
@@ -94,6 +109,8 @@ def test_recipes_are_listed_with_what_they_say_of_themselves(capsys: Capture) ->
 
 
 def test_models_by_part_of_a_name_and_by_glob(capsys: Capture) -> None:
+    assert main(["models", "cifar/"]) == 0
+    assert capsys.readouterr().out.splitlines() == [f"cifar/{name}" for name in NAMES]
     assert main(["models", "cifar/resnet8"]) == 0
     assert capsys.readouterr().out.splitlines() == ["cifar/resnet8", "cifar/resnet8x4"]
     assert main(["models", "cifar/*x4"]) == 0
@@ -161,6 +178,21 @@ def test_without_labels_a_recipe_s_baselines_that_need_them_are_left_out(
     assert parsed("--recipe=digits", "--config", str(file)).baselines == ["kl"]
 
 
+def test_names_have_short_forms(digits_run: Finished, tmp_path: Path, capsys: Capture) -> None:
+    config = parsed("--teacher", "cifar/resnet32", "--student=timm/resnet18", "--readout", "linear")
+    assert (config.teacher.name, config.teacher.weights) == ("cifar/resnet32", None)
+    assert (config.student.name, config.readout.name) == ("timm/resnet18", "linear")
+    assert parsed("--data", "cifar10").data.name == "cifar10"
+    folder = str(digits_run.folder)
+    config = parsed("--teacher", folder, "--student", folder)
+    assert config.teacher.name == config.student.name == "cifar/resnet8x0.25"
+    assert config.teacher.weights == config.student.weights == folder
+    assert parsed("--teacher", str(tmp_path)).teacher.name == str(tmp_path)
+    assert refused(capsys, "train", "--teacher", "cifar/resnet8").startswith(
+        "gendd train: expected no --teacher, as it trains the student on labels alone"
+    )
+
+
 def test_precision_has_a_short_form(capsys: Capture) -> None:
     assert parsed("--precision", "bf16").training.precision == "bf16"
     assert parsed("--precision=fp32").training.precision == "fp32"
@@ -224,7 +256,7 @@ def test_train_takes_the_student_of_a_recipe_and_nothing_of_its_method(
         assert config is not None
         assert (config.method, config.baselines) == ("supervised", [])
         assert config.student.name == "cifar/resnet8x0.5"
-    for word in ("--method=kd", "--baselines=[kl]", "--baselines+=kl"):
+    for word in ("--method=kd", "--baselines=[kl]", "--baselines+=kl", "--teacher.name=x", "--kd.weight=1"):
         name = re.split(r"\+?=", word)[0]
         assert refused(capsys, "train", word) == (
             f"gendd train: expected no {name}, as it trains the student on labels alone; "
@@ -255,14 +287,13 @@ def test_distill_prints_the_table_and_where_things_are(digits_run: Finished) -> 
 def test_train_makes_weights_that_distill_takes_as_a_teacher(
     digits_run: Finished, tmp_path: Path, capsys: Capture, no_report: None
 ) -> None:
-    student = [word.replace("--student", "--teacher") for word in TINY if word.startswith("--student")]
-    rest = [word for word in TINY if not word.startswith("--teacher.")]
-    assert main(["train", "--out", str(tmp_path / "teacher"), *rest]) == 0
+    assert main(["train", "--out", str(tmp_path / "teacher"), *TINY_ALONE]) == 0
     assert "student alone" in capsys.readouterr().out
     metrics = Run.open(tmp_path / "teacher").metrics
     assert metrics["teacher"] is None
     assert "Trained on labels alone." in (tmp_path / "teacher" / "student" / "README.md").read_text()
-    words = [*rest, *student, f"--teacher.weights={tmp_path / 'teacher'}", "--baselines=[]"]
+    rest = [word for word in TINY if not word.startswith("--teacher.")]
+    words = [*rest, "--teacher", str(tmp_path / "teacher"), "--baselines=[]"]
     assert main(["distill", "--out", str(tmp_path / "run"), *words]) == 0
     top1 = Run.open(tmp_path / "run").metrics["teacher"]["top1"]
     assert top1 == metrics["student"]["readouts"]["linear"]["top1"]
@@ -316,7 +347,8 @@ def test_resume_names_the_setting_that_changed(digits_run: Finished, capsys: Cap
     folder = str(digits_run.folder)
     words = ["distill", "--resume", "--out", folder, *TINY, "--baselines=[supervised,kl,kd]"]
     assert refused(capsys, *words, "--training.lr=0.01") == (
-        f"--resume: expected the configuration of the run in {folder!r}, but training.lr differ. "
+        f"--resume: expected the configuration of the run in {folder!r}, but training.lr was 0.02 "
+        "and is 0.01. "
         "Give the same, or another --out."
     )
 
@@ -454,7 +486,8 @@ def test_ctrl_c_ends_with_130_and_a_hint(digits_run: Finished, tmp_path: Path) -
         (["distill", "--overwrit"], "Unknown option '--overwrit'. Did you mean '--overwrite'?"),
         (
             ["distill", "--method=gend"],
-            "method: expected one of gendd, kl, kd, supervised, got gend. See: gendd distill --help.",
+            "method: expected one of gendd, kl, kd, supervised, linear_probe, got gend. "
+            "See: gendd distill --help.",
         ),
         (
             ["distill", "--training.epochs=many"],
@@ -577,10 +610,7 @@ def test_an_empty_data_folder(capsys: Capture, tmp_path: Path) -> None:
 
     empty = tmp_path / "empty"
     empty.mkdir()
-    assert said(empty) == (
-        "data.path: expected a directory with train/ and test/ or val/, "
-        f"got '{empty}' without train/; add it."
-    )
+    assert said(empty) == f"Expected images in '{empty}', found none; add some."
     (empty / "train" / "cat").mkdir(parents=True)
     (empty / "test" / "cat").mkdir(parents=True)
     assert said(empty) == (
@@ -659,6 +689,85 @@ def test_images_without_labels(
     assert (generated["knn"], generated["linear_probe"]) == (None, None) and -1 <= generated["cosine"] <= 1
 
 
+def test_nothing_but_images(
+    digits_run: Finished,
+    digit_files: Callable[[int], list[str]],
+    capsys: Capture,
+    tmp_path: Path,
+    no_report: None,
+) -> None:
+    data = tmp_path / "data" / "deeper"
+    data.mkdir(parents=True)
+    for file in digit_files(60):
+        Path(file).rename(data / Path(file).name)
+    bad = [data / "digit7.png", data / "digit31.png", data / "digit52.png"]
+    for file in bad:
+        file.write_bytes(b"nothing")
+    words = [
+        "--data.name=folder",
+        f"--data.path={tmp_path / 'data'}",
+        "--data.image_size=8",
+        "--data.workers=0",
+    ]
+    words += [
+        "--data.train_images=null",
+        "--data.batch_size=8",
+        "--data.validation=0.25",
+        "--data.labels=false",
+    ]
+    words += ["--data.in_memory=false", "--training.epochs=1", "--baselines=[]"]
+    words += ["--teacher.name=cifar/resnet8x0.25", f"--teacher.weights={digits_run.folder}"]
+    out = tmp_path / "run"
+    refused_by = refused(capsys, "distill", "--out", str(out), *TINY, *words, "--data.max_corrupt=0")
+    assert re.fullmatch(r"Expected an image, got '.*digit\d+.png', which can't be decoded; .*", refused_by)
+    words += ["--data.max_corrupt=0.2", "--overwrite"]
+    assert main(["distill", "--out", str(out), *TINY, *words]) == 0
+    said = capsys.readouterr().err
+    assert "the classes of the teacher" not in said and "10 classes (training images unlabelled)" in said
+    assert "skipped an image of the training images that can't be decoded: '" in said
+    metrics = Run.open(out).metrics
+    assert metrics["run"]["tested_on"] == "validation" and metrics["teacher"]["top1"] is None
+    skipped = metrics["run"]["skipped"]
+    assert sum(skipped.values()) == 3 and metrics["run"]["test_images"] == 15 - skipped["validation"]
+    lines = (out / "logs" / "skipped.txt").read_text().splitlines()
+    assert sorted(line.split(": ")[1] for line in lines) == sorted(repr(str(file)) for file in bad)
+    for figures in metrics["student"]["readouts"].values():
+        assert figures["top1"] is None and 0 <= figures["agreement"] <= 100 and "groups" not in figures
+    card = (out / "student" / "README.md").read_text()
+    assert (
+        f"On {metrics['run']['test_images']} validation images, by which the checkpoint was chosen too"
+        in card
+    )
+    assert gendd.load(out).info["class_names"] == [str(digit) for digit in range(10)]
+    assert main(["evaluate", str(out), "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert {name: score["agreement"] for name, score in scores.items()} == {
+        name: figures["agreement"] for name, figures in metrics["student"]["readouts"].items()
+    }
+    weights = tmp_path / "w.safetensors"
+    shutil.copy(digits_run.folder / "student" / "model.safetensors", weights)
+    words += [f"--teacher.weights={weights}", "--method=kl"]
+    assert main(["distill", "--out", str(out), *TINY, *words]) == 0
+    assert gendd.load(out).info["class_names"] == [str(digit) for digit in range(10)]
+
+
+def test_unlabelled_test_images_need_a_teacher(
+    digit_files: Callable[[int], list[str]], capsys: Capture, tmp_path: Path
+) -> None:
+    data = folder_of_images(tmp_path / "data", digit_files)
+    loose = tmp_path / "loose"
+    loose.mkdir()
+    for file in (data / "test" / "class0").iterdir():
+        file.rename(loose / file.name)
+    shutil.rmtree(data / "test")
+    words = ["--data.name=folder", f"--data.path={data}", f"--data.test_path={loose}", "--data.image_size=8"]
+    out = str(tmp_path / "run")
+    assert refused(capsys, "train", "--out", out, *TINY_ALONE, *words, "--data.train_images=null") == (
+        "data.test_path: expected labelled test images for method 'supervised', which has no teacher to "
+        "agree with, got unlabelled ones; set data.test_path."
+    )
+
+
 def test_a_folder_of_mixed_colours_is_evaluated_as_it_was_trained(
     digit_files: Callable[[int], list[str]], capsys: Capture, tmp_path: Path, no_report: None
 ) -> None:
@@ -669,14 +778,77 @@ def test_a_folder_of_mixed_colours_is_evaluated_as_it_was_trained(
     words = ["--data.name=folder", f"--data.path={data}", "--data.image_size=8", "--data.train_images=null"]
     words += ["--data.validation=0", "--data.batch_size=4", "--data.workers=0", "--training.epochs=1"]
     out = tmp_path / "run"
-    rest = [word for word in TINY if not word.startswith("--teacher.")]
-    assert main(["train", "--out", str(out), *rest, *words]) == 0
+    assert main(["train", "--out", str(out), *TINY_ALONE, *words]) == 0
     assert gendd.load(out).backbone.in_channels == 3
     capsys.readouterr()
     assert main(["evaluate", str(out), "--json"]) == 0
     scores: dict[str, Any] = json.loads(capsys.readouterr().out)
     assert scores["linear"]["top1"] == Run.open(out).metrics["student"]["readouts"]["linear"]["top1"]
     assert scores["linear"]["top5"] is None  # of two classes
+
+
+def test_predict_goes_on_after_a_bad_file(
+    digits_run: Finished, digit_files: Callable[[int], list[str]], capsys: Capture, tmp_path: Path
+) -> None:
+    folder = tmp_path / "more"
+    folder.mkdir()
+    first, second, third = digit_files(3)
+    inside = [str(folder / name) for name in ("a.png", "b.png", "c.png")]
+    Path(inside[0]).write_bytes(Path(second).read_bytes())
+    Path(inside[1]).write_bytes(Path(second).read_bytes()[:60])
+    Path(inside[2]).write_bytes(Path(third).read_bytes())
+    (folder / "notes.txt").write_text("no image")
+    (tmp_path / "empty").mkdir()
+    none = str(tmp_path / "none.png")
+    words = ["predict", str(digits_run.folder), first, str(folder), none, str(tmp_path / "empty")]
+    errors = [
+        f"Expected an image, got {inside[1]}, which can't be decoded; replace or remove it.",
+        f"Image {none!r}: expected a readable file; No such file or directory.",
+        f"Expected images in {str(tmp_path / 'empty')!r}, found none; give another directory.",
+    ]
+    assert main(words) == 2
+    said = capsys.readouterr()
+    assert [line.split(": ")[0] for line in said.out.splitlines()] == [first, inside[0], inside[2]]
+    assert said.err.splitlines() == [f"gendd: {error}" for error in errors]
+    assert main([*words, "--json"]) == 2
+    said = capsys.readouterr()
+    entries = json.loads(said.out)
+    assert [entry["path"] for entry in entries] == [first, *inside, none, str(tmp_path / "empty")]
+    assert [entry.get("error") for entry in entries] == [None, None, errors[0], None, *errors[1:]]
+    assert set(entries[2]) == {"path", "error"}
+    assert set(entries[0]) == {"path", "classes", "probabilities"}
+    assert said.err.splitlines() == [f"gendd: {error}" for error in errors]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_long_tail_is_told_by_shots(capsys: Capture, tmp_path: Path) -> None:
+    settings = [word for word in TINY if "train_images" not in word and "epochs" not in word]
+    settings += ["--teacher_training.epochs=1", "--training.epochs=1", "--data.imbalance=10"]
+    out = str(tmp_path / "run")
+    assert main(["distill", "--out", out, *settings, "--method=kl", "--data.shot_thresholds=[20, 60]"]) == 0
+    said = capsys.readouterr()
+    assert "long-tailed (128 to 13 training images a class)" in said.err
+    assert re.search(r"top-1 % by shots +many \(3\) +medium \(5\) +few \(2\)", said.out)
+    metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
+    assert metrics["run"]["shot_thresholds"] == [20, 60]
+    student = metrics["student"]["readouts"]["linear"]
+    assert (
+        sum(group["images"] for group in student["groups"].values()) == metrics["run"]["test_images"] == 359
+    )
+    right = sum(group["images"] * group["top1"] / 100 for group in student["groups"].values())
+    assert right / 359 * 100 == pytest.approx(student["top1"], abs=0.02)
+    assert set(metrics["teacher"]["groups"]) == {"many", "medium", "few"}
+    assert (
+        "Top-1 of the default readout by training images" in (tmp_path / "run/student/README.md").read_text()
+    )
+    assert main(["evaluate", out]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1] == f"{'':8}" + "   ".join(
+        f"{name} ({group['classes']} classes) {group['top1']:.2f} %"
+        for name, group in student["groups"].items()
+    )
+    assert main(["evaluate", out, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["linear"]["groups"] == student["groups"]
 
 
 def test_predict_takes_a_readout(

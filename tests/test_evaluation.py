@@ -1,17 +1,21 @@
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 import gendd
 from gendd.config import GenDDConfig
 from gendd.data import ImageSet
+from gendd.data.images import Files
 from gendd.evaluation import Scores, evaluate, memory_format, readout_costs
 from gendd.generator import FeatureGenerator
 from gendd.models import Backbone, Frozen
+from gendd.shots import Shots
 
 
 class Pixels(nn.Module):
@@ -100,6 +104,27 @@ def test_costs_of_features() -> None:
     assert (own["parameters"], own["multiply_adds"]) == (0, 0)  # its feature is the image itself
     assert mean["parameters"] - generated["parameters"] == 8 * 6 + 6
     assert mean["multiply_adds"] - generated["multiply_adds"] == 8 * 6
+
+
+def test_corrupt_images_are_in_no_figure(tmp_path: Path) -> None:
+    paths = []
+    for number, pixels in enumerate(images([0, 1, 2, 2], None).images(range(4))):
+        paths.append(str(tmp_path / f"{number}.png"))
+        Image.fromarray(pixels[0].numpy()).save(paths[-1])
+    Path(paths[1]).write_bytes(b"nothing")
+    some = ImageSet(Files(paths), torch.tensor([0, 0, 2, 1]), channels=1, size=4, max_corrupt=0.25)
+    student = gendd.Student(reader(3, torch.eye(3, 16))).eval()
+    teacher = Frozen(reader(3, torch.eye(3, 16)[[0, 2, 1]]))
+    shots = Shots(torch.tensor([200, 50, 5]))
+    scores = evaluate(student, some, teacher=teacher, shots=shots, workers=0)["linear"]
+    # right are the first and the third of three; the teacher says otherwise of the last two
+    assert scores.images == 3 and len(some.skipped) == 1
+    assert scores.top1 == pytest.approx(200 / 3) and scores.agreement == pytest.approx(100 / 3)
+    assert scores.as_dict()["groups"] == {
+        "many": {"top1": 100.0, "classes": 1, "images": 1},
+        "medium": {"top1": 0.0, "classes": 1, "images": 1},
+        "few": {"top1": 100.0, "classes": 1, "images": 1},
+    }
 
 
 def test_batches_are_added_up() -> None:

@@ -13,6 +13,7 @@ from gendd.errors import UserError
 from gendd.generator import FeatureGenerator, SamplerName
 
 PREDICTIONS: list[Prediction] = ["sample", "epsilon", "v"]
+SAMPLERS: list[SamplerName] = ["ddpm", "ddim", "dpm-solver"]
 
 
 def generator(feature_width: int = 10, **changed: Any) -> FeatureGenerator:
@@ -36,15 +37,29 @@ def conditions(images: int = 3) -> Tensor:
     return torch.randn(images, 6, generator=seeded(9))
 
 
-class ExactHead(nn.Module):
+class FakeHead(nn.Module):
+    """A head that is told everything when it denoises."""
+
+    def forward(self, x: Tensor, t: Tensor, condition: Tensor, token: Tensor) -> Tensor:
+        return self.denoise(x, self.modulate(t, condition, token))
+
+    def modulate(self, t: Tensor, condition: Tensor, token: Tensor) -> list[Tensor]:
+        return [t, condition, token]
+
+    def denoise(self, x: Tensor, modulations: list[Tensor]) -> Tensor:
+        raise NotImplementedError
+
+
+class ExactHead(FakeHead):
     """E[target | x_t] where token n of x_0 is N(z @ weight[n], std²)."""
 
     def __init__(self, schedule: Schedule, weight: Tensor, std: float, prediction: Prediction) -> None:
         super().__init__()
         self.schedule, self.weight, self.std, self.prediction = schedule, weight, std, prediction
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor, token: Tensor) -> Tensor:
-        mean = torch.einsum("re,rec->rc", condition.double(), self.weight[token])
+    def denoise(self, x: Tensor, modulations: list[Tensor]) -> Tensor:
+        t, condition, token = modulations
+        mean = torch.einsum("...e,...ec->...c", condition.double(), self.weight[token])
         signal = self.schedule.alphas_cumprod[t].unsqueeze(1)
         residual = x.double() - signal.sqrt() * mean
         x0 = mean + self.std**2 * signal.sqrt() * residual / (signal * self.std**2 + 1 - signal)
@@ -65,17 +80,25 @@ def exact(prediction: Prediction, timesteps: int = 1000, std: float = 0.5) -> tu
     return model, torch.cat([weight[0], weight[1]], dim=1).float()
 
 
-class Recorder(nn.Module):
-    """Keeps what the head is called with; outputs zeros."""
+class Recorder(FakeHead):
+    """Keeps the rows (R, …) that the head is asked to denoise; outputs zeros."""
 
     def __init__(self, out_channels: int) -> None:
         super().__init__()
         self.out_channels = out_channels
         self.calls: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self.modulated: list[int] = []
 
-    def forward(self, x: Tensor, t: Tensor, condition: Tensor, token: Tensor) -> Tensor:
-        self.calls.append((x, t, condition, token))
-        return x.new_zeros(len(x), self.out_channels)
+    def modulate(self, t: Tensor, condition: Tensor, token: Tensor) -> list[Tensor]:
+        self.modulated.append(torch.broadcast_shapes(t.shape, condition.shape[:-1], token.shape).numel())
+        return super().modulate(t, condition, token)
+
+    def denoise(self, x: Tensor, modulations: list[Tensor]) -> Tensor:
+        t, condition, token = modulations
+        grid = torch.broadcast_shapes(x.shape[:-1], t.shape, condition.shape[:-1], token.shape)
+        rows = [part.expand(*grid, part.shape[-1]).flatten(0, -2) for part in (x, condition)]
+        self.calls.append((rows[0], t.expand(grid).flatten(), rows[1], token.expand(grid).flatten()))
+        return x.new_zeros(*grid, self.out_channels)
 
 
 def test_standardise_and_restore_are_inverse_and_normalise() -> None:
@@ -180,7 +203,7 @@ def test_the_mean_is_one_pass_from_zeros_at_the_last_time() -> None:
     assert torch.equal(condition, z.repeat_interleave(3, 0)) and token.tolist() == [0, 1, 2] * 3
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_samples_of_the_exact_denoiser_are_the_conditional_distribution(sampler: SamplerName) -> None:
     model, matrix = exact("sample", timesteps=200)
     model.set_statistics(torch.full((8,), 7.0), torch.full((8,), 2.0))
@@ -192,7 +215,7 @@ def test_samples_of_the_exact_denoiser_are_the_conditional_distribution(sampler:
     torch.testing.assert_close(samples.mean(0), model.mean(z), rtol=0, atol=5 * 1.0 / math.sqrt(2000))
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("learned", [False, True])
 def test_shapes_of_samples_and_mean(sampler: SamplerName, guidance: float, learned: bool) -> None:
@@ -213,7 +236,7 @@ def test_every_sample_has_its_images_condition() -> None:
     torch.testing.assert_close(samples, (z @ matrix).expand(4, 3, 8), rtol=0, atol=1e-2)
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_the_generator_reproduces_samples(sampler: SamplerName) -> None:
     model = generator()
 
@@ -232,7 +255,7 @@ def test_at_temperature_zero_only_the_start_is_random() -> None:
     out = model.sample(z, steps=6, temperature=0.0, generator=random)
     schedule = model.schedule.respace(6)
     x = torch.randn(6, 4, generator=seeded(5))
-    denoise = model.denoiser(z.repeat_interleave(2, 0), torch.arange(6) % 2, schedule)
+    denoise = model.denoiser(z, schedule)
     for step in reversed(range(6)):
         x = (
             float(schedule.posterior_mean_coef1[step]) * denoise(x, step).x0
@@ -253,10 +276,10 @@ def test_guidance_is_linear_and_its_variance_the_conditional_branchs(
 ) -> None:
     model = generator(prediction=prediction, learned_variance=learned)
     schedule = model.schedule.respace(5)
-    x, z, token = torch.randn(6, 4, generator=seeded(1)), conditions(6), torch.arange(6) % 3
+    x, z = torch.randn(18, 4, generator=seeded(1)), conditions(3)
 
     def denoised(guidance: float, condition: Tensor = z) -> tuple[Tensor, Tensor | None]:
-        return model.denoiser(condition, token, schedule, guidance)(x, 3)
+        return model.denoiser(condition, schedule, guidance)(x, 3)
 
     conditional, variance = denoised(1.0)
     unconditional, _ = denoised(1.0, torch.zeros_like(z))
@@ -279,10 +302,37 @@ def test_guidance_one_is_unguided_and_costs_one_branch() -> None:
     model.head = recorder = Recorder(4)  # type: ignore[assignment]
     model.sample(z, steps=3, guidance=1.0, generator=seeded())
     model.sample(z, steps=3, guidance=2.0, generator=seeded())
-    assert [len(call[0]) for call in recorder.calls] == [9, 9, 9, 18, 18, 18]
-    x, _, condition, token = recorder.calls[-1]
-    assert torch.equal(x[:9], x[9:]) and torch.equal(token[:9], token[9:])
-    assert torch.equal(condition[:9], z.repeat_interleave(3, 0)) and not condition[9:].any()
+    assert [len(call[0]) for call in recorder.calls] == [9] * 9
+    (x, _, condition, token), (same, _, nothing, same_token) = recorder.calls[-2:]
+    assert torch.equal(x, same) and torch.equal(token, same_token)
+    assert torch.equal(condition, z.repeat_interleave(3, 0)) and not nothing.any()
+
+
+def test_what_rows_have_in_common_is_computed_once() -> None:
+    model = generator()
+    model.head = recorder = Recorder(4)  # type: ignore[assignment]
+    model.sample(conditions(), steps=2, guidance=2.0, num_samples=5, generator=seeded())
+    # 3 images of 3 tokens, then the tokens without a condition, whatever the number of samples
+    assert recorder.modulated == [9, 3, 9, 3]
+    assert [len(call[0]) for call in recorder.calls] == [45] * 4
+    model.mean(conditions())
+    assert recorder.modulated[4:] == [9]
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("guidance", [1.0, 2.0])
+def test_the_denoiser_gives_what_the_head_says_of_every_row(guidance: float, learned: bool) -> None:
+    model = generator(prediction="sample", learned_variance=learned)
+    schedule, z = model.schedule.respace(5), conditions()
+    x = torch.randn(2 * 3 * 3, 4, generator=seeded(1))
+    found, _ = model.denoiser(z, schedule, guidance)(x, 2)
+    t = torch.full((18,), int(schedule.timesteps[2]))
+    rows, token = z.repeat_interleave(3, 0).repeat(2, 1), torch.arange(18) % 3
+    expected = model.head(x, t, rows, token)[:, :4]
+    if guidance != 1:
+        nothing = model.head(x, t, torch.zeros_like(rows), token)[:, :4]
+        expected = nothing + guidance * (expected - nothing)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_the_head_is_told_the_times_of_the_full_schedule() -> None:

@@ -562,3 +562,39 @@ def test_what_validation_measured() -> None:
     assert report._validation_metric({"gendd": agreement, "teacher": accuracy}) == "val/agreement"
     assert report._validation_metric({"gendd": [{"val/top1": 1.0, "val/agreement": 1.0}]}) == "val/top1"
     assert report._validation_metric({}) == "val/top1"
+
+
+def test_accuracy_by_shots(tmp_path: Path) -> None:
+    found = metrics()
+    found["run"]["shot_thresholds"] = [20, 100]
+    entries = [found["teacher"], *found["student"]["readouts"].values(), *found["baselines"].values()]
+    for number, entry in enumerate(entries):
+        entry["groups"] = {
+            "many": {"top1": 80.0 + number, "classes": 35, "images": 7000},
+            "medium": {"top1": 60.5, "classes": 64, "images": 3000},
+            "few": {"top1": None, "classes": 1, "images": 0},
+        }
+    page = Page(write_report(ReportData("t", found), tmp_path / "r.html").read_text(encoding="utf-8"))
+    text = " ".join(page.text)
+    assert "Accuracy by training images a class" in text
+    assert "many: more than 100 training images (35 classes, 7,000 test images)" in text
+    assert "medium: 20 to 100 training images (64 classes, 3,000 test images)" in text
+    stream = io.StringIO()
+    print_table(found, Console(file=stream, width=80))
+    lines = stream.getvalue().splitlines()
+    start = next(index for index, line in enumerate(lines) if line.startswith("top-1 % by shots"))
+    assert lines[start].split() == [
+        "top-1",
+        "%",
+        "by",
+        "shots",
+        "many",
+        "(35)",
+        "medium",
+        "(64)",
+        "few",
+        "(1)",
+    ]
+    shown = {line.rsplit(None, 3)[0]: line.split()[-3:] for line in lines[start + 1 :]}
+    assert shown["teacher"] == ["80.00", "60.50", "–"]
+    assert shown["GenDD · sample"] == ["81.00", "60.50", "–"]

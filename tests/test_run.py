@@ -296,7 +296,7 @@ def test_what_no_result_depends_on_may_change_between_a_run_and_its_continuation
         changed = replace(own, device="cuda", loggers=[], progress=True, checkpoint_every=9)
         _check_folder(digits_run.folder, replace(config, **{section: changed}), False, True)
         bound = replace(config, **{section: replace(own, clip_grad_norm=9.0)})
-        with pytest.raises(UserError, match=rf"but {section}\.clip_grad_norm differ"):
+        with pytest.raises(UserError, match=rf"but {section}\.clip_grad_norm was None and is "):
             _check_folder(digits_run.folder, bound, False, True)
     data = replace(config.data, workers=1, in_memory=False)
     _check_folder(digits_run.folder, replace(config, data=data), False, True)
@@ -326,7 +326,7 @@ def test_resume_after_ctrl_c_ends_as_if_nothing_had_happened(
     assert not (folder / "metrics.json").exists()
 
     assert main(["distill", "--resume", "--out", str(folder), *TINY, "--seed=1", "--baselines=[]"]) == 2
-    assert "but seed differ. Give the same, or another --out." in capsys.readouterr().err
+    assert "but seed was 0 and is 1. Give the same, or another --out." in capsys.readouterr().err
     # nothing but the folder: the rest is in its config
     assert main(["distill", "--resume", "--out", str(folder)]) == 0
     assert steps == 9 + 6 * 2
@@ -518,6 +518,41 @@ def test_stage_one_trains_the_backbone_first(
     assert torch.equal(weights["net.conv1.weight"], saved["method.backbone.net.conv1.weight"])
 
 
+def test_stage_two_trains_in_training_mode(
+    digits_run: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+) -> None:
+    modes: list[bool] = []
+    forward = GenDD.forward
+
+    def watched(self: GenDD, *args: Any, **options: Any) -> Any:
+        modes.append(self.backbone.training)
+        return forward(self, *args, **options)
+
+    monkeypatch.setattr(GenDD, "forward", watched)
+    distil(tmp_path, "--baselines=[]", "--training.stage1_epochs=1", "--training.epochs=1")
+    assert modes and all(modes)
+
+
+# --- a linear probe ---------------------------------------------------------------------------------
+
+PROBE = ["--recipe=linear_probe", "--training.epochs=2", "--training.lr=1"]
+
+
+def test_a_linear_probe_of_a_finished_run(digits_run: Finished, tmp_path: Path, no_report: None) -> None:
+    options = [*PROBE, f"--student.weights={digits_run.folder}"]
+    metrics = distil(tmp_path / "probe", *options)
+    assert metrics["teacher"] is None and metrics["run"]["method"] == "linear_probe"
+    assert set(metrics["student"]["readouts"]) == {"linear"} and metrics["student"]["readout"] == "linear"
+    before, after = (gendd.load(folder).backbone for folder in (digits_run.folder, tmp_path / "probe"))
+    images = torch.rand(4, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        assert torch.equal(before.features(images), after.features(images))
+    assert not torch.equal(before.classifier.weight, after.classifier.weight)
+    card = (tmp_path / "probe" / "student" / "README.md").read_text()
+    assert "A linear classifier trained on labels, on the frozen features" in card
+    assert untimed(distil(tmp_path / "again", *options)["student"]) == untimed(metrics["student"])
+
+
 # --- teachers of other kinds -------------------------------------------------------------------------
 
 
@@ -700,7 +735,7 @@ def test_distill_from_python_replaces_parts_of_a_config(
         ({"trainig": {}}, "Unknown config key 'trainig'. Did you mean 'training'?"),
         ({"training": {"epoch": 1}}, "Unknown config key 'training.epoch'. Did you mean 'training.epochs'?"),
         ({"training": {"epochs": 0}}, "training.epochs: expected a positive integer, got 0."),
-        ({"method": "gend"}, "method: expected one of gendd, kl, kd, supervised, got gend."),
+        ({"method": "gend"}, "method: expected one of gendd, kl, kd, supervised, linear_probe, got gend."),
         ({"seed": "x"}, "seed: expected integer, got x."),
     ],
 )
@@ -751,6 +786,16 @@ def test_distill_from_python_names_what_is_wrong(given: dict[str, Any], message:
         (
             ["--data.labels=false", "--method=kd"],
             "data.labels: expected true for method 'kd', which learns from labels, got False.",
+        ),
+        (
+            ["--method=linear_probe"],
+            "student.weights: expected a trained student for method 'linear_probe', got none; "
+            "give its run or its file.",
+        ),
+        (
+            ["--data.labels=false", "--baselines=[linear_probe]"],
+            "baselines: expected methods without labels (gendd, kl) where data.labels is false, got "
+            "'linear_probe'.",
         ),
         (
             ["--data.labels=false", "--method=supervised"],

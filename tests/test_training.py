@@ -16,12 +16,13 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gendd import training
 from gendd.config import DataConfig, KDConfig, TrainingConfig
-from gendd.data import Data, load_data, train_loader
+from gendd.data import Data, Mixing, load_data, train_loader
 from gendd.errors import UserError
-from gendd.methods import KD, GenDD, Method, StepOutput, Supervised
+from gendd.methods import KD, GenDD, LinearProbe, Method, StepOutput, Supervised
 from gendd.models import Backbone, create_backbone
 from gendd.student import Student
 from gendd.training import (
@@ -149,6 +150,12 @@ def test_the_steps_decay_at_their_milestones() -> None:
     assert came == pytest.approx([1, 1, 0.1, 0.1, 0.01, 0.01])
 
 
+def test_the_steps_decay_by_gamma() -> None:
+    config = settings(epochs=10, schedule="step", milestones=[3, 5], warmup_epochs=0.0, gamma=0.2)
+    came = [learning_rate_factor(step, 10, config) for step in (29, 30, 50)]
+    assert came == pytest.approx([1, 0.2, 0.04])
+
+
 def test_the_warmup_is_a_tenth_unless_told() -> None:
     config = settings(epochs=20, warmup_epochs=None, schedule="constant")
     came = [learning_rate_factor(step, 2, config) for step in (0, 3, 4, 39)]
@@ -180,6 +187,20 @@ def test_decay_spares_vectors_biases_and_the_head() -> None:
     }
     assert chosen and not any(".bn" in name for name in chosen)
     assert len(decayed["params"]) + len(plain["params"]) == len(names)
+
+
+def test_decay_of_all_spares_the_head_alone() -> None:
+    method = gendd()
+    decayed, plain = parameter_groups(method, 0.05, decay_all=True)
+    names = {id(parameter): name for name, parameter in method.named_parameters()}
+    assert {names[id(parameter)] for parameter in decayed["params"]} == {
+        f"backbone.{name}" for name, _ in method.backbone.named_parameters()
+    }
+    assert {names[id(parameter)] for parameter in plain["params"]} == {
+        f"generator.{name}" for name, _ in method.generator.named_parameters()
+    }
+    (every,) = parameter_groups(Supervised(network()), 0.05, decay_all=True)
+    assert len(every["params"]) == len(list(network().parameters())) and every["weight_decay"] == 0.05
 
 
 def test_frozen_parameters_and_empty_groups_are_left_out() -> None:
@@ -221,12 +242,19 @@ def test_the_precision_is_bf16_only_where_the_device_computes_in_it(monkeypatch:
     with pytest.raises(UserError, match="expected fp32 or bf16 on a CPU, got 'fp16'"):
         resolve_precision("fp16", cpu)
     assert resolve_precision("auto", mps) == "fp32"
+    units = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    for name in units:
+        monkeypatch.setattr(torch.cpu, name, lambda: False, raising=False)
+    assert resolve_precision("auto", cpu) == "fp32"
+    for name in units:
+        with monkeypatch.context() as patch:
+            patch.setattr(torch.cpu, name, lambda: True)
+            assert resolve_precision("auto", cpu) == "bf16"
     for able, wanted in ((True, "bf16"), (False, "fp32")):
-        monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda able=able: able, raising=False)
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda able=able, **_: able)
-        assert resolve_precision("auto", cpu) == wanted
         assert resolve_precision("auto", cuda) == wanted
-    monkeypatch.delattr(torch.cpu, "_is_amx_tile_supported")
+    for name in units:
+        monkeypatch.delattr(torch.cpu, name)
     assert resolve_precision("auto", cpu) == "fp32"
 
 
@@ -609,6 +637,295 @@ def test_a_loss_that_is_not_finite_stops_the_run(step: int, validation: float, t
 def test_a_rate_far_too_high_names_the_diffusion(data: Data, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"not finite at step \d+ \(part 'diffusion'\).* Lower training\.lr"):
         run(gendd(), data, tmp_path, settings(epochs=4, lr=1e30, warmup_epochs=0.0))
+
+
+# --- sgd, by hand ---
+
+
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_sgd_is_torchs(decay_all: bool, tmp_path: Path) -> None:
+    config = DataConfig(train_images=3 * 64, batch_size=64, validation=0.0)
+    data = load_data(config)
+    method, reference = Supervised(network()), Supervised(network()).train()
+    training = settings(
+        epochs=1,
+        optimizer="sgd",
+        lr=0.2,
+        momentum=0.8,
+        weight_decay=0.1,
+        decay_all=decay_all,
+        warmup_epochs=2 / 3,
+        channels_last=False,
+    )
+    fit(method, data, training, config, seed=0, folder=tmp_path)
+    vectors = [value for value in reference.parameters() if value.ndim < 2]
+    matrices = [value for value in reference.parameters() if value.ndim >= 2]
+    optimiser = torch.optim.SGD(
+        [
+            {"params": matrices, "weight_decay": 0.1},
+            {"params": vectors, "weight_decay": 0.1 if decay_all else 0.0},
+        ],
+        lr=0.2,
+        momentum=0.8,
+    )
+    batches = train_loader(data, config, seed=0, epoch=0)
+    for batch, rate in zip(batches, [0.1, 0.2, 0.2], strict=True):
+        for group in optimiser.param_groups:
+            group["lr"] = rate
+        optimiser.zero_grad()
+        assert batch.labels is not None
+        F.cross_entropy(reference.backbone(batch.images)[1], batch.labels).backward()
+        optimiser.step()
+    wanted = reference.state_dict()
+    assert method.state_dict().keys() == wanted.keys()
+    for name, value in method.state_dict().items():
+        torch.testing.assert_close(value, wanted[name], rtol=2e-4, atol=2e-5, msg=name)
+    groups = checkpoint(tmp_path, "last")["optimizer_states"][0]["param_groups"]
+    assert all(group["momentum"] == 0.8 and not group["nesterov"] for group in groups)
+    assert not any("betas" in group for group in groups)
+
+
+# --- accumulation ---
+
+
+class Plain(nn.Module):
+    """A network without BatchNorm, so that a batch is the sum of its parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(1, 8, 3, padding=1)
+        self.fc = nn.Linear(8 * 8 * 8, 10)
+
+    def forward_features(self, x: Tensor, /) -> Tensor:
+        return self.conv(x).relu().flatten(1)
+
+    def forward_head(self, x: Tensor, /, pre_logits: bool = False) -> Tensor:
+        return x if pre_logits else self.fc(x)
+
+    def get_classifier(self) -> nn.Module:
+        return self.fc
+
+
+def plain() -> Backbone:
+    torch.manual_seed(4)
+    return Backbone(Plain(), name="plain", in_channels=1, mean=[0.5], std=[0.25])
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_two_halves_accumulated_are_one_batch(optimizer: str, tmp_path: Path) -> None:
+    data = load_data(DataConfig(train_images=256, validation=0.0))
+    found = []
+    for batch_size, accumulate in ((128, 1), (64, 2)):
+        config = DataConfig(train_images=256, validation=0.0, batch_size=batch_size)
+        method = Supervised(plain())
+        folder = tmp_path / str(batch_size)
+        training = settings(
+            epochs=2, lr=1e-2, optimizer=optimizer, accumulate=accumulate, clip_grad_norm=0.5, loggers=["csv"]
+        )
+        result = fit(method, data, training, config, seed=0, folder=folder)
+        saved = checkpoint(folder, "last")["optimizer_states"][0]["param_groups"]
+        rates = [row["lr"] for row in logged(folder) if row["lr"]]
+        found.append((method.state_dict(), result.steps, saved, rates))
+    (whole, steps, groups, rates), (parts, same_steps, same_groups, same_rates) = found
+    assert steps == same_steps == 4 and rates == same_rates
+    assert [group["lr"] for group in groups] == [group["lr"] for group in same_groups]
+    assert [group.get("betas") for group in groups] == [group.get("betas") for group in same_groups]
+    start = plain().state_dict()
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-4, atol=1e-5, msg=name)
+        assert not torch.equal(value, start[name.removeprefix("backbone.")])
+
+
+def test_what_is_left_over_of_a_step_is_dropped(tmp_path: Path) -> None:
+    config = DataConfig(train_images=5 * 16, validation=0.0, batch_size=16)
+    data = load_data(config)
+    method = Stopping(plain(), -1, None)
+    result = fit(
+        method, data, settings(epochs=3, accumulate=2, precision="fp32"), config, seed=0, folder=tmp_path
+    )
+    assert (result.steps, method.steps) == (3 * 2, 3 * 4)
+    # fewer batches than a step has are one smaller step
+    whole, parts = (Supervised(plain()) for _ in range(2))
+    for method, accumulate in ((whole, 5), (parts, 50)):
+        folder = tmp_path / str(accumulate)
+        training = settings(epochs=1, accumulate=accumulate)
+        assert fit(method, data, training, config, seed=0, folder=folder).steps == 1
+    assert same(whole.state_dict(), parts.state_dict())
+
+
+def test_every_part_of_a_step_has_its_own_draws(data: Data, tmp_path: Path) -> None:
+    seeds: list[int] = []
+
+    class Watched(Supervised):
+        def forward(
+            self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
+        ) -> StepOutput:
+            assert generator is not None
+            seeds.append(generator.initial_seed())
+            return super().forward(images, labels)
+
+    config = DataConfig(train_images=IMAGES, batch_size=32, validation=0.05)
+    fit(Watched(network()), data, settings(accumulate=2), config, seed=3, folder=tmp_path)
+    wanted = []
+    for step in range(2 * 2):
+        wanted += [derive_seed(3, "step", step, 0), derive_seed(3, "step", step, 0, "part", 1)]
+    assert seeds == wanted and len(set(seeds)) == 8
+
+
+def test_an_accumulating_run_goes_on_as_if_nothing_had_been(data: Data, tmp_path: Path) -> None:
+    def stop(_: StepOutput) -> None:
+        raise ZeroDivisionError
+
+    config = DataConfig(
+        **{**vars(DATA), "batch_size": 16, "mixup": 0.4, "cutmix": 1.0, "label_smoothing": 0.1}
+    )
+    training = settings(epochs=3, accumulate=3, optimizer="sgd")
+    # in the middle of the second epoch's first step
+    with pytest.raises(ZeroDivisionError):
+        fit(Stopping(network(), 7, stop), data, training, config, seed=0, folder=tmp_path / "broken")
+    resumed, plain = Supervised(network()), Supervised(network())
+    result = fit(resumed, data, training, config, seed=0, folder=tmp_path / "broken", resume=True)
+    fit(plain, data, training, config, seed=0, folder=tmp_path / "plain")
+    assert same(resumed.state_dict(), plain.state_dict()) and result.steps == 3 * (IMAGES // 48)
+
+
+# --- mixing ---
+
+
+class Seeing(Supervised):
+    """Keeps the images and labels it was given."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(backbone)
+        self.seen: list[tuple[Tensor, Tensor | None]] = []
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> StepOutput:
+        self.seen.append((images.clone(), labels))
+        target = torch.zeros(len(images), dtype=torch.int64) if labels is None else labels
+        return super().forward(images, target, generator=generator)
+
+
+MIXED = DataConfig(**{**vars(DATA), "mixup": 0.3, "cutmix": 1.0, "label_smoothing": 0.1})
+
+
+def test_a_method_sees_batches_mixed_by_seed_epoch_and_batch(data: Data, tmp_path: Path) -> None:
+    method = Seeing(network())
+    fit(method, data, settings(), MIXED, seed=3, folder=tmp_path)
+    mixing = Mixing.from_config(MIXED, 10)
+    seen = iter(method.seen)
+    for epoch in range(2):
+        for index, batch in enumerate(train_loader(data, MIXED, seed=3, epoch=epoch)):
+            # the loader's own are as they were
+            assert batch.labels is not None and batch.labels.dtype == torch.int64
+            key = torch.Generator().manual_seed(derive_seed(3, "mixing", epoch, 0, index))
+            images, labels = mixing(batch.images, batch.labels, key)
+            given, soft = next(seen)
+            assert labels is not None and soft is not None and soft.shape == (64, 10)
+            assert torch.equal(given, images) and torch.equal(soft, labels)
+            assert not torch.equal(given, batch.images)
+            torch.testing.assert_close(soft.sum(-1), torch.ones(64))
+    assert next(seen, None) is None
+
+
+def test_every_rank_mixes_differently(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = LightningMethod(Supervised(network()), data, settings(), MIXED, 0, False)
+    batch = next(iter(train_loader(data, MIXED, seed=0, epoch=0)))
+    found = []
+    for rank in (0, 1, 0):
+        monkeypatch.setattr(LightningMethod, "global_rank", rank)
+        found.append(module._mixed(batch, 0))
+    first, other, again = found
+    assert torch.equal(first[0], again[0]) and not torch.equal(first[0], other[0])
+    assert not torch.equal(first[0], module._mixed(batch, 1)[0])
+
+
+def test_without_labels_images_are_mixed_and_labels_stay_unseen(data: Data, tmp_path: Path) -> None:
+    module = LightningMethod(gendd(), data, settings(), MIXED, 0, False)
+    unlabelled = DataConfig(**{**vars(MIXED), "labels": False})
+    blind = LightningMethod(gendd(), data, settings(), unlabelled, 0, False)
+    batch = next(iter(train_loader(data, MIXED, seed=0, epoch=0)))
+    images, labels = blind._mixed(batch, 0)
+    assert labels is None and torch.equal(images, module._mixed(batch, 0)[0])
+    assert not torch.equal(images, batch.images)
+    result = fit(gendd(), data, settings(epochs=1), unlabelled, seed=0, folder=tmp_path)
+    assert result.monitor == "val/agreement"
+
+
+@pytest.mark.parametrize("kind", ["gendd", "kd", "means"])
+def test_methods_train_on_mixed_labels(kind: str, data: Data, tmp_path: Path) -> None:
+    if kind == "kd":
+        method: Method = KD(network(), network("cifar/resnet8x0.5", 1))
+    else:
+        method = gendd(contraction=0.5, centres="means" if kind == "means" else "classifier")
+    result = fit(method, data, settings(epochs=1), MIXED, seed=0, folder=tmp_path / "mixed")
+    assert result.steps == STEPS
+    if isinstance(method, GenDD):
+        # statistics and class means are those of images as they are
+        other = gendd(contraction=0.5, centres=method.config.centres)
+        fit(other, data, settings(epochs=1), DATA, seed=0, folder=tmp_path / "unmixed")
+        assert torch.equal(other.centres, method.centres)
+        assert torch.equal(other.generator.feature_mean, method.generator.feature_mean)
+        assert not same(other.state_dict(), method.state_dict())
+
+
+def test_teacher_and_student_see_the_same_mixed_images(data: Data, tmp_path: Path) -> None:
+    method = KD(network(), network("cifar/resnet8x0.5", 1))
+    assert method.teacher is not None
+    seen: dict[str, list[Tensor]] = {"student": [], "teacher": []}
+    for name, network_ in (("student", method.backbone), ("teacher", method.teacher.backbone)):
+        network_.register_forward_pre_hook(
+            lambda module, inputs, name=name: seen[name].append(inputs[0].clone())
+        )
+    config = DataConfig(**{**vars(MIXED), "validation": 0.0})
+    fit(method, load_data(config), settings(epochs=1), config, seed=0, folder=tmp_path)
+    assert len(seen["student"]) == len(seen["teacher"]) == STEPS
+    assert all(torch.equal(a, b) for a, b in zip(seen["student"], seen["teacher"], strict=True))
+
+
+def test_validation_is_not_varied(data: Data) -> None:
+    varied = DataConfig(**{**vars(MIXED), "randaugment": "rand-p1.0", "color_jitter": 0.4, "erase_prob": 1.0})
+    shown = []
+    for config in (DATA, varied):
+        module = LightningMethod(Supervised(network()), data, settings(), config, 0, False)
+        module._trainer = cast(Any, type("T", (), {"world_size": 1, "global_rank": 0}))
+        shown.append(list(module.val_dataloader()))
+    for first, second in zip(*shown, strict=True):
+        assert torch.equal(first.images, second.images) and torch.equal(first.labels, second.labels)
+
+
+# --- what is trained ---
+
+
+def test_a_backbone_left_in_eval_mode_trains(data: Data, tmp_path: Path) -> None:
+    backbone = network()
+    run(Supervised(backbone), data, tmp_path / "first", settings(epochs=1))
+    assert not backbone.training
+    modes: list[bool] = []
+
+    class Watched(Supervised):
+        def forward(
+            self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
+        ) -> StepOutput:
+            modes.append(all(module.training for module in self.modules()))
+            return super().forward(images, labels)
+
+    run(Watched(backbone), data, tmp_path / "second", settings(epochs=1))
+    assert modes == [True] * STEPS
+
+
+def test_a_linear_probe_trains_its_classifier_alone(data: Data, tmp_path: Path) -> None:
+    backbone = network()
+    before = copy.deepcopy(backbone.state_dict())
+    training = settings(epochs=3, optimizer="sgd", lr=3.0, weight_decay=0.0, warmup_epochs=0.0)
+    result = run(LinearProbe(backbone), data, tmp_path, training)
+    assert result.monitor == "val/linear" and result.best is not None
+    after = backbone.state_dict()
+    changed = {name for name, value in before.items() if not torch.equal(after[name], value)}
+    assert changed == {"net.fc.weight", "net.fc.bias"}
+    groups = checkpoint(tmp_path, "last")["optimizer_states"][0]["param_groups"]
+    assert sum(len(group["params"]) for group in groups) == 2
 
 
 # --- interruption ---

@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from numpy.typing import NDArray
 
 from gendd.errors import UserError
-from gendd.verify import PUBLIC_REFERENCE, TOLERANCE, head_state, verify
+from gendd.verify import PUBLIC_REFERENCE, TOLERANCE, verify
 
 Arrays = dict[str, NDArray[Any]]
 SHARED = Path(__file__).parents[2] / "shared" / "parity" / "gendd_reference.npz"
@@ -155,10 +154,3 @@ def test_a_file_that_can_not_be_read_is_refused(tmp_path: Path) -> None:
     np.save(tmp_path / "single.npy", np.zeros(3))
     assert "expected a readable .npz file" in refused(tmp_path / "single.npy")
     assert "No such file" in refused(tmp_path / "nowhere.npz")
-
-
-def test_the_released_names_are_all_renamed() -> None:
-    names = [name for name in arrays() if name.startswith("state/diffloss.net.")]
-    renamed = head_state({name.removeprefix("state/diffloss.net."): torch.zeros(1) for name in names})
-    assert len(renamed) == len(names)
-    assert not any(word in key for key in renamed for word in ("embed", "adaLN", "in_ln", "proj", "layer"))

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gendd.errors import UserError
     from gendd.methods import KD, GenDD, Method, StepOutput, Supervised
     from gendd.models import Backbone, build_model, create_backbone, wrap
+    from gendd.released import import_released
     from gendd.run import Run, distill
     from gendd.student import Student, load
 
@@ -41,6 +42,7 @@ _HOMES = {
     "gendd.errors": ("UserError",),
     "gendd.methods": ("KD", "GenDD", "Method", "StepOutput", "Supervised"),
     "gendd.models": ("Backbone", "build_model", "create_backbone", "wrap"),
+    "gendd.released": ("import_released",),
     "gendd.run": ("Run", "distill"),
     "gendd.student": ("Student", "load"),
 }
@@ -66,6 +68,7 @@ __all__ = [
     "build_model",
     "create_backbone",
     "distill",
+    "import_released",
     "load",
     "wrap",
 ]

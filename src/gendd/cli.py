@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import re
 import sys
 from importlib.metadata import version
 from importlib.resources import files
@@ -25,10 +26,21 @@ _COMMANDS = {
     "predict": "classify image files with a student",
     "recipes": "list the recipes",
     "models": "list the networks",
+    "import-released": "make a run of a checkpoint of the authors' released code",
     "verify": "recompute the method's reference numbers on this machine",
 }
 # what 'gendd train' is, whatever a recipe says
 _TRAIN: dict[str, Any] = {"method": "supervised", "baselines": []}
+# what of a recipe has no part in it
+_UNUSED = ("teacher", "teacher_training", "gendd", "kd", "readout")
+# options that are short for a dotted one, and what they take
+_SHORT = {
+    "teacher": ("teacher.name", "NETWORK", "the teacher: a name (gendd models lists them) or a run's folder"),
+    "student": ("student.name", "NETWORK", "the student, likewise"),
+    "data": ("data.name", "SET", "the images: digits, cifar10, folder, …"),
+    "readout": ("readout.name", "{linear,mean,sample}", "how the finished student gives its logits"),
+    "precision": ("training.precision", "{auto,fp32,bf16,fp16}", "numbers the student is trained in"),
+}
 
 
 def recipes() -> dict[str, Path]:
@@ -80,6 +92,7 @@ def _dispatch(words: list[str]) -> int:
         "predict": _predict,
         "recipes": _recipes,
         "models": _models,
+        "import-released": _import_released,
         "verify": _verify,
     }
     return handlers[command](rest)
@@ -136,8 +149,7 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
     from gendd.config import RunConfig, dump, from_dict, load_config, one_line, read_yaml, to_dict
 
     flags, rest = _run_flags(command).parse_known_args(words)
-    if flags.precision is not None:
-        rest.append(f"--training.precision={flags.precision}")
+    rest += _in_full(command, flags)
     help_asked = any(word in ("-h", "--help") for word in rest)
     if help_asked:
         print(_run_help(command))
@@ -193,7 +205,28 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
 
 def _fixed(command: str) -> set[str]:
     """Keys that are no dotted options of a command."""
-    return {"out", *_TRAIN} if command == "train" else {"out"}
+    return {"out", *_TRAIN, *_UNUSED} if command == "train" else {"out"}
+
+
+def _in_full(command: str, flags: argparse.Namespace) -> list[str]:
+    """The dotted options that the short ones given stand for."""
+    found = []
+    for short, (key, _, _) in _short(command).items():
+        value = getattr(flags, short)
+        if value is None:
+            continue
+        if short in ("teacher", "student") and Path(value).is_dir():
+            from gendd.run import network_of
+
+            found += [f"--{short}.{name}={part}" for name, part in network_of(value).items()]
+        else:
+            found.append(f"--{key}={value}")
+    return found
+
+
+def _short(command: str) -> dict[str, tuple[str, str, str]]:
+    """The short options of a command."""
+    return {name: told for name, told in _SHORT.items() if told[0].split(".")[0] not in _fixed(command)}
 
 
 def _without_labels(values: dict[str, Any]) -> list[str]:
@@ -201,7 +234,7 @@ def _without_labels(values: dict[str, Any]) -> list[str]:
     baselines: list[str] = values["baselines"]
     if values["data"]["labels"]:
         return baselines
-    left = [name for name in baselines if name not in ("supervised", "kd")]
+    left = [name for name in baselines if name not in ("supervised", "kd", "linear_probe")]
     if left != baselines:
         dropped = ", ".join(name for name in baselines if name not in left)
         print(f"gendd: left out the recipe's baselines that need labels: {dropped}", file=sys.stderr)
@@ -240,7 +273,8 @@ def _run_flags(command: str) -> _Parser:
         help="output folder (default: runs/ and the name of the last recipe or file, "
         "else of the command and the data)",
     )
-    parser.add_argument("--precision", metavar="{auto,fp32,bf16,fp16}", help="short for --training.precision")
+    for name, (key, takes, told) in _short(command).items():
+        parser.add_argument(f"--{name}", metavar=takes, help=f"{told} (short for --{key})")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
     parser.add_argument("--print_config", action="store_true", help="print the resolved settings and stop")
@@ -262,6 +296,8 @@ def _run_help(command: str) -> str:
     flags = _run_flags(command).format_help()
     settings = run_parser(command).format_help()
     body = settings.split("\n\n", 1)[1]
+    # sections given as files of their own are the short options here
+    body = re.sub(r"^ +--\S+ CONFIG +Path to a configuration file\.\n", "", body, flags=re.MULTILINE)
     return f"{flags}\nEvery setting is an option too, by its dotted name:\n\n{body}"
 
 
@@ -271,9 +307,9 @@ def _check_options(command: str, words: list[str]) -> None:
     known = [f"--{key}" for key in keys()]
     flags = [option for action in _run_flags(command)._actions for option in action.option_strings]
     for name in filter(None, map(_option, words)):
-        if command == "train" and name.removeprefix("--") in _TRAIN:
+        if name.removeprefix("--").split(".")[0] in _fixed(command) - {"out"}:
             raise UserError(
-                f"gendd train: expected no {name}, as it trains the student on labels alone; "
+                f"gendd {command}: expected no {name}, as it trains the student on labels alone; "
                 "leave it out, or use gendd distill."
             )
         if name not in known:
@@ -292,26 +328,30 @@ def _evaluate(words: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
     from gendd.run import evaluate_run
+    from gendd.shots import in_words
 
     scores = evaluate_run(given.run, given.readout, progress=sys.stderr.isatty())
     if given.json:
         print(json.dumps(scores, indent=2))
         return 0
-    width = max(8, *(len(name) + 2 for name in scores))
+    width = max([8, *(len(name) + 2 for name in scores)])
     for name, values in scores.items():
+        groups = values.pop("groups", None)
         shown = [
             f"{key} {value:.3f}" if key == "cosine" else f"{key} {value:.2f} %"
             for key, value in values.items()
             if value is not None
         ]
         print(f"{name:{width}}{'   '.join(shown)}")
+        if groups is not None:
+            print(f"{'':{width}}{in_words(groups)}")
     return 0
 
 
 def _predict(words: list[str]) -> int:
     parser = _Parser(prog="gendd predict", description=_COMMANDS["predict"])
     parser.add_argument("run", metavar="RUN", help="a run's folder, a student's folder, or a Hub id")
-    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files or directories of them")
     parser.add_argument("--readout", help="linear, mean or sample; the student's own by default")
     parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
     parser.add_argument("--json", action="store_true", help="print JSON")
@@ -322,12 +362,15 @@ def _predict(words: list[str]) -> int:
 
     predictions = predict(given.run, given.images, given.top, given.readout)
     if given.json:
-        print(json.dumps([vars(prediction) for prediction in predictions], indent=2))
-        return 0
-    for prediction in predictions:
-        pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-        print(f"{prediction.path}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in pairs))
-    return 0
+        print(json.dumps([prediction.as_dict() for prediction in predictions], indent=2))
+    else:
+        for prediction in (each for each in predictions if each.error is None):
+            pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+            print(f"{prediction.path}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in pairs))
+    errors = [prediction.error for prediction in predictions if prediction.error is not None]
+    for error in errors:
+        print(f"gendd: {' '.join(error.split())}", file=sys.stderr)
+    return 2 if errors else 0
 
 
 def _recipes(words: list[str]) -> int:
@@ -354,6 +397,63 @@ def _models(words: list[str]) -> int:
         raise UserError(f"No network matches {given.pattern!r}: expected part of a name such as 'resnet'.")
     print("\n".join(names))
     return 0
+
+
+def _import_released(words: list[str]) -> int:
+    parser = _Parser(
+        prog="gendd import-released",
+        allow_abbrev=False,
+        description=_COMMANDS["import-released"],
+        epilog="The dotted options of gendd distill hold too: --data.name and --data.path of the images to "
+        "evaluate on (without them nothing is measured), --readout.steps, --gendd.contraction, …",
+    )
+    parser.add_argument("checkpoint", metavar="CKPT", help="the file, of stage 1 or 2")
+    parser.add_argument(
+        "--student", metavar="NAME", required=True, help="the student network, cifar/resnet20"
+    )
+    parser.add_argument("--teacher", metavar="NAME", required=True, help="the teacher network")
+    parser.add_argument("--teacher-weights", metavar="FILE", help="its weights, to measure agreement with it")
+    parser.add_argument("--out", metavar="DIR", help="output folder (default: runs/ and the file's name)")
+    given, rest = parser.parse_known_args(words)
+    settings = _given("import-released", rest)
+    from rich.console import Console
+
+    from gendd import report
+    from gendd.released import import_released
+
+    run = import_released(
+        given.checkpoint,
+        given.student,
+        given.teacher,
+        out=given.out,
+        teacher_weights=given.teacher_weights,
+        **settings,
+    )
+    console = Console()
+    report.print_table(run.metrics, console)
+    console.print(f"student {run.folder / 'student'}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def _given(command: str, words: list[str]) -> dict[str, Any]:
+    """The settings that dotted options name, by section, and no others."""
+    from gendd.config import one_line
+
+    _check_options(command, words)
+    try:
+        values: dict[str, Any] = run_parser(command).parse_args(words).as_dict()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{one_line(error)} See: gendd {command} --help.") from error
+    found: dict[str, Any] = {}
+    for name in filter(None, map(_option, words)):
+        *sections, key = name.removeprefix("--").split(".")
+        into, value = found, values
+        for section in sections:
+            into, value = into.setdefault(section, {}), value[section]
+        into[key] = value[key]
+    return found
 
 
 def _verify(words: list[str]) -> int:

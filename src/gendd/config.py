@@ -16,10 +16,14 @@ import yaml
 
 from gendd.errors import UserError, did_you_mean
 
-MethodName = Literal["gendd", "kl", "kd", "supervised"]
+MethodName = Literal["gendd", "kl", "kd", "supervised", "linear_probe"]
 ReadoutName = Literal["linear", "mean", "sample"]
 Prediction = Literal["sample", "epsilon", "v"]
 MonitorName = Literal["auto", "top1", "agreement", "diffusion"]
+# the sections of timm's RandAugment strings
+_RANDAUGMENT = re.compile(
+    r"rand(-(m\d+|n[1-9]\d*|p\d+(\.\d+)?|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]|t(weights|3aw?)))*"
+)
 
 
 def _check(ok: bool, key: str, expected: str, came: object) -> None:
@@ -32,45 +36,124 @@ class DataConfig:
     """Which images, and how they are fed.
 
     Args:
-        name: digits, fashion-mnist, cifar10, cifar100, folder or parquet.
-        path: Root directory of the set (folder: holds ``train/`` and ``test/`` or ``val/``); for
-            parquet the training file. Digits need none; fashion-mnist also finds Debian's package.
-        test_path: Test file or directory where it is not below ``path`` (parquet, folder).
+        name: digits, fashion-mnist, cifar10, cifar100, folder, list, parquet, hf or webdataset.
+        path: Root directory of the set (folder: holds ``train/`` and ``test/`` or ``val/``, or nothing but
+            unlabelled images); for parquet the training file, for list the training list (lines
+            ``path label``, or ``path`` alone for unlabelled images), for hf a folder that ``save_to_disk``
+            of Hugging Face's datasets wrote, for webdataset a directory, glob or brace pattern of tar
+            shards. Digits need none; fashion-mnist also finds Debian's package.
+        test_path: Test images where they are not below ``path`` (folder, list, parquet, hf; for webdataset
+            shards, a directory of images or parquet). Test images may be unlabelled, and may be missing
+            where the training images are unlabelled: evaluation is then by agreement with the teacher, on
+            the validation images if need be.
+        root: Folder that the paths in lists are relative to; null: each list's own.
+        classes: A file of class names, one a line from class 0; null: those of the set, else numbers.
+            Unlabelled images without it have the classes of the teacher.
         image_size: Side in pixels that images are resized to; null keeps the set's own size
-            (224 for folder).
+            (224 for folder and webdataset).
         validation: Fraction of the training set held out for choosing checkpoints, in [0, 1); by class
             where ``labels`` is true, else at random.
+        imbalance: Make the training set long-tailed: class c of K keeps at most n · imbalance^(-c/(K-1))
+            images, n those of the largest class (Cui et al. 2019), which ones by ``split_seed``, after the
+            validation images were held out, which stay as they are; at least 1, null leaves the set. Not of
+            webdataset.
         train_images: Use this many training images, drawn at random by ``split_seed`` after the
-            validation images were held out; null uses all.
+            validation images were held out and ``imbalance`` was applied; null uses all.
         split_seed: Seed of the split into training and validation images.
         labels: Whether training may see the labels. Evaluation always does.
         augment: ``crop-flip`` (random crop after padding by an eighth, horizontal flip), ``crop``,
             ``resized-crop`` (random area and ratio, flip), ``none``, or ``auto``: what suits the set.
         crop_scale: Range of the area of a resized crop.
-        batch_size: Images a step and process.
-        workers: Loader processes for sets that stream from disk; null: as many as there are cores,
+        crop_interpolation: How a resized crop is brought to size, ``bilinear`` or ``bicubic``.
+        randaugment: RandAugment of each image, in timm's words: ``rand-m7-n2-mstd0.5`` is magnitude 7
+            with standard deviation 0.5, two operations an image; null: none. What it uncovers is gray.
+        color_jitter: Brightness, contrast and saturation of each image are multiplied by factors from
+            [1-c, 1+c]; 0 is off. Applied beside RandAugment too (timm's own training then leaves it out).
+        erase_prob: Probability that a rectangle of an image (2 % to a third of its area) is replaced by
+            noise, each pixel N(0.5, 0.25²) clipped to [0, 1].
+        mixup: α of image mixup's Beta(α, α), one weight a batch; 0 is off. Labels are mixed alike;
+            without labels the images alone are. Teacher and student see the same mixed images.
+        cutmix: α of CutMix, likewise; labels are mixed by area.
+        mixup_prob: Probability that a batch is mixed at all.
+        mixup_switch_prob: Probability that a mixed batch is one of CutMix where both are on.
+        label_smoothing: s in [0, 1): labels become (1-s) p + s/K. Nothing where training sees no labels.
+        batch_size: Images a step and process (a part of a step where ``training.accumulate`` says so).
+        workers: Loader processes for sets that stream from disk, and for what is done image by image
+            (randaugment, color_jitter, erase_prob, bicubic crops); null: as many as there are cores,
             at most 8.
         in_memory: Hold the decoded set in memory as uint8; null: when it fits in 2 GiB. It never
             changes the images: training images for ``resized-crop`` that are not all of the final
             size are cropped from the originals, so true holds them encoded and null streams them.
+        max_corrupt: Share of the images of a part (of an epoch, while they stream) that may be unreadable,
+            in [0, 1). They are named in ``logs/skipped.txt``; in training the next image of the set takes
+            the place of one (of shards: another one), in evaluation it is left out. With 0 the first one is
+            an error. Of training shards it is also the share that may be missing from damaged ones.
+        shot_thresholds: Accuracy is also told for classes of few (less than the first number), many (more
+            than the second) and a medium number of training images. Null: [20, 100], where one class has
+            at least three times the training images of another.
+        resampled: Draw shards with replacement instead of reading each once an epoch (webdataset).
+        steps_per_epoch: Steps of an epoch (parts of them where ``training.accumulate`` says so); null: one
+            pass over the training images (webdataset).
+        shuffle_buffer: Encoded images each process holds to shuffle what it reads (webdataset).
     """
 
     name: str = "digits"
     path: str | None = None
     test_path: str | None = None
+    root: str | None = None
+    classes: str | None = None
     image_size: int | None = None
     validation: float = 0.1
+    imbalance: float | None = None
     train_images: int | None = None
     split_seed: int = 0
     labels: bool = True
     augment: Literal["auto", "none", "crop", "crop-flip", "resized-crop"] = "auto"
     crop_scale: tuple[float, float] = (0.08, 1.0)
+    crop_interpolation: Literal["bilinear", "bicubic"] = "bilinear"
+    randaugment: str | None = None
+    color_jitter: float = 0.0
+    erase_prob: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    mixup_prob: float = 1.0
+    mixup_switch_prob: float = 0.5
+    label_smoothing: float = 0.0
     batch_size: int = 128
     workers: int | None = None
     in_memory: bool | None = None
+    max_corrupt: float = 0.01
+    shot_thresholds: tuple[int, int] | None = None
+    resampled: bool = False
+    steps_per_epoch: int | None = None
+    shuffle_buffer: int = 12_000
 
     def __post_init__(self) -> None:
+        _check(self.shuffle_buffer >= 1, "data.shuffle_buffer", "a positive integer", self.shuffle_buffer)
+        _check(
+            self.steps_per_epoch is None or self.steps_per_epoch >= 1,
+            "data.steps_per_epoch",
+            "a positive integer or null",
+            self.steps_per_epoch,
+        )
+        if self.name == "webdataset":
+            _check(self.imbalance is None, "data.imbalance", "null for tar shards", self.imbalance)
+        else:
+            alone = f"for data.name {self.name!r} (webdataset has it)"
+            _check(not self.resampled, "data.resampled", f"false {alone}", self.resampled)
+            _check(
+                self.steps_per_epoch is None, "data.steps_per_epoch", f"null {alone}", self.steps_per_epoch
+            )
         _check(0 <= self.validation < 1, "data.validation", "a fraction in [0, 1)", self.validation)
+        _check(
+            self.imbalance is None or self.imbalance >= 1,
+            "data.imbalance",
+            "a factor of at least 1 or null",
+            self.imbalance,
+        )
+        _check(0 <= self.max_corrupt < 1, "data.max_corrupt", "a fraction in [0, 1)", self.max_corrupt)
+        few, many = self.shot_thresholds or (1, 1)
+        _check(1 <= few <= many, "data.shot_thresholds", "1 <= few <= many, or null", self.shot_thresholds)
         _check(self.batch_size >= 1, "data.batch_size", "a positive integer", self.batch_size)
         _check(
             self.train_images is None or self.train_images >= 1,
@@ -92,6 +175,23 @@ class DataConfig:
         )
         low, high = self.crop_scale
         _check(0 < low <= high <= 1, "data.crop_scale", "0 < low <= high <= 1", self.crop_scale)
+        _check(
+            self.randaugment is None or _RANDAUGMENT.fullmatch(self.randaugment) is not None,
+            "data.randaugment",
+            "timm's words for it such as 'rand-m7-n2-mstd0.5', or null",
+            self.randaugment,
+        )
+        for name in ("color_jitter", "mixup", "cutmix"):
+            _check(getattr(self, name) >= 0, f"data.{name}", "a non-negative number", getattr(self, name))
+        for name in ("erase_prob", "mixup_prob", "mixup_switch_prob"):
+            value = getattr(self, name)
+            _check(0 <= value <= 1, f"data.{name}", "a probability in [0, 1]", value)
+        _check(
+            0 <= self.label_smoothing < 1,
+            "data.label_smoothing",
+            "a number in [0, 1)",
+            self.label_smoothing,
+        )
 
 
 @dataclass
@@ -99,8 +199,8 @@ class ModelConfig:
     """A network and where its weights come from.
 
     Args:
-        name: ``cifar/resnet20`` and its family, ``timm/NAME``, ``torchvision/NAME``, ``hf/ID`` of
-            transformers (a local folder as ``hf/./FOLDER`` or ``hf//FOLDER``), or
+        name: ``cifar/NAME``, ``timm/NAME`` or ``torchvision/NAME`` (``gendd models`` lists them); ``hf/ID``
+            of transformers (a local folder as ``hf/./FOLDER`` or ``hf//FOLDER``), or
             ``path/to/file.py:factory``, a function that returns a network.
         weights: A .safetensors file, a state dict saved by torch, or a run's folder; null for random
             weights.
@@ -244,15 +344,24 @@ class TrainingConfig:
     Args:
         epochs: Passes over the training images.
         lr: Peak learning rate.
-        weight_decay: Decoupled weight decay; not on 1-d parameters, biases or the head.
+        optimizer: ``adamw``, or ``sgd`` with ``momentum`` (not Nesterov's).
+        momentum: Of sgd.
+        weight_decay: Decoupled for adamw, added to the gradient for sgd; not on 1-d parameters, biases
+            or the head.
+        decay_all: Decay 1-d parameters and biases too, everything but the head; what is published
+            with sgd does.
         beta1: Adam's β1.
         beta2: Adam's β2 at the start and the end of its cosine ramp.
-        schedule: ``cosine`` to ``min_lr``, ``step`` (times 0.1 at each milestone) or ``constant``,
+        schedule: ``cosine`` to ``min_lr``, ``step`` (times ``gamma`` at each milestone) or ``constant``,
             per optimiser step.
         min_lr: Where the cosine ends.
         warmup_epochs: Linear warmup to the full rate, shorter than the training; may be fractional.
             Null: a tenth of the epochs.
         milestones: Epochs at which the ``step`` schedule decays.
+        gamma: What the ``step`` schedule multiplies the rate with at each milestone.
+        accumulate: Batches whose gradients are averaged to one optimiser step: ``data.batch_size`` 128
+            four times is a step of 512 (BatchNorm still sees each batch alone). Batches left over at
+            the end of an epoch are dropped.
         clip_grad_norm: Largest norm of the gradient; null: no clipping.
         ema: Decay of an exponential moving average of the student; null: none. The average is what
             is evaluated and saved.
@@ -274,13 +383,18 @@ class TrainingConfig:
 
     epochs: int = 30
     lr: float = 3e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.9
     weight_decay: float = 0.05
+    decay_all: bool = False
     beta1: float = 0.9
     beta2: tuple[float, float] = (0.95, 0.999)
     schedule: Literal["cosine", "step", "constant"] = "cosine"
     min_lr: float = 0.0
     warmup_epochs: float | None = None
     milestones: list[int] = field(default_factory=list)
+    gamma: float = 0.1
+    accumulate: int = 1
     clip_grad_norm: float | None = None
     ema: float | None = None
     precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
@@ -299,6 +413,9 @@ class TrainingConfig:
         _check(self.epochs >= 1, "training.epochs", "a positive integer", self.epochs)
         _check(self.lr > 0, "training.lr", "a positive number", self.lr)
         _check(self.weight_decay >= 0, "training.weight_decay", "a non-negative number", self.weight_decay)
+        _check(0 <= self.momentum < 1, "training.momentum", "a number in [0, 1)", self.momentum)
+        _check(0 < self.gamma <= 1, "training.gamma", "a number in (0, 1]", self.gamma)
+        _check(self.accumulate >= 1, "training.accumulate", "a positive integer", self.accumulate)
         _check(0 <= self.beta1 < 1, "training.beta1", "a number in [0, 1)", self.beta1)
         _check(
             all(0 <= beta < 1 for beta in self.beta2), "training.beta2", "two numbers in [0, 1)", self.beta2
@@ -342,7 +459,7 @@ class ReadoutConfig:
     Args:
         name: ``linear`` (the probe on the student's feature), ``mean`` (one head pass: E[f | z]) or
             ``sample`` (generated features).
-        sampler: ``ddpm`` (ancestral, as published) or ``ddim``.
+        sampler: ``ddpm`` (ancestral, as published), ``ddim`` or ``dpm-solver`` (DPM-Solver++(2M)).
         steps: Steps of the respaced schedule.
         guidance: Scale of classifier-free guidance; 1 is none.
         num_samples: Features generated an image and averaged.
@@ -351,7 +468,7 @@ class ReadoutConfig:
     """
 
     name: ReadoutName = "mean"
-    sampler: Literal["ddpm", "ddim"] = "ddpm"
+    sampler: Literal["ddpm", "ddim", "dpm-solver"] = "ddpm"
     steps: int = 10
     guidance: float = 1.0
     num_samples: int = 5
@@ -370,7 +487,8 @@ class RunConfig:
     """Everything a run depends on; saved as ``config.yaml`` in its folder.
 
     Args:
-        method: gendd, kl (teacher's predictions only), kd (labels and teacher) or supervised.
+        method: gendd, kl (teacher's predictions only), kd (labels and teacher), supervised, or
+            linear_probe (a new linear classifier on the frozen backbone of ``student.weights``).
         baselines: Methods trained beside it from the same seed for the table and the report.
         teacher: The frozen network that is distilled. Without weights it is trained first, on the
             labels, by ``teacher_training``, and cached.

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gendd.data import Data, ImageSet, eval_loader
+from gendd.data import Data, ImageSet, Shards, sample_loader
 from gendd.errors import UserError
 from gendd.models import Frozen
 from gendd.probe import agreement, choose_classifier, neighbour_votes
@@ -49,7 +49,7 @@ class Features:
 def collect_features(
     student: Student,
     teacher: Frozen | None,
-    images: ImageSet,
+    images: ImageSet | Shards,
     *,
     limit: int | None = None,
     device: torch.device | str = "cpu",
@@ -61,16 +61,12 @@ def collect_features(
         student: In eval mode, on ``device``.
         teacher: On ``device``.
         images: The set.
-        limit: At most so many images, evenly spread; None takes all.
+        limit: At most so many images (see :func:`gendd.data.sample_loader`); None takes all.
         device: Where to compute.
         workers: Loader processes of a set that streams.
     """
-    loader = eval_loader(images, BATCH_SIZE, workers)
-    if limit is not None and limit < len(images):
-        spread = torch.linspace(0, len(images) - 1, limit).round().long()
-        loader = dataclasses.replace(loader, order=spread)
     parts: dict[str, list[Tensor]] = {entry.name: [] for entry in dataclasses.fields(Features)}
-    for batch in loader:
+    for batch in sample_loader(images, BATCH_SIZE, limit, workers):
         batch = batch.to(device)
         own = student.features(batch.images)
         made: dict[str, Tensor | None] = {"own": own, "labels": batch.labels}
@@ -87,7 +83,7 @@ def collect_features(
 def embedding_scores(
     student: Student,
     teacher: Frozen,
-    bank: ImageSet,
+    bank: ImageSet | Shards,
     test: ImageSet,
     num_classes: int,
     *,
@@ -105,7 +101,7 @@ def embedding_scores(
     Args:
         student: In eval mode, on ``device``.
         teacher: On ``device``.
-        bank: The training images, of which 50,000 evenly spread are used at most.
+        bank: The training images, of which 50,000 are used at most: evenly spread, or those of some shards.
         test: The test images.
         num_classes: K of the labels.
         device: Where to compute.

@@ -17,6 +17,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from gendd.config import ReadoutName
 from gendd.data import ImageSet, eval_loader
 from gendd.models import Frozen, count_parameters, latency, multiply_adds
+from gendd.shots import Shots
 from gendd.student import Student
 
 OutputName = ReadoutName | Literal["feature", "generated"]
@@ -36,17 +37,23 @@ class Scores:
         agreement: Percent of images with the teacher's first class; None without a teacher, or with one of
             other classes than the readout's.
         confusion: (K, K) counts, a row a true class; None as ``top1``.
+        images: How many were scored; corrupt ones are left out.
+        groups: Top-1 by how many training images a class has (see :mod:`gendd.shots`); None where that
+            was not asked for, and as ``top1``.
     """
 
     top1: float | None
     top5: float | None
     agreement: float | None
     confusion: Tensor | None
+    images: int = 0
+    groups: dict[str, dict[str, Any]] | None = None
 
-    def as_dict(self) -> dict[str, float | None]:
-        """The percentages, rounded to two decimals."""
+    def as_dict(self) -> dict[str, Any]:
+        """The percentages, rounded to two decimals; ``groups`` where there are any."""
         values = {"top1": self.top1, "top5": self.top5, "agreement": self.agreement}
-        return {name: None if value is None else round(value, 2) for name, value in values.items()}
+        rounded = {name: None if value is None else round(value, 2) for name, value in values.items()}
+        return rounded if self.groups is None else {**rounded, "groups": self.groups}
 
 
 @torch.no_grad()
@@ -57,6 +64,7 @@ def evaluate(
     readouts: tuple[ReadoutName, ...] | None = None,
     teacher: Frozen | None = None,
     num_classes: int | None = None,
+    shots: Shots | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
     workers: int | None = None,
@@ -70,6 +78,7 @@ def evaluate(
         readouts: Which; all the student has by default.
         teacher: To agree with, on ``device``.
         num_classes: K of the labels; None: that of every readout.
+        shots: Tell top-1 of these groups of classes too.
         device: Where to compute.
         seed: Of the noise of readout ``sample``.
         workers: Loader processes of a set that streams.
@@ -85,10 +94,12 @@ def evaluate(
     agreed = {name: 0 for name in names if teacher is not None and teacher.num_classes == classes[name]}
     generator = torch.Generator(device).manual_seed(seed)
     labelled = images.labels is not None
+    seen = 0
     with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
         loader = eval_loader(images, BATCH_SIZE, workers)
         for batch in bar.track(loader, total=len(loader), description="evaluating"):
             batch = batch.to(device)
+            seen += len(batch.images)
             features = student.features(batch.images)
             said = teacher(batch.images)[1].argmax(-1) if teacher is not None and agreed else None
             for name in names:
@@ -101,11 +112,14 @@ def evaluate(
     scores: dict[ReadoutName, Scores] = {}
     for name in names:
         meter = meters[name] if labelled else {}
+        confusion = meter["confusion"].compute().cpu() if "confusion" in meter else None
         scores[name] = Scores(
             100 * float(meter["top1"].compute()) if "top1" in meter else None,
             100 * float(meter["top5"].compute()) if "top5" in meter else None,
-            100 * agreed[name] / len(images) if name in agreed else None,
-            meter["confusion"].compute().cpu() if "confusion" in meter else None,
+            100 * agreed[name] / seen if name in agreed else None,
+            confusion,
+            seen,
+            None if shots is None or confusion is None else shots.accuracy(confusion),
         )
     return scores
 

@@ -1,8 +1,9 @@
-"""Files that are whole whenever they are there."""
+"""Files that are whole whenever they are there, and where what can be made again is kept."""
 
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,3 +18,10 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """:func:`write_text` of plain data."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+def cache_folder() -> Path:
+    """Where what took long is kept: ``$GENDD_CACHE``, else ``gendd`` in the user's cache folder."""
+    if "GENDD_CACHE" in os.environ:
+        return Path(os.environ["GENDD_CACHE"])
+    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gendd"

@@ -17,18 +17,20 @@ from gendd.diffusion import (
     Denoised,
     Head,
     LossRows,
+    Prediction,
     Schedule,
     add_noise,
     ancestral,
     cosine_schedule,
     ddim,
     diffusion_loss,
+    dpm_solver,
     interpolated_log_variance,
     predicted_x0,
 )
 from gendd.errors import UserError
 
-SamplerName = Literal["ddpm", "ddim"]
+SamplerName = Literal["ddpm", "ddim", "dpm-solver"]
 
 
 class FeatureGenerator(nn.Module):
@@ -111,14 +113,14 @@ class FeatureGenerator(nn.Module):
 
     def mean(self, condition: Tensor) -> Tensor:
         """E[f | z] in one pass, the head's x̂_0 at x_T = 0, t = T-1; (B, d) -> (B, D) teacher features."""
-        images = condition.shape[0]
-        rows = images * self.num_tokens
-        x = condition.new_zeros(rows, self.token_width)
-        t = torch.full((rows,), len(self.schedule) - 1, device=condition.device)
-        z, token = self._rows(condition, 1)
-        output = self.head(x, t, z, token)[:, : self.token_width].float()
+        t = torch.full((1,), len(self.schedule) - 1, device=condition.device)
+        position = torch.arange(self.num_tokens, device=condition.device)
+        modulations = self.head.modulate(t, condition.unsqueeze(1), position)
+        # one row of zeros serves all: what the blocks compute of it alone is computed once
+        x = condition.new_zeros(1, 1, self.token_width)
+        output = self.head.denoise(x, modulations)[..., : self.token_width].float()
         estimate = predicted_x0(output, x, t, self.schedule, self.prediction)
-        return self.restore(self._merge(estimate, images))
+        return self.restore(tokens.merge(estimate, self.feature_width))
 
     def sample(
         self,
@@ -141,7 +143,7 @@ class FeatureGenerator(nn.Module):
             num_samples: S.
             temperature: Factor on the step noise of ddpm.
             eta: η of ddim; 0 is deterministic.
-            sampler: ``ddpm`` or ``ddim``.
+            sampler: ``ddpm``, ``ddim`` or ``dpm-solver``.
             generator: Source of all noise, on the condition's device.
 
         Returns:
@@ -156,67 +158,75 @@ class FeatureGenerator(nn.Module):
                 "Train with gendd.condition_dropout 0.2 to guide."
             )
         images = condition.shape[0]
-        z, token = self._rows(condition, num_samples)
+        rows = num_samples * images * self.num_tokens
         x = torch.randn(
-            z.shape[0], self.token_width, generator=generator, device=z.device, dtype=torch.float32
+            rows, self.token_width, generator=generator, device=condition.device, dtype=torch.float32
         )
         schedule = self.schedule.respace(steps)
-        denoise = self.denoiser(z, token, schedule, guidance)
+        denoise = self.denoiser(condition, schedule, guidance)
         if sampler == "ddpm":
             x = ancestral(denoise, x, schedule, temperature=temperature, generator=generator)
-        else:
+        elif sampler == "ddim":
             x = ddim(denoise, x, schedule, eta=eta, generator=generator)
-        features = self.restore(self._merge(x, num_samples * images))
-        return features.reshape(num_samples, images, self.feature_width)
+        else:
+            x = dpm_solver(denoise, x, schedule)
+        merged = tokens.merge(x.reshape(num_samples, images, self.num_tokens, -1), self.feature_width)
+        return self.restore(merged)
 
-    def denoiser(
-        self, condition: Tensor, token: Tensor, schedule: Schedule, guidance: float = 1.0
-    ) -> GuidedDenoiser:
-        """The head as a denoiser for the samplers; condition (R, d), token (R,)."""
-        return GuidedDenoiser(self.head, condition, token, schedule, guidance, self.prediction)
-
-    def _rows(self, condition: Tensor, repeats: int) -> tuple[Tensor, Tensor]:
-        expanded = condition.unsqueeze(1).expand(-1, self.num_tokens, -1)
-        token = tokens.token_index(condition.shape[0], self.num_tokens, repeats, condition.device)
-        return tokens.repeat_rows(expanded, repeats), token
-
-    def _merge(self, rows: Tensor, images: int) -> Tensor:
-        return tokens.merge(rows.reshape(images, self.num_tokens, self.token_width), self.feature_width)
+    def denoiser(self, condition: Tensor, schedule: Schedule, guidance: float = 1.0) -> GuidedDenoiser:
+        """The head as a denoiser for the samplers; condition (B, d), rows (S·B·N, C) for any S."""
+        position = torch.arange(self.num_tokens, device=condition.device)
+        return GuidedDenoiser(
+            self.head, condition.unsqueeze(1), position, schedule, guidance, self.prediction
+        )
 
 
 class GuidedDenoiser:
-    """A head with its condition fixed, as the samplers want it.
+    """A head with its condition fixed, as the samplers want it: rows (S·B·N, C), sample-major.
 
     Guidance g moves the prediction from the unconditional to g times the conditional branch's
     distance; the variance is the conditional branch's (Ho & Salimans 2022; as published by GenDD).
+
+    Two thirds of a pass say what time, condition and position mean to the layers. That is the same for all
+    S samples of an image, and without a condition for all images: it is computed that often only.
+
+    Args:
+        head: The denoising network.
+        condition: (B, 1, d), or (B, N, d) where the tokens of an image differ in theirs.
+        position: (N,) int64 token positions.
+        schedule: Whose steps are taken.
+        guidance: g.
+        prediction: What the head predicts.
     """
 
     def __init__(
         self,
         head: Head,
         condition: Tensor,
-        token: Tensor,
+        position: Tensor,
         schedule: Schedule,
         guidance: float,
-        prediction: Literal["sample", "epsilon", "v"],
+        prediction: Prediction,
     ) -> None:
         self.head, self.schedule, self.guidance, self.prediction = head, schedule, guidance, prediction
-        self.guided = guidance != 1.0
-        self.condition = torch.cat([condition, torch.zeros_like(condition)]) if self.guided else condition
-        self.token = token.repeat(2) if self.guided else token
+        self.condition, self.position = condition, position
+        self.nothing = torch.zeros_like(condition[:1, :1])
 
     def __call__(self, x: Tensor, step: int) -> Denoised:
-        """x (R, C) at a step of the schedule -> its x̂_0 and log-variance."""
-        time = int(self.schedule.timesteps[step])
-        rows, channels = x.shape
-        t = torch.full((self.condition.shape[0],), time, device=x.device)
-        output = self.head(x.repeat(2, 1) if self.guided else x, t, self.condition, self.token).float()
-        predicted, v = output[:rows, :channels], output[:rows, channels:]
-        if self.guided:
-            unconditional = output[rows:, :channels]
+        """x (S·B·N, C) at a step of the schedule -> its x̂_0 and log-variance."""
+        channels = x.shape[-1]
+        grid = x.reshape(-1, self.condition.shape[0], len(self.position), channels)
+        t = self.schedule.timesteps[step].reshape(1).to(x.device)
+        output = self._branch(grid, t, self.condition)
+        predicted, v = output[:, :channels], output[:, channels:]
+        if self.guidance != 1.0:
+            unconditional = self._branch(grid, t, self.nothing)[:, :channels]
             predicted = unconditional + self.guidance * (predicted - unconditional)
-        index = torch.full((rows,), step, device=x.device)
+        index = torch.full((len(x),), step, device=x.device)
         x0 = predicted_x0(predicted, x, index, self.schedule, self.prediction)
         if v.shape[-1] == 0:
             return Denoised(x0, None)
         return Denoised(x0, interpolated_log_variance(v, index, self.schedule))
+
+    def _branch(self, grid: Tensor, t: Tensor, condition: Tensor) -> Tensor:
+        return self.head.denoise(grid, self.head.modulate(t, condition, self.position)).float().flatten(0, 2)

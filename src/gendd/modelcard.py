@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from gendd.shots import in_words
 from gendd.student import Student
 
 _OUTPUTS = {
@@ -20,6 +21,7 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
     """Write the card of ``student`` with the figures of its run's ``metrics.json``."""
     run, own = metrics["run"], metrics["student"]
     teacher = metrics["teacher"]
+    epochs = "1 epoch" if run["epochs"] == 1 else f"{run['epochs']} epochs"
     # a network that isn't known by name has to be given along with the folder
     made_in_python = student.backbone.name.startswith("module/")
     network = f", backbone={student.backbone.name.removeprefix('module/')}(…)" if made_in_python else ""
@@ -51,7 +53,7 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
         "",
         "## Figures",
         "",
-        f"On {run['test_images']:,} test images. Multiply-adds and parameters are those in use.",
+        f"On {run['test_images']:,} {_tested(run)}. Multiply-adds and parameters are those in use.",
     ]
     entries = {
         f"{name}{' (default)' if name == own['readout'] else ''}": (_what(name, student), each)
@@ -61,6 +63,14 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
         entries["teacher"] = (teacher["name"], teacher)
     if own["readouts"]:
         lines += _table("readout", figures, entries)
+    groups = own["readouts"].get(own["readout"], {}).get("groups")
+    if groups is not None:
+        few, many = run["shot_thresholds"]
+        lines += [
+            "",
+            f"Top-1 of the default readout by training images a class (many: more than {many}, few: less "
+            f"than {few}), over all test images of a group: {in_words(groups).replace('   ', ', ')}.",
+        ]
     if embedding := own.get("embedding"):
         lines += [
             "",
@@ -75,7 +85,7 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
         "",
         "## Training",
         "",
-        f"{run['train_images']:,} images, {run['epochs']} epochs, seed {run['seed']}, "
+        f"{run['train_images']:,} images, {epochs}, seed {run['seed']}, "
         f"{'with' if run['labels_used'] else 'without'} labels, {run['precision']} on {run['device']}, "
         f"{own['train_seconds']:.0f} s. gendd {run['versions']['gendd']}, torch {run['versions']['torch']}.",
         "",
@@ -135,8 +145,16 @@ def _plain(value: float | None) -> str:
     return "–" if value is None else f"{value:.3f}"
 
 
+def _tested(run: dict[str, Any]) -> str:
+    if run.get("tested_on") == "validation":
+        return "validation images, by which the checkpoint was chosen too, as there were no test images"
+    return "test images"
+
+
 def _origin(student: Student, teacher: dict[str, Any] | None) -> str:
     method = student.info.get("method")
+    if method == "linear_probe":
+        return "A linear classifier trained on labels, on the frozen features of a trained network."
     if teacher is None or method == "supervised":
         return "Trained on labels alone."
     if method == "gendd":

@@ -43,6 +43,7 @@ _LABELS = {
     "supervised": "student alone",
     "kl": "KL distillation",
     "kd": "KD",
+    "linear_probe": "linear probe",
     "gendd": "GenDD",
 }
 _READOUTS = ("linear", "mean", "sample")
@@ -130,7 +131,8 @@ def rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
         One dict a row: ``method`` (its label), ``key`` (the method's config name), ``network``,
         ``detail`` (the sampler's settings, else ""), ``chosen`` (the run's own readout; without one, what is
         generated), ``top1``, ``top5``, ``agreement``, ``knn`` and ``linear_probe`` in percent, ``cosine``,
-        ``parameters``, ``multiply_adds`` and ``latency_ms`` an image. What was not measured is None.
+        ``parameters``, ``multiply_adds`` and ``latency_ms`` an image, and ``groups`` (top-1 by training
+        images a class, see :mod:`gendd.shots`). What was not measured is None.
     """
     table: list[dict[str, Any]] = []
     teacher = metrics.get("teacher")
@@ -162,7 +164,7 @@ def rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def _row(key: str, entry: dict[str, Any]) -> dict[str, Any]:
-    measured = ("top1", "top5", "agreement", "knn", "linear_probe", "cosine", *_COSTS)
+    measured = ("top1", "top5", "agreement", "knn", "linear_probe", "cosine", *_COSTS, "groups")
     return {
         "method": _LABELS.get(key, key),
         "key": key,
@@ -218,7 +220,19 @@ def print_table(metrics: dict[str, Any], console: Console | None = None) -> None
             _milliseconds(row["latency_ms"]),
             style="bold" if row["chosen"] else "",
         )
-    (console or Console()).print(table)
+    console = console or Console()
+    console.print(table)
+    shown = [row for row in rows(metrics) if row["groups"]]
+    if shown:
+        table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+        table.add_column("top-1 % by shots")
+        for name, group in shown[0]["groups"].items():
+            table.add_column(f"{name} ({group['classes']})", justify="right", no_wrap=True)
+        for row in shown:
+            cells = [_number(group["top1"]) for group in row["groups"].values()]
+            table.add_row(row["method"], *cells, style="bold" if row["chosen"] else "")
+        console.print()
+        console.print(table)
 
 
 # Numbers for people
@@ -307,6 +321,7 @@ _LIGHT = _Theme(
         "supervised": "#b8578f",
         "kl": "#d98200",
         "kd": "#008a64",
+        "linear_probe": "#a34a16",
         "gendd": "#0072b2",
     },
 )
@@ -321,10 +336,11 @@ _DARK = _Theme(
         "supervised": "#dd8fbd",
         "kl": "#f0a830",
         "kd": "#2bb890",
+        "linear_probe": "#e58a52",
         "gendd": "#4fabe8",
     },
 )
-_MARKERS = {"teacher": "s", "supervised": "v", "kl": "^", "kd": "D", "gendd": "o"}
+_MARKERS = {"teacher": "s", "supervised": "v", "kl": "^", "kd": "D", "linear_probe": "P", "gendd": "o"}
 # Petroff (2021): ten colours told apart under colour-vision deficiencies.
 _CLASSES = [
     "#3f90da",
@@ -942,6 +958,33 @@ def _table_section(table: Sequence[dict[str, Any]], test_images: int | None) -> 
     return _section("Comparison", f'<div class="scroll"><table>{"".join(lines)}</table></div>', note)
 
 
+def _groups_section(table: Sequence[dict[str, Any]], thresholds: Sequence[int]) -> str:
+    """Top-1 of every row for classes of many, a medium number and few training images."""
+    shown = [row for row in table if row["groups"]]
+    groups = shown[0]["groups"]
+    lines = [
+        "<tr><th>Method</th>"
+        + "".join(f'<th class="n">{name.capitalize()}, %</th>' for name in groups)
+        + "</tr>"
+    ]
+    for row in shown:
+        key = row["key"] if row["key"] in _LABELS else "gendd"
+        cells = "".join(f'<td class="n">{_number(group["top1"])}</td>' for group in row["groups"].values())
+        own = " class=own" if row["chosen"] else ""
+        lines.append(f'<tr{own}><td><i class="dot {key}"></i>{escape(row["method"])}</td>{cells}</tr>')
+    few, many = thresholds
+    sizes = {"many": f"more than {many}", "medium": f"{few} to {many}", "few": f"less than {few}"}
+    told = "; ".join(
+        f"{name}: {sizes[name]} training images ({group['classes']} classes, {group['images']:,} test images)"
+        for name, group in groups.items()
+    )
+    return _section(
+        "Accuracy by training images a class",
+        f'<div class="scroll"><table>{"".join(lines)}</table></div>',
+        f"Over all test images of a group's classes alike. {told}.",
+    )
+
+
 def _figures(data: ReportData, table: Sequence[dict[str, Any]]) -> list[str]:
     sections = []
     figure = _figure_of(next((row for row in table if row["chosen"]), table[-1])) or "top1"
@@ -1083,7 +1126,7 @@ def _settings_section(data: ReportData) -> str:
             ("Device", "device"),
             ("Precision", "precision"),
         )
-        if run.get(key) is not None
+        if run.get(key) is not None and (key, run.get("tested_on")) != ("test_images", "validation")
     ]
     facts += [(name, str(version)) for name, version in (run.get("versions") or {}).items()]
     body = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in facts)
@@ -1100,7 +1143,7 @@ def _lead(metrics: dict[str, Any]) -> str:
     method = _LABELS.get(_method(metrics))
     subject = f"{student.get('name', 'The student')} ({_count(student.get('parameters'))} parameters)"
     text = f"{subject} trained"
-    if teacher and _method(metrics) != "supervised":
+    if teacher and _method(metrics) not in ("supervised", "linear_probe"):
         text = f"{subject} distilled from {teacher['name']} ({_count(teacher.get('parameters'))})"
         text += f" with {method}" if method else ""
     if run.get("train_images") is not None:
@@ -1111,6 +1154,8 @@ def _lead(metrics: dict[str, Any]) -> str:
 def _page(data: ReportData) -> str:
     table = rows(data.metrics)
     sections = [_table_section(table, data.metrics.get("run", {}).get("test_images"))]
+    if any(row["groups"] for row in table):
+        sections.append(_groups_section(table, data.metrics["run"]["shot_thresholds"]))
     sections += _figures(data, table)
     if data.examples:
         sections.append(_examples_section(data.examples[:_MAX_EXAMPLES]))

@@ -7,12 +7,11 @@ import csv
 import dataclasses
 import hashlib
 import json
-import os
 import platform
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import version
@@ -36,10 +35,12 @@ from gendd.config import (
     to_dict,
 )
 from gendd.data import Data, ImageSet, describe, eval_loader, load_data
+from gendd.data.readers import image_files
+from gendd.data.tars import is_remote
 from gendd.embedding import Refit, check_refit, embedding_scores, refit_linear
 from gendd.errors import UserError
 from gendd.evaluation import BATCH_SIZE, LATENCY_BATCH, OutputName, evaluate, memory_format, readout_costs
-from gendd.files import write_json, write_text
+from gendd.files import cache_folder, write_json, write_text
 from gendd.methods import Method, Pretraining, build_method
 from gendd.modelcard import write_card
 from gendd.models import (
@@ -52,7 +53,9 @@ from gendd.models import (
     teacher_class_names,
 )
 from gendd.models.module import digest
-from gendd.models.registry import describe_module
+from gendd.models.registry import check_name, describe_module
+from gendd.models.weights import saved_backbone
+from gendd.shots import shots_of
 from gendd.student import Student, load
 from gendd.training import (
     FitResult,
@@ -66,6 +69,7 @@ from gendd.training import (
 
 _REPORT_FEATURES = 1000
 _REPORT_EXAMPLES = 24
+_TEACHERLESS = {"supervised", "linear_probe"}
 # all that a run writes into its folder
 _WRITTEN = (
     "config.yaml",
@@ -83,7 +87,7 @@ _WRITTEN = (
     ".report.html.*",
 )
 # settings that may differ between a run and its continuation, and do not make another teacher
-_FREE = {"out", "data.in_memory", "data.workers"} | {
+_FREE = {"out", "data.in_memory", "data.workers", "data.max_corrupt", "data.shot_thresholds"} | {
     f"{section}.{key}"
     for section in ("training", "teacher_training")
     for key in ("checkpoint_every", "device", "loggers", "progress")
@@ -149,10 +153,10 @@ def distill(
 
     Args:
         config: The whole configuration; what else is given replaces parts of it.
-        teacher: Name or configuration of the teacher, or a trained network: a
-            :class:`gendd.Backbone` (see :func:`gendd.wrap`) or any module. It is frozen in place.
-        student: Name or configuration of the student, or a network, whose copy is trained from the
-            weights it has; ``gendd.load(run, backbone=module)`` gives the distilled one.
+        teacher: Name or configuration of the teacher, a run's folder, whose student it is, or a trained
+            network: a :class:`gendd.Backbone` (see :func:`gendd.wrap`) or any module. It is frozen in place.
+        student: Name, configuration or run's folder of the student, or a network, whose copy is trained
+            from the weights it has; ``gendd.load(run, backbone=module)`` gives the distilled one.
         data: Name or configuration of the images.
         out: Output folder.
         overwrite: Replace a run in that folder. Only what a run writes is deleted, and nothing at all
@@ -179,11 +183,19 @@ def distill(
             values[key] = to_dict(value)
         elif isinstance(value, dict):
             values[key] = {**values.get(key, {}), **value}
-        elif key in ("teacher", "student", "data"):
+        elif key in ("teacher", "student"):
+            values[key] = {**values[key], **network_of(str(value))}
+        elif key == "data":
             values[key] = {**values[key], "name": str(value)}
         else:
             values[key] = str(value) if key == "out" else value
     return execute(from_dict(values, RunConfig), overwrite=overwrite, resume=resume, networks=networks)
+
+
+def network_of(value: str) -> dict[str, str]:
+    """The keys of :class:`ModelConfig` that a network's name, or the folder of its run, stands for."""
+    described = saved_backbone(value) if Path(value).is_dir() else None
+    return {"name": value} if described is None else {"name": described["name"], "weights": value}
 
 
 def execute(
@@ -208,17 +220,25 @@ def execute(
     folder = Path(config.out)
     device = resolve_device(config.training.device)
     _check_folder(folder, config, overwrite, resume)
+    _check_names(config, networks)
     data = load_data(config.data)
+    network = _build_teacher(config, data, networks)
+    data = _with_classes(config, data, network)
     _say(describe(data))
-    network = _check_networks(config, data, networks)
+    _check_networks(config, data, network, networks)
+    if network is not None:
+        _say(f"teacher {network.describe()}")
     if config.data.labels and not data.labelled:
+        kept = " (a folder of images holds train/CLASS/)" if data.name == "folder" else ""
         _say(
-            f"data.labels is true, but the training images of {data.name!r} have no labels (a folder of "
-            "images holds train/CLASS/): training without; data.labels false says that it is meant"
+            f"data.labels is true, but the training images of {data.name!r} have no labels{kept}: training "
+            "without; data.labels false says that it is meant"
         )
     # before the teacher is trained: a run that is stopped there can be resumed too
     if not resume:
         _claim(folder, config)
+    for skipped in data.skipped:
+        skipped.record(folder / "logs" / "skipped.txt")
     teacher, teacher_folder = _teacher(config, data, network, device)
 
     results: dict[str, Trained] = {}
@@ -297,21 +317,44 @@ def _check_labels(name: MethodName, method: Method, config: RunConfig, data: Dat
     )
 
 
-def _check_networks(config: RunConfig, data: Data, networks: Mapping[str, nn.Module]) -> Backbone | None:
-    """The teacher, untrained where it comes without weights; None where no method has one.
+def _with_classes(config: RunConfig, data: Data, teacher: Backbone | None) -> Data:
+    """The data with the classes of the teacher, where it doesn't tell its own and the teacher has some."""
+    if data.class_names or teacher is None:
+        return data
+    classes = teacher.num_classes
+    names = teacher_class_names(config.teacher, classes)
+    return dataclasses.replace(data, class_names=names or [str(number) for number in range(classes)])
 
-    Raises:
-        UserError: a network or a method can't be built, or can't learn from this teacher and these labels;
-            said before anything is trained or written.
-    """
-    teacher = None
-    if set(_methods(config)) != {"supervised"}:
+
+def _check_names(config: RunConfig, networks: Mapping[str, nn.Module]) -> None:
+    """Raise :class:`UserError` at a network's name that isn't known, before images are loaded for it."""
+    if _taught(config) and "teacher" not in networks:
         try:
-            given = networks.get("teacher")
-            teacher = build_teacher(config.teacher, data.num_classes, data.channels, given)
+            check_name(config.teacher.name)
         except UserError as error:
             raise UserError(f"Teacher: {error}") from error
-        _check_teacher(config, data)
+    if "student" not in networks:
+        check_name(config.student.name)
+
+
+def _build_teacher(config: RunConfig, data: Data, networks: Mapping[str, nn.Module]) -> Backbone | None:
+    """The teacher, untrained where it comes without weights; None where no method has one."""
+    if not _taught(config):
+        return None
+    try:
+        return build_teacher(config.teacher, data.num_classes, data.channels, networks.get("teacher"))
+    except UserError as error:
+        raise UserError(f"Teacher: {error}") from error
+
+
+def _check_networks(
+    config: RunConfig, data: Data, teacher: Backbone | None, networks: Mapping[str, nn.Module]
+) -> None:
+    """Raise :class:`UserError` where the student or a method can't be built, or can't learn.
+
+    It is said before anything is trained or written, of this teacher and these labels.
+    """
+    _check_teacher(config, data)
     seen = _sees_labels(config, data)
     student = _student(config, data, teacher, networks.get("student"))
     for name in _methods(config):
@@ -322,6 +365,11 @@ def _check_networks(config: RunConfig, data: Data, networks: Mapping[str, nn.Mod
             choose_monitor(method, monitor, seen, data.num_classes, config.readout.name)
         if name == "gendd" and method.teacher is not None and config.gendd.refit != "none":
             check_refit(method.student(), method.teacher, config.gendd.refit, seen)
+    if "linear_probe" in _methods(config) and not (config.student.weights or config.student.pretrained):
+        raise UserError(
+            "student.weights: expected a trained student for method 'linear_probe', got none; "
+            "give its run or its file."
+        )
     if config.method == "gendd" and config.training.stage1_epochs > 0:
         if not seen:
             raise UserError(
@@ -333,9 +381,11 @@ def _check_networks(config: RunConfig, data: Data, networks: Mapping[str, nn.Mod
         raise UserError(
             "teacher.weights: expected a trained teacher for images without labels; give its file."
         )
-    if teacher is not None:
-        _say(f"teacher {teacher.describe()}")
-    return teacher
+    if data.test.labels is None and not _taught(config):
+        raise UserError(
+            f"data.test_path: expected labelled test images for method {config.method!r}, which has no "
+            "teacher to agree with, got unlabelled ones; set data.test_path."
+        )
 
 
 def _student(
@@ -343,13 +393,14 @@ def _student(
 ) -> Backbone:
     """The student as training finds it; each method trains its own."""
     classes = _student_classes(config, data, teacher)
-    backbone = build_model(config.student, classes, data.channels, given)
+    # where nothing tells the classes its classifier is no readout
+    backbone = build_model(config.student, classes or 1, data.channels, given)
     if not backbone.has_classifier:
         raise UserError(
             f"student.feature: expected a module before the classifier of {backbone.name}, got "
             f"{config.student.feature!r}, which none follows; leave it out."
         )
-    if backbone.num_classes != classes:
+    if classes and backbone.num_classes != classes:
         raise UserError(
             f"Student: expected {backbone.name} with {classes} classes, those of the data or of the teacher "
             f"that it learns from without labels, got one with {backbone.num_classes}; build it anew."
@@ -409,12 +460,22 @@ def _check_folder(folder: Path, config: RunConfig, overwrite: bool, resume: bool
             raise UserError(
                 f"--resume: expected a run in {str(folder)!r}, found none. Leave --resume out to start it."
             )
-        ours, theirs = _binding(to_dict(load_config(saved))), _binding(to_dict(config))
-        changed = [name for name, value in ours.items() if value != theirs[name]]
-        if changed:
+        if (folder / "metrics.json").is_file() and "imported" in Run(folder).metrics.get("run", {}):
             raise UserError(
-                f"--resume: expected the configuration of the run in {str(folder)!r}, "
-                f"but {', '.join(changed[:4])} differ. Give the same, or another --out."
+                f"--resume: expected a run trained in {str(folder)!r}, found an imported checkpoint; "
+                f"start from its weights with --student.weights {folder} and another --out."
+            )
+        ours, theirs = _binding(to_dict(load_config(saved))), _binding(to_dict(config))
+        changed = [
+            f"{name} was {value!r} and is {theirs[name]!r}"
+            for name, value in ours.items()
+            if value != theirs[name]
+        ]
+        if changed:
+            more = ", …" if len(changed) > 4 else ""
+            raise UserError(
+                f"--resume: expected the configuration of the run in {str(folder)!r}, but "
+                f"{', '.join(changed[:4])}{more}. Give the same, or another --out."
             )
         return
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -447,8 +508,7 @@ def _check_replaceable(folder: Path, config: RunConfig) -> None:
     read = {
         "teacher.weights": config.teacher.weights,
         "student.weights": config.student.weights,
-        "data.path": config.data.path,
-        "data.test_path": config.data.test_path,
+        **{f"data.{key}": path for key, path in _data_paths(config.data).items()},
     }
     for key, path in read.items():
         if path is not None and Path(_absolute(path)).is_relative_to(folder.resolve()):
@@ -458,7 +518,14 @@ def _check_replaceable(folder: Path, config: RunConfig) -> None:
             )
 
 
+def _data_paths(config: DataConfig) -> dict[str, Any]:
+    """What the configuration of the images names on disk, by key."""
+    return {key: getattr(config, key) for key in ("path", "test_path", "root", "classes")}
+
+
 def _absolute(path: str) -> str:
+    if is_remote(path):
+        return path
     return str(Path(path).expanduser().resolve())
 
 
@@ -474,16 +541,12 @@ def _binding(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return found
 
 
-def cache_folder() -> Path:
-    """Where trained teachers are kept: ``$GENDD_CACHE``, else ``gendd`` in the user's cache folder."""
-    if "GENDD_CACHE" in os.environ:
-        return Path(os.environ["GENDD_CACHE"])
-    return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gendd"
+def _taught(config: RunConfig) -> bool:
+    return not set(_methods(config)) <= _TEACHERLESS
 
 
 def _trains_teacher(config: RunConfig) -> bool:
-    taught = set(_methods(config)) != {"supervised"}
-    return taught and config.teacher.weights is None and not config.teacher.pretrained
+    return _taught(config) and config.teacher.weights is None and not config.teacher.pretrained
 
 
 def _teacher(
@@ -508,15 +571,13 @@ def _trained_teacher(config: RunConfig, data: Data, device: torch.device) -> Pat
     """The run folder of a teacher trained on the labels, from the cache or trained now."""
     seen = config.data
     # resolved: the same teacher has the same settings wherever and however it is asked for
+    paths: dict[str, Any] = {
+        key: None if path is None else _absolute(path) for key, path in _data_paths(seen).items()
+    }
     training = RunConfig(
         method="supervised",
         student=dataclasses.replace(config.teacher, classes=None, dtype="fp32", compile=False),
-        data=dataclasses.replace(
-            seen,
-            labels=True,
-            path=None if seen.path is None else _absolute(seen.path),
-            test_path=None if seen.test_path is None else _absolute(seen.test_path),
-        ),
+        data=dataclasses.replace(seen, labels=True, **paths),
         training=dataclasses.replace(
             config.teacher_training, precision=resolve_precision(config.teacher_training.precision, device)
         ),
@@ -641,7 +702,7 @@ def _measure(
         return {**scores[name].as_dict(), **readout_costs(student, name, images)}
 
     main = results[config.method].student.to(device).eval()
-
+    shots = shots_of(data, config.data)
     metrics: dict[str, Any] = {
         "run": {
             "method": config.method,
@@ -650,6 +711,7 @@ def _measure(
             "train_images": len(data.train),
             "val_images": 0 if data.val is None else len(data.val),
             "test_images": len(data.test),
+            "tested_on": data.tested_on,
             "labels_used": _sees_labels(config, data),
             "epochs": config.training.epochs,
             "device": str(device),
@@ -669,7 +731,7 @@ def _measure(
         "baselines": {},
     }
     embedding: dict[str, Any] = {}
-    if teacher is not None and teacher.num_classes != data.num_classes:
+    if teacher is not None and (not teacher.has_classifier or teacher.num_classes != data.num_classes):
         embedding = embedding_scores(
             main, teacher, data.train, data.test, data.num_classes, device=device, workers=config.data.workers
         )
@@ -678,6 +740,7 @@ def _measure(
         scores = evaluate(
             reader,
             data.test,
+            shots=shots,
             num_classes=data.num_classes,
             device=device,
             workers=config.data.workers,
@@ -698,6 +761,7 @@ def _measure(
             student,
             data.test,
             teacher=teacher,
+            shots=shots,
             num_classes=data.num_classes,
             device=device,
             seed=config.seed,
@@ -732,7 +796,12 @@ def _measure(
                 for each in outputs
                 if each in embedding
             }
-        confusion = scores[student.readout].confusion if student.readouts else None
+        if student.readouts:
+            confusion = scores[student.readout].confusion
+            metrics["run"]["test_images"] = scores[student.readout].images
+    metrics["run"]["skipped"] = {each.part: len(each) for each in data.skipped}
+    if shots is not None:
+        metrics["run"]["shot_thresholds"] = [shots.few, shots.many]
     return metrics, confusion
 
 
@@ -803,7 +872,7 @@ def _examples(student: Student, data: Data, device: torch.device, seed: int) -> 
     names, told = student.class_names(), student.num_classes() == data.num_classes
     count = min(_REPORT_EXAMPLES, len(data.test))
     picked = torch.linspace(0, len(data.test) - 1, count).round().long()
-    pixels = data.test.images(picked)
+    pixels, picked = data.test.readable(picked)
     features = student.features(pixels.to(device).float() / 255)
     logits = student.logits(features, generator=torch.Generator(device).manual_seed(seed))
     probabilities = logits.float().softmax(-1).cpu()
@@ -821,11 +890,12 @@ def _examples(student: Student, data: Data, device: torch.device, seed: int) -> 
 
 def evaluate_run(
     path: str | Path, readout: ReadoutName | None = None, progress: bool = False
-) -> dict[str, dict[str, float | None]]:
+) -> dict[str, dict[str, Any]]:
     """Scores of a run's student on its test images, computed anew, by readout.
 
-    Where a readout is not of the data's classes the teacher is loaded for its agreement; of a student
-    without readouts its features are scored as :func:`gendd.embedding.embedding_scores` does.
+    Without labels, or where a readout is not of the data's classes, the teacher is loaded for its
+    agreement; of a student without readouts its features are scored as
+    :func:`gendd.embedding.embedding_scores` does.
 
     Args:
         path: The run folder.
@@ -842,9 +912,11 @@ def evaluate_run(
     data = load_data(dataclasses.replace(config.data, in_memory=False))
     names = student.readouts if readout is None else (readout,)
     teacher = None
-    if not names or any(student.num_classes(name) != data.num_classes for name in names):
-        network = build_teacher(config.teacher, data.num_classes, data.channels)
-        teacher = _freeze(network, config, device)
+    unlabelled = data.test.labels is None
+    if unlabelled or not names or any(student.num_classes(name) != data.num_classes for name in names):
+        network = _build_teacher(config, data, {})
+        data = _with_classes(config, data, network)
+        teacher, _ = _teacher(config, data, network, device)
     if teacher is not None and not names:
         workers = config.data.workers
         return embedding_scores(
@@ -856,6 +928,7 @@ def evaluate_run(
         readouts=names,
         teacher=teacher,
         num_classes=data.num_classes,
+        shots=shots_of(data, config.data),
         device=device,
         seed=config.seed,
         workers=config.data.workers,
@@ -870,13 +943,21 @@ class Prediction:
 
     Attributes:
         path: Of the image.
-        classes: Class names, the most likely first.
+        classes: Class names, the most likely first; none for a file that is no image.
         probabilities: Theirs.
+        error: What is wrong with the file; None for an image.
     """
 
     path: str
     classes: list[str]
     probabilities: list[float]
+    error: str | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Path, and either classes and probabilities or the error."""
+        if self.error is not None:
+            return {"path": self.path, "error": self.error}
+        return {"path": self.path, "classes": self.classes, "probabilities": self.probabilities}
 
 
 @torch.no_grad()
@@ -887,14 +968,17 @@ def predict(
 
     Args:
         path: A run folder, a student's folder, or the id of a Hugging Face repository.
-        images: Image files.
+        images: Image files, and directories for all images in them.
         top: Classes an image.
         readout: The readout; the student's own choice by default.
 
+    Returns:
+        One a file; those that are no images, and directories without any, have an ``error``.
+
     Raises:
-        UserError: no student there, or a file is no image.
+        UserError: no student there, or it hasn't that readout.
     """
-    from gendd.data.images import decode, frame
+    from gendd.data.images import decode, frame, watched
 
     student = load(path)
     if readout is not None:
@@ -907,18 +991,43 @@ def predict(
             "use its embed(images) from Python."
         )
     names = student.class_names()
-    found = []
-    for file in images:
+
+    def one(file: str) -> Prediction:
         try:
-            content = Path(file).read_bytes()
-        except OSError as error:
-            raise UserError(f"Image {file!r}: expected a readable file; {error.strerror}.") from error
-        pixels = frame(decode(content, file, student.backbone.in_channels), size, framing)
+            content = _content(file)
+            pixels = frame(decode(content, file, student.backbone.in_channels), size, framing)
+        except UserError as error:
+            return Prediction(file, [], [], str(error))
         # anew for each: what is said of an image does not depend on the others
         generator = torch.Generator().manual_seed(0)
         logits = student.logits(student.features(pixels[None].float() / 255), generator=generator)
         probabilities = logits[0].float().softmax(-1)
         best = probabilities.topk(min(top, len(probabilities)))
         classes = [names[index] for index in best.indices.tolist()]
-        found.append(Prediction(file, classes, [round(p, 4) for p in best.values.tolist()]))
+        return Prediction(file, classes, [round(p, 4) for p in best.values.tolist()])
+
+    found: list[Prediction] = []
+
+    def each(files: list[str]) -> Iterator[int]:
+        for file in files:
+            found.append(one(file))
+            yield 1
+
+    files = [file for given in images for file in _images_at(given)]
+    for _ in watched(each(files), len(files), "predicting"):
+        pass
     return found
+
+
+def _images_at(path: str) -> list[str]:
+    """The path itself, or the images in the directory it is; a directory without any stays."""
+    return (image_files(Path(path)) if Path(path).is_dir() else []) or [path]
+
+
+def _content(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except IsADirectoryError as error:
+        raise UserError(f"Expected images in {file!r}, found none; give another directory.") from error
+    except OSError as error:
+        raise UserError(f"Image {file!r}: expected a readable file; {error.strerror}.") from error

@@ -23,35 +23,14 @@ from gendd import tokens
 from gendd.config import GenDDConfig
 from gendd.diffusion import Head, add_noise, ancestral, cosine_schedule, diffusion_loss
 from gendd.errors import UserError
-from gendd.generator import FeatureGenerator
+from gendd.generator import FeatureGenerator, GuidedDenoiser
+from gendd.released import load_generator
 
 PUBLIC_REFERENCE = Path(__file__).parent / "reference.npz"
 TOLERANCE = 1e-4
 
 # numpy's errors for a missing, foreign, cut or damaged file; an array of its own (.npy) is a TypeError
 _UNREADABLE = (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
-
-_HEAD_NAMES = {
-    "final_layer.adaLN_modulation.1.": "final_modulation.",
-    "time_embed.mlp.": "time.",
-    "cond_embed.": "condition.",
-    "pos_embed.": "position.",
-    "input_proj.": "input.",
-    "res_blocks.": "blocks.",
-    ".in_ln.": ".norm.",
-    ".adaLN_modulation.1.": ".modulation.",
-    "final_layer.linear.": "final.",
-}
-
-
-def head_state(released: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A head's state dict in this package's names, from the released code's without ``diffloss.net.``."""
-    renamed = {}
-    for key, value in released.items():
-        for old, new in _HEAD_NAMES.items():
-            key = key.replace(old, new)
-        renamed[key] = value
-    return renamed
 
 
 def verify(reference: Path | None = None, device: torch.device | str = "cpu") -> dict[str, float]:
@@ -103,10 +82,7 @@ def _verify(arrays: dict[str, NDArray[Any]], device: torch.device) -> dict[str, 
         contraction=0.9,
     )
     generator = FeatureGenerator(condition_width, feature_width, config).to(device)
-    prefix = "diffloss.net."
-    released = {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
-    generator.head.load_state_dict(head_state(released))
-    generator.norm.load_state_dict({key: state[f"cls_projector.0.{key}"] for key in ("weight", "bias")})
+    load_generator(generator, state)
 
     found: dict[str, float] = {}
     schedule = cosine_schedule(len(arrays["schedule/betas"]))
@@ -159,7 +135,9 @@ def _verify_sampling(
 ) -> float:
     step_noise = read(f"{group}/step_noise")
     schedule = generator.schedule.respace(len(step_noise))
-    denoise = generator.denoiser(read(f"{group}/cond"), read(f"{group}/token_index"), schedule, guidance)
+    # one image of as many tokens as there are rows, each with a condition of its own
+    condition, position = read(f"{group}/cond").unsqueeze(0), read(f"{group}/token_index")
+    denoise = GuidedDenoiser(generator.head, condition, position, schedule, guidance, generator.prediction)
     start = read(f"{group}/init_noise")[: step_noise.shape[1]]
     return _vector(ancestral(denoise, start, schedule, step_noise=step_noise), read(f"{group}/out"))
 

@@ -10,10 +10,13 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional as VF
 
 from gendd.config import DataConfig
 from gendd.data import Batch, Data, ImageSet, eval_loader, train_loader
+from gendd.data.augment import draw_boxes, draw_flips
 from gendd.data.images import Files
+from gendd.data.loading import _generator
 from gendd.errors import UserError
 
 
@@ -156,6 +159,90 @@ def test_workers_do_not_change_what_is_streamed(tmp_path: Path, augment: str) ->
         train_loader(replace(data, augment="none"), DataConfig(batch_size=4, workers=0), seed=0, epoch=0)
     )
     assert _labels(plain) == _labels(alone) and not _equal(plain, alone)
+
+
+CHANGED = {"randaugment": "rand-m9-n2-p1.0", "color_jitter": 0.4, "erase_prob": 1.0}
+
+
+@pytest.mark.parametrize("augment", ["none", "crop-flip", "resized-crop"])
+@pytest.mark.parametrize("changes", [*({key: value} for key, value in CHANGED.items()), CHANGED])
+def test_appearance_is_of_seed_epoch_and_image(tmp_path: Path, augment: str, changes: dict[str, Any]) -> None:
+    data = _streamed(tmp_path, 10, augment)
+    config = DataConfig(batch_size=4, workers=0, **changes)
+
+    def batches(epoch: int = 0, seed: int = 0, **more: Any) -> list[Batch]:
+        return list(train_loader(data, replace(config, **more), seed=seed, epoch=epoch))
+
+    before = torch.random.get_rng_state()
+    first = batches()
+    assert torch.equal(before, torch.random.get_rng_state())
+    assert _equal(first, batches(workers=2)) and not _equal(first, batches(epoch=1))
+    plain = batches(randaugment=None, color_jitter=0.0, erase_prob=0.0)
+    assert _labels(plain) == _labels(first) and not _equal(plain, first)
+
+    def by_label(found: list[Batch]) -> dict[int, Tensor]:
+        rows = [
+            (int(label), image)
+            for batch in found
+            for image, label in zip(batch.images, _of(batch), strict=True)
+        ]
+        return dict(rows)
+
+    # whatever batch an image is in, and whichever process it is given to
+    alone = by_label(batches(batch_size=1))
+    assert all(torch.equal(image, alone[label]) for label, image in by_label(first).items())
+    shares = [train_loader(data, config, seed=0, epoch=0, rank=rank, world_size=2) for rank in range(2)]
+    shared = by_label([batch for share in shares for batch in share])
+    assert all(torch.equal(image, alone[label]) for label, image in shared.items()) and len(shared) == 8
+
+
+@pytest.mark.parametrize("augment", ["none", "crop", "crop-flip", "resized-crop"])
+def test_appearance_is_the_same_in_memory(augment: str) -> None:
+    data = _data(200, augment)
+    config = DataConfig(batch_size=8, workers=0, **CHANGED)
+    held = list(train_loader(data, config, seed=0, epoch=0))
+    assert _equal(held, list(train_loader(data, replace(config, workers=2), seed=0, epoch=0)))
+    pixels = (held[0].images * 255).round()
+    assert pixels.shape == (8, 1, 8, 8) and not torch.equal(pixels[:, 0, 0, 0].long(), _of(held[0]))
+    # what is held is not written to, and evaluation sees it as it is
+    assert torch.equal(data.train.images(range(200))[:, 0, 3, 3], torch.arange(200, dtype=torch.uint8))
+    shown = torch.cat([batch.images for batch in eval_loader(data.test, 50)])
+    assert torch.equal((shown[:, 0, 0, 0] * 255).round().long(), torch.arange(200))
+
+
+def test_resized_crops_are_bicubic_where_asked(tmp_path: Path) -> None:
+    data = _streamed(tmp_path, 4, "resized-crop")
+    config = DataConfig(batch_size=4, workers=0, crop_interpolation="bicubic")
+    (found,) = train_loader(data, config, seed=1, epoch=2)
+    for image, label in zip(found.images, _of(found).tolist(), strict=True):
+        generator = _generator(1, 2, "image", label)
+        original = data.train.original(label)
+        top, left, tall, wide = draw_boxes(1, *original.shape[-2:], config.crop_scale, generator)[0].tolist()
+        crop = VF.resize(
+            original[:, top : top + tall, left : left + wide],
+            [8, 8],
+            interpolation=VF.InterpolationMode.BICUBIC,
+            antialias=True,
+        )
+        wanted = crop.flip(-1) if bool(draw_flips(1, generator)) else crop
+        assert torch.equal(image, wanted / 255)
+    (bilinear,) = train_loader(data, replace(config, crop_interpolation="bilinear"), seed=1, epoch=2)
+    assert not torch.equal(bilinear.images, found.images)
+    assert float(found.images.min()) >= 0 and float(found.images.max()) <= 1
+
+
+def test_bicubic_crops_of_held_images_are_those_of_streamed_ones(tmp_path: Path) -> None:
+    pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=_generator("pixels"))
+    paths = [str(tmp_path / f"{index}.png") for index in range(4)]
+    for path, image in zip(paths, pixels, strict=True):
+        Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)
+    config = DataConfig(batch_size=4, workers=0, crop_interpolation="bicubic")
+    found = []
+    for source in (pixels, Files(paths)):
+        images = ImageSet(source, torch.arange(4), 3, 8)
+        data = Data("x", images, None, images, list("abcd"), 3, 8, "resized-crop")
+        found.append(list(train_loader(data, config, seed=0, epoch=0)))
+    assert _equal(*found)
 
 
 def test_streamed_evaluation_equals_memory(tmp_path: Path) -> None:

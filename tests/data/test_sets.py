@@ -99,6 +99,37 @@ def test_labels_that_may_not_be_seen_do_not_split() -> None:
     assert torch.equal(data.val.images(range(len(data.val))), every.images(held))
 
 
+def test_imbalance_leaves_validation_and_test_as_they_are() -> None:
+    full, tail = load_data(DataConfig()), load_data(DataConfig(imbalance=10))
+    assert full.val is not None and tail.val is not None
+    assert torch.equal(full.val.images(range(144)), tail.val.images(range(144)))
+    assert torch.equal(full.test.images(range(359)), tail.test.images(range(359)))
+    assert full.class_counts is not None and tail.class_counts is not None
+    most = int(full.class_counts.max())
+    wanted = [min(int(full.class_counts[c]), int(most * 0.1 ** (c / 9))) for c in range(10)]
+    assert tail.class_counts.tolist() == wanted
+    few = load_data(DataConfig(imbalance=10, train_images=100))
+    assert few.class_counts is not None and int(few.class_counts.sum()) == 100
+    # drawn from the tail
+    assert int(few.class_counts[0]) > int(few.class_counts[9])
+    assert "long-tailed (128 to 13 training images a class)" in describe(tail)
+    total = sum(wanted)
+    _fails(
+        DataConfig(imbalance=10, train_images=1200),
+        f"data.train_images: expected at most {total} (what is left of 1438 after validation and "
+        "data.imbalance), got 1200; lower it, or lower data.validation.",
+    )
+
+
+def test_imbalance_needs_labels(tmp_path: Path) -> None:
+    _loose(tmp_path / "all", 4)
+    _fails(
+        DataConfig("folder", str(tmp_path / "all"), validation=0.25, imbalance=10.0),
+        "data.imbalance: expected null for unlabelled training images, got 10.0; "
+        "leave it out, or give labelled images.",
+    )
+
+
 def test_no_validation() -> None:
     data = load_data(DataConfig(validation=0))
     assert data.val is None and len(data.train) == 1438
@@ -171,7 +202,7 @@ def test_fashion_mnist_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     _fails(config, "Expected 7840 values", "got 7835")
     file.write_bytes(gzip.compress(b"something else"))
     _fails(config, "IDX file", "t10k-images-idx3-ubyte.gz")
-    monkeypatch.setattr("gendd.data.readers._DEBIAN_FASHION_MNIST", tmp_path / "none")
+    monkeypatch.setattr("gendd.data.readers.fashion_mnist._DEBIAN_FASHION_MNIST", tmp_path / "none")
     _fails(DataConfig(name="fashion-mnist"), "dataset-fashion-mnist", "data.path")
 
 
@@ -300,19 +331,124 @@ def test_folder_without_training_labels(tmp_path: Path) -> None:
 
 def test_folder_mistakes(tmp_path: Path) -> None:
     config = DataConfig(name="folder", path=str(tmp_path), image_size=8)
-    _fails(config, "without train/")
+    _fails(config, f"Expected images in '{tmp_path}', found none; add some.")
     (tmp_path / "train").mkdir()
-    _fails(config, "test/ or val/", "data.test_path")
+    _fails(config, f"Expected images in '{tmp_path / 'train'}', found none; add some.")
+    (tmp_path / "train" / "ant").mkdir()
+    _fails(
+        config,
+        f"data.path: expected test/ or val/ in '{tmp_path}', found neither; "
+        "add one or set data.test_path, or set data.labels to false.",
+    )
+    (tmp_path / "train" / "ant").rmdir()
     (tmp_path / "train").rmdir()
+    (tmp_path / "val").mkdir()
+    _fails(config, f"data.path: expected train/ beside val/ in '{tmp_path}', found none; add it.")
+    (tmp_path / "val").rmdir()
     _write_folder(tmp_path)
+    _fails(
+        replace(config, test_path=str(tmp_path / "train" / "ant")),
+        f"data.test_path: expected a directory outside of the training images in '{tmp_path / 'train'}', "
+        f"got '{tmp_path / 'train' / 'ant'}'; move it.",
+    )
     (tmp_path / "train" / "bee").rename(tmp_path / "train" / "wasp")
-    _fails(config, "wasp", "bee", "same class folders")
+    _fails(
+        config,
+        f"Expected the same class folders in '{tmp_path / 'train'}' and '{tmp_path / 'test'}', got "
+        "only in train/: wasp; only in test/: bee; make them equal, or set data.labels to false.",
+    )
     # Where training may not see labels, folders need not be classes.
     assert not load_data(DataConfig(name="folder", path=str(tmp_path), image_size=8, labels=False)).labelled
     (tmp_path / "train" / "wasp").rename(tmp_path / "train" / "bee")
     (tmp_path / "test" / "cow").mkdir()
     (tmp_path / "train" / "cow").mkdir()
-    _fails(config, "cow", "found none")
+    _fails(
+        config,
+        f"Expected images in '{tmp_path / 'test' / 'cow'}', found none; add some or remove the folder.",
+    )
+
+
+def _loose(directory: Path, count: int) -> None:
+    directory.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        (directory / f"{number}.png").write_bytes(_picture((number, 0, 0)))
+
+
+@pytest.mark.parametrize("below", ["", "train"])
+def test_folder_of_loose_images_and_nothing_else(tmp_path: Path, below: str) -> None:
+    _loose(tmp_path / below, 4)
+    _loose(tmp_path / below / "more", 4)
+    config = DataConfig("folder", str(tmp_path), validation=0.25, image_size=8, labels=False)
+    data = load_data(config)
+    assert not data.labelled and data.val is not None and data.val is data.test
+    assert (len(data.train), len(data.val)) == (6, 2) and data.test.labels is None
+    assert data.tested_on == "validation" and data.class_names == [] and data.class_counts is None
+    assert describe(data) == (
+        "folder: 6 train, 2 validation images of 3x8x8, the classes of the teacher (training images "
+        "unlabelled), augment resized-crop, in memory"
+    )
+    _fails(
+        replace(config, validation=0),
+        "data.validation: expected a fraction above 0, as there are no test images, got 0; hold some out to "
+        "evaluate on, or set data.test_path.",
+    )
+    names = tmp_path.parent / f"names{below}.txt"
+    names.write_text("ant\nbee\n")
+    assert load_data(replace(config, classes=str(names))).class_names == ["ant", "bee"]
+
+
+def test_folder_of_loose_images_beside_a_test_set(tmp_path: Path) -> None:
+    _loose(tmp_path / "all", 4)
+    _write_folder(tmp_path / "other")
+    config = DataConfig("folder", str(tmp_path / "all"), str(tmp_path / "other" / "test"), image_size=8)
+    data = load_data(replace(config, validation=0.25))
+    assert not data.labelled and data.class_names == ["ant", "bee"] and data.tested_on == "test"
+    assert data.test.labels is not None
+    # an unlabelled test set leaves the classes to the training images
+    config = replace(config, path=str(tmp_path / "other" / "train"), test_path=str(tmp_path / "all"))
+    data = load_data(replace(config, validation=0.25))
+    assert data.labelled and data.test.labels is None and len(data.test) == 4
+    assert data.class_names == ["ant", "bee"] and "(test images unlabelled)" in describe(data)
+    both = load_data(replace(config, labels=False, validation=0.25))
+    assert not both.labelled and both.class_names == []
+    assert "(training and test images unlabelled)" in describe(both)
+
+
+def test_a_set_of_gray_and_colour_images_is_in_colour(tmp_path: Path) -> None:
+    # forty images, of which sixteen are looked at first: the coloured one (the second) is not among them
+    (tmp_path / "a").mkdir()
+    for number in range(40):
+        (tmp_path / "a" / f"{number:02}.png").write_bytes(_picture(number))
+    config = DataConfig("folder", str(tmp_path / "a"), validation=0.1, image_size=8, labels=False)
+    assert load_data(config).channels == 1
+    (tmp_path / "a" / "01.png").write_bytes(_picture((1, 2, 3)))
+    data = load_data(replace(config, validation=0.1, split_seed=1))
+    pixels = torch.cat([part.images(range(len(part))) for part in (data.train, data.test)])
+    assert data.channels == 3 and len(pixels) == 40
+    shown = sorted(tuple(image[:, 0, 0].tolist()) for image in pixels)
+    assert shown == sorted([(0,) * 3, (1, 2, 3), *((number,) * 3 for number in range(2, 40))])
+
+
+def test_names_of_classes(tmp_path: Path) -> None:
+    _write_folder(tmp_path / "set")
+    names = tmp_path / "names.txt"
+    config = DataConfig("folder", str(tmp_path / "set"), classes=str(names), image_size=8)
+    _fails(config, f"data.classes: expected a file of class names, one a line, got '{names}'")
+    names.write_text("Formica rufa\n")
+    _fails(
+        config,
+        "data.classes: expected at least 2 names, as the labels go up to 1, got 1 in "
+        f"'{names}'; add the missing ones.",
+    )
+    names.write_text("\ufeffFormica rufa\n\nApis\n")
+    _fails(
+        config,
+        f"data.classes: expected one class name a line in '{names}', got an empty line 2; name it.",
+    )
+    names.write_text("\ufeffFormica rufa\nApis mellifera\n")
+    assert load_data(config).class_names == ["Formica rufa", "Apis mellifera"]
+    names.write_bytes(b"\xff\xfe")
+    _fails(config, f"data.classes: expected a text file, got '{names}' (it is not UTF-8); correct the path.")
 
 
 def test_corrupt_image_is_named(tmp_path: Path) -> None:
@@ -402,7 +538,12 @@ def test_parquet_mistakes(tmp_path: Path) -> None:
     _write_parquet(train, _shades(4), [0, 1, 0, 1], ("picture", "label"))
     _fails(config, "image (or img)", "picture")
     _write_parquet(train, [*_shades(3), b""], [0, 1, 0, 1])
-    _fails(config, "row 3", "a.parquet", "image bytes")
+    _fails(config, "row 3", "a.parquet", "can't be decoded")
+    _write_parquet(train, [b""] * 4, [0, 1, 0, 1])
+    _fails(
+        config,
+        f"Expected image bytes in column image of {str(train)!r}, got none in any row; embed the images.",
+    )
     _write_parquet(train, [*_shades(2), b"nonsense", *_shades(1)], [0, 1, 0, 1])
     _fails(config, "row 2", "a.parquet", "decoded")
     _write_parquet(train, [_picture(1, (8, 8)), _picture(1, (8, 9))], [0, 1])
@@ -410,7 +551,7 @@ def test_parquet_mistakes(tmp_path: Path) -> None:
     _write_parquet(train, _shades(4), [0, 1, 0, 1])
     _fails(DataConfig("parquet", str(train)), "data.test_path")
     _write_parquet(test, _shades(4), None)
-    _fails(config, "label column", "b.parquet")
+    assert load_data(config).test.labels is None
 
 
 def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -422,6 +563,26 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     _fails(config, "pip install 'gendd[parquet]'")
     with pytest.raises(UserError, match="need pyarrow"):
         found.train.take(torch.arange(4))
+
+
+def test_parquet_as_the_hub_lays_it_out(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    for number in range(2):
+        file = tmp_path / "data" / f"train-0000{number}-of-00002.parquet"
+        _write_parquet(file, _shades(4, 4 * number), [0, 1, 0, 1], names=["x", "y"])
+    _write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", _shades(2, 50), [0, 1])
+    data = load_data(DataConfig("parquet", str(tmp_path), validation=0))
+    assert (len(data.train), data.class_names) == (8, ["x", "y"])
+    assert data.test.images(range(2))[:, 0, 0, 0].tolist() == [50, 51]
+    _write_parquet(tmp_path / "data" / "test-00000-of-00001.parquet", _shades(3, 70), [0, 1, 1])
+    data = load_data(DataConfig("parquet", str(tmp_path), validation=0))
+    assert data.test.images(range(3))[:, 0, 0, 0].tolist() == [70, 71, 72]
+
+
+def test_parquet_without_any_labels(tmp_path: Path) -> None:
+    _write_parquet(tmp_path / "a", _shades(6), None)
+    data = load_data(DataConfig("parquet", str(tmp_path / "a"), validation=0.5))
+    assert data.tested_on == "validation" and data.class_names == [] and len(data.test) == 3
 
 
 def test_parquet_without_training_labels(tmp_path: Path) -> None:

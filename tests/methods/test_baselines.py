@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from gendd.config import KDConfig
 from gendd.errors import UserError
-from gendd.methods import KD, Pretraining, Supervised
+from gendd.methods import KD, LinearProbe, Pretraining, Supervised
 from gendd.models import Backbone, create_backbone
 
 CLASSES = 4
@@ -195,6 +195,50 @@ def test_pretraining_is_judged_by_what_it_trains() -> None:
 def test_pretraining_needs_labels() -> None:
     with pytest.raises(UserError, match=r"expected labels, got none\. Set training\.stage1_epochs 0"):
         Pretraining(*pair())(images())
+
+
+def test_pretraining_takes_soft_labels() -> None:
+    student, teacher = pair()
+    out = Pretraining(student, teacher).eval()(images(), soft_labels())
+    wanted = (
+        -(soft_labels().double().numpy() * log_softmax(out.logits.detach().double().numpy())).sum(-1).mean()
+    )
+    np.testing.assert_allclose(out.loss.item(), wanted, rtol=1e-5)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_a_linear_probe_is_cross_entropy_on_features_in_eval_mode(soft: bool) -> None:
+    backbone = network().train()
+    with torch.no_grad():
+        features = copy.deepcopy(backbone).eval().features(images())
+    statistics = copy.deepcopy(dict(backbone.named_buffers()))
+    method = LinearProbe(backbone).train()
+    assert not any(module.training for module in backbone.modules()) and method.training
+    out = method(images(), soft_labels() if soft else labels())
+    wanted = features @ backbone.classifier.weight.T + backbone.classifier.bias
+    torch.testing.assert_close(out.logits, wanted)
+    probabilities = soft_labels() if soft else torch.eye(CLASSES)[labels()]
+    torch.testing.assert_close(out.loss, -(probabilities * wanted.log_softmax(-1)).sum(-1).mean())
+    out.loss.backward()
+    trained = {name for name, value in method.named_parameters() if value.grad is not None}
+    assert trained == {"backbone.net.fc.weight", "backbone.net.fc.bias"}
+    assert all(torch.equal(value, statistics[name]) for name, value in backbone.named_buffers())
+
+
+def test_a_linear_probes_classifier_is_new() -> None:
+    backbone = network()
+    old = backbone.classifier.weight.detach().clone()
+    torch.manual_seed(5)
+    method = LinearProbe(backbone)
+    torch.manual_seed(5)
+    assert torch.equal(backbone.classifier.weight, torch.nn.Linear(old.shape[1], old.shape[0]).weight)
+    assert not torch.equal(backbone.classifier.weight, old)
+    assert method.student().readouts == ("linear",) and method.teacher is None and method.needs_labels
+
+
+def test_a_linear_probe_needs_labels() -> None:
+    with pytest.raises(UserError, match=r"^Linear probe: expected labels, got none\."):
+        LinearProbe(network())(images())
 
 
 @pytest.mark.parametrize("kind", [Supervised, KD, Pretraining])

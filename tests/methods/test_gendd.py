@@ -216,6 +216,21 @@ def test_hard_labels_and_their_one_hot_form_give_the_same_loss() -> None:
     torch.testing.assert_close(hard.loss, soft.loss)
 
 
+def test_mixed_labels_contract_and_probe_by_their_weights() -> None:
+    method = build(contraction=0.6, standardise=False).eval()
+    hard = F.one_hot(labels(), CLASSES).float()
+    soft = 0.7 * hard + 0.3 * hard.flip(0)
+    feature, logits = teacher_of(method)(images())
+    rows = teacher_of(method).classifier.weight
+    own, other = rows[labels()], rows[labels().flip(0)]
+    wanted = 0.4 * feature + 0.6 * (0.7 * own + 0.3 * other)
+    torch.testing.assert_close(method.targets(feature, logits, soft), wanted)
+    out = method(images(), soft, generator=seeded())
+    log = out.logits.log_softmax(-1)
+    losses = [F.nll_loss(log, target) for target in (labels(), labels().flip(0))]
+    torch.testing.assert_close(out.parts["probe"], (0.7 * losses[0] + 0.3 * losses[1]).detach())
+
+
 def test_the_generator_decides_every_draw() -> None:
     method = build(mixup=0.4).eval()
     losses = [method(images(), labels(), generator=seeded(seed)).loss for seed in (1, 1, 2)]

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gendd.models import cifar, count_parameters, create_backbone, load_weights
+from gendd.models.cifar.shufflenet import shuffle
 
 SHARED = Path(__file__).parents[3] / "shared"
 ZOO = SHARED / "parity" / "cifar_zoo.json"
@@ -79,6 +80,104 @@ def test_public_weights_classify_cifar10() -> None:
     assert accuracy >= 0.8
 
 
+# parameters with 100 classes, and entries of the state dict
+SIZES = {
+    "resnet8": (83892, 56),
+    "resnet14": (181108, 92),
+    "resnet20": (278324, 128),
+    "resnet32": (472756, 200),
+    "resnet44": (667188, 272),
+    "resnet56": (861620, 344),
+    "resnet110": (1736564, 668),
+    "resnet8x4": (1233540, 62),
+    "resnet32x4": (7433860, 206),
+    "ResNet50": (23705252, 320),
+    "wrn_16_1": (180916, 82),
+    "wrn_16_2": (703284, 83),
+    "wrn_40_1": (569780, 226),
+    "wrn_40_2": (2255156, 227),
+    "vgg8": (3965028, 37),
+    "vgg11": (9277284, 58),
+    "vgg13": (9462180, 72),
+    "vgg16": (14774436, 93),
+    "vgg19": (20086692, 114),
+    "MobileNetV2": (812836, 320),
+    "ShuffleV1": (949258, 296),
+    "ShuffleV2": (1355528, 338),
+}
+ONE_A_FAMILY = ["resnet8", "ResNet50", "wrn_16_1", "vgg8", "MobileNetV2", "ShuffleV1", "ShuffleV2"]
+
+
+def test_every_network_has_its_published_size() -> None:
+    assert set(SIZES) == set(cifar.NAMES)
+    with torch.device("meta"):
+        nets = {name: cifar.create(name, 100) for name in cifar.NAMES}
+    assert {name: (count_parameters(net), len(net.state_dict())) for name, net in nets.items()} == SIZES
+
+
+@pytest.mark.parametrize("name", ONE_A_FAMILY)
+def test_other_sizes_channels_and_layouts(name: str) -> None:
+    torch.manual_seed(0)
+    backbone = create_backbone(f"cifar/{name}", 5, in_channels=1)
+    images = torch.rand(3, 1, 21, 12)
+    logits = backbone(images)[1]
+    assert logits.shape == (3, 5)
+    logits.square().sum().backward()
+    assert [key for key, value in backbone.named_parameters() if value.grad is None] == []
+    backbone.eval()
+    seen: list[Tensor] = []
+    backbone.classifier.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    with torch.no_grad():
+        feature, logits = backbone(images)
+        own = backbone.net((images - backbone.mean) / backbone.std)
+        backbone.to(memory_format=torch.channels_last)
+        again = backbone(images.to(memory_format=torch.channels_last))
+    torch.testing.assert_close(own, logits, rtol=0, atol=0)
+    torch.testing.assert_close(feature, seen[0], rtol=0, atol=0)
+    torch.testing.assert_close(again, (feature, logits), rtol=1e-4, atol=1e-5)
+
+
+def test_shuffling_deals_the_groups_out_in_turn() -> None:
+    channels = torch.arange(6.0).reshape(1, 6, 1, 1)
+    assert shuffle(channels, 2).flatten().tolist() == [0, 3, 1, 4, 2, 5]
+    assert shuffle(channels, 3).flatten().tolist() == [0, 2, 4, 1, 3, 5]
+    torch.testing.assert_close(shuffle(shuffle(channels, 2), 3), channels, rtol=0, atol=0)
+
+
+def test_convolutions_start_by_the_outputs_of_their_group() -> None:
+    torch.manual_seed(0)
+    net = cifar.create("MobileNetV2", 10)
+    for module in net.modules():
+        if isinstance(module, torch.nn.Conv2d) and module.weight.numel() > 4000:
+            outputs = module.weight[0, 0].numel() * module.out_channels / module.groups
+            assert float(module.weight.detach().std()) == pytest.approx(math.sqrt(2 / outputs), rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("mobilenetv2", "MobileNetV2"),
+        ("SHUFFLEV1", "ShuffleV1"),
+        ("VGG13", "vgg13"),
+        ("WRN_40_2", "wrn_40_2"),
+        ("Resnet50", "ResNet50"),
+        # of basic blocks, 6n + 2 deep
+        ("resnet50", "resnet50"),
+        ("resnet8x0.5", "resnet8x0.5"),
+        ("lenet", "lenet"),
+    ],
+)
+def test_names_are_found_in_any_case(given: str, name: str) -> None:
+    assert cifar.canonical(given) == name
+
+
+def test_wide_resnets_of_other_sizes() -> None:
+    with torch.device("meta"):
+        net = cifar.create("wrn_28_10", 10)
+    assert count_parameters(net) == 36_479_194  # as published: 36.5 M
+    assert net.fc.weight.shape == (10, 640)
+
+
 def test_multipliers_scale_every_width() -> None:
     half = cifar.create("resnet8x0.5", 3, in_channels=1)
     assert half.conv1.weight.shape == (8, 1, 3, 3)
@@ -88,7 +187,10 @@ def test_multipliers_scale_every_width() -> None:
     )
 
 
-@pytest.mark.parametrize("name", ["resnet9", "resnet2", "resnet8x0", "resnet8x", "vgg8", ""])
+@pytest.mark.parametrize(
+    "name",
+    ["resnet9", "resnet2", "resnet8x0", "resnet8x", "vgg9", "wrn_17_1", "wrn_4_1", "wrn_16_0", "VGG8", ""],
+)
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(KeyError):
         cifar.create(name, 10)

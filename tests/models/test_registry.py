@@ -13,7 +13,7 @@ from gendd.config import ModelConfig
 from gendd.errors import UserError
 from gendd.models import Backbone, build_model, create_backbone, list_models, save_weights
 from gendd.models.cifar import NAMES
-from gendd.models.registry import pretrained_classes
+from gendd.models.registry import check_name, pretrained_classes
 from gendd.student import Student
 
 
@@ -21,8 +21,15 @@ from gendd.student import Student
 def test_every_listed_cifar_network_builds(name: str) -> None:
     backbone = create_backbone(f"cifar/{name}", 7, in_channels=1)
     assert (backbone.num_classes, backbone.in_channels) == (7, 1)
-    assert backbone.feature_dim == (256 if name.endswith("x4") else 64)
     assert (backbone.input_mean, backbone.input_std) == ([0.5], [0.25])
+
+
+def test_cifar_networks_are_built_and_saved_by_one_name(tmp_path: Path) -> None:
+    backbone = create_backbone("cifar/mobilenetv2", 3)
+    assert backbone.name == "cifar/MobileNetV2"
+    Student(backbone).save(tmp_path)
+    again = build_model(ModelConfig("cifar/MOBILENETV2", weights=str(tmp_path)), 3, 3)
+    torch.testing.assert_close(again.state_dict(), backbone.state_dict(), rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["test_resnet", "test_vit", "test_convnext", "test_efficientnet"])
@@ -301,3 +308,29 @@ def test_a_config_beside_weights_may_be_another_library_s(tmp_path: Path) -> Non
 
 def test_pretrained_classes_are_those_of_timm_s_weights() -> None:
     assert pretrained_classes(create_backbone("timm/test_resnet", 7)) == 1000
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["cifar/resnet20", "cifar/RESNET50", "cifar/resnet8x0.5", "timm/resnet18.a1_in1k", "hf/a/b"],
+)
+def test_a_known_name_is_found_without_building_its_network(name: str) -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    check_name(name)
+    assert torch.equal(torch.rand(2), expected)
+
+
+@pytest.mark.parametrize(
+    ("name", "nearest"),
+    [
+        ("cifar/resnt20", "cifar/resnet20"),
+        ("timm/resnet81", "timm/resnet18"),
+        ("torchvision/resnet81", "torchvision/resnet18"),
+        ("cfar/resnet20", "cifar/resnet20"),
+    ],
+)
+def test_an_unknown_name_is_told_with_the_nearest(name: str, nearest: str) -> None:
+    with pytest.raises(UserError, match=rf"Unknown model '{name}'.*Did you mean '{nearest}'"):
+        check_name(name)

@@ -57,6 +57,28 @@ def test_without_weights_the_classes_are_the_data_s() -> None:
     assert build_teacher(ModelConfig(NAME), 10, 1).num_classes == 10
 
 
+def test_without_classes_of_the_data_the_weights_tell_them(weights: str, pretrained: list[Any]) -> None:
+    assert build_teacher(ModelConfig(NAME, weights), 0, 1).num_classes == 7
+    config = ModelConfig("timm/test_resnet", pretrained=True)
+    assert build_teacher(config, 0, 3).num_classes == 1000
+    assert pretrained[1:] == [(True, 1), (True, 1000)]
+    pretrained[0] = 0
+    assert build_teacher(config, 0, 3).num_classes == 0
+    assert build_teacher(ModelConfig(NAME, classes=4), 0, 1).num_classes == 4
+    assert build_teacher(ModelConfig(NAME), 0, 1, create_backbone(NAME, 5, 1)).num_classes == 5
+
+
+def test_classes_that_nothing_tells(weights: str) -> None:
+    with pytest.raises(UserError) as caught:
+        build_teacher(ModelConfig(NAME), 0, 1)
+    assert str(caught.value) == (
+        f"teacher.weights: expected weights for {NAME}, whose classes the images don't tell, got none that "
+        "tell them; give a file, or name the classes with data.classes."
+    )
+    with pytest.raises(UserError, match="expected the weights of timm/test_vit, got "):
+        build_teacher(ModelConfig("timm/test_vit", weights), 0, 1)
+
+
 def test_a_classifier_may_be_left_out(weights: str) -> None:
     teacher = build_teacher(ModelConfig(NAME, weights, classifier=False, mean=[0.1], std=[0.2]), 10, 1).eval()
     whole = build_teacher(ModelConfig(NAME, weights, mean=[0.1], std=[0.2]), 10, 1).eval()

@@ -1,15 +1,21 @@
 from __future__ import annotations
 
 import argparse
+import io
+import pickle
+import shlex
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pytest
 import torch
 from torch import Tensor
 
 from gendd.errors import UserError
-from gendd.models import Backbone, create_backbone, load_weights, save_weights
+from gendd.models import Backbone, create_backbone, load_weights, save_weights, weights
+from gendd.models.weights import read_checkpoint
 
 
 @pytest.fixture
@@ -38,12 +44,12 @@ def test_saved_weights_come_back(trained: Backbone, tmp_path: Path) -> None:
     assert_same(other, trained)
 
 
-@pytest.mark.parametrize("wrapper", ["plain", "model", "state_dict", "module", "nested"])
+@pytest.mark.parametrize("wrapper", ["plain", "model", "state_dict", "module", "nested", "net"])
 def test_wrappers_are_removed(trained: Backbone, tmp_path: Path, wrapper: str) -> None:
     state: dict[str, Any] = dict(trained.net.state_dict())
     if wrapper in ("module", "nested"):
         state = {f"module.{key}": value for key, value in state.items()}
-    if wrapper in ("model", "state_dict"):
+    if wrapper in ("model", "state_dict", "net"):
         state = {wrapper: state, "epoch": 3}
     if wrapper == "nested":
         state = {"state_dict": {"model": state}}
@@ -119,9 +125,107 @@ def test_an_unreadable_file_is_refused(tmp_path: Path, name: str, content: bytes
     refuse(tmp_path / name, "expected a .safetensors file or a state dict saved by torch")
 
 
-def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
-    torch.save({"model": {}, "args": argparse.Namespace(lr=1)}, tmp_path / "w.pt")
-    refuse(tmp_path / "w.pt", "a pickle of the Python object argparse.Namespace")
+def test_a_pickle_with_code_is_refused_with_the_way_out(trained: Backbone, tmp_path: Path) -> None:
+    path = tmp_path / "it's w.pt"
+    torch.save({"model": trained.net.state_dict(), "args": Fraction(1, 2)}, path)
+    refuse(path, "a pickle of the Python object fractions.Fraction besides")
+    with pytest.raises(UserError) as caught:
+        load_weights(fresh(), path)
+    words = shlex.split(str(caught.value)[str(caught.value).index("python -c") :])
+    assert words[:2] == ["python", "-c"] and len(words) == 3
+    exec(words[2])
+    other = fresh()
+    load_weights(other, tmp_path / "it's w.tensors.pt")
+    assert_same(other, trained)
+
+
+def test_the_way_out_takes_a_pickled_network(trained: Backbone, tmp_path: Path) -> None:
+    path = tmp_path / "w.pt"
+    torch.save(trained.net, path)
+    with pytest.raises(UserError) as caught:
+        load_weights(fresh(), path)
+    exec(shlex.split(str(caught.value)[str(caught.value).index("python -c") :])[2])
+    other = fresh()
+    load_weights(other, tmp_path / "w.tensors.pt")
+    assert_same(other, trained)
+
+
+class Gadget:
+    """Its pickle runs code where it is loaded."""
+
+    def __reduce__(self) -> Any:
+        return exec, ("raise SystemExit",)
+
+
+def test_code_is_not_run_inside_of_what_is_allowed(tmp_path: Path) -> None:
+    torch.save({"model": {}, "opt": argparse.Namespace(lr=Gadget())}, tmp_path / "w.pt")
+    refuse(tmp_path / "w.pt", "a pickle of the Python object exec besides")
+
+
+@pytest.mark.parametrize("legacy", [False, True], ids=["zip", "before torch 1.6"])
+def test_harmless_content_beside_the_state_dict(trained: Backbone, tmp_path: Path, legacy: bool) -> None:
+    optimizer = torch.optim.AdamW(trained.net.parameters())
+    trained(torch.rand(2, 3, 8, 8))[1].sum().backward()
+    optimizer.step()
+    content = {
+        "epoch": 240,
+        "model": trained.net.state_dict(),
+        "best_acc": numpy.float64(74.3),
+        "loss": numpy.float32(0.5),
+        "steps": numpy.int64(3),
+        "accuracy": torch.tensor(74.3),
+        "optimizer": optimizer.state_dict(),
+        "opt": argparse.Namespace(learning_rate=0.05, best=numpy.float64(1)),
+        "history": [{"lr": 0.1}, None, "text", (1, True)],
+    }
+    torch.save(content, tmp_path / "w.pth", _use_new_zipfile_serialization=not legacy)
+    other = fresh()
+    load_weights(other, tmp_path / "w.pth")
+    assert_same(other, trained)
+    state, beside = read_checkpoint(tmp_path / "w.pth")
+    assert set(state) == set(trained.net.state_dict())
+    assert (beside["epoch"], beside["opt"].learning_rate, "model" in beside) == (240, 0.05, False)
+
+
+def test_scalars_of_numpy_1_are_read_too() -> None:
+    scalar = pickle.dumps(numpy.float64(1), protocol=2).replace(b"numpy._core", b"numpy.core")
+    assert b"numpy.core.multiarray" in scalar
+    with torch.serialization.safe_globals(weights._HARMLESS):
+        unpickler = torch._weights_only_unpickler.Unpickler(io.BytesIO(scalar), encoding="ascii")
+        assert not isinstance(unpickler.load(), numpy.generic)
+
+
+@pytest.mark.parametrize("name", ["linear", "classifier", "classifier.0", "head"])
+def test_the_classifier_may_have_another_name(trained: Backbone, tmp_path: Path, name: str) -> None:
+    state = dict(trained.net.state_dict())
+    for suffix in ("weight", "bias"):
+        state[f"{name}.{suffix}"] = state.pop(f"fc.{suffix}")
+    torch.save({"model": {f"module.{key}": value for key, value in state.items()}}, tmp_path / "w.pt")
+    other = fresh()
+    load_weights(other, tmp_path / "w.pt")
+    assert_same(other, trained)
+
+
+def test_the_networks_own_classifier_may_have_another_name(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trained, other = (create_backbone("timm/test_efficientnet", 3) for _ in range(2))
+    assert trained.classifier_name == "classifier"
+    renamed = {key.replace("classifier.", "fc."): value for key, value in trained.net.state_dict().items()}
+    torch.save(renamed, tmp_path / "w.pt")
+    load_weights(other, tmp_path / "w.pt")
+    assert_same(other, trained)
+
+
+def test_another_classifier_is_renamed_only_where_nothing_else_differs(tmp_path: Path) -> None:
+    state: dict[str, Tensor] = dict(fresh().net.state_dict())
+    for suffix in ("weight", "bias"):
+        state[f"linear.{suffix}"] = state.pop(f"fc.{suffix}")
+    torch.save(state | {"extra": torch.zeros(1)}, tmp_path / "w.pt")
+    refuse(tmp_path / "w.pt", r"2 keys missing \(fc\.weight, fc\.bias\); 3 keys unexpected \(extra, linear\.")
+    torch.save(
+        state | {"linear.weight": torch.zeros(7, 64), "linear.bias": torch.zeros(7)}, tmp_path / "w.pt"
+    )
+    refuse(tmp_path / "w.pt", r"its cifar/resnet8 has 7 classes, the data has 4")
 
 
 @pytest.mark.parametrize(

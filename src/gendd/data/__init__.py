@@ -2,17 +2,23 @@
 
 from gendd.data.augment import augment
 from gendd.data.images import ImageSet
-from gendd.data.loading import Batch, Batches, eval_loader, train_loader
+from gendd.data.loading import Batch, Batches, ShardBatches, eval_loader, sample_loader, train_loader
+from gendd.data.mixing import Mixing
 from gendd.data.sets import Data, describe, load_data
+from gendd.data.shards import Shards
 
 __all__ = [
     "Batch",
     "Batches",
     "Data",
     "ImageSet",
+    "Mixing",
+    "ShardBatches",
+    "Shards",
     "augment",
     "describe",
     "eval_loader",
     "load_data",
+    "sample_loader",
     "train_loader",
 ]

@@ -5,13 +5,16 @@ Shapes: N images of the set, n of them, C channels, S side, h height and w width
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
+import struct
 import sys
 import time
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -22,21 +25,27 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.v2 import functional as VF
 
+from gendd.data.corrupt import Named, Skipped, Tally
 from gendd.errors import UserError
 
 _GRAY_MODES = {"1", "L", "LA", "I"}
-_PILLOW_ERRORS = (OSError, SyntaxError, ValueError, Image.DecompressionBombError)
+# what Pillow's decoders raise at damaged files
+_PILLOW_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 SMALL = 64
 _CHUNK = 256
 _QUIET_SECONDS = 2.0
-
-
-class Named(Protocol):
-    """What tells where images came from."""
-
-    def where(self, index: int) -> str:
-        """What an error calls this image."""
-        ...
 
 
 class Encoded(Named, Protocol):
@@ -108,6 +117,9 @@ class ImageSet:
         size: S.
         framing: For encoded images larger than S: the part of the shorter side that is kept when
             they are resized and cropped to the centre, in (0, 1].
+        max_corrupt: Share of the images that may be corrupt and are skipped, in [0, 1); with 0 the first
+            one is an error.
+        skipped: Told of each of those.
     """
 
     source: Tensor | Encoded
@@ -115,6 +127,8 @@ class ImageSet:
     channels: int
     size: int
     framing: float = 1.0
+    max_corrupt: float = 0.0
+    skipped: Skipped = field(default_factory=Skipped, compare=False)
 
     def __len__(self) -> int:
         return len(self.source)
@@ -145,29 +159,75 @@ class ImageSet:
             out[row] = frame(self.original(index), self.size, self.framing)
         return out
 
+    def readable(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`images`, without the corrupt ones: uint8 (n, C, S, S), and their indices int64 (n,)."""
+        pixels, used = [], []
+        for index in torch.as_tensor(indices).tolist():
+            with contextlib.suppress(UserError):
+                pixels.append(self.images([index]))
+                used.append(index)
+        none = torch.empty((0, self.channels, self.size, self.size), dtype=torch.uint8)
+        return torch.cat([none, *pixels]), torch.tensor(used, dtype=torch.int64)
+
     def original(self, index: int) -> Tensor:
         """One image before it is resized: uint8 (C, h, w)."""
         if isinstance(self.source, Tensor):
             return self.source[index]
         return decode(self.source.read(index), self.source.where(index), self.channels)
 
-    def loaded(self, title: str) -> ImageSet:
-        """The same set, decoded into memory; shows a progress bar named ``title`` when that lasts."""
+    def tally(self, total: int) -> Tally | None:
+        """A counter of corrupt images for a pass over ``total`` of these; None where none can be met."""
         if isinstance(self.source, Tensor):
+            return None
+        return Tally(self.source, self.skipped, total, self.max_corrupt)
+
+    def loaded(self, title: str, full: bool = False) -> ImageSet:
+        """The same set, decoded into memory; shows a progress bar named ``title`` when that lasts.
+
+        Args:
+            title: Of the progress bar.
+            full: Put the next image of the set (and its label) in the place of a corrupt one, so that the
+                length stays; else corrupt ones are left out.
+
+        Raises:
+            UserError: more corrupt images than ``max_corrupt`` allows.
+        """
+        tally = self.tally(len(self))
+        if tally is None:
             return self
         pixels = torch.empty((len(self), self.channels, self.size, self.size), dtype=torch.uint8)
 
-        def load(start: int) -> int:
+        def load(start: int) -> tuple[int, list[tuple[int, UserError]]]:
             stop = min(start + _CHUNK, len(self))
-            pixels[start:stop] = self.images(range(start, stop))
-            return stop - start
+            corrupt = []
+            for index in range(start, stop):
+                try:
+                    pixels[index] = frame(self.original(index), self.size, self.framing)
+                except UserError as error:
+                    corrupt.append((index, error))
+            return stop - start, corrupt
+
+        def counted(chunks: Iterable[tuple[int, list[tuple[int, UserError]]]]) -> Iterator[int]:
+            for count, corrupt in chunks:
+                tally.add(corrupt)
+                yield count
 
         # Small images spend their time in Python, where threads only get in each other's way.
         with ThreadPoolExecutor(cores() if self.size > SMALL else 1) as pool:
             done = pool.map(load, range(0, len(self), _CHUNK))
-            for _ in watched(done, len(self), title):
+            for _ in watched(counted(done), len(self), title):
                 pass
-        return replace(self, source=pixels)
+        labels = self.labels
+        if tally.indices and full:
+            rows = _following(tally.indices, len(self))
+            places = torch.tensor(sorted(tally.indices))
+            pixels[places] = pixels[rows[places]]
+            labels = None if labels is None else labels[rows]
+        elif tally.indices:
+            kept = torch.tensor([index for index in range(len(self)) if index not in tally.indices])
+            pixels = pixels[kept]
+            labels = None if labels is None else labels[kept]
+        return replace(self, source=pixels, labels=labels)
 
     def held(self, title: str) -> ImageSet:
         """The same set with its encoded images read into memory; shows progress like :meth:`loaded`."""
@@ -177,8 +237,17 @@ class ImageSet:
         data = bytearray()
         ends: list[int] = []
 
+        def content(index: int) -> bytes:
+            try:
+                return source.read(index)
+            except UserError:
+                if self.max_corrupt == 0:
+                    raise
+                # decodes to the same: an image that is skipped
+                return b""
+
         def read(start: int) -> list[bytes]:
-            return [source.read(index) for index in range(start, min(start + _CHUNK, len(source)))]
+            return [content(index) for index in range(start, min(start + _CHUNK, len(source)))]
 
         def join(chunks: Iterable[list[bytes]]) -> Iterator[int]:
             for chunk in chunks:
@@ -194,6 +263,12 @@ class ImageSet:
         return replace(
             self, source=Held(torch.frombuffer(data, dtype=torch.uint8), torch.tensor(ends), source)
         )
+
+
+def _following(corrupt: set[int], count: int) -> Tensor:
+    """For each of ``count`` rows itself, or for a corrupt one the next that is not: int64 (count,)."""
+    sound = torch.tensor([index for index in range(count) if index not in corrupt])
+    return sound[torch.searchsorted(sound, torch.arange(count)) % len(sound)]
 
 
 def cores() -> int:
@@ -280,23 +355,50 @@ def resize_pixels(pixels: Tensor, size: int) -> Tensor:
 
 
 def probe(encoded: Encoded, count: int = 16) -> tuple[set[tuple[int, int]], bool]:
-    """Read the headers of up to ``count`` images, evenly spread.
+    """Read the headers of up to ``count`` images, evenly spread; those that can't be read are passed over.
 
     Returns:
         The (height, width) met, and whether every one is gray.
 
     Raises:
-        UserError: an image that can't be read.
+        UserError: none of the images can be read.
     """
+    count = min(count, len(encoded))
+    spread = [step * (len(encoded) - 1) // max(count - 1, 1) for step in range(count)]
     sizes: set[tuple[int, int]] = set()
     gray = True
-    spread = torch.linspace(0, len(encoded) - 1, min(count, len(encoded))).long()
-    for index in spread.tolist():
-        data = encoded.read(index)
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                sizes.add((image.height, image.width))
-                gray &= image.mode.split(";")[0] in _GRAY_MODES
-        except _PILLOW_ERRORS as error:
-            raise _not_an_image(encoded.where(index)) from error
+    first: UserError | None = None
+
+    def headers(indices: list[int]) -> list[tuple[int, int, bool] | UserError]:
+        return [_header(encoded, index) for index in indices]
+
+    def counted(chunks: Iterable[list[tuple[int, int, bool] | UserError]]) -> Iterator[int]:
+        nonlocal gray, first
+        for chunk in chunks:
+            for header in chunk:
+                if isinstance(header, UserError):
+                    first = first or header
+                else:
+                    sizes.add(header[:2])
+                    gray &= header[2]
+            yield len(chunk)
+
+    parts = [spread[start : start + _CHUNK] for start in range(0, len(spread), _CHUNK)]
+    with ThreadPoolExecutor(cores() if len(parts) > 1 else 1) as pool:
+        for _ in watched(counted(pool.map(headers, parts)), len(spread), "Looking at the images"):
+            pass
+    if not sizes and first is not None:
+        raise first
     return sizes, gray
+
+
+def _header(encoded: Encoded, index: int) -> tuple[int, int, bool] | UserError:
+    """Height, width and whether it is gray, of one image."""
+    try:
+        data = encoded.read(index)
+        with Image.open(io.BytesIO(data)) as image:
+            return image.height, image.width, image.mode.split(";")[0] in _GRAY_MODES
+    except UserError as error:
+        return error
+    except _PILLOW_ERRORS:
+        return _not_an_image(encoded.where(index))

@@ -1,6 +1,7 @@
 """Batches: in order for evaluation, shuffled and augmented for training.
 
-Order and augmentation are functions of (seed, epoch, rank) alone, so that a resumed run repeats them.
+Order and augmentation are functions of (seed, epoch, rank) alone, so that a resumed run repeats them. In the
+place of a corrupt image training gets the next one of the set, and evaluation none.
 Shapes: B images, C channels, H = W side.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -18,9 +19,12 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.v2 import functional as VF
 
 from gendd.config import DataConfig
+from gendd.data.appearance import Appearance
 from gendd.data.augment import augment, draw_boxes, draw_flips
-from gendd.data.images import ImageSet, cores
+from gendd.data.corrupt import substitutes
+from gendd.data.images import ImageSet, cores, frame
 from gendd.data.sets import Data
+from gendd.data.shards import STREAMS, Epoch, Shards, steps_of
 from gendd.errors import UserError
 
 _MOST_WORKERS = 8
@@ -32,7 +36,7 @@ class Batch:
 
     Args:
         images: float32 (B, C, H, W) in [0, 1]; each network normalises its own input.
-        labels: int64 (B,); None only where the set has none.
+        labels: int64 (B,), or float32 (B, K) probabilities; None only where the set has none.
     """
 
     images: Tensor
@@ -53,21 +57,46 @@ class _Augmentation:
     seed: int
     epoch: int
     rank: int
+    interpolation: str = "bilinear"
+    appearance: Appearance = field(default_factory=Appearance)
+
+    @property
+    def batchwise(self) -> bool:
+        """Whether nothing is done that has to be done image by image."""
+        return not self.appearance and (self.kind != "resized-crop" or self.interpolation == "bilinear")
 
     def generator(self, *more: int | str) -> torch.Generator:
         return _generator(self.seed, self.epoch, *more)
 
-    def streamed(self, images: ImageSet, index: int) -> Tensor:
-        """One image decoded and augmented: uint8 (C, S, S)."""
-        generator = self.generator("image", index)
-        if self.kind != "resized-crop":
-            return augment(images.images([index]), self.kind, generator)[0]
-        image = images.original(index)
-        height, width = image.shape[-2:]
-        top, left, tall, wide = draw_boxes(1, height, width, self.crop_scale, generator)[0].tolist()
-        crop: Tensor = VF.resized_crop(
-            image, top, left, tall, wide, [images.size, images.size], antialias=True
+    def streamed(self, images: ImageSet, index: int, place: int) -> Tensor:
+        """One image decoded and augmented by the draws of the ``place`` it takes: uint8 (C, S, S)."""
+        return self.varied(
+            images.original(index), images.size, images.framing, self.generator("image", place)
         )
+
+    def varied(self, image: Tensor, size: int, framing: float, generator: torch.Generator) -> Tensor:
+        """One decoded image augmented.
+
+        Args:
+            image: uint8 (C, h, w) as it was decoded.
+            size: S.
+            framing: See :class:`ImageSet`; a resized crop is taken from the whole image.
+            generator: Source of the draws.
+
+        Returns:
+            uint8 (C, S, S).
+        """
+        if self.kind == "resized-crop":
+            image = self._resized_crop(image, size, generator)
+        else:
+            image = augment(frame(image, size, framing)[None], self.kind, generator)[0]
+        return self.appearance(image, generator)
+
+    def _resized_crop(self, image: Tensor, size: int, generator: torch.Generator) -> Tensor:
+        height, width = image.shape[-2:]
+        box = draw_boxes(1, height, width, self.crop_scale, generator)[0].tolist()
+        mode = VF.InterpolationMode(self.interpolation)
+        crop: Tensor = VF.resized_crop(image, *box, [size, size], interpolation=mode, antialias=True)
         return crop.flip(-1) if bool(draw_flips(1, generator)) else crop
 
 
@@ -75,11 +104,14 @@ class _Augmentation:
 class Batches:
     """A sized iterable of :class:`Batch`; iterating again gives the same batches again.
 
+    A batch of nothing but corrupt images is left out in evaluation; there may then be fewer than its length.
+
     Args:
         images: Where they come from.
         order: int64: indices in the order they are given.
         batch_size: B; the last batch may be smaller.
-        workers: Loader processes where the set streams from disk; 0 decodes in this process.
+        workers: Loader processes where images are decoded or changed one by one; 0 does that in this
+            process.
         augmentation: None for images as they are.
     """
 
@@ -93,10 +125,10 @@ class Batches:
         return math.ceil(len(self.order) / self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.images.in_memory:
+        if self.images.in_memory and (self.augmentation is None or self.augmentation.batchwise):
             yield from self._from_memory()
         else:
-            yield from self._from_disk()
+            yield from self._one_by_one()
 
     def _from_memory(self) -> Iterator[Batch]:
         how = self.augmentation
@@ -107,48 +139,95 @@ class Batches:
                 pixels = augment(pixels, how.kind, generator, how.crop_scale)
             yield self._batch(pixels, indices)
 
-    def _from_disk(self) -> Iterator[Batch]:
+    def _one_by_one(self) -> Iterator[Batch]:
         batches = [indices.tolist() for indices in torch.split(self.order, self.batch_size)]
+        # pixels in memory have been decoded: none of them is corrupt
+        tally = self.images.tally(len(self.order))
         loader: DataLoader[Any] = DataLoader(
-            _Stream(self.images, self.augmentation),
+            _Stream(self.images, self.augmentation, 0 if tally is None else tally.allowed),
             batch_sampler=batches,
             num_workers=min(self.workers, len(batches)),
             collate_fn=_unchanged,
             # Given, because the loader would otherwise draw from the global generator.
             generator=torch.Generator(),
         )
-        for indices, pixels in zip(batches, loader, strict=True):
-            if isinstance(pixels, UserError):
-                raise pixels
-            yield self._batch(pixels, torch.tensor(indices))
+        for pixels, indices, corrupt in loader:
+            if tally is not None:
+                tally.add(corrupt)
+            if indices:
+                yield self._batch(pixels, torch.tensor(indices))
 
     def _batch(self, pixels: Tensor, indices: Tensor) -> Batch:
-        images = _host(pixels.shape, torch.float32).copy_(pixels).div_(255)
-        if self.images.labels is None:
-            return Batch(images, None)
-        labels = _host(indices.shape, torch.int64).copy_(self.images.labels.index_select(0, indices))
-        return Batch(images, labels)
+        labels = self.images.labels
+        return _on_host(pixels, None if labels is None else labels.index_select(0, indices))
+
+
+@dataclass(frozen=True)
+class ShardBatches:
+    """A sized iterable of :class:`Batch` from shards; iterating again gives the same batches again.
+
+    Args:
+        epoch: What is read, in which order.
+    """
+
+    epoch: Epoch
+
+    def __len__(self) -> int:
+        return len(self.epoch)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for pixels, labels in self.epoch:
+            yield _on_host(pixels, labels)
 
 
 class _Stream(Dataset[Any]):
-    """Decodes whole batches in a loader process."""
+    """Decodes and augments whole batches in a loader process.
 
-    def __init__(self, images: ImageSet, augmentation: _Augmentation | None) -> None:
+    Args:
+        images: The set.
+        augmentation: None for images as they are; a corrupt one is then left out. Else the next image of
+            the set takes its place.
+        allowed: How many corrupt images in a row are passed over at most.
+    """
+
+    def __init__(self, images: ImageSet, augmentation: _Augmentation | None, allowed: int) -> None:
         self.images = images
         self.augmentation = augmentation
+        self.allowed = allowed
 
-    def __getitems__(self, indices: Sequence[int]) -> Tensor | UserError:
-        """uint8 (B, C, S, S). An error is returned, not raised: a loader would rewrite its message."""
-        try:
-            if self.augmentation is None:
-                return self.images.images(indices)
-            return torch.stack([self.augmentation.streamed(self.images, index) for index in indices])
-        except UserError as error:
-            return error
+    def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, list[int], list[tuple[int, UserError]]]:
+        """Images uint8 (n, C, S, S), their indices, and the corrupt ones met.
+
+        Errors are returned, not raised: a loader would rewrite their messages.
+        """
+        pixels: list[Tensor] = []
+        used: list[int] = []
+        corrupt: list[tuple[int, UserError]] = []
+        for place in indices:
+            most = 0 if self.augmentation is None else self.allowed
+            for index in substitutes(place, len(self.images), most):
+                try:
+                    pixels.append(self._decoded(index, place))
+                    used.append(index)
+                    break
+                except UserError as error:
+                    corrupt.append((index, error))
+        return torch.stack(pixels) if pixels else torch.empty(0), used, corrupt
+
+    def _decoded(self, index: int, place: int) -> Tensor:
+        if self.augmentation is None:
+            return self.images.images([index])[0]
+        return self.augmentation.streamed(self.images, index, place)
 
 
 def _unchanged(batch: Any) -> Any:
     return batch
+
+
+def _on_host(pixels: Tensor, labels: Tensor | None) -> Batch:
+    """The batch of uint8 images (B, C, S, S) and their labels (B,)."""
+    images = _host(pixels.shape, torch.float32).copy_(pixels).div_(255)
+    return Batch(images, None if labels is None else _host(labels.shape, torch.int64).copy_(labels))
 
 
 def _host(shape: torch.Size, dtype: torch.dtype) -> Tensor:
@@ -167,24 +246,38 @@ def _workers(workers: int | None) -> int:
 
 def train_loader(
     data: Data, config: DataConfig, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
-) -> Batches:
+) -> Batches | ShardBatches:
     """One epoch of shuffled, augmented training batches.
 
     Every process gets the same number of images, disjoint from the others'; those left over by the
     division, and the last batch where it is not full, are dropped (others the next epoch). A share
-    smaller than one batch is given as one smaller batch.
+    smaller than one batch is given as one smaller batch. Shards may also be drawn with replacement, or
+    their epoch be cut to a number of steps.
 
     Args:
         data: The set.
-        config: Gives batch size, workers and ``crop_scale``.
+        config: Gives batch size, workers and augmentation. Batches are not mixed and their labels hard:
+            see :class:`~gendd.data.mixing.Mixing`.
         seed: Seed of the run.
         epoch: Number of the epoch; every one has its own order and augmentation.
         rank: This process.
         world_size: Number of processes.
 
     Raises:
-        UserError: fewer images than processes; when iterated, an image that can't be decoded.
+        UserError: fewer images than processes; when iterated, more images that can't be decoded than the
+            set allows.
     """
+    how = _Augmentation(
+        data.augment,
+        config.crop_scale,
+        seed,
+        epoch,
+        rank,
+        config.crop_interpolation,
+        Appearance.from_config(config),
+    )
+    if isinstance(data.train, Shards):
+        return ShardBatches(_shard_epoch(data.train, how, config, world_size))
     share = len(data.train) // world_size
     if share == 0:
         raise UserError(
@@ -199,14 +292,32 @@ def train_loader(
         mine[: full or share],
         config.batch_size,
         _workers(config.workers),
-        _Augmentation(data.augment, config.crop_scale, seed, epoch, rank),
+        how,
+    )
+
+
+def _shard_epoch(shards: Shards, how: _Augmentation, config: DataConfig, world_size: int) -> Epoch:
+    steps, batch_size = steps_of(shards, config, world_size)
+    seeds = torch.randint(2**62, (STREAMS,), generator=how.generator("streams", how.rank))
+    return Epoch(
+        shards=shards,
+        order=torch.randperm(len(shards.urls), generator=how.generator("order")),
+        seeds=seeds.tolist(),
+        vary=how.streamed,
+        steps=steps,
+        batch_size=batch_size,
+        rank=how.rank,
+        resampled=config.resampled,
+        buffer=config.shuffle_buffer,
+        workers=_workers(config.workers),
+        max_corrupt=config.max_corrupt,
     )
 
 
 def eval_loader(
     image_set: ImageSet, batch_size: int, workers: int | None = 0, rank: int = 0, world_size: int = 1
 ) -> Batches:
-    """Every image once, in order, not augmented.
+    """Every image once, in order, not augmented; corrupt ones are left out, so that batches may be smaller.
 
     Args:
         image_set: The images.
@@ -216,7 +327,48 @@ def eval_loader(
         world_size: Number of processes. Their numbers of images may differ by one.
 
     Raises:
-        UserError: when iterated, an image that can't be decoded.
+        UserError: when iterated, more images that can't be decoded than the set allows.
     """
     order = torch.arange(rank, len(image_set), world_size)
     return Batches(image_set, order, batch_size, _workers(workers), None)
+
+
+def sample_loader(
+    images: ImageSet | Shards, batch_size: int, limit: int | None = None, workers: int | None = 0
+) -> Batches | ShardBatches:
+    """Images as they are, each once at most: all of them, or a number that stands for them.
+
+    Of a set they are evenly spread over it and given in order. Of shards, which are read in sequence, they
+    are those of the first of the shards in an order of their own; what fills no batch is left out.
+
+    Args:
+        images: The images.
+        batch_size: B.
+        limit: How many at most; None: all.
+        workers: As for :func:`eval_loader`.
+
+    Raises:
+        UserError: when iterated, more images that can't be decoded than the set allows.
+    """
+    count = len(images) if limit is None else min(limit, len(images))
+    if isinstance(images, ImageSet):
+        loader = eval_loader(images, batch_size, workers)
+        if count == len(images):
+            return loader
+        return replace(loader, order=torch.linspace(0, len(images) - 1, count).round().long())
+    how = _Augmentation("none", (1.0, 1.0), seed=0, epoch=0, rank=0)
+    batch_size = min(batch_size, count)
+    epoch = Epoch(
+        shards=images,
+        order=torch.randperm(len(images.urls), generator=how.generator("order")),
+        seeds=list(range(STREAMS)),
+        vary=how.streamed,
+        steps=count // batch_size,
+        batch_size=batch_size,
+        rank=0,
+        resampled=False,
+        buffer=1,
+        workers=_workers(workers),
+        max_corrupt=images.max_corrupt,
+    )
+    return ShardBatches(epoch)

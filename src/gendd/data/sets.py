@@ -4,22 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from gendd.config import DataConfig
+from gendd.data.corrupt import Skipped
 from gendd.data.images import SMALL, Held, ImageSet, probe, resize_pixels
 from gendd.data.readers import (
     Found,
     Part,
+    given_names,
     read_cifar,
     read_digits,
     read_fashion_mnist,
     read_folder,
+    read_hf,
+    read_list,
     read_parquet,
 )
-from gendd.data.split import random_split, stratified_split
+from gendd.data.shards import Shards, read_shards
+from gendd.data.split import long_tail, random_split, stratified_split
 from gendd.errors import UserError, did_you_mean
 
 _READERS: dict[str, Callable[[DataConfig], Found]] = {
@@ -28,10 +34,16 @@ _READERS: dict[str, Callable[[DataConfig], Found]] = {
     "cifar10": read_cifar,
     "cifar100": read_cifar,
     "folder": read_folder,
+    "list": read_list,
     "parquet": read_parquet,
+    "hf": read_hf,
 }
+_SHARDS = "webdataset"
+# sets of image files, which are of any size
+_OF_FILES = ("folder", "list")
 _FOLDER_SIZE = 224
 _SMALLEST = 4
+_LONG_TAILED = 3
 _TEST_FRAMING = 0.875
 _MEMORY_BYTES = 2 * 1024**3
 
@@ -42,23 +54,27 @@ class Data:
 
     Args:
         name: Name of the set.
-        train: Training images; labels None where the set has none for them.
+        train: Training images, or the shards they stream from; labels None where the set has none.
         val: Images held out of the training set; None where ``data.validation`` is 0.
-        test: Test images, always labelled.
-        class_names: One name a class.
+        test: Test images; labels None where the set has none for them. Where it has no test images, those of
+            ``val``.
+        class_names: One name a class; none where neither labels nor names are known, which then are the
+            teacher's.
         channels: 1 (gray) or 3 (RGB).
         image_size: Side of the square images in pixels.
         augment: Kind of augmentation, ``auto`` resolved.
+        tested_on: What ``test`` holds.
     """
 
     name: str
-    train: ImageSet
+    train: ImageSet | Shards
     val: ImageSet | None
     test: ImageSet
     class_names: list[str]
     channels: int
     image_size: int
     augment: str
+    tested_on: Literal["test", "validation"] = "test"
 
     @property
     def num_classes(self) -> int:
@@ -70,66 +86,167 @@ class Data:
         """Whether the training images have labels (not whether training may see them)."""
         return self.train.labels is not None
 
+    @property
+    def class_counts(self) -> Tensor | None:
+        """Training images a class, int64 (K,); None without labels."""
+        if self.train.labels is None:
+            return None
+        return torch.bincount(self.train.labels, minlength=self.num_classes)
+
+    @property
+    def long_tailed(self) -> bool:
+        """Whether a class has at least three times the training images of another; less is often chance."""
+        counts = self.class_counts
+        return counts is not None and int(counts.max()) >= _LONG_TAILED * int(counts.min())
+
+    @property
+    def skipped(self) -> list[Skipped]:
+        """What was skipped of the training, validation and test images."""
+        parts = [self.train.skipped, *([] if self.val is None else [self.val.skipped]), self.test.skipped]
+        return list(dict.fromkeys(parts))
+
 
 def load_data(config: DataConfig) -> Data:
     """Find the set, split it, and load what is used of it.
 
-    Validation images are held out first (stratified where training may see labels), then
-    ``train_images`` are drawn from the rest; both by ``split_seed`` alone. Only images that are used are
-    decoded. Whether images are in memory never changes what they are: training images for
-    ``resized-crop`` are decoded ahead only if all have the final size, as crops are taken from the
-    originals; otherwise ``in_memory: true`` holds them encoded.
+    Validation images are held out first (stratified where training may see labels), then the rest is
+    made long-tailed by ``imbalance``, then ``train_images`` are drawn from it; all by ``split_seed``
+    alone. Only images that are used are decoded. Whether images are in memory never changes what they
+    are: training images for ``resized-crop`` are decoded ahead only if all have the final size, as crops
+    are taken from the originals; otherwise ``in_memory: true`` holds them encoded.
+
+    A set is RGB as soon as one of the training images looked at has colour: sixteen spread over it, or
+    all where those are gray. Every image is converted to that, gray ones of a colour set too.
 
     Raises:
-        UserError: an unknown set, files that are missing, unreadable, empty or do not match, or more
-            images asked for than there are.
+        UserError: an unknown set, files that are missing, empty or do not match, more unreadable images
+            than ``max_corrupt`` allows, or more images asked for than there are.
     """
+    if config.name == _SHARDS:
+        return _load_shards(config)
     if config.name not in _READERS:
-        raise UserError(
-            f"data.name: expected a known set, got {config.name!r}.{did_you_mean(config.name, _READERS)}"
-        )
-    found = _READERS[config.name](config)
-    train_rows, val_rows = _split(found.train, config)
-    train = _taken(found.train, train_rows)
-    val = _taken(found.train, val_rows) if len(val_rows) else None
-    test = _taken(found.test, torch.arange(found.test.count))
+        near = did_you_mean(config.name, [*_READERS, _SHARDS])
+        raise UserError(f"data.name: expected a known set, got {config.name!r}.{near}")
+    found = _named(_READERS[config.name](config), config)
+    train_rows, val_rows = _split(found.train, len(found.class_names), config)
+    train = _taken(found.train, train_rows, "training", config)
+    val = _taken(found.train, val_rows, "validation", config) if len(val_rows) else None
+    test = None
+    if found.test is not None:
+        test = _taken(found.test, torch.arange(found.test.count), "test", config)
+    elif val is None:
+        raise _untested(config)
     size, channels = _shape(train, config)
     augment = _augment(config, size)
     test_framing = _TEST_FRAMING if size > SMALL else 1.0
     train = replace(train, size=size, channels=channels)
-    test = replace(test, size=size, channels=channels, framing=test_framing)
+    if test is not None:
+        test = replace(test, size=size, channels=channels, framing=test_framing)
     if val is not None:
         val = replace(val, size=size, channels=channels, framing=test_framing)
 
-    total = (len(train) + len(test) + (len(val) if val else 0)) * channels * size * size
+    total = sum(len(part) for part in (train, val, test) if part is not None) * channels * size * size
     in_memory = config.in_memory if config.in_memory is not None else total <= _MEMORY_BYTES
+    train = _ready_to_train(train, in_memory, config, augment)
+    val = None if val is None else _ready(val, in_memory, "Decoding validation images")
+    test = None if test is None else _ready(test, in_memory, "Decoding test images")
+    tested = val if test is None else test
+    assert tested is not None
     return Data(
         name=config.name,
-        train=_ready_to_train(train, in_memory, config, augment),
-        val=_ready(val, in_memory, "Decoding validation images") if val else None,
-        test=_ready(test, in_memory, "Decoding test images"),
+        train=train,
+        val=val,
+        test=tested,
         class_names=found.class_names,
         channels=channels,
         image_size=size,
         augment=augment,
+        tested_on="validation" if test is None else "test",
+    )
+
+
+def _load_shards(config: DataConfig) -> Data:
+    """Shards to train on, the images held out of them, and their test set, of whatever kind."""
+    found = read_shards(config)
+    if found.test is None and found.val is None:
+        raise _untested(config)
+    size = config.image_size or _FOLDER_SIZE
+    channels = found.channels
+    framing = _TEST_FRAMING if size > SMALL else 1.0
+    val = None if found.val is None else replace(found.val, size=size, framing=framing)
+    test = None
+    if found.test is not None:
+        test = _taken(found.test, torch.arange(found.test.count), "test", config)
+        test = replace(test, size=size, channels=channels, framing=framing)
+        in_memory = config.in_memory
+        if in_memory is None:
+            in_memory = len(test) * channels * size * size <= _MEMORY_BYTES
+        test = _ready(test, in_memory, "Decoding test images")
+    tested = val if test is None else test
+    assert tested is not None
+    return Data(
+        name=config.name,
+        train=replace(found.train, channels=channels, size=size),
+        val=val,
+        test=tested,
+        class_names=found.class_names,
+        channels=channels,
+        image_size=size,
+        augment=_augment(config, size),
+        tested_on="validation" if test is None else "test",
+    )
+
+
+def _untested(config: DataConfig) -> UserError:
+    """The error of nothing to evaluate on."""
+    return UserError(
+        f"data.validation: expected a fraction above 0, as there are no test images, got "
+        f"{config.validation}; hold some out to evaluate on, or set data.test_path."
     )
 
 
 def describe(data: Data) -> str:
     """One line for logs: images of each part, their shape, classes, augmentation, where they are."""
-    place = "encoded in memory" if isinstance(data.train.source, Held) else "streamed"
-    counts = [f"{len(data.train):,} train", f"{len(data.test):,} test images"]
+    counts = [f"{len(data.train):,} train"]
     if data.val is not None:
-        counts.insert(1, f"{len(data.val):,} validation")
+        counts.append(f"{len(data.val):,} validation")
+    if data.tested_on == "test":
+        counts.append(f"{len(data.test):,} test")
     classes = f"{data.num_classes} class" + ("es" if data.num_classes > 1 else "")
+    spread = data.class_counts
+    if data.long_tailed and spread is not None:
+        low, high = int(spread.min()), int(spread.max())
+        classes += f", long-tailed ({high:,} to {low:,} training images a class)"
     return (
-        f"{data.name}: {', '.join(counts)} of {data.channels}x{data.image_size}x{data.image_size}, "
-        f"{classes}{'' if data.labelled else ' (training images unlabelled)'}, augment {data.augment}, "
-        f"{'in memory' if data.train.in_memory else place}"
+        f"{data.name}: {', '.join(counts)} images of {data.channels}x{data.image_size}x{data.image_size}, "
+        f"{classes if data.num_classes else 'the classes of the teacher'}{_unlabelled(data)}, "
+        f"augment {data.augment}, {_place(data.train)}"
     )
 
 
-def _split(part: Part, config: DataConfig) -> tuple[Tensor, Tensor]:
+def _place(images: ImageSet | Shards) -> str:
+    if isinstance(images, Shards):
+        return f"streamed from {len(images.urls):,} shard" + ("s" if len(images.urls) > 1 else "")
+    if images.in_memory:
+        return "in memory"
+    return "encoded in memory" if isinstance(images.source, Held) else "streamed"
+
+
+def _unlabelled(data: Data) -> str:
+    parts = [("training", data.labelled), ("test", data.tested_on != "test" or data.test.labels is not None)]
+    missing = [part for part, labelled in parts if not labelled]
+    return f" ({' and '.join(missing)} images unlabelled)" if missing else ""
+
+
+def _named(found: Found, config: DataConfig) -> Found:
+    """The set with the class names of ``data.classes``, where that is given."""
+    if config.classes is None:
+        return found
+    tested = None if found.test is None else found.test.labels
+    return replace(found, class_names=given_names(config.classes, found.train.labels, tested))
+
+
+def _split(part: Part, classes: int, config: DataConfig) -> tuple[Tensor, Tensor]:
     """Rows of the training and of the validation images."""
     generator = torch.Generator().manual_seed(config.split_seed)
     if config.validation == 0:
@@ -143,22 +260,33 @@ def _split(part: Part, config: DataConfig) -> tuple[Tensor, Tensor]:
             f"data.validation: expected a fraction of the {part.count} training images that leaves some on "
             f"both sides, got {config.validation}; change it, or set 0 for none."
         )
+    after = "validation"
+    if config.imbalance is not None:
+        if part.labels is None:
+            raise UserError(
+                f"data.imbalance: expected null for unlabelled training images, got {config.imbalance}; "
+                "leave it out, or give labelled images."
+            )
+        rest = rest[long_tail(part.labels[rest], classes, config.imbalance, generator)]
+        after = "validation and data.imbalance"
     wanted = config.train_images
     if wanted is None:
         return rest, held
     if wanted > len(rest):
         raise UserError(
             f"data.train_images: expected at most {len(rest)} (what is left of {part.count} after "
-            f"validation), got {wanted}; lower it, or lower data.validation."
+            f"{after}), got {wanted}; lower it, or lower data.validation."
         )
     chosen = torch.randperm(len(rest), generator=generator)[:wanted]
     return rest[chosen].sort().values, held
 
 
-def _taken(part: Part, rows: Tensor) -> ImageSet:
+def _taken(part: Part, rows: Tensor, name: str, config: DataConfig) -> ImageSet:
     """The images at ``rows``; size and channels are set when the training images have been seen."""
     labels = None if part.labels is None else part.labels[rows]
-    return ImageSet(part.take(rows), labels, channels=0, size=0)
+    return ImageSet(
+        part.take(rows), labels, channels=0, size=0, max_corrupt=config.max_corrupt, skipped=Skipped(name)
+    )
 
 
 def _shape(train: ImageSet, config: DataConfig) -> tuple[int, int]:
@@ -166,8 +294,10 @@ def _shape(train: ImageSet, config: DataConfig) -> tuple[int, int]:
     if isinstance(train.source, Tensor):
         return config.image_size or train.source.shape[-1], train.source.shape[1]
     sizes, gray = probe(train.source)
+    if gray:
+        gray = probe(train.source, len(train))[1]
     size = config.image_size
-    if size is None and config.name == "folder":
+    if size is None and config.name in _OF_FILES:
         size = _FOLDER_SIZE
     if size is None:
         height, width = min(sizes)
@@ -187,22 +317,22 @@ def _augment(config: DataConfig, size: int) -> str:
     if config.name == "digits":
         # A mirrored digit is another symbol.
         return "crop"
-    if config.name == "folder" or (config.name == "parquet" and size > SMALL):
+    if config.name in _OF_FILES or (config.name in ("parquet", "hf", _SHARDS) and size > SMALL):
         return "resized-crop"
     return "crop-flip"
 
 
-def _ready(images: ImageSet, in_memory: bool, title: str) -> ImageSet:
+def _ready(images: ImageSet, in_memory: bool, title: str, full: bool = False) -> ImageSet:
     if isinstance(images.source, Tensor):
         return replace(images, source=resize_pixels(images.source, images.size))
-    return images.loaded(title) if in_memory else images
+    return images.loaded(title, full) if in_memory else images
 
 
 def _ready_to_train(images: ImageSet, in_memory: bool, config: DataConfig, augment: str) -> ImageSet:
     """The training images, decoded ahead only where that changes no crop."""
     if in_memory and augment == "resized-crop" and not _has_final_size(images):
         return images.held("Reading training images") if config.in_memory else images
-    return _ready(images, in_memory, "Decoding training images")
+    return _ready(images, in_memory, "Decoding training images", full=True)
 
 
 def _has_final_size(images: ImageSet) -> bool:

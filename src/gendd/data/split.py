@@ -38,12 +38,38 @@ def stratified_split(labels: Tensor, fraction: float, generator: torch.Generator
     quota[(exact - quota).argsort(descending=True, stable=True)[:missing]] += 1
     quota = torch.minimum(quota, (counts - 1).clamp(min=0))
     order = torch.randperm(len(labels), generator=generator)
-    shuffled = labels[order]
-    # Rank of each shuffled item within its class: its place in the class-sorted order, less the
-    # place where its class begins.
-    by_class = shuffled.argsort(stable=True)
+    held = _rank_in_class(labels[order], counts) < quota[labels[order]]
+    return order[~held].sort().values, order[held].sort().values
+
+
+def long_tail(labels: Tensor, classes: int, factor: float, generator: torch.Generator) -> Tensor:
+    """Thin the classes out to the exponential profile of Cui et al. 2019 (arXiv 1901.05555).
+
+    Class c of K keeps ⌊n · factor^(-c/(K-1))⌋ items, n those of the largest class; at least one, and no
+    more than it has. The draws are one permutation whatever the factor: a larger one keeps a subset.
+
+    Args:
+        labels: (N,) integers in [0, K).
+        classes: K; the first keeps most.
+        factor: Largest over smallest class, at least 1.
+        generator: Source of the draws.
+
+    Returns:
+        Kept indices, int64 and ascending.
+    """
+    counts = torch.bincount(labels, minlength=classes)
+    # in the published code's order of operations, which decides where a product is a whole number
+    shares = (1 / factor) ** (torch.arange(classes, dtype=torch.float64) / max(classes - 1, 1))
+    quota = (int(counts.max()) * shares).floor().long().clamp(min=1)
+    order = torch.randperm(len(labels), generator=generator)
+    return order[_rank_in_class(labels[order], counts) < quota[labels[order]]].sort().values
+
+
+def _rank_in_class(labels: Tensor, counts: Tensor) -> Tensor:
+    """How many items of its own class come before each item: int64 (N,)."""
+    # the place in the class-sorted order, less the place where the class begins
+    by_class = labels.argsort(stable=True)
     starts = counts.cumsum(0) - counts
     rank = torch.empty_like(by_class)
-    rank[by_class] = torch.arange(len(labels)) - starts[shuffled[by_class]]
-    held = rank < quota[shuffled]
-    return order[~held].sort().values, order[held].sort().values
+    rank[by_class] = torch.arange(len(labels)) - starts[labels[by_class]]
+    return rank

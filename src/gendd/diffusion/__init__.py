@@ -11,7 +11,7 @@ from gendd.diffusion.loss import (
     prediction_target,
     variational_bound,
 )
-from gendd.diffusion.sampling import Denoised, Denoiser, ancestral, ddim
+from gendd.diffusion.sampling import Denoised, Denoiser, ancestral, ddim, dpm_solver
 from gendd.diffusion.schedule import Schedule, cosine_schedule
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "cosine_schedule",
     "ddim",
     "diffusion_loss",
+    "dpm_solver",
     "interpolated_log_variance",
     "predicted_x0",
     "prediction_target",

@@ -32,7 +32,7 @@ def time_embedding(t: Tensor, channels: int = TIME_CHANNELS) -> Tensor:
 
 
 class Block(nn.Module):
-    """Residual MLP: x + gate · MLP(LN(x)(1 + scale) + shift); (R, W) and y (R, W) -> (R, W)."""
+    """Residual MLP: x + gate · MLP(LN(x)(1 + scale) + shift); (…, W) and modulation (…, 3 W) -> (…, W)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -40,8 +40,8 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, width), nn.SiLU(), nn.Linear(width, width))
         self.modulation = nn.Linear(width, 3 * width)
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        shift, scale, gate = self.modulation(y).chunk(3, dim=-1)
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        shift, scale, gate = modulation.chunk(3, dim=-1)
         out: Tensor = x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
         return out
 
@@ -112,11 +112,33 @@ class Head(nn.Module):
         Returns:
             (R, out_channels): the prediction, then (with a learned variance) its interpolation v.
         """
+        return self.denoise(x, self.modulate(t, condition, token))
+
+    def modulate(self, t: Tensor, condition: Tensor, token: Tensor) -> list[Tensor]:
+        """What time, condition and position say to every layer; it does not depend on the noisy token.
+
+        Leading sizes need only broadcast, as in t (1,), condition (B, 1, E), token (N,): what rows have in
+        common is computed once.
+
+        Args:
+            t: (…) int64 times.
+            condition: (…, E).
+            token: (…) int64 positions.
+
+        Returns:
+            Shift, scale and gate (…, 3 W) of each block, then the final shift and scale (…, 2 W).
+        """
         y = self.time(time_embedding(t)) + self.condition(condition) + self.position(token)
         y = self.silu(y)
+        blocks = [block.modulation(y) for block in self.blocks if isinstance(block, Block)]
+        return [*blocks, self.final_modulation(y)]
+
+    def denoise(self, x: Tensor, modulations: list[Tensor]) -> Tensor:
+        """The pass itself: x (…, C) and :meth:`modulate`'s, which broadcast to it -> (…, out_channels)."""
+        *inner, last = modulations
         x = self.input(x)
-        for block in self.blocks:
-            x = block(x, y)
-        shift, scale = self.final_modulation(y).chunk(2, dim=-1)
+        for block, modulation in zip(self.blocks, inner, strict=True):
+            x = block(x, modulation)
+        shift, scale = last.chunk(2, dim=-1)
         out: Tensor = self.final(self.final_norm(x) * (1 + scale) + shift)
         return out

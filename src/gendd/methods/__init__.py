@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gendd.config import KDConfig, RunConfig
 from gendd.methods.base import Method, StepOutput
-from gendd.methods.baselines import KD, Pretraining, Supervised
+from gendd.methods.baselines import KD, LinearProbe, Pretraining, Supervised
 from gendd.methods.gendd import GenDD
 from gendd.models import Backbone, Frozen
 
@@ -28,10 +28,21 @@ def build_method(
     """
     if config.method == "supervised":
         return Supervised(backbone)
+    if config.method == "linear_probe":
+        return LinearProbe(backbone)
     assert teacher is not None
     if config.method == "gendd":
         return GenDD(backbone, teacher, config.gendd, labels=labels)
     return KD(backbone, teacher, KDConfig(1.0, 1.0) if config.method == "kl" else config.kd)
 
 
-__all__ = ["KD", "GenDD", "Method", "Pretraining", "StepOutput", "Supervised", "build_method"]
+__all__ = [
+    "KD",
+    "GenDD",
+    "LinearProbe",
+    "Method",
+    "Pretraining",
+    "StepOutput",
+    "Supervised",
+    "build_method",
+]

@@ -1,4 +1,4 @@
-"""Training on labels alone, and logit distillation."""
+"""Training on labels alone, logit distillation, and a linear probe."""
 
 from __future__ import annotations
 
@@ -126,6 +126,42 @@ class Pretraining(Method):
         classifier = self.teacher.classifier
         feature = self.projection(self.backbone.features(images))
         return {"linear": F.linear(feature, classifier.weight, classifier.bias)}
+
+    def student(self) -> Student:
+        """See :meth:`Method.student`."""
+        return Student(self.backbone)
+
+
+class LinearProbe(Method):
+    """A new linear classifier on the frozen backbone, which stays in eval mode: cross-entropy on the labels.
+
+    The backbone's classifier is drawn anew, and is all that trains.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(backbone)
+        backbone.requires_grad_(False)
+        backbone.classifier.reset_parameters()
+        backbone.classifier.requires_grad_(True)
+        self.train()
+
+    def train(self, mode: bool = True) -> LinearProbe:
+        """Keeps the backbone in eval mode, so that no BatchNorm statistic moves."""
+        super().train(mode)
+        self.backbone.eval()
+        return self
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> StepOutput:
+        """See :meth:`Method.forward`; raises :class:`UserError` without labels."""
+        if labels is None:
+            raise UserError("Linear probe: expected labels, got none. Use a labelled set.")
+        with torch.no_grad():
+            feature = self.backbone.features(images)
+        logits = self.backbone.classifier(feature)
+        loss = F.cross_entropy(logits.float(), labels)
+        return StepOutput(loss, logits, {"cross_entropy": loss.detach()})
 
     def student(self) -> Student:
         """See :meth:`Method.student`."""

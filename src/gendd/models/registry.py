@@ -13,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, cast
 
+import torch
 from torch import nn
 
 from gendd.config import ModelConfig
@@ -29,8 +30,9 @@ _SPELLINGS = "cifar/NAME, timm/NAME, torchvision/NAME, hf/ID or FILE.py:FACTORY"
 def list_models(pattern: str | None = None) -> list[str]:
     """The names :func:`create_backbone` knows, CIFAR networks first.
 
-    Any ``cifar/resnetDxM`` of depth D = 6n + 2 and width multiplier M works besides those listed, and so
-    do the names that are places: ``hf/ID`` and ``path/to/file.py:factory``.
+    Any ``cifar/resnetDxM`` of depth D = 6n + 2 and width multiplier M and any ``cifar/wrn_D_M`` of depth
+    D = 6n + 4 work besides those listed, and so do the names that are places: ``hf/ID`` and
+    ``path/to/file.py:factory``.
 
     Args:
         pattern: A glob (``timm/resnet*``) if it holds ``*``, ``?`` or ``[``, else a substring; None
@@ -66,7 +68,7 @@ def create_backbone(
     """Build a network by name.
 
     Args:
-        name: ``cifar/NAME``; ``timm/NAME`` or ``timm/NAME.TAG``; ``torchvision/NAME`` or
+        name: ``cifar/NAME`` (in any case); ``timm/NAME`` or ``timm/NAME.TAG``; ``torchvision/NAME`` or
             ``torchvision/NAME.WEIGHTS``; ``hf/ID`` of an image classifier of transformers, where the id
             may be a local folder (``hf//home/me/folder``, ``hf/./folder``); ``path/to/file.py:factory``
             for what a function of the user's returns, which takes ``num_classes``, ``in_channels`` and
@@ -95,8 +97,41 @@ def create_backbone(
     for key, value in (("num_classes", num_classes), ("in_channels", in_channels)):
         if value < 1 and (classifier or key == "in_channels"):
             raise UserError(f"{key}: expected a positive integer, got {value}; give the data's.")
+    if name.startswith("cifar/"):
+        name = _architecture(name)
     wanted = Wanted(num_classes, in_channels, pretrained, feature, classifier, input_size, channels, config)
     return _create(name, wanted).backbone(name, in_channels, mean, std)
+
+
+def check_name(name: str) -> None:
+    """Look a name up without building the network.
+
+    Raises:
+        UserError: :func:`create_backbone` knows no network of it; the nearest name is told.
+    """
+    family, _, rest = name.partition("/")
+    if module.is_file(name) or family == module.FAMILY or (family == "hf" and rest):
+        return
+    architecture = _architecture(name)
+    if family == "cifar":
+        known = _is_cifar(architecture.removeprefix("cifar/"))
+    elif family == "timm":
+        known = timm_networks.exists(architecture.removeprefix("timm/"))
+    else:
+        known = family == "torchvision" and architecture in torchvision_networks.names()
+    if not known:
+        listed = [each for each in list_models() if each.startswith(f"{family}/")]
+        raise _unknown(name, listed or list_models())
+
+
+def _is_cifar(name: str) -> bool:
+    try:
+        # no numbers are drawn for a network that is thrown away
+        with torch.device("meta"):
+            cifar.create(name, 1)
+    except KeyError:
+        return False
+    return True
 
 
 def _create(name: str, wanted: Wanted) -> Network:
@@ -250,6 +285,9 @@ def pretrained_classes(backbone: Backbone) -> int | None:
 
 
 def _architecture(name: str) -> str:
+    """One name a network."""
+    if name.startswith("cifar/"):
+        return f"cifar/{cifar.canonical(name.removeprefix('cifar/'))}"
     if module.is_file(name):
         path, _, factory = name.rpartition(":")
         return f"{Path(path).expanduser().resolve()}:{factory}"

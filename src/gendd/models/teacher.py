@@ -20,23 +20,31 @@ def build_teacher(
 
     Args:
         config: Its section; ``classes`` names K where it is to be checked.
-        num_classes: K of the data, for a teacher that brings no classes of its own.
+        num_classes: K of the data, for a teacher that brings no classes of its own; 0 where the data tells
+            none.
         in_channels: C.
         given: A network made in Python, which takes the place of the name and its weights.
 
     Raises:
-        UserError: as :func:`gendd.models.build_model`, or ``classes`` are not those of the weights.
+        UserError: as :func:`gendd.models.build_model`, or ``classes`` are not those of the weights, or
+            nothing tells them.
     """
     try:
-        backbone = build_model(config, config.classes or num_classes, in_channels, given)
+        backbone = build_model(config, config.classes or num_classes or 1, in_channels, given)
     except OtherClassesError as error:
         if config.classes is not None:
             raise
         return build_model(config, error.classes, in_channels)
     own = backbone.num_classes
-    if given is None and config.pretrained and config.weights is None and backbone.has_classifier:
-        classes = pretrained_classes(backbone)
+    if given is None and config.weights is None and backbone.has_classifier:
+        classes = pretrained_classes(backbone) if config.pretrained else None
         own = own if classes is None else classes
+        # a network that knows of no number of classes got the one that stands for none
+        if classes is None and own == 1 and not (num_classes or config.classes):
+            raise UserError(
+                f"teacher.weights: expected weights for {config.name}, whose classes the images don't tell, "
+                "got none that tell them; give a file, or name the classes with data.classes."
+            )
     if backbone.has_classifier and config.classes not in (None, own):
         raise UserError(
             f"classes: expected {own} or null for the trained {config.name}, got {config.classes}; "
@@ -44,7 +52,7 @@ def build_teacher(
         )
     if own == backbone.num_classes:
         return backbone
-    return build_model(replace(config, classifier=own > 0), own or num_classes, in_channels)
+    return build_model(replace(config, classifier=own > 0), own or 1, in_channels)
 
 
 def teacher_class_names(config: ModelConfig, num_classes: int) -> list[str] | None:

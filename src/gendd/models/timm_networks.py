@@ -20,6 +20,13 @@ def names() -> list[str]:
     return [f"timm/{name}" for name in timm.list_models()]
 
 
+def exists(name: str) -> bool:
+    """Whether there is an architecture ``NAME``, without its tag."""
+    import timm
+
+    return bool(timm.is_model(name))
+
+
 def create(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserError]) -> Network:
     """Build ``NAME`` or ``NAME.TAG``.
 

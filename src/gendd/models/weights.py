@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import re
+import shlex
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -32,6 +34,28 @@ class OtherClassesError(UserError):
 
 
 _STUDENT_WEIGHTS = "model.safetensors"
+# where the state dict is in a checkpoint that holds more
+_WRAPPERS = ("model", "state_dict", "model_state_dict", "net")
+# what public checkpoints call their classifier
+_CLASSIFIERS = ("fc", "linear", "classifier", "head", "classifier.0", "last_linear")
+
+
+class _Dropped:
+    """Stands for a NumPy scalar of a checkpoint (its best accuracy, say), whose value is of no use here."""
+
+    def __new__(cls, *_: Any) -> _Dropped:
+        return super().__new__(cls)
+
+    def __setstate__(self, _: Any) -> None:
+        """Keep nothing of the pickle."""
+
+
+# All that a pickle may name besides torch's tensors. No code of NumPy runs, and a namespace of options
+# only holds what is allowed itself.
+_HARMLESS: list[Any] = [argparse.Namespace] + [
+    (_Dropped, name)
+    for name in ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+]
 
 
 def save_weights(backbone: Backbone, path: str | Path) -> None:
@@ -43,18 +67,36 @@ def save_weights(backbone: Backbone, path: str | Path) -> None:
 def load_weights(backbone: Backbone, path: str | Path) -> None:
     """Load a weights file into the network, strictly.
 
-    Takes ``.safetensors``, or any other suffix for what ``torch.save`` wrote (tensors only: code in
-    a pickle is refused), or a run's or student's folder. ``{"model": ...}`` and ``{"state_dict": ...}``
-    around the state dict and ``module.`` before every key are removed. BatchNorm's
-    ``num_batches_tracked`` may be missing.
+    Takes ``.safetensors``, or any other suffix for what ``torch.save`` wrote (code in a pickle is
+    refused), or a run's or student's folder. See :func:`read_checkpoint` for what may be around the
+    state dict, and :func:`load_state` for what may be called otherwise.
 
     Raises:
         UserError: no such file, an unreadable file, a classifier of another number of classes, or
             keys or shapes of another network. The network is then unchanged.
     """
     stripped = tuple(f"{name}." for name in backbone.stripped)
-    state = {key: value for key, value in _read(Path(path)).items() if not key.startswith(stripped)}
+    state, _ = read_checkpoint(path)
+    state = {key: value for key, value in state.items() if not key.startswith(stripped)}
+    load_state(backbone, state, path)
+
+
+def load_state(backbone: Backbone, state: Mapping[str, Tensor], path: str | Path) -> None:
+    """Load a state dict into the network, strictly.
+
+    BatchNorm's ``num_batches_tracked`` may be missing. Where nothing else differs, a classifier that is
+    called ``linear``, ``classifier`` or the like is taken for the network's own, whatever that is called.
+
+    Args:
+        backbone: The network.
+        state: Names to tensors.
+        path: What a mistake is told of.
+
+    Raises:
+        UserError: as :func:`load_weights`, once the file is read.
+    """
     own = backbone.net.state_dict()
+    state = _own_classifier(backbone, own, state)
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = sorted(key for key in state if key not in own)
     reshaped = [key for key, value in own.items() if key in state and value.shape != state[key].shape]
@@ -116,6 +158,48 @@ def saved_class_names(path: str | Path) -> list[str] | None:
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
+def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The state dict of a weights file, and what else is in the file.
+
+    ``{"model": ...}``, ``{"state_dict": ...}`` and the like around the state dict and ``module.`` before
+    every key are removed. Beside the state dict a file may hold plain Python values (epoch, optimiser
+    state), NumPy scalars and an ``argparse.Namespace``.
+
+    Args:
+        path: As for :func:`load_weights`.
+
+    Returns:
+        Names to tensors, and the outermost wrapper's other values by name, NumPy's as opaque objects.
+
+    Raises:
+        UserError: no such file, or one that can't be read or holds no state dict.
+    """
+    loaded = _read(_weights_file(Path(path)))
+    beside = {}
+    if isinstance(loaded, Mapping) and (inner := _inner(loaded)) is not None:
+        beside = {key: value for key, value in loaded.items() if value is not inner}
+    return _plain_keys(_unwrap(loaded, Path(path))), beside
+
+
+def _own_classifier(
+    backbone: Backbone, own: Mapping[str, Tensor], state: Mapping[str, Tensor]
+) -> Mapping[str, Tensor]:
+    """The state dict with its classifier's keys renamed to the network's, if only they differ."""
+    if not backbone.has_classifier:
+        return state
+    known = f"{backbone.classifier_name}."
+    suffixes = {key.removeprefix(known) for key in own if key.startswith(known)}
+    missing = {key for key in own if key not in state and not key.endswith("num_batches_tracked")}
+    unexpected = {key for key in state if key not in own}
+    if missing != {known + suffix for suffix in suffixes}:
+        return state
+    for name in _CLASSIFIERS:
+        if unexpected == {f"{name}.{suffix}" for suffix in suffixes}:
+            renamed = {f"{name}.{suffix}": known + suffix for suffix in suffixes}
+            return {renamed.get(key, key): value for key, value in state.items()}
+    return state
+
+
 def _check_classes(
     backbone: Backbone, state: Mapping[str, Tensor], reshaped: Sequence[str], path: str | Path
 ) -> None:
@@ -140,37 +224,48 @@ def _weights_file(path: Path) -> Path:
     return next((file for file in inside if file.is_file()), path)
 
 
-def _read(path: Path) -> dict[str, Tensor]:
-    path = _weights_file(path)
+def _read(path: Path) -> Any:
+    """What a weights file holds."""
     if not path.is_file():
         raise UserError(f"weights: expected a file, found none at {path}; check the path.")
     try:
         if path.suffix == ".safetensors":
-            return _plain_keys(load_file(path))
-        with warnings.catch_warnings():
+            return load_file(path)
+        with warnings.catch_warnings(), torch.serialization.safe_globals(_HARMLESS):
             warnings.simplefilter("ignore")  # torch's guess at the pickle's protocol
-            loaded = torch.load(path, map_location="cpu", weights_only=True)
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a damaged file can break any layer of the readers
         refused = re.search(r"GLOBAL (\S+)", str(error))
         if refused:
             raise UserError(
-                f"{path}: expected tensors only, got a pickle of the Python object {refused[1]}, which could "
-                "run code; save the state dict alone with torch.save or as .safetensors."
+                f"{path}: expected a state dict of tensors, got a pickle of the Python object {refused[1]} "
+                "besides, which could run code; if you trust the file, keep its tensors alone with: "
+                f"{_conversion(path)}"
             ) from error
         raise UserError(
             f"{path}: expected a .safetensors file or a state dict saved by torch, got a file that can't be "
             "read as one; is it whole and of the right suffix?"
         ) from error
-    return _plain_keys(_unwrap(loaded, path))
+
+
+def _conversion(path: Path) -> str:
+    """A shell command that rewrites a checkpoint as its state dict alone."""
+    source, target = (json.dumps(str(name)) for name in (path, path.with_suffix(".tensors.pt")))
+    program = (
+        f'import torch; c = torch.load({source}, map_location="cpu", weights_only=False); '
+        'c = c.get("model", c.get("state_dict", c)) if isinstance(c, dict) else c; '
+        f"torch.save(c if isinstance(c, dict) else c.state_dict(), {target})"
+    )
+    return f"python -c {shlex.quote(program)}"
+
+
+def _inner(loaded: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
+    """What a wrapper is around; None for what is no wrapper."""
+    return next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
 
 
 def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
-    while isinstance(loaded, Mapping):
-        inner = next(
-            (loaded[key] for key in ("model", "state_dict") if isinstance(loaded.get(key), Mapping)), None
-        )
-        if inner is None:
-            break
+    while isinstance(loaded, Mapping) and (inner := _inner(loaded)) is not None:
         loaded = inner
     if not isinstance(loaded, Mapping) or not all(
         isinstance(key, str) and isinstance(value, Tensor) for key, value in loaded.items()

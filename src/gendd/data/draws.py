@@ -1,0 +1,30 @@
+"""Explicit randomness for libraries that draw from the global generators."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import torch
+
+
+@contextmanager
+def drawing_from(generator: torch.Generator) -> Iterator[None]:
+    """Within, the global generators follow one draw of ``generator``; afterwards they are as before.
+
+    They are Python's, numpy's and torch's for the CPU. Not for code that runs in threads.
+    """
+    seed = int(torch.randint(2**32, (), generator=generator, device=generator.device))
+    python, legacy = random.getstate(), np.random.get_state()
+    # no devices: what runs on one keeps its own generator
+    with torch.random.fork_rng(devices=[]):
+        try:
+            random.seed(seed)
+            np.random.seed(seed)
+            torch.default_generator.manual_seed(seed)
+            yield
+        finally:
+            random.setstate(python)
+            np.random.set_state(legacy)

@@ -1,0 +1,111 @@
+"""Mixup, CutMix and label smoothing of batches, with timm's draws and pairs.
+
+Shapes: B images, C channels, H height, W width, K classes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gendd.config import DataConfig
+from gendd.data.draws import drawing_from
+
+
+@dataclass(frozen=True)
+class Mixing:
+    """Mixes the images of a batch, and their labels alike where there are any.
+
+    A batch is mixed with itself in reverse order: by one weight m ~ Beta(α, α) (mixup, Zhang et al.
+    2018: x ← m x + (1-m) x'), or in one box of area 1-m (CutMix, Yun et al. 2019; a box cut off by the
+    border counts by what is left of it). The middle image of an odd batch meets itself.
+
+    Args:
+        num_classes: K.
+        mixup: α of mixup; 0 is off.
+        cutmix: α of CutMix; 0 is off.
+        prob: Probability that a batch is mixed.
+        switch_prob: Probability that it is by CutMix where both are on.
+        label_smoothing: s in [0, 1): labels become (1-s) p + s/K, before they are mixed.
+    """
+
+    num_classes: int
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    prob: float = 1.0
+    switch_prob: float = 0.5
+    label_smoothing: float = 0.0
+
+    @classmethod
+    def from_config(cls, config: DataConfig, num_classes: int) -> Mixing:
+        """As the configuration says."""
+        return cls(
+            num_classes,
+            config.mixup,
+            config.cutmix,
+            config.mixup_prob,
+            config.mixup_switch_prob,
+            config.label_smoothing,
+        )
+
+    def __call__(
+        self, images: Tensor, labels: Tensor | None, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor | None]:
+        """The mixed batch; what is given is not written to.
+
+        Args:
+            images: (B, C, H, W), floating point; any device.
+            labels: (B,) int64 or (B, K) probabilities; None without labels.
+            generator: Source of the draws, on the CPU.
+
+        Returns:
+            Images (B, C, H, W), and labels: None without, float32 (B, K) probabilities where anything
+            is switched on, else as they were.
+        """
+        weight, box = self._draw(images.shape, generator)
+        if box is not None:
+            top, bottom, left, right = box
+            mixed = images.clone()
+            mixed[..., top:bottom, left:right] = images.flip(0)[..., top:bottom, left:right]
+            images = mixed
+        elif weight < 1:
+            images = images * weight + images.flip(0) * (1 - weight)
+        if labels is None or not (self.mixup or self.cutmix or self.label_smoothing):
+            return images, labels
+        labels = self._smooth(labels)
+        return images, labels if weight == 1 else labels * weight + labels.flip(0) * (1 - weight)
+
+    def _draw(
+        self, shape: torch.Size, generator: torch.Generator
+    ) -> tuple[float, tuple[int, int, int, int] | None]:
+        """Weight of the images themselves, and the box (top, bottom, left, right) that others fill."""
+        if not (self.mixup or self.cutmix):
+            return 1.0, None
+        with drawing_from(generator):
+            if np.random.rand() >= self.prob:
+                return 1.0, None
+            cut = self.mixup == 0 or (self.cutmix > 0 and np.random.rand() < self.switch_prob)
+            concentration = self.cutmix if cut else self.mixup
+            weight = float(np.random.beta(concentration, concentration))
+            if not cut:
+                return weight, None
+            from timm.data.mixup import cutmix_bbox_and_lam
+
+            (top, bottom, left, right), weight = cutmix_bbox_and_lam(  # type: ignore[no-untyped-call]
+                shape, weight
+            )
+        return float(weight), (int(top), int(bottom), int(left), int(right))
+
+    def _smooth(self, labels: Tensor) -> Tensor:
+        """(B,) or (B, K) labels -> (B, K) float32 probabilities."""
+        if labels.ndim == 1:
+            # not one_hot, which waits for the device to check the labels
+            hard = torch.zeros((len(labels), self.num_classes), device=labels.device)
+            labels = hard.scatter_(1, labels[:, None], 1.0)
+        probabilities = labels.float()
+        if self.label_smoothing == 0:
+            return probabilities
+        return probabilities * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes

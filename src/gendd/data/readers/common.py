@@ -1,0 +1,128 @@
+"""What a reader finds, and the paths it is given."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from gendd.config import DataConfig
+from gendd.data.images import Encoded, Files
+from gendd.errors import UserError
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
+
+
+@dataclass(frozen=True)
+class Part:
+    """The training or the test images of a set.
+
+    Args:
+        count: Number of images.
+        labels: int64 (count,), or None.
+        take: Gives the images at some indices (int64): uint8 (n, C, S, S), or encoded.
+    """
+
+    count: int
+    labels: Tensor | None
+    take: Callable[[Tensor], Tensor | Encoded]
+
+
+@dataclass(frozen=True)
+class Found:
+    """A set as it was found.
+
+    Args:
+        train: Training images, labelled or not.
+        test: Test images, labelled or not; None where there are none, which only unlabelled training
+            images allow.
+        class_names: One name a class; none where nothing tells the classes.
+    """
+
+    train: Part
+    test: Part | None
+    class_names: list[str]
+
+
+def pixel_part(pixels: Tensor, labels: Tensor) -> Part:
+    """Decoded images uint8 (n, C, S, S) and their labels (n,)."""
+    return Part(len(pixels), labels, lambda indices: pixels.index_select(0, indices))
+
+
+def given_path(config: DataConfig, what: str) -> str:
+    """``data.path``; raises :class:`UserError` that names ``what`` was expected where there is none."""
+    if config.path is None:
+        raise UserError(f"data.path: expected {what} for data.name {config.name!r}, got none; set data.path.")
+    return config.path
+
+
+def required_path(config: DataConfig, what: str) -> Path:
+    """``data.path``, which exists; raises :class:`UserError` likewise."""
+    return existing_path(given_path(config, what), "data.path", what)
+
+
+def existing_path(value: str, key: str, what: str) -> Path:
+    """The path that ``key`` names, which exists; raises :class:`UserError` likewise."""
+    path = Path(value).expanduser()
+    if not path.exists():
+        raise UserError(f"{key}: expected {what}, got {value!r}, which does not exist; correct the path.")
+    return path
+
+
+def image_files(directory: Path) -> list[str]:
+    """Every image file below a directory, sorted; hidden ones are left out."""
+    return sorted(
+        os.path.join(parent, name)
+        for parent, _, names in os.walk(directory, followlinks=True)
+        for name in names
+        if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
+    )
+
+
+def file_part(files: list[str], labels: Tensor | None) -> Part:
+    """Image files and their labels (n,)."""
+    return Part(len(files), labels, lambda indices: Files([files[index] for index in indices.tolist()]))
+
+
+def read_text(path: Path, key: str) -> str:
+    """The text of a file that ``key`` names; raises :class:`UserError` where it is none."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8"
+        raise UserError(f"{key}: expected a text file, got '{path}' ({reason}); correct the path.") from error
+
+
+def read_names(value: str) -> list[str]:
+    """The class names in the file ``data.classes``; raises :class:`UserError` where there are none."""
+    path = existing_path(value, "data.classes", "a file of class names, one a line")
+    lines = [line.strip() for line in read_text(path, "data.classes").rstrip().splitlines()]
+    if not lines or "" in lines:
+        came = f"an empty line {lines.index('') + 1}" if lines else "an empty file"
+        raise UserError(f"data.classes: expected one class name a line in '{path}', got {came}; name it.")
+    return lines
+
+
+def given_names(value: str, *labels: Tensor | None) -> list[str]:
+    """:func:`read_names`; raises :class:`UserError` likewise where a label has none."""
+    names = read_names(value)
+    largest = largest_label(*labels)
+    if largest >= len(names):
+        raise UserError(
+            f"data.classes: expected at least {largest + 1} names, as the labels go up to {largest}, got "
+            f"{len(names)} in {value!r}; add the missing ones."
+        )
+    return names
+
+
+def class_numbers(*labels: Tensor | None) -> list[str]:
+    """Numbers as names for the classes up to the largest label; none without labels."""
+    return [str(label) for label in range(largest_label(*labels) + 1)]
+
+
+def largest_label(*labels: Tensor | None) -> int:
+    """The largest of all labels; -1 without any."""
+    return max((int(each.max()) for each in labels if each is not None), default=-1)

@@ -1,0 +1,154 @@
+"""Data sets that Hugging Face's datasets saved to disk (Arrow files)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gendd.config import DataConfig
+from gendd.data.readers.common import Found, Part, class_numbers, existing_path, required_path
+from gendd.errors import UserError
+
+_IMAGES = ("image", "img")
+_LABELS = ("label", "labels", "fine_label")
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Some rows of a split: encoded images that are read from the memory-mapped files.
+
+    Args:
+        split: A ``datasets.Dataset`` whose image column is not decoded.
+        column: That column.
+        indices: The rows, int64 (n,).
+        name: What errors call the split.
+    """
+
+    split: Any
+    column: str
+    indices: Tensor
+    name: str
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def read(self, index: int) -> bytes:
+        value = self.split[int(self.indices[index])][self.column] or {}
+        content, path = value.get("bytes"), value.get("path")
+        try:
+            return content or (Path(path).read_bytes() if path else b"")
+        except OSError as error:
+            raise UserError(
+                f"Expected a readable image file, got {path!r} ({error.strerror}), named in "
+                f"{self.where(index)}; restore it."
+            ) from error
+
+    def where(self, index: int) -> str:
+        return f"row {int(self.indices[index])} of {self.name}"
+
+
+def read_hf(config: DataConfig) -> Found:
+    """A folder written by ``save_to_disk``: a DatasetDict with train and test or validation, or one split.
+
+    ``data.test_path`` may name another such folder, or that of one split. The images are in the column of
+    type Image, the labels in that of type ClassLabel (or of integers named label).
+    """
+    what = "a folder written by save_to_disk of Hugging Face's datasets"
+    train_split, test_split = _splits(required_path(config, what), "data.path")
+    if config.test_path is not None:
+        alone, of_dict = _splits(existing_path(config.test_path, "data.test_path", what), "data.test_path")
+        test_split = of_dict or alone
+    train, train_names = _part(*train_split)
+    if test_split is None:
+        if train.labels is not None:
+            raise UserError(
+                f"data.test_path: expected a split 'test' or 'validation' beside the labelled training "
+                f"images in {config.path!r}, found none; set data.test_path to a folder of test images."
+            )
+        return Found(train, None, [])
+    test, test_names = _part(*test_split)
+    if train_names and test_names and train_names != test_names:
+        raise UserError(
+            f"Expected the same class names in {train_split[1]} and {test_split[1]}, got "
+            f"{_shown(train_names)} and {_shown(test_names)}; save them with the same features."
+        )
+    return Found(train, test, train_names or test_names or class_numbers(train.labels, test.labels))
+
+
+def _shown(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
+
+
+def _splits(path: Path, key: str) -> tuple[tuple[Any, str], tuple[Any, str] | None]:
+    """The training split of a folder, or its only one, and the test split; each with its name for errors."""
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError("data.name 'hf' needs the package datasets: pip install 'gendd[hf]'") from error
+    try:
+        loaded = datasets.load_from_disk(str(path))
+    except Exception as error:  # Arrow, JSON and the library each raise their own
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{key}: expected a folder written by save_to_disk of Hugging Face's datasets, got '{path}' "
+            f"({reason}); save it anew."
+        ) from error
+    if isinstance(loaded, datasets.Dataset):
+        return (loaded, f"'{path}'"), None
+    test = next((name for name in ("test", "validation", "val") if name in loaded), None)
+    train = "train" if "train" in loaded else test if key == "data.test_path" else None
+    if train is None:
+        raise UserError(
+            f"{key}: expected a split 'train' in '{path}', got {', '.join(sorted(loaded)) or 'none'}; "
+            "rename one, or give the folder of one split."
+        )
+    named = None if test is None else (loaded[test], f"'{path}' ({test})")
+    return (loaded[train], f"'{path}' ({train})"), named
+
+
+def _part(split: Any, name: str) -> tuple[Part, list[str]]:
+    """Images, labels and class names of one split; no image is read."""
+    import datasets
+
+    features = split.features
+    images = [key for key, kind in features.items() if isinstance(kind, datasets.Image)]
+    image = next((key for key in _IMAGES if key in images), images[0] if len(images) == 1 else None)
+    if image is None:
+        raise UserError(
+            f"Expected one column of type Image in {name}, got {', '.join(images) or 'none'} of "
+            f"{', '.join(features)}; cast the column, or name it image."
+        )
+    if len(split) == 0:
+        raise UserError(f"Expected images in {name}, found no rows; give another split.")
+    label, names = _label_column(features)
+    labels = None
+    if label is not None:
+        values = split.with_format("numpy", columns=[label])[label][:]
+        labels = torch.as_tensor(values).long()
+        low, high = int(labels.min()), int(labels.max())
+        if low < 0 or (names and high >= len(names)):
+            upto = f" to {len(names) - 1}" if names else ""
+            raise UserError(
+                f"Expected labels from 0{upto} in column {label} of {name}, got {low if low < 0 else high}; "
+                "give a split that has its labels."
+            )
+    encoded = split.cast_column(image, datasets.Image(decode=False)).select_columns([image])
+    return Part(len(split), labels, lambda rows: _Rows(encoded, image, rows, name)), names
+
+
+def _label_column(features: Any) -> tuple[str | None, list[str]]:
+    """The column of labels and its class names, as far as there are any."""
+    import datasets
+
+    classes = [key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    for key in [*(key for key in _LABELS if key in classes), *classes]:
+        return key, list(features[key].names)
+    for key in _LABELS:
+        if key in features and str(getattr(features[key], "dtype", "")).startswith(("int", "uint")):
+            return key, []
+    return None, []

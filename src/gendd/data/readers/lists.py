@@ -1,0 +1,106 @@
+"""Lists of image files: a line an image, its path and its label."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import torch
+
+from gendd.config import DataConfig
+from gendd.data.readers.common import (
+    SUFFIXES,
+    Found,
+    Part,
+    class_numbers,
+    existing_path,
+    file_part,
+    given_path,
+    read_names,
+    read_text,
+)
+from gendd.errors import UserError
+
+# a label beyond is a slip, and a network of as many classes would not fit anywhere
+_MOST_CLASSES = 1_000_000
+
+
+def read_list(config: DataConfig) -> Found:
+    """Lists as ImageNet-LT, Places-LT and iNaturalist have them: ``data.path`` and ``data.test_path``.
+
+    A line is ``path label``; the label is what follows the last space, so that paths may hold spaces. A
+    list of paths alone is unlabelled. Paths are relative to ``data.root``, else to their list's folder.
+    Classes are counted up to the largest label of both lists, unless ``data.classes`` names them.
+    """
+    classes = None if config.classes is None else len(read_names(config.classes))
+    train = _read(given_path(config, "a list of the training images"), "data.path", config.root, classes)
+    test = None
+    if config.test_path is not None:
+        test = _read(config.test_path, "data.test_path", config.root, classes)
+    elif train.labels is not None:
+        raise UserError(
+            "data.test_path: expected a list of the test images, as the training images are labelled, got "
+            "none; set data.test_path."
+        )
+    return Found(train, test, class_numbers(train.labels, None if test is None else test.labels))
+
+
+def _read(value: str, key: str, root: str | None, classes: int | None) -> Part:
+    """The images and labels of one list; every path is looked for."""
+    file = existing_path(value, key, "a list of image files")
+    if root is None:
+        base = file.parent
+    else:
+        base = existing_path(root, "data.root", "the folder that listed paths are relative to")
+    paths: list[str] = []
+    labels: list[int] = []
+    first: dict[bool, int] = {}
+    for number, line in enumerate(read_text(file, key).splitlines(), 1):
+        if not line.strip():
+            continue
+        place = f"line {number} of '{file}'"
+        path, label = _fields(line.strip(), place)
+        first.setdefault(label is not None, number)
+        if len(first) > 1:
+            raise UserError(
+                f"Expected a label in every line of '{file}' or in none, got line {first[True]} with one and "
+                f"line {first[False]} without; complete them."
+            )
+        if label is not None:
+            _check_label(label, classes, place)
+            labels.append(label)
+        full = os.path.join(base, path)
+        if not os.path.isfile(full):
+            raise UserError(
+                f"Expected an image file at '{full}' ({place}), found none; correct the list, or set "
+                "data.root to the folder its paths are relative to."
+            )
+        paths.append(full)
+    if not paths:
+        raise UserError(f"{key}: expected a line an image in '{file}', found none; give another list.")
+    return file_part(paths, torch.tensor(labels) if labels else None)
+
+
+def _fields(line: str, place: str) -> tuple[str, int | None]:
+    """Path and label of a line; None where it is a path alone."""
+    fields = line.rsplit(None, 1)
+    if len(fields) == 1:
+        return line, None
+    try:
+        return fields[0], int(fields[1])
+    except ValueError:
+        if Path(line).suffix.lower() in SUFFIXES:
+            return line, None
+    raise UserError(
+        f"Expected an integer label at the end of {place}, got {fields[1]!r}; number the classes from 0."
+    )
+
+
+def _check_label(label: int, classes: int | None, place: str) -> None:
+    if label < 0:
+        raise UserError(f"Expected labels from 0, got {label} in {place}; number the classes from 0.")
+    if label >= (classes or _MOST_CLASSES):
+        known = "" if classes is None else " (the names in data.classes)"
+        raise UserError(
+            f"Expected labels below {classes or _MOST_CLASSES}{known}, got {label} in {place}; correct it."
+        )

@@ -1,0 +1,78 @@
+"""The CIFAR networks of the distillation literature, with the state-dict keys of the public checkpoints.
+
+The classifier is called ``fc`` in all of them; :func:`gendd.models.load_weights` takes the checkpoints
+that call it otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from gendd.models.cifar import resnet, vgg, wide_resnet
+from gendd.models.cifar.mobilenet import MobileNetV2
+from gendd.models.cifar.network import Network
+from gendd.models.cifar.shufflenet import ShuffleV1, ShuffleV2
+
+NAMES: tuple[str, ...] = (
+    "resnet8",
+    "resnet14",
+    "resnet20",
+    "resnet32",
+    "resnet44",
+    "resnet56",
+    "resnet110",
+    "resnet8x4",
+    "resnet32x4",
+    "ResNet50",
+    "wrn_16_1",
+    "wrn_16_2",
+    "wrn_40_1",
+    "wrn_40_2",
+    "vgg8",
+    "vgg11",
+    "vgg13",
+    "vgg16",
+    "vgg19",
+    "MobileNetV2",
+    "ShuffleV1",
+    "ShuffleV2",
+)
+
+_SINGLE: dict[str, Callable[[int, int], Network]] = {
+    "MobileNetV2": MobileNetV2,
+    "ShuffleV1": ShuffleV1,
+    "ShuffleV2": ShuffleV2,
+}
+_FAMILIES: dict[str, Callable[[str, int, int], Network]] = {
+    "resnet": resnet.create,
+    "ResNet": resnet.create,
+    "wrn": wide_resnet.create,
+    "vgg": vgg.create,
+}
+
+
+def create(name: str, num_classes: int, in_channels: int = 3) -> Network:
+    """Build one of :data:`NAMES`, ``resnet{depth}x{multiplier}`` or ``wrn_{depth}_{width}``, randomly.
+
+    Raises:
+        KeyError: there is no network of the name (see :func:`canonical` for other spellings).
+    """
+    if name in _SINGLE:
+        return _SINGLE[name](num_classes, in_channels)
+    for prefix, family in _FAMILIES.items():
+        if name.startswith(prefix):
+            return family(name, num_classes, in_channels)
+    raise KeyError(name)
+
+
+def canonical(name: str) -> str:
+    """The spelling that :func:`create` takes of a listed name in any case; any other name as it is.
+
+    ``resnet50`` is no spelling of ``ResNet50``: of basic blocks, it is another network.
+    """
+    if name in NAMES or name.startswith("resnet"):
+        return name
+    return next((known for known in NAMES if known.lower() == name.lower()), name)
+
+
+__all__ = ["NAMES", "Network", "canonical", "create"]
