@@ -6,10 +6,10 @@ CHECKED := src tests benchmarks examples
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test test-slow lint format clean
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 $(VENV)/.installed: pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -34,6 +34,9 @@ demo: setup  ## distil a teacher on the embedded digits and write a report
 
 test: $(VENV)/.installed-dev  ## run the tests with coverage
 	$(BIN)/python -m pytest --cov --cov-report=term
+
+test-slow: $(VENV)/.installed-dev  ## run every recipe's own networks for two steps (half an hour)
+	$(BIN)/python -m pytest -m slow
 
 lint: $(VENV)/.installed-dev  ## style, format and types
 	$(BIN)/ruff check $(CHECKED)

@@ -22,7 +22,8 @@ from matplotlib.figure import Figure
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
-PAGES = [HERE.parent / "README.md", HERE.parent / "docs" / "ablations.md"]
+DOCS = HERE.parent / "docs"
+PAGES = [HERE.parent / "README.md", DOCS / "ablations.md", DOCS / "recipes.md"]
 LABELS = {
     "teacher": "teacher",
     "supervised": "student alone (cross-entropy)",
@@ -98,6 +99,18 @@ def ablation(number: str) -> str:
     return table(["variant", "change", "seed", "val linear", "val mean", "test linear", "test mean"], rows)
 
 
+def recipes() -> str:
+    """What a step of every recipe takes."""
+    rows = []
+    for row in read("recipes.csv"):
+        parts = (row[f"{part}_parameters"] for part in ("teacher", "student", "head"))
+        cells = [f"`{row['recipe']}`", *(f"{int(part) / 1e6:.2f} M" if part else "–" for part in parts)]
+        cells += [row["batch"], f"{int(row['rows']):,}" if row["rows"] else "–"]
+        rows.append([*cells, f"{int(row['peak_mib']) / 1024:.1f}", row["batch_measured"]])
+    head = ["recipe", "teacher", "student", "head", "batch", "rows a step", "peak GiB", "at batch"]
+    return table(head, rows)
+
+
 def plot_cifar10() -> None:
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -131,6 +144,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation_1": partial(ablation, "1"),
     "ablation_2": partial(ablation, "2"),
     "ablation_3": partial(ablation, "3"),
+    "recipes": recipes,
 }
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import csv
 import subprocess
 import sys
 from pathlib import Path
+
+from gendd.config import load_config
+from gendd.recipes import is_base, recipe_path, recipes
 
 ROOT = Path(__file__).parents[1]
 
@@ -15,3 +19,16 @@ def test_tables_are_current() -> None:
         [sys.executable, str(script), "--check"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0, f"run: python benchmarks/tables.py\n{done.stdout}{done.stderr}"
+
+
+def test_every_recipe_is_measured_as_it_is() -> None:
+    with (ROOT / "benchmarks" / "results" / "recipes.csv").open(newline="") as stream:
+        rows = {row["recipe"]: row for row in csv.DictReader(stream)}
+    names = {name for name in recipes() if not is_base(name)}
+    assert set(rows) == names - {"digits", "published", "linear_probe"}
+    for name, row in rows.items():
+        config = load_config(recipe_path(name))
+        assert int(row["batch"]) == config.data.batch_size
+        if config.method == "gendd":
+            expected = config.data.batch_size * int(row["tokens"]) * config.gendd.repeats
+            assert int(row["rows"]) == expected

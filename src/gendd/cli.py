@@ -8,11 +8,11 @@ import json
 import re
 import sys
 from importlib.metadata import version
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gendd.errors import UserError, did_you_mean
+from gendd.recipes import is_base, recipe_path, recipes, summary
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
@@ -24,7 +24,7 @@ _COMMANDS = {
     "train": "train a model on labels alone (a teacher, or a recipe's student for comparison)",
     "evaluate": "score a finished run on its test images",
     "predict": "classify image files with a student",
-    "recipes": "list the recipes",
+    "recipes": "list the recipes, the published experiments among them",
     "models": "list the networks",
     "import-released": "make a run of a checkpoint of the authors' released code",
     "verify": "recompute the method's reference numbers on this machine",
@@ -41,20 +41,6 @@ _SHORT = {
     "readout": ("readout.name", "{linear,mean,sample}", "how the finished student gives its logits"),
     "precision": ("training.precision", "{auto,fp32,bf16,fp16}", "numbers the student is trained in"),
 }
-
-
-def recipes() -> dict[str, Path]:
-    """The shipped recipes by name."""
-    root = Path(str(files("gendd"))) / "recipes"
-    return {path.relative_to(root).with_suffix("").as_posix(): path for path in sorted(root.rglob("*.yaml"))}
-
-
-def recipe_path(name: str) -> Path:
-    """The file of a recipe; raises :class:`UserError` with the nearest name if there is none."""
-    known = recipes()
-    if name not in known:
-        raise UserError(f"Unknown recipe {name!r}.{did_you_mean(name, known)} See: gendd recipes.")
-    return known[name]
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -146,7 +132,17 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
     Raises:
         UserError: a setting that is unknown, ill-typed or out of range, or no recipe or file of a name.
     """
-    from gendd.config import RunConfig, dump, from_dict, load_config, one_line, read_yaml, to_dict
+    from gendd.config import (
+        RunConfig,
+        dump,
+        extended,
+        from_dict,
+        load_config,
+        merge,
+        one_line,
+        read_mapping,
+        to_dict,
+    )
 
     flags, rest = _run_flags(command).parse_known_args(words)
     rest += _in_full(command, flags)
@@ -183,20 +179,20 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
     if command == "distill" and not names and not flags.config and parsed({})["data"]["name"] == "digits":
         names = ["digits"]
     sources = [*map(recipe_path, names), *map(Path, flags.config)]
-    layers = [read_yaml(source) for source in sources]
+    layers = [read_mapping(source) for source in sources]
     chosen = any("baselines" in layer for layer in layers[len(names) :])
     chosen = chosen or any(_option(word) == "--baselines" for word in rest)
     defaults: dict[str, Any] = {}
-    for layer in [*layers, _TRAIN if command == "train" else {}]:
-        _merge(defaults, layer)
+    for layer in [*map(extended, layers), _TRAIN if command == "train" else {}]:
+        merge(defaults, layer)
     values = defaults | parsed(defaults)
     if command == "distill" and not chosen:
         values["baselines"] = _without_labels(values)
     config = from_dict(values, RunConfig)
     config.out = flags.out or config.out
     if config.out is None:
-        stem = sources[-1].stem if sources else f"{command}-{config.data.name}"
-        config.out = f"runs/{stem}"
+        files = [*names, *(Path(file).stem for file in flags.config)]
+        config.out = f"runs/{files[-1] if files else f'{command}-{config.data.name}'}"
     if flags.print_config:
         print(dump(config), end="")
         return None, flags
@@ -239,14 +235,6 @@ def _without_labels(values: dict[str, Any]) -> list[str]:
         dropped = ", ".join(name for name in baselines if name not in left)
         print(f"gendd: left out the recipe's baselines that need labels: {dropped}", file=sys.stderr)
     return left
-
-
-def _merge(into: dict[str, Any], values: dict[str, Any]) -> None:
-    for key, value in values.items():
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
-            _merge(into[key], value)
-        else:
-            into[key] = value
 
 
 def _run_flags(command: str) -> _Parser:
@@ -376,11 +364,16 @@ def _predict(words: list[str]) -> int:
 def _recipes(words: list[str]) -> int:
     parser = _Parser(prog="gendd recipes", description=_COMMANDS["recipes"])
     parser.parse_args(words)
-    known = recipes()
-    width = max(map(len, known))
-    for name, path in known.items():
-        first = path.read_text(encoding="utf-8").splitlines()[0]
-        print(f"{name:<{width}}  {first.lstrip('# ')}")
+    groups: dict[str, dict[str, Path]] = {}
+    for name, path in recipes().items():
+        if not is_base(name):
+            groups.setdefault(name.rpartition("/")[0].partition("/")[0], {})[name] = path
+    # those of no folder, the way in, are the first
+    for number, group in enumerate(sorted(groups)):
+        width = max(map(len, groups[group]))
+        print("\n" * min(number, 1), end="")
+        for name, path in groups[group].items():
+            print(f"{name:<{width}}  {summary(path)}")
     return 0
 
 

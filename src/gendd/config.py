@@ -15,11 +15,14 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 import yaml
 
 from gendd.errors import UserError, did_you_mean
+from gendd.recipes import recipe_path
 
 MethodName = Literal["gendd", "kl", "kd", "supervised", "linear_probe"]
 ReadoutName = Literal["linear", "mean", "sample"]
 Prediction = Literal["sample", "epsilon", "v"]
 MonitorName = Literal["auto", "top1", "agreement", "diffusion"]
+# what in a file names the recipes it is laid over; no setting of a run
+EXTENDS = "extends"
 # the sections of timm's RandAugment strings
 _RANDAUGMENT = re.compile(
     r"rand(-(m\d+|n[1-9]\d*|p\d+(\.\d+)?|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]|t(weights|3aw?)))*"
@@ -622,7 +625,12 @@ def load_config(path: Path) -> RunConfig:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The mapping in a YAML file, its keys checked; raises :class:`UserError` as :func:`load_config`."""
+    """The settings in a YAML file laid over those it extends; raises as :func:`load_config`."""
+    return extended(read_mapping(path))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """What a YAML file itself says, ``extends`` included, its keys checked; raises as :func:`load_config`."""
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -630,8 +638,42 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise UserError(f"Config {str(path)!r}: expected a readable YAML file; {reason}") from error
     if not isinstance(values, dict):
         raise UserError(f"Config {str(path)!r}: expected key: value lines, got {type(values).__name__}.")
-    check_keys(values)
+    check_keys({key: value for key, value in values.items() if key != EXTENDS})
     return values
+
+
+def extended(values: dict[str, Any], below: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The values laid over those of the shipped recipes that they extend, the first undermost.
+
+    Args:
+        values: A file's mapping, which may hold ``extends: NAME`` or ``extends: [NAME, …]``.
+        below: The recipes that are being extended already.
+
+    Raises:
+        UserError: ``extends`` is no list of recipes' names, or a recipe extends itself.
+    """
+    own = dict(values)
+    names = own.pop(EXTENDS, [])
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{EXTENDS}: expected a recipe's name or a list of them, got {names!r}.")
+    merged: dict[str, Any] = {}
+    for name in names:
+        if name in below:
+            way = " → ".join([*below[below.index(name) :], name])
+            raise UserError(f"{EXTENDS}: expected recipes that don't extend themselves, got {way}.")
+        merge(merged, extended(read_mapping(recipe_path(name)), (*below, name)))
+    merge(merged, own)
+    return merged
+
+
+def merge(into: dict[str, Any], values: dict[str, Any]) -> None:
+    """Lay nested ``values`` over ``into``, in place."""
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            merge(into[key], value)
+        else:
+            into[key] = value
 
 
 def one_line(error: BaseException, section: type[Any] = RunConfig) -> str:

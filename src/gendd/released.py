@@ -29,6 +29,7 @@ from gendd.files import write_json, write_text
 from gendd.generator import FeatureGenerator
 from gendd.models import Backbone, build_model, count_parameters, create_backbone
 from gendd.models.weights import load_state, read_checkpoint
+from gendd.recipes import recipe_path
 from gendd.student import Student
 
 if TYPE_CHECKING:
@@ -331,7 +332,7 @@ def _folded(classifier: nn.Linear, state: Mapping[str, Tensor]) -> nn.Linear:
 def _config(released: Released, student: str, settings: Mapping[str, Any]) -> RunConfig:
     """The published settings, over them the checkpoint's options, the settings given, and its sizes."""
     cifar = student.startswith("cifar/")
-    values = read_yaml(Path(__file__).parent / "recipes" / "published.yaml")
+    values = read_yaml(recipe_path("published"))
     _lay(values, {} if cifar else _IMAGENET)
     if released.stage == 1:
         values |= {"method": "supervised", "readout": {"name": "linear"}}

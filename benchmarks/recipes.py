@@ -1,0 +1,120 @@
+"""What a step of every recipe takes: parameters, rows of the head, memory. One CSV row a recipe.
+
+Networks have random weights and images are noise; none of these figures depends on either. Memory is the
+largest resident set of a process of its own that takes one training step in fp32 on a CPU: teacher, student,
+head, gradients and the optimiser's state, and about 0.5 GiB of Python and its libraries. What has images of
+224 pixels is measured at a smaller batch, which the CSV tells.
+
+    python benchmarks/recipes.py [--only cifar100/]
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import resource
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from gendd.config import RunConfig, load_config
+from gendd.recipes import is_base, recipe_path, recipes
+
+RESULTS = Path(__file__).parent / "results" / "recipes.csv"
+FIELDS = [
+    "recipe",
+    "teacher_parameters",
+    "student_parameters",
+    "head_parameters",
+    "tokens",
+    "batch",
+    "rows",
+    "batch_measured",
+    "peak_mib",
+]
+# experiments alone: not what is laid over them, nor the demo
+LEFT_OUT = {"digits", "published", "linear_probe"}
+BATCH_AT_224 = 16
+
+
+def experiments() -> list[str]:
+    return [name for name in recipes() if not is_base(name) and name not in LEFT_OUT]
+
+
+def measure(name: str) -> dict[str, Any]:
+    """The row of a recipe; measured in this process, which should do nothing else."""
+    import torch
+
+    from gendd.methods import build_method
+    from gendd.models import count_parameters, create_backbone
+    from gendd.training import parameter_groups
+
+    config: RunConfig = load_config(recipe_path(name))
+    small = config.data.name == "cifar100"
+    classes, side = (100, 32) if small else (1000, 224)
+    taught = config.method != "supervised"
+    teacher = create_backbone(config.teacher.name, classes) if taught else None
+    student = create_backbone(config.student.name, classes)
+    method = build_method(config, student, teacher).train()
+    row: dict[str, Any] = {
+        "recipe": name,
+        "teacher_parameters": "" if teacher is None else count_parameters(teacher),
+        "student_parameters": count_parameters(student),
+        "batch": config.data.batch_size,
+        "batch_measured": config.data.batch_size if small else min(config.data.batch_size, BATCH_AT_224),
+    }
+    if config.method == "gendd":
+        assert teacher is not None
+        tokens = -(-teacher.feature_dim // config.gendd.token_width)
+        row |= {
+            "head_parameters": count_parameters(method.generator),
+            "tokens": tokens,
+            "rows": row["batch"] * tokens * config.gendd.repeats,
+        }
+    training = config.training
+    groups = parameter_groups(method, training.weight_decay, training.decay_all)
+    optimiser: torch.optim.Optimizer
+    if training.optimizer == "sgd":
+        optimiser = torch.optim.SGD(groups, lr=1e-3, momentum=training.momentum)
+    else:
+        optimiser = torch.optim.AdamW(groups, lr=1e-3)
+    images = torch.rand(row["batch_measured"], 3, side, side)
+    labels = torch.randint(classes, (len(images),)) if config.data.labels else None
+    method.prepare([(images[:2], None if labels is None else labels[:2])])
+    method(images, labels).loss.backward()
+    optimiser.step()
+    row["peak_mib"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    return row
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", default="", help="recipes of names that begin so; the others' rows stay")
+    parser.add_argument("--measure", metavar="RECIPE", help="print the row of one recipe")
+    arguments = parser.parse_args()
+    if arguments.measure:
+        print(json.dumps(measure(arguments.measure)))
+        return
+    rows: dict[str, dict[str, Any]] = {}
+    if RESULTS.is_file():
+        with RESULTS.open(newline="") as stream:
+            rows = {row["recipe"]: row for row in csv.DictReader(stream)}
+    for name in experiments():
+        if not name.startswith(arguments.only):
+            continue
+        command = [sys.executable, __file__, "--measure", name]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        rows[name] = json.loads(done.stdout)
+        print(name, rows[name]["peak_mib"], "MiB", flush=True)
+        with RESULTS.open("w", newline="") as stream:
+            writer = csv.DictWriter(stream, FIELDS, restval="", lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(rows[each] for each in experiments() if each in rows)
+
+
+if __name__ == "__main__":
+    main()

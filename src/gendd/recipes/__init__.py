@@ -1,0 +1,41 @@
+"""The shipped recipes: YAML files beside this module, by name.
+
+A name whose last part begins with ``_`` is a base: what several recipes have in common, made to be
+extended and no experiment by itself.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gendd.errors import UserError, did_you_mean
+
+FOLDER = Path(__file__).parent
+
+
+def recipes() -> dict[str, Path]:
+    """Every recipe's file by name, bases included."""
+    return {
+        path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in sorted(FOLDER.rglob("*.yaml"))
+    }
+
+
+def is_base(name: str) -> bool:
+    """Whether a recipe is there to be extended alone."""
+    return name.rpartition("/")[2].startswith("_")
+
+
+def recipe_path(name: str) -> Path:
+    """The file of a recipe; raises :class:`UserError` with the nearest name if there is none."""
+    known = recipes()
+    if name not in known:
+        raise UserError(f"Unknown recipe {name!r}.{did_you_mean(name, known)} See: gendd recipes.")
+    return known[name]
+
+
+def summary(path: Path) -> str:
+    """The first line of a recipe's file, which tells what it is."""
+    return path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
+
+
+__all__ = ["FOLDER", "is_base", "recipe_path", "recipes", "summary"]
