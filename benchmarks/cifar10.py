@@ -17,8 +17,8 @@ from typing import Any
 
 import lockstep
 
-from gendd.cli import recipe_path
 from gendd.config import RunConfig, from_dict, read_yaml
+from gendd.recipes import recipe_path
 
 RESULTS = Path(__file__).parent / "results" / "cifar10.csv"
 RATES = (0.003, 0.006, 0.012)

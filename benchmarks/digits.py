@@ -13,8 +13,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import gendd
-from gendd.cli import recipe_path
 from gendd.config import load_config
+from gendd.recipes import recipe_path
 
 RESULTS = Path(__file__).parent / "results" / "digits.csv"
 FIELDS = ["seed", "method", "readout", "test_top1", "multiply_adds", "train_seconds"]

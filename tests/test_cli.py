@@ -654,8 +654,8 @@ def test_teachers_that_do_not_fit(
     words += ["--teacher.name=cifar/resnet8x0.25", f"--teacher.weights={weights}"]
     said = refused(capsys, "distill", "--out", str(out), *TINY, *words)
     assert said == (
-        f"Teacher: {weights}: its cifar/resnet8x0.25 has 10 classes, the data has 2: "
-        "give weights trained on the data's classes."
+        "Contraction: expected a teacher with the data's 2 classes, got one with 10. Set gendd.centres "
+        "means, gendd.contraction 0, or data.labels false."
     )
     assert not out.exists()
 
@@ -680,6 +680,16 @@ def test_images_without_labels(
         "teacher.weights: expected a trained teacher for images without labels; give its file."
     )
     assert not (tmp_path / "run").exists()
+    # a teacher that needs none will do, and that there are none is told
+    words += ["--teacher.name=cifar/resnet8x0.25", f"--teacher.weights={digits_run.folder}"]
+    words += ["--data.validation=0", "--data.batch_size=4", "--data.workers=0", "--training.epochs=1"]
+    assert main([*words, "--teacher.classifier=false"]) == 0
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "data.labels is true" in line]
+    assert "the training images of 'folder' have no labels" in line
+    metrics = Run.open(tmp_path / "run").metrics
+    assert metrics["run"]["labels_used"] is False
+    generated = metrics["student"]["embedding"]["generated"]
+    assert (generated["knn"], generated["linear_probe"]) == (None, None) and -1 <= generated["cosine"] <= 1
 
 
 def test_nothing_but_images(

@@ -239,6 +239,7 @@ def test_other_errors_keep_their_words_on_one_line() -> None:
             ["", "m7-n2", "rand-7", "rand-m7.5", "rand-n0", "rand-m7-x2", "augmix-m5", "rand-inc2"],
         ),
         (ModelConfig, "std", [None, [0.1, 2.0]], [[0.0], [1.0, -1.0]]),
+        (ModelConfig, "classes", [None, 1], [0, -1]),
         (GenDDConfig, "gendd.contraction", [0.0, 1.0], [-0.1, 1.1]),
         (GenDDConfig, "gendd.alpha", [0.0, 1.0], [-0.1, 1.1]),
         (GenDDConfig, "gendd.mixup", [0.0, 5.0], [-1.0]),
@@ -283,18 +284,18 @@ def test_a_range_is_checked_on_loading_too() -> None:
     assert refused({"repeats": 0}, GenDDConfig) == "gendd.repeats: expected a positive integer, got 0."
 
 
-@pytest.mark.parametrize(
-    "method, fits",
-    [("gendd", True), ("kl", True), ("kd", False), ("supervised", False), ("linear_probe", False)],
-)
-def test_a_method_that_learns_from_labels_must_see_them(method: str, fits: bool) -> None:
-    values = {"method": method, "data": {"labels": False}}
-    if fits:
-        assert not from_dict(values, RunConfig).data.labels
-    else:
-        assert refused(values) == (
-            f"data.labels: expected true for method '{method}', which learns from labels, got False."
-        )
+def test_the_student_s_classes_follow() -> None:
+    assert refused({"student": {"classes": 3}}) == (
+        "student.classes: expected null, as the student's classes follow from the data and the teacher, "
+        "got 3."
+    )
+    assert from_dict({"teacher": {"classes": 3}}, RunConfig).teacher.classes == 3
+
+
+def test_a_readout_is_not_fitted_to_labels_that_may_not_be_seen() -> None:
+    assert refused({"gendd": {"refit": "labels"}, "data": {"labels": False}}) == (
+        "gendd.refit: expected none, teacher or mean where data.labels is false, got 'labels'."
+    )
 
 
 # --- files ---

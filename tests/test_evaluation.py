@@ -80,6 +80,32 @@ def test_agreement_is_with_the_teacher_and_needs_no_labels() -> None:
     assert (scores.top1, scores.top5, scores.confusion) == (None, None, None)
 
 
+def test_a_readout_of_other_classes_than_the_labels_has_agreement_alone() -> None:
+    student = gendd.Student(reader(3, torch.eye(3, 16))).eval()
+    teacher = Frozen(reader(3, torch.eye(3, 16)[[1, 0, 2]]))
+    labelled = images([0, 1, 2, 2], [0, 9, 2, 1])
+    scores = evaluate(student, labelled, teacher=teacher, num_classes=10)["linear"]
+    assert scores.agreement == 50.0
+    assert (scores.top1, scores.top5, scores.confusion) == (None, None, None)
+    other = evaluate(student, images([0, 1], [0, 1]), teacher=Frozen(reader(4, torch.eye(4, 16))))["linear"]
+    assert (other.top1, other.agreement) == (100.0, None)
+
+
+def test_a_student_without_readouts_has_no_scores() -> None:
+    whole = generative()
+    student = gendd.Student(whole.backbone, whole.generator, linear=False).eval()
+    assert evaluate(student, images([0], [0])) == {}
+
+
+def test_costs_of_features() -> None:
+    student = generative()
+    batch = torch.rand(2, 1, 4, 4)
+    own, generated, mean = (readout_costs(student, name, batch) for name in ("feature", "generated", "mean"))
+    assert (own["parameters"], own["multiply_adds"]) == (0, 0)  # its feature is the image itself
+    assert mean["parameters"] - generated["parameters"] == 8 * 6 + 6
+    assert mean["multiply_adds"] - generated["multiply_adds"] == 8 * 6
+
+
 def test_corrupt_images_are_in_no_figure(tmp_path: Path) -> None:
     paths = []
     for number, pixels in enumerate(images([0, 1, 2, 2], None).images(range(4))):

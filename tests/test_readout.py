@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gendd.config import GenDDConfig, ReadoutConfig
 from gendd.generator import FeatureGenerator
-from gendd.readout import mean_logits, sample_logits, sampled_features
+from gendd.readout import mean_logits, nearest_mean_classifier, sample_logits, sampled_features
 
 
 def parts() -> tuple[FeatureGenerator, nn.Linear, Tensor]:
@@ -31,6 +31,20 @@ def test_mean_logits_are_the_classifier_of_the_generators_mean() -> None:
     logits = mean_logits(generator, classifier, features)
     assert logits.shape == (3, 7)
     torch.testing.assert_close(logits, expected)
+
+
+def test_the_nearest_class_mean_is_its_formula() -> None:
+    random = seeded(3)
+    means, mean = torch.randn(5, 8, generator=random), torch.randn(8, generator=random)
+    scale = torch.rand(8, generator=random) + 0.5
+    features = torch.randn(20, 8, generator=random)
+    classifier = nearest_mean_classifier(means, mean, scale, 0.7)
+    assert not classifier.weight.requires_grad and not classifier.bias.requires_grad
+    standard = (features - mean) / scale
+    wanted = (standard @ means.T - means.square().sum(-1) / 2) / 0.7
+    torch.testing.assert_close(classifier(features), wanted, atol=1e-5, rtol=1e-5)
+    nearest = torch.cdist(standard, means).argmin(-1)
+    assert torch.equal(classifier(features).argmax(-1), nearest)
 
 
 @pytest.mark.parametrize("sampler", ["ddpm", "ddim"])

@@ -220,6 +220,71 @@ def test_printed_table_is_whole_at_80_columns() -> None:
     ]
 
 
+def agreed() -> dict[str, Any]:
+    """Of a teacher of other classes: agreement alone."""
+    plain = unlabelled()
+    for index, entry in enumerate([*plain["student"]["readouts"].values(), *plain["baselines"].values()]):
+        entry["agreement"] = 60.0 + index
+    return plain
+
+
+def embedded(readouts: bool = False) -> dict[str, Any]:
+    """Of a teacher without a classifier."""
+    plain = metrics()
+    plain["teacher"] |= {"top1": None, "top5": None, "embedding": {"knn": 70.0, "linear_probe": 71.0}}
+    plain["student"]["embedding"] = {
+        "feature": COST | {"knn": 64.0, "linear_probe": 68.0, "parameters": 270_000},
+        "generated": COST | {"knn": 66.0, "linear_probe": 67.0, "cosine": 0.8124, "parameters": 300_000},
+    }
+    if not readouts:
+        plain["baselines"] = {}
+        plain["student"] |= {"readouts": {}, "readout": None}
+    return plain
+
+
+def test_printed_table_shows_agreement_where_there_is_no_accuracy() -> None:
+    lines = [re.split(r"\s{2,}", line.strip()) for line in printed(agreed())]
+    assert lines[0] == ["method", "agree %", "params", "multiply-adds", "ms/image"]
+    assert [line[1] for line in lines[1:]] == ["–", "64.00", "63.00", "61.00", "62.00", "60.00"]
+
+
+def test_printed_table_shows_neighbours_where_there_is_no_readout() -> None:
+    assert [re.split(r"\s{2,}", line.strip()) for line in printed(embedded())] == [
+        ["method", "kNN %", "params", "multiply-adds", "ms/image"],
+        ["teacher", "70.00", "0.86 M", "126 M", "2.50"],
+        ["GenDD · feature", "64.00", "0.27 M", "41.2 M", "0.900"],
+        ["GenDD · generated", "66.00", "0.30 M", "41.2 M", "0.900"],
+    ]
+    assert [row["chosen"] for row in rows(embedded())] == [False, False, True]
+
+
+def test_without_any_label_the_cosine_is_shown(tmp_path: Path) -> None:
+    plain = embedded()
+    for entry in (plain["teacher"]["embedding"], *plain["student"]["embedding"].values()):
+        entry |= {"knn": None, "linear_probe": None}
+    lines = [re.split(r"\s{2,}", line.strip()) for line in printed(plain)]
+    assert lines[0][1] == "cosine" and [line[1] for line in lines[1:]] == ["–", "–", "0.81"]
+    text = write_report(ReportData(title="x", metrics=plain), tmp_path / "r.html").read_text("utf-8")
+    assert "Student, cosine" in "".join(Page(text).text)
+
+
+def test_printed_table_of_every_figure_fits_80_columns() -> None:
+    plain = embedded(readouts=True)
+    plain["student"]["readouts"]["mean"] |= {"top1": None, "agreement": 61.0}
+    lines = printed(plain)
+    assert max(len(line) for line in lines) <= 80 and len(lines) == 9
+    assert re.split(r"\s{2,}", lines[0].strip())[:4] == ["method", "top-1 %", "agree %", "kNN %"]
+    (mean,) = [line for line in lines if "mean" in line]
+    assert re.split(r"\s{2,}", mean.strip())[:4] == ["GenDD · mean", "–", "61.00", "–"]
+
+
+def test_labelled_rows_show_accuracy_alone() -> None:
+    plain = metrics()
+    for entry in plain["student"]["readouts"].values():
+        entry["agreement"] = 50.0
+    assert printed(plain) == printed(metrics())
+
+
 def test_printed_table_dashes_what_was_not_measured() -> None:
     assert re.split(r"\s{2,}", printed(unlabelled())[1].strip())[1] == "–"
 
@@ -406,6 +471,33 @@ def test_report_without_labels_curves_or_features(tmp_path: Path) -> None:
     assert re.findall(r"<h2>(.*?)</h2>", text) == ["Comparison", "Settings"]
     assert page.count("picture") == 0
     assert "no labels to measure accuracy with" in page.text
+
+
+def test_report_of_agreement_alone(tmp_path: Path) -> None:
+    text = write_report(ReportData(title="x", metrics=agreed()), tmp_path / "r.html").read_text("utf-8")
+    page = Page(text)
+    assert re.findall(r"<h2>(.*?)</h2>", text)[:2] == ["Comparison", "Agreement against inference cost"]
+    said = "".join(page.text)
+    assert "Student, agreement" in said and "Agreement, %" in said and "Top-1" not in said
+    assert "no labels to measure accuracy with" not in said
+    shown = words(page.figures()["Agreement with the teacher of every method against its multiply-adds"])
+    assert "agreement with the teacher, %" in shown
+
+
+def test_report_of_features_alone(tmp_path: Path) -> None:
+    text = write_report(ReportData(title="x", metrics=embedded()), tmp_path / "r.html").read_text("utf-8")
+    said = "".join(Page(text).text)
+    assert "Student, 20-NN" in said and "Linear probe, %" in said and "0.81" in said
+    assert "Gap to the teacher" in said and "−4.00" in said
+
+
+def test_without_readouts_the_diffusion_loss_is_drawn(tmp_path: Path) -> None:
+    curve = [{"step": 5 * i + 4, "epoch": i, "val/diffusion": 0.9 / (i + 1)} for i in range(6)]
+    data = ReportData(title="x", metrics=embedded(), curves={"gendd": curve})
+    page = Page(write_report(data, tmp_path / "r.html").read_text("utf-8"))
+    assert "Diffusion loss of the validation images while training" in "".join(page.text)
+    shown = words(page.figures()["Validation diffusion loss of every method over training"])
+    assert "validation diffusion loss" in shown and "GenDD  0.1500" in shown
 
 
 def test_report_of_many_classes_and_unlabelled_photos(tmp_path: Path) -> None:

@@ -173,12 +173,81 @@ def test_a_student_without_generator_says_so(name: ReadoutName) -> None:
         make(generative=False, readout=ReadoutConfig(name))
 
 
-def test_a_generator_and_its_classifier_come_together() -> None:
+def test_a_classifier_of_generated_features_needs_a_generator() -> None:
     whole = make()
-    with pytest.raises(UserError, match="got a generator alone; give both or neither"):
-        Student(whole.backbone, whole.generator)
     with pytest.raises(UserError, match="got a classifier alone; give both or neither"):
         Student(whole.backbone, classifier=whole.classifier)
+
+
+# --- without readouts ---
+
+
+def bare(linear: bool = False) -> Student:
+    """A student of a teacher without a classifier."""
+    whole = make()
+    return Student(whole.backbone, whole.generator, linear=linear, info=whole.info).eval()
+
+
+def test_the_embedding_is_the_generators_mean() -> None:
+    student = make()
+    assert student.generator is not None
+    wanted = student.generator.mean(student.generator.condition(student.features(images())))
+    assert torch.equal(student.embed(images()), wanted) and wanted.shape == (3, 10)
+    with pytest.raises(UserError, match="no generator"):
+        make(generative=False).embed(images())
+
+
+def test_a_student_without_readouts_says_what_it_has() -> None:
+    student = bare()
+    assert student.readouts == ()
+    assert student.generate(images(), num_samples=2, steps=3).shape == (2, 3, 10)
+    with pytest.raises(UserError, match=r"has no readout: .* Use its features\(images\), embed\(") as caught:
+        student(images())
+    one_line(caught)
+    with pytest.raises(UserError, match="this student has none, got 'linear'"):
+        student.readout = "linear"
+
+
+def test_a_generator_that_nothing_reads_leaves_the_linear_readout() -> None:
+    student = bare(linear=True)
+    assert student.readouts == ("linear",) and student.readout == "linear"
+    with pytest.raises(UserError, match=r"has linear \(nothing reads generated features\), got 'mean'"):
+        student.readout = "mean"
+    with pytest.raises(UserError, match=r"distil with gendd\.centres means") as caught:
+        student.logits(student.features(images()), "mean")
+    one_line(caught)
+
+
+@pytest.mark.parametrize("linear", [False, True])
+def test_a_student_without_a_reader_round_trips(linear: bool, tmp_path: Path) -> None:
+    student = bare(linear)
+    loaded = load(student.save(tmp_path))
+    assert loaded.readouts == student.readouts and loaded.classifier is None
+    assert torch.equal(loaded.embed(images()), student.embed(images()))
+    assert loaded.config() == student.config()
+
+
+def test_students_saved_before_there_were_others_are_linear(saved: Path) -> None:
+    config = json.loads((saved / "config.json").read_text(encoding="utf-8"))
+    del config["linear"]
+    (saved / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    assert load(saved).readouts == ("linear", "mean", "sample")
+
+
+# --- classes ---
+
+
+def test_classes_are_named_where_names_are_known() -> None:
+    whole = make()
+    student = Student(whole.backbone, whole.generator, nn.Linear(10, 3)).eval()
+    assert (student.num_classes("linear"), student.num_classes("mean"), student.num_classes()) == (5, 3, 3)
+    assert student.class_names() == ["0", "1", "2"]
+    student.info = {"class_names": list("abcde")}
+    assert student.class_names("linear") == list("abcde") and student.class_names("sample") == list("012")
+    student.info["teacher_class_names"] = list("xyz")
+    assert student.class_names() == list("xyz")
+    student.readout = "linear"
+    assert student.class_names() == list("abcde")
 
 
 @pytest.mark.parametrize("name", ["nowhere", "./nowhere/here", "/nowhere/here", "a/b/c"])

@@ -29,6 +29,7 @@ from gendd.training import (
     FitResult,
     LightningMethod,
     beta2,
+    choose_monitor,
     derive_seed,
     fit,
     learning_rate_factor,
@@ -268,6 +269,91 @@ def test_what_is_watched(data: Data) -> None:
         chosen = LightningMethod(gendd(), data, settings(), DataConfig(), 0, False, cast(Any, readout))
         assert chosen.monitor == monitor
     assert module(gendd(), False).monitor == "val/agreement"
+
+
+def headless(name: str = "cifar/resnet8x0.5") -> Backbone:
+    """A teacher without a classifier."""
+    whole = network(name, seed=1)
+    return Backbone(whole.net, name=name, in_channels=1, mean=[0.5], std=[0.25], classifier=False)
+
+
+def taught(teacher: str, labels: bool, **changes: Any) -> GenDD:
+    """GenDD of a teacher of the ``same`` classes, of ``other`` ones, or of ``none``."""
+    network_ = (
+        headless()
+        if teacher == "none"
+        else create_backbone("cifar/resnet8x0.5", 10 if teacher == "same" else 15, in_channels=1)
+    )
+    classes = 15 if teacher == "other" and not labels else 10
+    small: dict[str, Any] = {"token_width": 16, "repeats": 2, "head_width": 16, "head_depth": 1}
+    student = create_backbone("cifar/resnet8x0.25", classes, in_channels=1)
+    return GenDD(student, network_, labels=labels, **{**small, **changes})
+
+
+@pytest.mark.parametrize(
+    "teacher, labels, changes, found",
+    [
+        ("same", True, {}, {"auto": "mean", "top1": "mean", "agreement": "agreement"}),
+        ("same", False, {}, {"auto": "agreement", "top1": None, "agreement": "agreement"}),
+        ("other", False, {}, {"auto": "agreement", "top1": None, "agreement": "agreement"}),
+        # the means read the data's classes, the teacher's classifier its own
+        ("other", True, {"centres": "means"}, {"auto": "mean", "top1": "mean", "agreement": None}),
+        ("other", True, {"contraction": 0.0}, {"auto": "agreement", "top1": None, "agreement": "agreement"}),
+        ("none", True, {"centres": "means"}, {"auto": "mean", "top1": "mean", "agreement": None}),
+        ("none", True, {"contraction": 0.0}, {"auto": "linear", "top1": "linear", "agreement": None}),
+        ("none", False, {}, {"auto": "diffusion", "top1": None, "agreement": None}),
+    ],
+)
+def test_what_chooses_the_checkpoint(
+    teacher: str, labels: bool, changes: dict[str, Any], found: dict[str, str | None]
+) -> None:
+    method = taught(teacher, labels, **changes)
+    for monitor, wanted in {**found, "diffusion": "diffusion"}.items():
+        if wanted is not None:
+            assert choose_monitor(method, cast(Any, monitor), labels, 10) == f"val/{wanted}"
+            continue
+        with pytest.raises(UserError, match=r"^training\.monitor: expected .*diffusion for this teacher"):
+            choose_monitor(method, cast(Any, monitor), labels, 10)
+
+
+def test_a_baseline_is_judged_by_what_it_has() -> None:
+    assert choose_monitor(Supervised(network()), "diffusion", True, 10) == "val/linear"
+    assert choose_monitor(Supervised(network()), "agreement", True, 10) == "val/linear"
+    kl = KD(network(), network("cifar/resnet8x0.5", 1), KDConfig(1.0, 1.0))
+    assert choose_monitor(kl, "diffusion", False, 10) == "val/agreement"
+    assert choose_monitor(kl, "agreement", True, 10) == "val/agreement"
+    with pytest.raises(UserError, match="expected a readout of the data's or the teacher's classes"):
+        choose_monitor(Supervised(network()), "auto", False, 10)
+
+
+@pytest.mark.parametrize("teacher", ["same", "none"])
+def test_the_smallest_diffusion_loss_chooses(teacher: str, data: Data, tmp_path: Path) -> None:
+    unlabelled = DataConfig(**{**vars(DATA), "labels": False})
+    torch.manual_seed(3)
+    method = taught(teacher, False)
+    config = settings(
+        epochs=3, lr=0.02, loggers=["csv"], monitor="auto" if teacher == "none" else "diffusion"
+    )
+    result = fit(method, data, config, unlabelled, seed=0, folder=tmp_path)
+    with (tmp_path / "logs" / "version_0" / "metrics.csv").open() as file:
+        losses = [float(row["val/diffusion"]) for row in csv.DictReader(file) if row["val/diffusion"]]
+    assert len(losses) == 3 and losses[-1] < losses[0]
+    assert result.monitor == "val/diffusion" and result.best == pytest.approx(min(losses))
+    # on the same noise whenever it is taken: the weights that were chosen give the loss that was logged
+    assert data.val is not None
+    images = data.val.images(range(len(data.val))).float() / 255
+    seed = derive_seed(0, "validation", 0, 0)
+    again = method.diffusion_loss(images, None, torch.Generator().manual_seed(seed))
+    assert float(again) == pytest.approx(min(losses), rel=1e-4)
+
+
+def test_a_diffusion_loss_is_printed_as_it_is(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(taught("same", True), data, tmp_path, settings(epochs=1, monitor="diffusion"))
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "val/diffusion" in line]
+    assert next(part for part in line.split(" · ") if part.startswith("val/diffusion")).count("%") == 0
+    assert "val/linear" in line and "val/mean" in line
 
 
 def test_a_logger_that_is_not_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

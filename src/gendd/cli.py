@@ -322,12 +322,17 @@ def _evaluate(words: list[str]) -> int:
     if given.json:
         print(json.dumps(scores, indent=2))
         return 0
+    width = max([8, *(len(name) + 2 for name in scores)])
     for name, values in scores.items():
         groups = values.pop("groups", None)
-        shown = [f"{key} {value:.2f} %" for key, value in values.items() if value is not None]
-        print(f"{name:8}{'   '.join(shown)}")
+        shown = [
+            f"{key} {value:.3f}" if key == "cosine" else f"{key} {value:.2f} %"
+            for key, value in values.items()
+            if value is not None
+        ]
+        print(f"{name:{width}}{'   '.join(shown)}")
         if groups is not None:
-            print(f"{'':8}{in_words(groups)}")
+            print(f"{'':{width}}{in_words(groups)}")
     return 0
 
 

@@ -20,6 +20,7 @@ from gendd.recipes import recipe_path
 MethodName = Literal["gendd", "kl", "kd", "supervised", "linear_probe"]
 ReadoutName = Literal["linear", "mean", "sample"]
 Prediction = Literal["sample", "epsilon", "v"]
+MonitorName = Literal["auto", "top1", "agreement", "diffusion"]
 # what in a file names the recipes it is laid over; no setting of a run
 EXTENDS = "extends"
 # the sections of timm's RandAugment strings
@@ -214,6 +215,8 @@ class ModelConfig:
             which is the classifier, or any other, whose pooled output it is (``NAME[0]``: its first
             token); ``output``: the network's own; null: found, as the input of the classifier.
         classifier: Use the network's classifier; false: a teacher of features alone, an embedding.
+        classes: Classes of a teacher whose weights are of other classes than the data's; null: as many as
+            its weights have. A student's follow from the data and the teacher.
         input_size: Side in pixels that images are resized to for this network; null: as the data come,
             or the size that the network takes alone.
         channels: The network's channels, where 1 or 3 of the data are to become 3 or 1; null: the
@@ -229,12 +232,16 @@ class ModelConfig:
     std: list[float] | None = None
     feature: str | None = None
     classifier: bool = True
+    classes: int | None = None
     input_size: int | None = None
     channels: int | None = None
     dtype: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
 
     def __post_init__(self) -> None:
+        _check(
+            self.classes is None or self.classes >= 1, "classes", "a positive integer or null", self.classes
+        )
         _check(
             self.std is None or all(value > 0 for value in self.std),
             "std",
@@ -255,7 +262,8 @@ class GenDDConfig:
         alpha: Weight of the label against the teacher's own prediction in the contraction's class
             probabilities, in [0, 1].
         centres: What c_y is: ``classifier`` (row y of the teacher's classifier, as published) or
-            ``means`` (mean teacher feature of class y over the training images).
+            ``means`` (mean teacher feature of class y over the training images). Where the teacher has no
+            classifier, or one of other classes than the data, the means also read what is generated.
         centre_scale: ``none`` takes the centres as they are; ``match`` scales them so that their
             mean squared norm equals that of the teacher's features.
         mixup: β of the feature mixup's Beta(β, β); 0 is off.
@@ -275,6 +283,9 @@ class GenDDConfig:
         timesteps: T, length of the diffusion schedule.
         probe: What the linear readout learns from: ``labels``, ``teacher`` (the teacher's
             predictions), ``none``, or ``auto``: labels where training may see them, else the teacher.
+        refit: Fit the linear readout anew after the training, to ``labels``, the ``teacher``'s
+            probabilities or those of readout ``mean`` on the training images as they are, and keep the
+            better of the two on the validation images; ``none`` leaves the one that was trained along.
     """
 
     contraction: float = 0.3
@@ -294,6 +305,7 @@ class GenDDConfig:
     zero_init: bool = False
     timesteps: int = 1000
     probe: Literal["auto", "labels", "teacher", "none"] = "auto"
+    refit: Literal["none", "labels", "teacher", "mean"] = "none"
 
     def __post_init__(self) -> None:
         _check(0 <= self.contraction <= 1, "gendd.contraction", "a number in [0, 1]", self.contraction)
@@ -362,6 +374,10 @@ class TrainingConfig:
         stage1_epochs: Epochs of pretraining on the labels through the frozen teacher classifier, with a
             warmup of a tenth and a cosine.
         stage1_lr: Peak learning rate of the pretraining.
+        monitor: What chooses the checkpoint on the validation images: ``top1``, ``agreement`` with the
+            teacher, ``diffusion`` (the smallest diffusion loss, on the same noise each time), or ``auto``:
+            the first of these that the teacher and the labels allow. A method that lacks what is named
+            (a baseline has no diffusion loss) is judged as by auto.
         checkpoint_every: Epochs between checkpoints.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         loggers: Any of ``csv``, ``tensorboard``, ``wandb``.
@@ -388,6 +404,7 @@ class TrainingConfig:
     channels_last: bool | None = None
     stage1_epochs: int = 0
     stage1_lr: float = 3e-3
+    monitor: MonitorName = "auto"
     checkpoint_every: int = 1
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     loggers: list[Literal["csv", "tensorboard", "wandb"]] = field(
@@ -504,10 +521,16 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _check(
-            self.method in ("kl", "gendd") or self.data.labels,
-            "data.labels",
-            f"true for method {self.method!r}, which learns from labels",
-            self.data.labels,
+            self.student.classes is None,
+            "student.classes",
+            "null, as the student's classes follow from the data and the teacher",
+            self.student.classes,
+        )
+        _check(
+            self.data.labels or self.gendd.refit != "labels",
+            "gendd.refit",
+            "none, teacher or mean where data.labels is false",
+            self.gendd.refit,
         )
         _check(
             self.method != "gendd" or self.readout.guidance == 1 or self.gendd.condition_dropout > 0,

@@ -6,7 +6,7 @@ Shapes: B images · K classes · C, H, W of the images.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from rich.console import Console
@@ -20,6 +20,8 @@ from gendd.models import Frozen, count_parameters, latency, multiply_adds
 from gendd.shots import Shots
 from gendd.student import Student
 
+OutputName = ReadoutName | Literal["feature", "generated"]
+
 BATCH_SIZE = 256
 LATENCY_BATCH = 32
 
@@ -29,13 +31,15 @@ class Scores:
     """How one readout does on a set.
 
     Attributes:
-        top1: Percent of images whose first class is right; None without labels.
-        top5: Percent whose first five classes hold the right one; None without labels or with K <= 5.
-        agreement: Percent of images with the teacher's first class; None without a teacher.
-        confusion: (K, K) counts, a row a true class; None without labels.
+        top1: Percent of images whose first class is right; None without labels, or where the readout's
+            classes are the teacher's and not those of the labels.
+        top5: Percent whose first five classes hold the right one; None likewise, or with K <= 5.
+        agreement: Percent of images with the teacher's first class; None without a teacher, or with one of
+            other classes than the readout's.
+        confusion: (K, K) counts, a row a true class; None as ``top1``.
         images: How many were scored; corrupt ones are left out.
         groups: Top-1 by how many training images a class has (see :mod:`gendd.shots`); None where that
-            was not asked for.
+            was not asked for, and as ``top1``.
     """
 
     top1: float | None
@@ -59,6 +63,7 @@ def evaluate(
     *,
     readouts: tuple[ReadoutName, ...] | None = None,
     teacher: Frozen | None = None,
+    num_classes: int | None = None,
     shots: Shots | None = None,
     device: torch.device | str = "cpu",
     seed: int = 0,
@@ -72,6 +77,7 @@ def evaluate(
         images: The set.
         readouts: Which; all the student has by default.
         teacher: To agree with, on ``device``.
+        num_classes: K of the labels; None: that of every readout.
         shots: Tell top-1 of these groups of classes too.
         device: Where to compute.
         seed: Of the noise of readout ``sample``.
@@ -79,9 +85,13 @@ def evaluate(
         progress: Show a progress bar.
     """
     names = readouts or student.readouts
-    classes = {name: _classes(student, name) for name in names}
-    meters: dict[str, dict[str, Any]] = {name: _meters(classes[name], device) for name in names}
-    agreed = dict.fromkeys(names, 0)
+    if not names:
+        return {}
+    classes = {name: student.num_classes(name) for name in names}
+    meters: dict[str, dict[str, Any]] = {
+        name: _meters(classes[name], device) if num_classes in (None, classes[name]) else {} for name in names
+    }
+    agreed = {name: 0 for name in names if teacher is not None and teacher.num_classes == classes[name]}
     generator = torch.Generator(device).manual_seed(seed)
     labelled = images.labels is not None
     seen = 0
@@ -91,33 +101,27 @@ def evaluate(
             batch = batch.to(device)
             seen += len(batch.images)
             features = student.features(batch.images)
-            said = None if teacher is None else teacher(batch.images)[1].argmax(-1)
+            said = teacher(batch.images)[1].argmax(-1) if teacher is not None and agreed else None
             for name in names:
                 logits = student.logits(features, name, generator)
-                if said is not None:
+                if said is not None and name in agreed:
                     agreed[name] += int((logits.argmax(-1) == said).sum())
                 if batch.labels is not None:
                     for meter in meters[name].values():
                         meter.update(logits, batch.labels)
     scores: dict[ReadoutName, Scores] = {}
     for name in names:
-        meter = meters[name]
-        confusion = meter["confusion"].compute().cpu() if labelled else None
+        meter = meters[name] if labelled else {}
+        confusion = meter["confusion"].compute().cpu() if "confusion" in meter else None
         scores[name] = Scores(
-            100 * float(meter["top1"].compute()) if labelled else None,
-            100 * float(meter["top5"].compute()) if labelled and "top5" in meter else None,
-            None if teacher is None else 100 * agreed[name] / seen,
+            100 * float(meter["top1"].compute()) if "top1" in meter else None,
+            100 * float(meter["top5"].compute()) if "top5" in meter else None,
+            100 * agreed[name] / seen if name in agreed else None,
             confusion,
             seen,
             None if shots is None or confusion is None else shots.accuracy(confusion),
         )
     return scores
-
-
-def _classes(student: Student, readout: ReadoutName) -> int:
-    if readout == "linear" or student.classifier is None:
-        return student.backbone.num_classes
-    return student.classifier.out_features
 
 
 def _meters(classes: int, device: torch.device | str) -> dict[str, Any]:
@@ -131,11 +135,15 @@ def _meters(classes: int, device: torch.device | str) -> dict[str, Any]:
 
 
 class _Reading(nn.Module):
-    def __init__(self, student: Student, readout: ReadoutName) -> None:
+    def __init__(self, student: Student, output: OutputName) -> None:
         super().__init__()
-        self.student, self.name = student, readout
+        self.student, self.name = student, output
 
     def forward(self, images: Tensor) -> Tensor:
+        if self.name == "feature":
+            return self.student.features(images)
+        if self.name == "generated":
+            return self.student.embed(images)
         logits: Tensor = self.student.logits(self.student.features(images), self.name)
         return logits
 
@@ -150,22 +158,25 @@ def memory_format(network: nn.Module) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def readout_costs(student: Student, readout: ReadoutName, images: Tensor) -> dict[str, Any]:
-    """Parameters in use, multiply-adds and median milliseconds an image of a readout.
+def readout_costs(student: Student, output: OutputName, images: Tensor) -> dict[str, Any]:
+    """Parameters in use, multiply-adds and median milliseconds an image of a student's output.
 
     Args:
         student: In eval mode.
-        readout: Which of its readouts.
+        output: One of its readouts, its own ``feature``, or the ``generated`` teacher feature.
         images: (B, C, H, W); the latency is that of this batch, divided by B, in the memory format of
             the student's weights.
     """
-    reading = _Reading(student, readout)
+    reading = _Reading(student, output)
     images = images.contiguous(memory_format=memory_format(student))
     parameters = count_parameters(student.backbone)
-    if readout != "linear" and student.generator is not None and student.classifier is not None:
-        parameters += count_parameters(student.generator) + count_parameters(student.classifier)
+    if output != "linear" and student.backbone.has_classifier:
         parameters -= count_parameters(student.backbone.classifier)
-    sampled = readout == "sample"
+    if output not in ("linear", "feature") and student.generator is not None:
+        parameters += count_parameters(student.generator)
+    if output in ("mean", "sample") and student.classifier is not None:
+        parameters += count_parameters(student.classifier)
+    sampled = output == "sample"
     seconds = latency(reading, images, warmup=1 if sampled else 3, repeats=3 if sampled else 10)
     return {
         "parameters": parameters,

@@ -8,10 +8,12 @@ from typing import Any
 from gendd.shots import in_words
 from gendd.student import Student
 
-_READOUTS = {
+_OUTPUTS = {
     "linear": "a linear classifier on the student's feature",
-    "mean": "the teacher's classifier on the expected teacher feature, one pass of the head",
-    "sample": "the teacher's classifier on the mean of sampled teacher features",
+    "mean": "{reader} on the expected teacher feature, one pass of the head",
+    "sample": "{reader} on the mean of sampled teacher features",
+    "feature": "the student's own feature, {own} numbers",
+    "generated": "the expected teacher feature, {generated} numbers",
 }
 
 
@@ -24,11 +26,16 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
     made_in_python = student.backbone.name.startswith("module/")
     network = f", backbone={student.backbone.name.removeprefix('module/')}(…)" if made_in_python else ""
     size, channels = student.info.get("image_size"), student.backbone.in_channels
+    task = "image-classification" if student.readouts else "image-feature-extraction"
+    output = "logits = student(images)" if student.readouts else "features = student.embed(images)"
+    figures = ["top1", "top5"]
+    if any(each["top1"] is None for each in own["readouts"].values()):
+        figures = [name for name in ("top1", "agreement") if _measured(own["readouts"], name)] or ["top1"]
     lines = [
         "---",
         "library_name: gendd",
-        "tags: [image-classification, knowledge-distillation, gendd]",
-        "pipeline_tag: image-classification",
+        f"tags: [{task}, knowledge-distillation, gendd]",
+        f"pipeline_tag: {task}",
         "---",
         "",
         f"# {own['name']} trained on {student.info.get('data')}",
@@ -41,28 +48,22 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
         "import gendd",
         "",
         f'student = gendd.load("path/to/this/folder"{network})',
-        f"logits = student(images)  # float images in [0, 1], (B, {channels}, {size}, {size})",
+        f"{output}  # float images in [0, 1], (B, {channels}, {size}, {size})",
         "```",
         "",
         "## Figures",
         "",
         f"On {run['test_images']:,} {_tested(run)}. Multiply-adds and parameters are those in use.",
-        "",
-        "| readout | what it is | top-1 | top-5 | multiply-adds | parameters |",
-        "|---|---|---|---|---|---|",
     ]
-    for name, figures in own["readouts"].items():
-        chosen = " (default)" if name == own["readout"] else ""
-        lines.append(
-            f"| {name}{chosen} | {_READOUTS[name]} | {_percent(figures['top1'])} "
-            f"| {_percent(figures['top5'])} | {figures['multiply_adds']:,} | {figures['parameters']:,} |"
-        )
+    entries = {
+        f"{name}{' (default)' if name == own['readout'] else ''}": (_what(name, student), each)
+        for name, each in own["readouts"].items()
+    }
     if teacher is not None:
-        lines.append(
-            f"| teacher | {teacher['name']} | {_percent(teacher['top1'])} | {_percent(teacher['top5'])} "
-            f"| {teacher['multiply_adds']:,} | {teacher['parameters']:,} |"
-        )
-    groups = own["readouts"][own["readout"]].get("groups")
+        entries["teacher"] = (teacher["name"], teacher)
+    if own["readouts"]:
+        lines += _table("readout", figures, entries)
+    groups = own["readouts"].get(own["readout"], {}).get("groups")
     if groups is not None:
         few, many = run["shot_thresholds"]
         lines += [
@@ -70,6 +71,16 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
             f"Top-1 of the default readout by training images a class (many: more than {many}, few: less "
             f"than {few}), over all test images of a group: {in_words(groups).replace('   ', ', ')}.",
         ]
+    if embedding := own.get("embedding"):
+        lines += [
+            "",
+            "Its features without a readout, beside the teacher's: accuracy of the 20 nearest training "
+            "images and of a linear probe, and cosine with the teacher's feature (less its mean).",
+        ]
+        entries = {name: (_what(name, student), each) for name, each in embedding.items()}
+        if teacher is not None and teacher.get("embedding"):
+            entries["teacher"] = (teacher["name"], teacher | teacher["embedding"])
+        lines += _table("feature", ["knn", "linear_probe", "cosine"], entries)
     lines += [
         "",
         "## Training",
@@ -86,6 +97,52 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
         "",
     ]
     path.write_text("\n".join(lines), encoding="utf-8")
+
+
+_FIGURES = {
+    "top1": "top-1",
+    "top5": "top-5",
+    "agreement": "agreement with the teacher",
+    "knn": "20-NN",
+    "linear_probe": "linear probe",
+    "cosine": "cosine",
+}
+
+
+def _measured(readouts: dict[str, Any], name: str) -> bool:
+    return any(each.get(name) is not None for each in readouts.values())
+
+
+def _what(output: str, student: Student) -> str:
+    """An output of the student in words."""
+    generator = student.generator
+    return _OUTPUTS[output].format(
+        reader="the nearest class mean"
+        if student.info.get("reader") == "means"
+        else "the teacher's classifier",
+        own=student.backbone.feature_dim,
+        generated=None if generator is None else generator.feature_width,
+    )
+
+
+def _table(subject: str, figures: list[str], entries: dict[str, tuple[str, dict[str, Any]]]) -> list[str]:
+    """Markdown lines, a row an output with what it is, its figures and its costs."""
+    titles = " | ".join(_FIGURES[name] for name in figures)
+    lines = [
+        "",
+        f"| {subject} | what it is | {titles} | multiply-adds | parameters |",
+        "|---" * (4 + len(figures)) + "|",
+    ]
+    for name, (what, entry) in entries.items():
+        cells = " | ".join(
+            _plain(entry.get(each)) if each == "cosine" else _percent(entry.get(each)) for each in figures
+        )
+        lines.append(f"| {name} | {what} | {cells} | {entry['multiply_adds']:,} | {entry['parameters']:,} |")
+    return lines
+
+
+def _plain(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
 def _tested(run: dict[str, Any]) -> str:

@@ -9,6 +9,9 @@ readout     logits                                         cost beyond the stude
 ``mean``    teacher classifier of E[f | z]                 one head pass a token
 ``sample``  teacher classifier of the mean of S samples    S · steps (· 2 guided) passes a token
 ==========  =============================================  =====================================
+
+Where the teacher has no classifier, or one of other classes than the data, the nearest class mean of its
+features reads in its place.
 """
 
 from __future__ import annotations
@@ -18,6 +21,32 @@ from torch import Tensor, nn
 
 from gendd.config import ReadoutConfig
 from gendd.generator import FeatureGenerator
+
+
+def nearest_mean_classifier(
+    means: Tensor, feature_mean: Tensor, feature_scale: Tensor, temperature: float = 1.0
+) -> nn.Linear:
+    """The nearest-class-mean rule as a linear classifier of features as they are.
+
+    With x = (f - mean) / scale the logits are (x·μ_c - |μ_c|²/2) / τ, so that the largest is that of the
+    nearest class mean and their softmax is p(c | x) of Gaussian classes of one variance τ in all directions.
+
+    Args:
+        means: μ (K, D), in the standardised space.
+        feature_mean: (D,).
+        feature_scale: (D,), positive.
+        temperature: τ, positive.
+    """
+    weight = means.double() / feature_scale.double() / temperature
+    bias = -weight @ feature_mean.double() - means.double().square().sum(-1) / (2 * temperature)
+    classes, width = means.shape
+    classifier: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+        nn.Linear, width, classes, device=means.device
+    )
+    with torch.no_grad():
+        classifier.weight.copy_(weight)
+        classifier.bias.copy_(bias)
+    return classifier.requires_grad_(False)
 
 
 def mean_logits(generator: FeatureGenerator, classifier: nn.Linear, features: Tensor) -> Tensor:

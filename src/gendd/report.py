@@ -51,6 +51,7 @@ _READOUTS = ("linear", "mean", "sample")
 _VALIDATION = {
     "val/top1": ("Validation accuracy while training", "validation top-1"),
     "val/agreement": ("Agreement with the teacher while training", "validation agreement with the teacher"),
+    "val/diffusion": ("Diffusion loss of the validation images while training", "validation diffusion loss"),
 }
 _LOSS_PARTS = {
     "loss": "Total loss",
@@ -58,6 +59,14 @@ _LOSS_PARTS = {
     "vlb": "Variance bound (bits)",
     "probe": "Linear readout (cross-entropy)",
 }
+# what a row may be judged by, the first that was measured: headings on a terminal and a page, and in words
+_FIGURES = {
+    "top1": ("top-1 %", "Top-1, %", "top-1 accuracy"),
+    "agreement": ("agree %", "Agreement, %", "agreement with the teacher"),
+    "knn": ("kNN %", "20-NN, %", "accuracy of the 20 nearest neighbours"),
+    "cosine": ("cosine", "Cosine", "cosine with the teacher's feature"),
+}
+_COSTS = ("parameters", "multiply_adds", "latency_ms")
 _MAX_EXAMPLES = 24
 _MAX_ANNOTATED_CLASSES = 20
 _MAX_NAMED_CLASSES = 20
@@ -90,7 +99,7 @@ class ReportData:
         metrics: The content of ``metrics.json``; accuracies in percent, latencies in ms an image.
         curves: Per method (``teacher``, ``supervised``, ``kl``, ``kd``, ``gendd``) its log in order of
             time; a row holds any of ``step``, ``epoch`` (from 0), ``train/*`` and ``val/top1`` (percent),
-            or ``val/agreement`` (percent) where training saw no labels.
+            or ``val/agreement`` (percent) or ``val/diffusion`` where there is no accuracy to take.
         confusion: (K, K) counts, rows true classes; None without labels.
         class_names: K names.
         teacher_features: (n, D); None where there are none to show.
@@ -116,18 +125,19 @@ class ReportData:
 
 
 def rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
-    """The comparison table: teacher, baselines, then each readout of the student.
+    """The comparison table: teacher, baselines, then each readout of the student and its features.
 
     Returns:
         One dict a row: ``method`` (its label), ``key`` (the method's config name), ``network``,
-        ``detail`` (the sampler's settings, else ""), ``chosen`` (the run's own readout), ``top1`` and
-        ``top5`` in percent, ``parameters``, ``multiply_adds`` and ``latency_ms`` an image, and ``groups``
-        (top-1 by training images a class, see :mod:`gendd.shots`). What was not measured is None.
+        ``detail`` (the sampler's settings, else ""), ``chosen`` (the run's own readout; without one, what is
+        generated), ``top1``, ``top5``, ``agreement``, ``knn`` and ``linear_probe`` in percent, ``cosine``,
+        ``parameters``, ``multiply_adds`` and ``latency_ms`` an image, and ``groups`` (top-1 by training
+        images a class, see :mod:`gendd.shots`). What was not measured is None.
     """
     table: list[dict[str, Any]] = []
     teacher = metrics.get("teacher")
     if teacher:
-        table.append(_row("teacher", teacher))
+        table.append(_row("teacher", teacher | (teacher.get("embedding") or {})))
     baselines = metrics.get("baselines") or {}
     known = [key for key in _LABELS if key in baselines]
     table += [_row(key, baselines[key]) for key in known + [key for key in baselines if key not in known]]
@@ -144,11 +154,17 @@ def rows(metrics: dict[str, Any]) -> list[dict[str, Any]]:
         if name == "sample":
             row["detail"] = _sampler(readouts[name])
         table.append(row)
+    features = student.get("embedding") or {}
+    for name, figures in features.items():
+        row = _row(method, student | figures)
+        row["method"] += f" · {name}"
+        row["chosen"] = not readouts and name == list(features)[-1]
+        table.append(row)
     return table
 
 
 def _row(key: str, entry: dict[str, Any]) -> dict[str, Any]:
-    measured = ("top1", "top5", "parameters", "multiply_adds", "latency_ms", "groups")
+    measured = ("top1", "top5", "agreement", "knn", "linear_probe", "cosine", *_COSTS, "groups")
     return {
         "method": _LABELS.get(key, key),
         "key": key,
@@ -156,6 +172,16 @@ def _row(key: str, entry: dict[str, Any]) -> dict[str, Any]:
         "detail": "",
         "chosen": False,
     } | {name: entry.get(name) for name in measured}
+
+
+def _shown(table: Sequence[dict[str, Any]]) -> list[str]:
+    """The figures that have a column: top-1, and for rows without what they are judged by instead."""
+    found = {_figure_of(row) for row in table} - {None}
+    return [name for name in _FIGURES if name in found] or ["top1"]
+
+
+def _figure_of(row: dict[str, Any]) -> str | None:
+    return next((name for name in _FIGURES if row[name] is not None), None)
 
 
 def _method(metrics: dict[str, Any]) -> str:
@@ -181,12 +207,14 @@ def print_table(metrics: dict[str, Any], console: Console | None = None) -> None
     """Print the comparison table; the row of the run's own readout is bold. Fits 80 columns."""
     table = Table(box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
     table.add_column("method")
-    for heading in ("top-1 %", "params", "multiply-adds", "ms/image"):
+    entries = rows(metrics)
+    figures = _shown(entries)
+    for heading in (*(_FIGURES[name][0] for name in figures), "params", "multiply-adds", "ms/image"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for row in rows(metrics):
+    for row in entries:
         table.add_row(
             row["method"],
-            _number(row["top1"]),
+            *(_number(row[name]) for name in figures),
             _count(row["parameters"]),
             _count(row["multiply_adds"]),
             _milliseconds(row["latency_ms"]),
@@ -386,7 +414,7 @@ def _picture(draw: Draw, alt: str, width: float) -> str:
     )
 
 
-def _draw_costs(table: Sequence[dict[str, Any]]) -> Draw:
+def _draw_costs(table: Sequence[dict[str, Any]], figure_name: str = "top1") -> Draw:
     def draw(theme: _Theme) -> Figure:
         figure = _figure(10, 4.6)
         axes = figure.subplots()
@@ -394,9 +422,9 @@ def _draw_costs(table: Sequence[dict[str, Any]]) -> Draw:
         _dress(axes, theme)
         axes.set_xscale("log")
         axes.set_xlabel("multiply-adds an image (log scale)")
-        axes.set_ylabel("top-1 accuracy, %")
+        axes.set_ylabel(f"{_FIGURES[figure_name][2]}, %")
         costs = [row["multiply_adds"] for row in table]
-        accuracies = [row["top1"] for row in table]
+        accuracies = [row[figure_name] for row in table]
         decades = math.log10(max(costs) / min(costs))
         margin = 10 ** max(0.16 * decades, 0.15)
         axes.set_xlim(min(costs) / margin, max(costs) * margin)
@@ -410,7 +438,7 @@ def _draw_costs(table: Sequence[dict[str, Any]]) -> Draw:
         for row in table:
             axes.plot(
                 row["multiply_adds"],
-                row["top1"],
+                row[figure_name],
                 marker=_MARKERS.get(row["key"], "o"),
                 markersize=10 if row["chosen"] else 8,
                 color=_color(theme, row["key"]),
@@ -418,17 +446,19 @@ def _draw_costs(table: Sequence[dict[str, Any]]) -> Draw:
                 markeredgewidth=1.6 if row["chosen"] else 1.0,
                 zorder=3,
             )
-        _label_points(figure, axes, table, theme)
+        _label_points(figure, axes, table, theme, figure_name)
         return figure
 
     return draw
 
 
-def _label_points(figure: Figure, axes: Axes, table: Sequence[dict[str, Any]], theme: _Theme) -> None:
+def _label_points(
+    figure: Figure, axes: Axes, table: Sequence[dict[str, Any]], theme: _Theme, name: str = "top1"
+) -> None:
     """Name every point; each label takes the spot nearest to its point that covers nothing else."""
     figure.draw_without_rendering()
     scale = figure.dpi / 72
-    places = [axes.transData.transform((row["multiply_adds"], row["top1"])) for row in table]
+    places = [axes.transData.transform((row["multiply_adds"], row[name])) for row in table]
     taken = [Bbox.from_bounds(x - 6 * scale, y - 6 * scale, 12 * scale, 12 * scale) for x, y in places]
     inside = axes.get_window_extent()
     order = sorted(range(len(table)), key=lambda index: -float(places[index][1]))
@@ -436,8 +466,8 @@ def _label_points(figure: Figure, axes: Axes, table: Sequence[dict[str, Any]], t
         row = table[index]
         best: tuple[float, tuple[float, float], Side, Bbox] | None = None
         text = axes.annotate(
-            f"{row['method']}  {row['top1']:.2f}",
-            xy=(row["multiply_adds"], row["top1"]),
+            f"{row['method']}  {row[name]:.2f}",
+            xy=(row["multiply_adds"], row[name]),
             xytext=(0, 0),
             textcoords="offset points",
             va="center",
@@ -468,7 +498,7 @@ def _label_points(figure: Figure, axes: Axes, table: Sequence[dict[str, Any]], t
             reach = 1 - 3 / math.hypot(*offset)
             axes.annotate(
                 "",
-                xy=(row["multiply_adds"], row["top1"]),
+                xy=(row["multiply_adds"], row[name]),
                 xytext=(offset[0] * reach, offset[1] * reach),
                 textcoords="offset points",
                 arrowprops={
@@ -552,10 +582,10 @@ def _draw_losses(parts: dict[str, tuple[Array, Array]], method: str) -> tuple[Dr
 
 
 def _validation_metric(curves: dict[str, list[dict[str, float]]]) -> str:
-    """val/top1, or val/agreement where the methods logged that alone (their teacher may have seen labels)."""
+    """val/top1, or where the methods logged none (their teacher may have seen labels) what they did log."""
     methods = [log for key, log in curves.items() if key != "teacher"]
     logged = {name for log in methods for row in log for name, value in row.items() if value is not None}
-    return "val/agreement" if "val/agreement" in logged and "val/top1" not in logged else "val/top1"
+    return next((name for name in _VALIDATION if name in logged), "val/top1")
 
 
 def _validation(
@@ -584,7 +614,7 @@ def _visible(series: dict[str, tuple[Array, Array]]) -> tuple[float, float, bool
     return (low if cut else lowest), high, cut
 
 
-def _draw_validation(series: dict[str, tuple[Array, Array]], by: str, what: str) -> Draw:
+def _draw_validation(series: dict[str, tuple[Array, Array]], by: str, what: str, share: bool = True) -> Draw:
     def draw(theme: _Theme) -> Figure:
         figure = _figure(10, 3.9)
         axes = figure.subplots()
@@ -594,7 +624,7 @@ def _draw_validation(series: dict[str, tuple[Array, Array]], by: str, what: str)
             axes.plot(
                 along,
                 values,
-                label=f"{_LABELS.get(key, key)}  {values[-1]:.2f}",
+                label=f"{_LABELS.get(key, key)}  {values[-1]:.{2 if share else 4}f}",
                 color=_color(theme, key),
                 marker=_MARKERS.get(key, "o"),
                 markersize=5 if len(along) < 60 else 0,
@@ -604,12 +634,18 @@ def _draw_validation(series: dict[str, tuple[Array, Array]], by: str, what: str)
                 zorder=3 if key == "gendd" else 2,
             )
         axes.set_xlabel("epochs trained" if by == "epoch" else "optimiser step")
-        axes.set_ylabel(f"{what}, %")
+        axes.set_ylabel(f"{what}, %" if share else what)
         axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         axes.yaxis.set_major_locator(MaxNLocator(6))
-        low, high, _ = _visible(series)
-        margin = max(0.06 * (high - low), 0.2)
-        axes.set_ylim(low - margin, high + margin)
+        if share:
+            low, high, _ = _visible(series)
+            margin = max(0.06 * (high - low), 0.2)
+            axes.set_ylim(low - margin, high + margin)
+        else:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         figure.legend(
             loc="outside upper left",
             ncols=5,
@@ -862,20 +898,22 @@ def _cards(metrics: dict[str, Any], table: Sequence[dict[str, Any]]) -> str:
     by_key = {row["key"]: row for row in table if row["key"] != own["key"]}
     teacher = by_key.get("teacher")
     cards = []
-    if own["top1"] is None:
+    figure = _figure_of(own)
+    if figure is None:
         cards.append(_card("Student", "–", "", "no labels to measure accuracy with", own=True))
     else:
-        cards.append(
-            _card("Student, top-1", f"{own['top1']:.2f}", "%", f"{own['method']}, {own['network']}", own=True)
-        )
+        subject = {"top1": "top-1", "knn": "20-NN"}.get(figure, figure)
+        detail = f"{own['method']}, {own['network']}"
+        unit = "" if figure == "cosine" else "%"
+        cards.append(_card(f"Student, {subject}", f"{own[figure]:.2f}", unit, detail, own=True))
         others = [("Gap to the teacher", teacher)]
         others += [
             (f"Gain on {_LABELS.get(key, key)}", row) for key, row in by_key.items() if key != "teacher"
         ]
         for name, row in others:
-            if row is not None and row["top1"] is not None:
-                change = own["top1"] - row["top1"]
-                cards.append(_card(name, _signed(change), "points", f"{row['method']} {row['top1']:.2f} %"))
+            if row is not None and row[figure] is not None:
+                change = own[figure] - row[figure]
+                cards.append(_card(name, _signed(change), "points", f"{row['method']} {row[figure]:.2f} %"))
     for name, column in (("Parameters", "parameters"), ("Multiply-adds", "multiply_adds")):
         factor = _ratio(teacher[column], own[column]) if teacher else None
         if factor and teacher:
@@ -889,15 +927,17 @@ def _cards(metrics: dict[str, Any], table: Sequence[dict[str, Any]]) -> str:
 
 
 def _table_section(table: Sequence[dict[str, Any]], test_images: int | None) -> str:
-    top5 = any(row["top5"] is not None for row in table)
-    headings = ["Top-1, %"] + (["Top-5, %"] if top5 else []) + ["Parameters", "Multiply-adds", "Latency, ms"]
+    columns = {name: _FIGURES[name][1] for name in _shown(table)}
+    others = {"top5": "Top-5, %", "linear_probe": "Linear probe, %", "cosine": "Cosine"}
+    columns |= {name: title for name, title in others.items() if any(row[name] is not None for row in table)}
+    headings = [*columns.values(), "Parameters", "Multiply-adds", "Latency, ms"]
     lines = [
         "<tr><th>Method</th><th>Network</th>"
         + "".join(f'<th class="n">{name}</th>' for name in headings)
         + "</tr>"
     ]
     for row in table:
-        cells = [_number(row["top1"])] + ([_number(row["top5"])] if top5 else [])
+        cells = [_number(row[name]) for name in columns]
         cells += [_count(row["parameters"]), _count(row["multiply_adds"]), _milliseconds(row["latency_ms"])]
         key = row["key"] if row["key"] in _LABELS else "gendd"
         detail = f"<br><small>{escape(row['detail'])}</small>" if row["detail"] else ""
@@ -947,15 +987,20 @@ def _groups_section(table: Sequence[dict[str, Any]], thresholds: Sequence[int]) 
 
 def _figures(data: ReportData, table: Sequence[dict[str, Any]]) -> list[str]:
     sections = []
-    measured = [row for row in table if row["top1"] is not None and row["multiply_adds"]]
+    figure = _figure_of(next((row for row in table if row["chosen"]), table[-1])) or "top1"
+    measured = [row for row in table if row[figure] is not None and row["multiply_adds"]]
     if len(measured) > 1:
+        words = _FIGURES[figure][2]
         sections.append(
             _section(
-                "Accuracy against inference cost",
+                f"{'Agreement' if figure == 'agreement' else 'Accuracy'} against inference cost",
                 _picture(
-                    _draw_costs(measured), "Top-1 accuracy of every method against its multiply-adds", 10
+                    _draw_costs(measured, figure),
+                    f"{words[0].upper()}{words[1:]} of every method against its multiply-adds",
+                    10,
                 ),
-                "Up is more accurate and left is cheaper; the outlined point is the readout this run ships.",
+                f"Up is {'closer to the teacher' if figure == 'agreement' else 'more accurate'} and left is "
+                "cheaper; the outlined point is the readout this run ships.",
             )
         )
 
@@ -963,16 +1008,17 @@ def _figures(data: ReportData, table: Sequence[dict[str, Any]]) -> list[str]:
     series, by = _validation(data.curves, metric)
     if series:
         title, what = _VALIDATION[metric]
+        share = metric != "val/diffusion"
         sections.append(
             _section(
                 title,
                 _picture(
-                    _draw_validation(series, by, what),
+                    _draw_validation(series, by, what, share),
                     f"{what[0].upper()}{what[1:]} of every method over training",
                     10,
                 ),
                 "Each line is one method and the legend gives its last value"
-                + ("; the lowest first epochs are below the axis." if _visible(series)[2] else "."),
+                + ("; the lowest first epochs are below the axis." if share and _visible(series)[2] else "."),
             )
         )
     method = _method(data.metrics)

@@ -37,18 +37,35 @@ from gendd.config import (
 from gendd.data import Data, ImageSet, describe, eval_loader, load_data
 from gendd.data.readers import image_files
 from gendd.data.tars import is_remote
+from gendd.embedding import Refit, check_refit, embedding_scores, refit_linear
 from gendd.errors import UserError
-from gendd.evaluation import BATCH_SIZE, LATENCY_BATCH, evaluate, memory_format, readout_costs
+from gendd.evaluation import BATCH_SIZE, LATENCY_BATCH, OutputName, evaluate, memory_format, readout_costs
 from gendd.files import cache_folder, write_json, write_text
-from gendd.methods import Pretraining, build_method
+from gendd.methods import Method, Pretraining, build_method
 from gendd.modelcard import write_card
-from gendd.models import Backbone, Frozen, build_model, count_parameters, load_weights
+from gendd.models import (
+    Backbone,
+    Frozen,
+    build_model,
+    build_teacher,
+    count_parameters,
+    load_weights,
+    teacher_class_names,
+)
 from gendd.models.module import digest
-from gendd.models.registry import check_name, describe_module, pretrained_classes, teacher_classes
+from gendd.models.registry import check_name, describe_module
 from gendd.models.weights import saved_backbone
 from gendd.shots import shots_of
 from gendd.student import Student, load
-from gendd.training import FitResult, derive_seed, fit, resolve_device, resolve_precision
+from gendd.training import (
+    FitResult,
+    choose_monitor,
+    derive_seed,
+    fit,
+    is_share,
+    resolve_device,
+    resolve_precision,
+)
 
 _REPORT_FEATURES = 1000
 _REPORT_EXAMPLES = 24
@@ -205,10 +222,18 @@ def execute(
     _check_folder(folder, config, overwrite, resume)
     _check_names(config, networks)
     data = load_data(config.data)
-    data = _with_classes(config, data, networks)
+    network = _build_teacher(config, data, networks)
+    data = _with_classes(config, data, network)
     _say(describe(data))
-    _check_labels(config, data)
-    network = _check_networks(config, data, networks)
+    _check_networks(config, data, network, networks)
+    if network is not None:
+        _say(f"teacher {network.describe()}")
+    if config.data.labels and not data.labelled:
+        kept = " (a folder of images holds train/CLASS/)" if data.name == "folder" else ""
+        _say(
+            f"data.labels is true, but the training images of {data.name!r} have no labels{kept}: training "
+            "without; data.labels false says that it is meant"
+        )
     # before the teacher is trained: a run that is stopped there can be resumed too
     if not resume:
         _claim(folder, config)
@@ -216,16 +241,16 @@ def execute(
         skipped.record(folder / "logs" / "skipped.txt")
     teacher, teacher_folder = _teacher(config, data, network, device)
 
-    results: dict[str, tuple[Student, FitResult]] = {}
+    results: dict[str, Trained] = {}
     for name in _methods(config):
         part = dataclasses.replace(config, method=name)
         place = _place(folder, config, name)
         results[name] = _train(part, data, teacher, place, resume, networks.get("student"))
-    main = results[config.method][0]
+    main = results[config.method].student
     main.settings = config.readout
-    if config.readout.name not in main.readouts:
+    if main.readouts and config.readout.name not in main.readouts:
         main.settings = dataclasses.replace(config.readout, name="linear")
-    main.info = {
+    main.info |= {
         "class_names": data.class_names,
         "image_size": data.image_size,
         "framing": data.test.framing,
@@ -233,6 +258,10 @@ def execute(
         "method": config.method,
         "teacher": None if teacher is None else config.teacher.name,
     }
+    if teacher is not None and teacher.num_classes not in (0, data.num_classes):
+        names = teacher_class_names(config.teacher, teacher.num_classes)
+        if names is not None:
+            main.info["teacher_class_names"] = names
     # before the evaluation, which a sampling readout can make long
     main.save(folder / "student")
     metrics, confusion = _measure(config, data, teacher, results, device)
@@ -265,52 +294,36 @@ def _methods(config: RunConfig) -> list[MethodName]:
     return list(dict.fromkeys([*config.baselines, config.method]))
 
 
-def _check_labels(config: RunConfig, data: Data) -> None:
-    """Raise :class:`UserError` where labels are needed that are absent or may not be seen."""
-    seen = config.data.labels and data.labelled
-    for name in _methods(config):
-        needs = name in _TEACHERLESS or (name == "kd" and config.kd.weight < 1)
-        if needs and not data.labelled:
-            raise UserError(
-                f"Method {name!r} learns from labels, and {data.name!r} has none: use method gendd or kl, "
-                "or give labelled images."
-            )
-        if name in (*_TEACHERLESS, "kd") and not config.data.labels:
-            raise UserError(
-                f"baselines: expected methods without labels (gendd, kl) where data.labels is false, "
-                f"got {name!r}. Give --baselines '[kl]' or '[]'."
-            )
-    if config.method == "gendd" and config.training.stage1_epochs > 0 and not seen:
-        raise UserError(
-            f"training.stage1_epochs: expected 0 without labels, got {config.training.stage1_epochs}."
-        )
-    if data.test.labels is None and set(_methods(config)) == {"supervised"}:
-        raise UserError(
-            "data.test_path: expected labelled test images for method 'supervised', which has no teacher to "
-            "agree with, got unlabelled ones; set data.test_path."
-        )
-    if _trains_teacher(config) and not data.labelled:
-        raise UserError(
-            "teacher.weights: expected a trained teacher for images without labels; give its file."
-        )
-    if _trains_teacher(config) and not config.teacher.classifier:
-        raise UserError(
-            "teacher.classifier: expected true for a teacher that is trained first, got false; give "
-            "teacher.weights, or teacher.pretrained true."
-        )
+def _sees_labels(config: RunConfig, data: Data) -> bool:
+    return config.data.labels and data.labelled
 
 
-def _with_classes(config: RunConfig, data: Data, networks: Mapping[str, nn.Module]) -> Data:
-    """The data with the classes of the teacher, where it doesn't tell its own.
+def _check_labels(name: MethodName, method: Method, config: RunConfig, data: Data) -> None:
+    """Raise :class:`UserError` where a method of a run needs labels that are absent or may not be seen."""
+    if not method.needs_labels or _sees_labels(config, data):
+        return
+    if config.data.labels:
+        raise UserError(
+            f"Method {name!r} learns from labels, and {data.name!r} has none: use method gendd or kl, "
+            "or give labelled images."
+        )
+    if name == config.method:
+        raise UserError(
+            f"data.labels: expected true for method {name!r}, which learns from labels, got False."
+        )
+    raise UserError(
+        f"baselines: expected methods without labels (gendd, kl) where data.labels is false, "
+        f"got {name!r}. Give --baselines '[kl]' or '[]'."
+    )
 
-    Raises:
-        UserError: the teacher doesn't tell them either, or labels are needed.
-    """
-    if data.class_names:
+
+def _with_classes(config: RunConfig, data: Data, teacher: Backbone | None) -> Data:
+    """The data with the classes of the teacher, where it doesn't tell its own and the teacher has some."""
+    if data.class_names or teacher is None:
         return data
-    _check_labels(config, data)
-    given = networks.get("teacher")
-    return dataclasses.replace(data, class_names=teacher_classes(config.teacher, data.channels, given))
+    classes = teacher.num_classes
+    names = teacher_class_names(config.teacher, classes)
+    return dataclasses.replace(data, class_names=names or [str(number) for number in range(classes)])
 
 
 def _check_names(config: RunConfig, networks: Mapping[str, nn.Module]) -> None:
@@ -324,61 +337,98 @@ def _check_names(config: RunConfig, networks: Mapping[str, nn.Module]) -> None:
         check_name(config.student.name)
 
 
-def _check_networks(config: RunConfig, data: Data, networks: Mapping[str, nn.Module]) -> Backbone | None:
-    """The teacher, untrained where it comes without weights; None where no method has one.
+def _build_teacher(config: RunConfig, data: Data, networks: Mapping[str, nn.Module]) -> Backbone | None:
+    """The teacher, untrained where it comes without weights; None where no method has one."""
+    if not _taught(config):
+        return None
+    try:
+        return build_teacher(config.teacher, data.num_classes, data.channels, networks.get("teacher"))
+    except UserError as error:
+        raise UserError(f"Teacher: {error}") from error
 
-    Raises:
-        UserError: a network or a method can't be built; said before anything is trained or written.
+
+def _check_networks(
+    config: RunConfig, data: Data, teacher: Backbone | None, networks: Mapping[str, nn.Module]
+) -> None:
+    """Raise :class:`UserError` where the student or a method can't be built, or can't learn.
+
+    It is said before anything is trained or written, of this teacher and these labels.
     """
-    teacher = None
-    if _taught(config):
-        try:
-            given = networks.get("teacher")
-            teacher = build_model(config.teacher, data.num_classes, data.channels, given)
-        except UserError as error:
-            raise UserError(f"Teacher: {error}") from error
-        if given is None:
-            _check_pretrained(config, teacher, data)
-        elif teacher.has_classifier and teacher.num_classes != data.num_classes:
-            raise UserError(
-                f"Teacher: {teacher.name} has {teacher.num_classes} classes, the data has "
-                f"{data.num_classes}: give a network trained on the data's classes."
-            )
-        _say(f"teacher {teacher.describe()}")
-    student = _student(config, data, networks.get("student"))
+    _check_teacher(config, data)
+    seen = _sees_labels(config, data)
+    student = _student(config, data, teacher, networks.get("student"))
+    for name in _methods(config):
+        method = build_method(dataclasses.replace(config, method=name), student, teacher, seen)
+        _check_labels(name, method, config, data)
+        if data.val is not None:
+            monitor = config.training.monitor
+            choose_monitor(method, monitor, seen, data.num_classes, config.readout.name)
+        if name == "gendd" and method.teacher is not None and config.gendd.refit != "none":
+            check_refit(method.student(), method.teacher, config.gendd.refit, seen)
     if "linear_probe" in _methods(config) and not (config.student.weights or config.student.pretrained):
         raise UserError(
             "student.weights: expected a trained student for method 'linear_probe', got none; "
             "give its run or its file."
         )
-    for name in _methods(config):
-        build_method(dataclasses.replace(config, method=name), student, teacher)
-    return teacher
+    if config.method == "gendd" and config.training.stage1_epochs > 0:
+        if not seen:
+            raise UserError(
+                f"training.stage1_epochs: expected 0 without labels, got {config.training.stage1_epochs}."
+            )
+        assert teacher is not None
+        Pretraining(student, teacher)
+    if _trains_teacher(config) and not data.labelled:
+        raise UserError(
+            "teacher.weights: expected a trained teacher for images without labels; give its file."
+        )
+    if data.test.labels is None and not _taught(config):
+        raise UserError(
+            f"data.test_path: expected labelled test images for method {config.method!r}, which has no "
+            "teacher to agree with, got unlabelled ones; set data.test_path."
+        )
 
 
-def _student(config: RunConfig, data: Data, given: nn.Module | None) -> Backbone:
+def _student(
+    config: RunConfig, data: Data, teacher: Backbone | Frozen | None, given: nn.Module | None
+) -> Backbone:
     """The student as training finds it; each method trains its own."""
-    backbone = build_model(config.student, data.num_classes, data.channels, given)
+    classes = _student_classes(config, data, teacher)
+    # where nothing tells the classes its classifier is no readout
+    backbone = build_model(config.student, classes or 1, data.channels, given)
     if not backbone.has_classifier:
         raise UserError(
             f"student.feature: expected a module before the classifier of {backbone.name}, got "
             f"{config.student.feature!r}, which none follows; leave it out."
         )
+    if classes and backbone.num_classes != classes:
+        raise UserError(
+            f"Student: expected {backbone.name} with {classes} classes, those of the data or of the teacher "
+            f"that it learns from without labels, got one with {backbone.num_classes}; build it anew."
+        )
     return backbone if given is None else copy.deepcopy(backbone)
 
 
-def _check_pretrained(config: RunConfig, teacher: Backbone, data: Data) -> None:
-    """Raise :class:`UserError` where the teacher's pretrained classifier was not made for the data."""
-    if not config.teacher.pretrained or config.teacher.weights is not None or not teacher.has_classifier:
+def _check_teacher(config: RunConfig, data: Data) -> None:
+    """Raise :class:`UserError` where a teacher would have to be trained that can't be."""
+    if not _trains_teacher(config):
         return
-    classes = pretrained_classes(teacher)
-    if classes is not None and classes != data.num_classes:
-        name = config.teacher.name
+    if not config.teacher.classifier:
         raise UserError(
-            f"Teacher: pretrained {name} has {classes} classes, the data has {data.num_classes}: fine-tune "
-            f"it with gendd train --student.name {name} --student.pretrained true, then give its run as "
-            "--teacher.weights."
+            "teacher.classifier: expected true for a teacher that is trained on the labels first, got False. "
+            "Give --teacher.weights, or a pretrained one."
         )
+    if config.teacher.classes not in (None, data.num_classes):
+        raise UserError(
+            f"teacher.classes: expected null for a teacher that is trained on the labels first, got "
+            f"{config.teacher.classes}. Give --teacher.weights, or leave it out."
+        )
+
+
+def _student_classes(config: RunConfig, data: Data, teacher: Backbone | Frozen | None) -> int:
+    """K of the student: the data's where it sees labels, else the teacher's, whose predictions it learns."""
+    if _sees_labels(config, data) or teacher is None or not teacher.has_classifier:
+        return data.num_classes
+    return teacher.num_classes
 
 
 def _place(folder: Path, config: RunConfig, name: str) -> Path:
@@ -509,8 +559,12 @@ def _teacher(
     if _trains_teacher(config):
         folder = _trained_teacher(config, data, device)
         load_weights(network, folder)
+    return _freeze(network, config, device), folder
+
+
+def _freeze(network: Backbone, config: RunConfig, device: torch.device) -> Frozen:
     dtype = torch.bfloat16 if config.teacher.dtype == "bf16" else None
-    return Frozen(network.to(device), dtype=dtype, compile=config.teacher.compile), folder
+    return Frozen(network.to(device), dtype=dtype, compile=config.teacher.compile)
 
 
 def _trained_teacher(config: RunConfig, data: Data, device: torch.device) -> Path:
@@ -522,7 +576,7 @@ def _trained_teacher(config: RunConfig, data: Data, device: torch.device) -> Pat
     }
     training = RunConfig(
         method="supervised",
-        student=dataclasses.replace(config.teacher, dtype="fp32", compile=False),
+        student=dataclasses.replace(config.teacher, classes=None, dtype="fp32", compile=False),
         data=dataclasses.replace(seen, labels=True, **paths),
         training=dataclasses.replace(
             config.teacher_training, precision=resolve_precision(config.teacher_training.precision, device)
@@ -559,6 +613,15 @@ def _contents(data: Data) -> list[Any]:
     return [[len(part) for part in parts], data.class_names, labels]
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A student and how its training went; ``refit`` where its linear readout was fitted anew."""
+
+    student: Student
+    result: FitResult
+    refit: Refit | None = None
+
+
 def _train(
     config: RunConfig,
     data: Data,
@@ -566,9 +629,10 @@ def _train(
     place: Path,
     resume: bool,
     given: nn.Module | None = None,
-) -> tuple[Student, FitResult]:
+) -> Trained:
+    seen = _sees_labels(config, data)
     torch.manual_seed(derive_seed(config.seed, "student"))
-    backbone = _student(config, data, given)
+    backbone = _student(config, data, teacher, given)
     if config.method == "gendd" and config.training.stage1_epochs > 0:
         assert teacher is not None
         # a training of its own: the milestones and warmup are those of stage 2
@@ -592,7 +656,7 @@ def _train(
             title="stage 1",
         )
     torch.manual_seed(derive_seed(config.seed, "method"))
-    method = build_method(config, backbone, teacher)
+    method = build_method(config, backbone, teacher, seen)
     result = fit(
         method,
         data,
@@ -604,14 +668,30 @@ def _train(
         resume=resume,
         title=config.method,
     )
-    return method.student(), result
+    student = method.student()
+    if config.method != "gendd" or teacher is None or config.gendd.refit == "none":
+        return Trained(student, result)
+    refit = refit_linear(
+        student.eval(),
+        teacher,
+        data,
+        config.gendd.refit,
+        labels=seen,
+        device=resolve_device(config.training.device),
+        workers=config.data.workers,
+    )
+    _say(
+        f"linear readout: trained along {refit.trained:.2f} %, fitted anew to {refit.target} "
+        f"{refit.refitted:.2f} % of held-out images; kept the one {refit.kept}"
+    )
+    return Trained(student, result, refit)
 
 
 def _measure(
     config: RunConfig,
     data: Data,
     teacher: Frozen | None,
-    results: dict[str, tuple[Student, FitResult]],
+    results: dict[str, Trained],
     device: torch.device,
 ) -> tuple[dict[str, Any], Tensor | None]:
     count = min(LATENCY_BATCH, len(data.test))
@@ -621,6 +701,7 @@ def _measure(
     def figures(student: Student, name: ReadoutName) -> dict[str, Any]:
         return {**scores[name].as_dict(), **readout_costs(student, name, images)}
 
+    main = results[config.method].student.to(device).eval()
     shots = shots_of(data, config.data)
     metrics: dict[str, Any] = {
         "run": {
@@ -631,13 +712,13 @@ def _measure(
             "val_images": 0 if data.val is None else len(data.val),
             "test_images": len(data.test),
             "tested_on": data.tested_on,
-            "labels_used": config.data.labels and data.labelled,
+            "labels_used": _sees_labels(config, data),
             "epochs": config.training.epochs,
             "device": str(device),
             "threads": torch.get_num_threads(),
             "precision": resolve_precision(config.training.precision, device),
             "latency_batch": count,
-            "latency_memory_format": str(memory_format(results[config.method][0])).removeprefix("torch."),
+            "latency_memory_format": str(memory_format(main)).removeprefix("torch."),
             "versions": {
                 "gendd": version("gendd"),
                 "python": platform.python_version(),
@@ -649,21 +730,39 @@ def _measure(
         "student": None,
         "baselines": {},
     }
+    embedding: dict[str, Any] = {}
+    if teacher is not None and (not teacher.has_classifier or teacher.num_classes != data.num_classes):
+        embedding = embedding_scores(
+            main, teacher, data.train, data.test, data.num_classes, device=device, workers=config.data.workers
+        )
     if teacher is not None:
         reader = Student(teacher.backbone).to(device).eval()
         scores = evaluate(
-            reader, data.test, shots=shots, device=device, workers=config.data.workers, progress=bar
+            reader,
+            data.test,
+            shots=shots,
+            num_classes=data.num_classes,
+            device=device,
+            workers=config.data.workers,
+            progress=bar,
         )
-        metrics["teacher"] = {"name": config.teacher.name, **figures(reader, "linear")}
-        metrics["teacher"].pop("agreement")
+        if reader.readouts:
+            own = figures(reader, "linear")
+        else:
+            own = {"top1": None, "top5": None, **readout_costs(reader, "feature", images)}
+        own.pop("agreement", None)
+        metrics["teacher"] = {"name": config.teacher.name, **own}
+        if embedding:
+            metrics["teacher"]["embedding"] = embedding.pop("teacher")
     confusion = None
-    for name, (student, result) in results.items():
-        student.to(device).eval()
+    for name, trained in results.items():
+        student, result = trained.student.to(device).eval(), trained.result
         scores = evaluate(
             student,
             data.test,
             teacher=teacher,
             shots=shots,
+            num_classes=data.num_classes,
             device=device,
             seed=config.seed,
             workers=config.data.workers,
@@ -685,11 +784,21 @@ def _measure(
             "name": config.student.name,
             "parameters": count_parameters(student.backbone),
             "readouts": readouts,
-            "readout": student.readout,
+            "readout": student.readout if student.readouts else None,
             **fitted,
         }
-        confusion = scores[student.readout].confusion
-        metrics["run"]["test_images"] = scores[student.readout].images
+        if trained.refit is not None:
+            metrics["student"]["refit"] = dataclasses.asdict(trained.refit)
+        if embedding:
+            outputs: tuple[OutputName, ...] = ("feature", "generated")
+            metrics["student"]["embedding"] = {
+                each: {**embedding[each], **readout_costs(student, each, images)}
+                for each in outputs
+                if each in embedding
+            }
+        if student.readouts:
+            confusion = scores[student.readout].confusion
+            metrics["run"]["test_images"] = scores[student.readout].images
     metrics["run"]["skipped"] = {each.part: len(each) for each in data.skipped}
     if shots is not None:
         metrics["run"]["shot_thresholds"] = [shots.few, shots.many]
@@ -700,6 +809,8 @@ def _validation(result: FitResult) -> dict[str, Any] | None:
     """What the checkpoint was chosen by; None where nothing is held out."""
     if result.monitor is None or result.best is None:
         return None
+    if not is_share(result.monitor):
+        return {"metric": result.monitor, "loss": round(result.best, 5)}
     return {"metric": result.monitor, "percent": round(100 * result.best, 2)}
 
 
@@ -756,6 +867,9 @@ def _features(
 
 @torch.no_grad()
 def _examples(student: Student, data: Data, device: torch.device, seed: int) -> list[report.Example]:
+    if not student.readouts:
+        return []
+    names, told = student.class_names(), student.num_classes() == data.num_classes
     count = min(_REPORT_EXAMPLES, len(data.test))
     picked = torch.linspace(0, len(data.test) - 1, count).round().long()
     pixels, picked = data.test.readable(picked)
@@ -765,18 +879,23 @@ def _examples(student: Student, data: Data, device: torch.device, seed: int) -> 
     shown = []
     for row, index in enumerate(picked.tolist()):
         best = int(probabilities[row].argmax())
-        label = None if data.test.labels is None else data.class_names[int(data.test.labels[index])]
+        label = None
+        if data.test.labels is not None and told:
+            label = data.class_names[int(data.test.labels[index])]
         image = pixels[row].permute(1, 2, 0).numpy()
         image = image[..., 0] if image.shape[-1] == 1 else image
-        name = data.class_names[best] if best < len(data.class_names) else str(best)
-        shown.append(report.Example(image, label, name, float(probabilities[row, best])))
+        shown.append(report.Example(image, label, names[best], float(probabilities[row, best])))
     return shown
 
 
 def evaluate_run(
     path: str | Path, readout: ReadoutName | None = None, progress: bool = False
-) -> dict[ReadoutName, dict[str, Any]]:
-    """Scores of a run's student on its test images, computed anew.
+) -> dict[str, dict[str, Any]]:
+    """Scores of a run's student on its test images, computed anew, by readout.
+
+    Without labels, or where a readout is not of the data's classes, the teacher is loaded for its
+    agreement; of a student without readouts its features are scored as
+    :func:`gendd.embedding.embedding_scores` does.
 
     Args:
         path: The run folder.
@@ -791,15 +910,24 @@ def evaluate_run(
         student.readout = readout
     # streamed: the training images, which size and channels were taken from, need no decoding
     data = load_data(dataclasses.replace(config.data, in_memory=False))
+    names = student.readouts if readout is None else (readout,)
     teacher = None
-    if data.test.labels is None:
-        data = _with_classes(config, data, {})
-        teacher, _ = _teacher(config, data, _check_networks(config, data, {}), device)
+    unlabelled = data.test.labels is None
+    if unlabelled or not names or any(student.num_classes(name) != data.num_classes for name in names):
+        network = _build_teacher(config, data, {})
+        data = _with_classes(config, data, network)
+        teacher, _ = _teacher(config, data, network, device)
+    if teacher is not None and not names:
+        workers = config.data.workers
+        return embedding_scores(
+            student, teacher, data.train, data.test, data.num_classes, device=device, workers=workers
+        )
     scores = evaluate(
         student,
         data.test,
-        readouts=None if readout is None else (readout,),
+        readouts=names,
         teacher=teacher,
+        num_classes=data.num_classes,
         shots=shots_of(data, config.data),
         device=device,
         seed=config.seed,
@@ -857,7 +985,12 @@ def predict(
         student.readout = readout
     size = int(student.info.get("image_size", 224))
     framing = float(student.info.get("framing", 1.0))
-    names = student.info.get("class_names") or []
+    if not student.readouts:
+        raise UserError(
+            f"Student {str(path)!r}: expected one that classifies, got one of features alone; "
+            "use its embed(images) from Python."
+        )
+    names = student.class_names()
 
     def one(file: str) -> Prediction:
         try:
@@ -870,7 +1003,7 @@ def predict(
         logits = student.logits(student.features(pixels[None].float() / 255), generator=generator)
         probabilities = logits[0].float().softmax(-1)
         best = probabilities.topk(min(top, len(probabilities)))
-        classes = [names[i] if i < len(names) else str(i) for i in best.indices.tolist()]
+        classes = [names[index] for index in best.indices.tolist()]
         return Prediction(file, classes, [round(p, 4) for p in best.values.tolist()])
 
     found: list[Prediction] = []

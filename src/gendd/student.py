@@ -40,12 +40,17 @@ class Student(nn.Module):
     Args:
         backbone: The student network; its classifier is the linear readout.
         generator: The conditional generator of teacher features; None for a student without one.
-        classifier: The teacher's classifier D -> K, which reads generated features.
-        readout: Name and sampler settings; by default ``mean`` with a generator, else ``linear``.
+        classifier: What reads generated features, D -> K: the teacher's classifier, or that of the nearest
+            class mean; None where there is neither.
+        readout: Name and sampler settings; by default ``mean`` with a classifier, else ``linear``.
         info: What else is known of it (class names, image size, …), kept in its ``config.json``.
+        linear: Whether the backbone's classifier has learned anything, so that it is a readout.
+
+    A student of a teacher without a classifier that saw no labels has no readout and gives no logits: use
+    :meth:`features`, :meth:`embed` and :meth:`generate`.
 
     Raises:
-        UserError: a generator without a classifier or the reverse, or a readout this student hasn't.
+        UserError: a classifier without a generator, or a readout this student hasn't.
     """
 
     def __init__(
@@ -55,25 +60,28 @@ class Student(nn.Module):
         classifier: nn.Linear | None = None,
         readout: ReadoutConfig | None = None,
         info: dict[str, Any] | None = None,
+        linear: bool = True,
     ) -> None:
         super().__init__()
-        if (generator is None) != (classifier is None):
-            came = "a classifier" if generator is None else "a generator"
+        if generator is None and classifier is not None:
             raise UserError(
-                f"Student: expected a generator and the teacher's classifier, got {came} alone; "
-                "give both or neither."
+                "Student: expected a generator with the classifier of what is generated, got a classifier "
+                "alone; give both or neither."
             )
         self.backbone = backbone
         self.generator = generator
         self.classifier = classifier
-        self.settings = readout or ReadoutConfig("linear" if generator is None else "mean")
+        self.linear = linear and backbone.has_classifier
+        self.settings = readout or ReadoutConfig("linear" if classifier is None else "mean")
         self.info = dict(info or {})
-        self.readout = self.settings.name
+        if self.readouts:
+            self.readout = self.settings.name
 
     @property
     def readouts(self) -> tuple[ReadoutName, ...]:
         """The readouts this student has."""
-        return ("linear",) if self.generator is None else ("linear", "mean", "sample")
+        linear: tuple[ReadoutName, ...] = ("linear",) if self.linear else ()
+        return linear if self.classifier is None else (*linear, "mean", "sample")
 
     @property
     def readout(self) -> ReadoutName:
@@ -83,16 +91,46 @@ class Student(nn.Module):
     @readout.setter
     def readout(self, name: ReadoutName) -> None:
         if name not in self.readouts:
-            reason = " (it has no generator)" if self.generator is None and name in ("mean", "sample") else ""
+            reason = ""
+            if name in ("mean", "sample"):
+                reason = (
+                    " (it has no generator)"
+                    if self.generator is None
+                    else " (nothing reads generated features)"
+                )
             raise UserError(
-                f"Readout: this student has {', '.join(self.readouts)}{reason}, got {name!r}."
+                f"Readout: this student has {', '.join(self.readouts) or 'none'}{reason}, got {name!r}."
                 + did_you_mean(str(name), self.readouts)
             )
         self.settings = dataclasses.replace(self.settings, name=name)
 
+    def num_classes(self, readout: ReadoutName | None = None) -> int:
+        """K of a readout, the chosen one by default; its classes are the data's or the teacher's."""
+        if (readout or self.readout) == "linear" or self.classifier is None:
+            return self.backbone.num_classes
+        return self.classifier.out_features
+
+    def class_names(self, readout: ReadoutName | None = None) -> list[str]:
+        """Names of a readout's K classes, the data's or the teacher's; their numbers where none are known."""
+        classes = self.num_classes(readout)
+        for key in ("class_names", "teacher_class_names"):
+            names = self.info.get(key) or []
+            if len(names) == classes:
+                return [str(name) for name in names]
+        return [str(index) for index in range(classes)]
+
     def features(self, images: Tensor) -> Tensor:
         """The student's own feature (B, d) of images (B, C, H, W) in [0, 1]."""
         return self.backbone.features(images)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The expected teacher feature E[f | z] (B, D) of images (B, C, H, W) in [0, 1], in one pass.
+
+        Raises:
+            UserError: this student has no generator.
+        """
+        network = self._generator()
+        return network.mean(network.condition(self.features(images)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) in [0, 1]."""
@@ -109,13 +147,23 @@ class Student(nn.Module):
             generator: Source of the noise of ``sample``.
         """
         name = readout or self.readout
+        if not self.readouts:
+            raise UserError(
+                "This student has no readout: its teacher has no classifier and it saw no labels. Use its "
+                "features(images), embed(images) or generate(images)."
+            )
         if name == "linear":
             logits: Tensor = self.backbone.classifier(features)
             return logits
-        network, classifier = self._generative()
+        network = self._generator()
+        if self.classifier is None:
+            raise UserError(
+                "This student has nothing to read generated features by: use readout 'linear', or distil "
+                "with gendd.centres means."
+            )
         if name == "mean":
-            return readouts.mean_logits(network, classifier, features)
-        return readouts.sample_logits(network, classifier, features, self.settings, generator)
+            return readouts.mean_logits(network, self.classifier, features)
+        return readouts.sample_logits(network, self.classifier, features, self.settings, generator)
 
     @torch.no_grad()
     def generate(
@@ -144,7 +192,7 @@ class Student(nn.Module):
             UserError: this student has no generator, or was trained without condition dropout and is
                 to be guided; a setting is unknown.
         """
-        network, _ = self._generative()
+        network = self._generator()
         known = ("sampler", "temperature", "eta")
         for name in settings:
             if name not in known:
@@ -154,21 +202,21 @@ class Student(nn.Module):
         config = dataclasses.replace(self.settings, **changed)
         return readouts.sampled_features(network, self.features(images), config, generator)
 
-    def _generative(self) -> tuple[FeatureGenerator, nn.Linear]:
-        if self.generator is None or self.classifier is None:
+    def _generator(self) -> FeatureGenerator:
+        if self.generator is None:
             raise UserError(
                 "This student has no generator: use readout 'linear', or distil one with method gendd."
             )
-        return self.generator, self.classifier
+        return self.generator
 
     def config(self) -> dict[str, Any]:
         """Everything needed to rebuild it without weights, as plain JSON."""
         generator: dict[str, Any] | None = None
-        if self.generator is not None and self.classifier is not None:
+        if self.generator is not None:
             generator = {
                 "condition_width": self.generator.condition_width,
                 "feature_width": self.generator.feature_width,
-                "num_classes": self.classifier.out_features,
+                "num_classes": None if self.classifier is None else self.classifier.out_features,
                 "settings": to_dict(self.generator.config),
             }
         return {
@@ -176,6 +224,7 @@ class Student(nn.Module):
             "backbone": self.backbone.config(),
             "generator": generator,
             "readout": to_dict(self.settings),
+            "linear": self.linear,
             "info": self.info,
         }
 
@@ -192,10 +241,10 @@ class Student(nn.Module):
         if (described := config["generator"]) is not None:
             settings = from_dict(described["settings"], GenDDConfig)
             generator = FeatureGenerator(described["condition_width"], described["feature_width"], settings)
-            classifier = nn.Linear(described["feature_width"], described["num_classes"]).requires_grad_(False)
-        return cls(
-            backbone, generator, classifier, from_dict(config["readout"], ReadoutConfig), config["info"]
-        )
+            width, classes = described["feature_width"], described["num_classes"]
+            classifier = None if classes is None else nn.Linear(width, classes).requires_grad_(False)
+        readout = from_dict(config["readout"], ReadoutConfig)
+        return cls(backbone, generator, classifier, readout, config["info"], config.get("linear", True))
 
     def save(self, folder: str | Path) -> Path:
         """Write ``model.safetensors`` and ``config.json`` into ``folder``."""

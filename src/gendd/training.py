@@ -31,14 +31,14 @@ from lightning.pytorch.callbacks import (
 )
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from torch import Tensor, nn
+from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from gendd.config import DataConfig, ReadoutName, TrainingConfig
+from gendd.config import DataConfig, MonitorName, ReadoutName, TrainingConfig
 from gendd.data import Batch, Batches, Data, Mixing, ShardBatches, eval_loader, train_loader
 from gendd.errors import UserError
 from gendd.files import write_json
 from gendd.methods import Method
-from gendd.student import Student
 
 _PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "fp32": "32-true",
@@ -128,6 +128,68 @@ def parameter_groups(method: Method, weight_decay: float, decay_all: bool = Fals
     return [group for group in groups if group["params"]]
 
 
+def readout_classes(method: Method) -> dict[ReadoutName, int]:
+    """K of each readout of a method's student that costs one pass; the data's or the teacher's classes."""
+    student = method.student()
+    return {name: student.num_classes(name) for name in student.readouts if name != "sample"}
+
+
+def choose_monitor(
+    method: Method, monitor: MonitorName, labels: bool, num_classes: int, readout: ReadoutName = "mean"
+) -> str:
+    """The validation metric that checkpoints of a method are chosen by.
+
+    Args:
+        method: What is trained.
+        monitor: ``training.monitor``.
+        labels: Whether training may see labels.
+        num_classes: K of the data's labels.
+        readout: The readout in use; for ``sample`` it is ``mean``, which costs one pass.
+
+    Returns:
+        ``val/READOUT`` (top-1 of it), ``val/agreement`` or ``val/diffusion``.
+
+    Raises:
+        UserError: the method can't be judged by what ``monitor`` names, or by anything.
+    """
+    classes = readout_classes(method)
+    chosen = chosen_readout(classes, readout)
+    found: dict[str, str] = {}
+    if labels and chosen and classes[chosen] == num_classes:
+        found["top1"] = f"val/{chosen}"
+    if chosen and classes[chosen] == _teacher_classes(method):
+        found["agreement"] = "val/agreement"
+    if method.has_diffusion:
+        found["diffusion"] = "val/diffusion"
+    if not found:
+        raise UserError(
+            "Validation: expected a readout of the data's or the teacher's classes to judge the student by, "
+            "got none; set data.validation 0 or give another teacher."
+        )
+    # a baseline beside the method is none the worse for what it lacks
+    lacking = (monitor == "diffusion" and not method.has_diffusion) or (
+        monitor == "agreement" and method.teacher is None
+    )
+    if monitor != "auto" and not lacking and monitor not in found:
+        raise UserError(
+            f"training.monitor: expected {' or '.join(found)} for this teacher, student and labels, "
+            f"got {monitor!r}."
+        )
+    return found.get(monitor) or next(iter(found.values()))
+
+
+def chosen_readout(names: Iterable[ReadoutName], readout: ReadoutName) -> ReadoutName | None:
+    """Of one-pass readouts the one in use: ``mean`` for ``sample``, the other where it is missing."""
+    there = list(names)
+    if "mean" in there and (readout != "linear" or "linear" not in there):
+        return "mean"
+    return "linear" if "linear" in there else None
+
+
+def _teacher_classes(method: Method) -> int:
+    return 0 if method.teacher is None else method.teacher.num_classes
+
+
 class LightningMethod(lightning.LightningModule):
     """A method as Lightning trains it.
 
@@ -169,27 +231,20 @@ class LightningMethod(lightning.LightningModule):
         self.seconds = 0.0
         self._clock: float | None = None
         self._unchecked: tuple[int, list[str], Tensor, torch.cuda.Event | None] | None = None
-        top1 = {
-            name: MulticlassAccuracy(max(data.num_classes, 2), average="micro") for name in self._watched()
-        }
-        self.accuracy = nn.ModuleDict(top1)
-
-    def _watched(self) -> list[str]:
-        if not self.use_labels:
-            return ["agreement"]
-        return [name for name in self.method.student().readouts if name != "sample"]
-
-    @property
-    def monitor(self) -> str:
-        """The validation metric checkpoints are chosen by."""
-        if not self.use_labels:
-            return "val/agreement"
-        return f"val/{self._chosen(self.method.student())}"
-
-    def _chosen(self, student: Student) -> str:
-        if "mean" not in student.readouts or self.readout == "linear":
-            return "linear"
-        return "mean"
+        classes = readout_classes(method)
+        self._chosen = chosen_readout(classes, readout)
+        self.monitor: str | None = None
+        if data.val is not None:
+            self.monitor = choose_monitor(method, config.monitor, self.use_labels, data.num_classes, readout)
+        watched: dict[str, int] = {}
+        if self.use_labels:
+            watched |= {name: count for name, count in classes.items() if count == data.num_classes}
+        if self.monitor == "val/agreement":
+            watched["agreement"] = _teacher_classes(method)
+        self.accuracy = nn.ModuleDict(
+            {name: MulticlassAccuracy(max(count, 2), average="micro") for name, count in watched.items()}
+        )
+        self.diffusion = MeanMetric()
 
     def train_dataloader(self) -> Batches | ShardBatches:
         """The batches of the current epoch."""
@@ -302,22 +357,35 @@ class LightningMethod(lightning.LightningModule):
                 raise self._not_finite("network", self.global_step, name)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Accuracy of every readout that costs one pass; without labels, agreement with the teacher."""
-        del batch_idx
+        """Accuracy of every readout of the labels' classes that costs one pass, and what is monitored."""
         outputs = self.method.predict(batch.images)
-        if self.use_labels:
-            assert batch.labels is not None
-            target = batch.labels
-        else:
-            assert self.method.teacher is not None
-            target = self.method.teacher(batch.images)[1].argmax(-1)
-            outputs = {"agreement": outputs[self._chosen(self.method.student())]}
-        for name, logits in outputs.items():
-            if not bool(torch.isfinite(logits).all()):
+        if self.monitor == "val/agreement":
+            assert self._chosen is not None
+            outputs["agreement"] = outputs[self._chosen]
+        for name in self.accuracy:
+            if not bool(torch.isfinite(outputs[name]).all()):
                 raise self._not_finite("validation", self.global_step, f"logits of {name}")
             metric = cast(MulticlassAccuracy, self.accuracy[name])
-            metric.update(logits.argmax(-1), target)
+            metric.update(outputs[name].argmax(-1), self._target(name, batch))
             self.log(f"val/{name}", metric, prog_bar=True, batch_size=len(batch.images))
+        if self.monitor == "val/diffusion":
+            # the same noise in every epoch: it is the student that makes the difference
+            key = derive_seed(self.seed, "validation", batch_idx, self.global_rank)
+            generator = torch.Generator(self.device).manual_seed(key)
+            labels = batch.labels if self.use_labels else None
+            loss = self.method.diffusion_loss(batch.images, labels, generator)
+            if not bool(torch.isfinite(loss)):
+                raise self._not_finite("validation", self.global_step, "diffusion")
+            self.diffusion.update(loss, len(batch.images))
+            self.log("val/diffusion", self.diffusion, prog_bar=True, batch_size=len(batch.images))
+
+    def _target(self, name: str, batch: Batch) -> Tensor:
+        if name != "agreement":
+            assert batch.labels is not None
+            return batch.labels
+        assert self.method.teacher is not None
+        predicted: Tensor = self.method.teacher(batch.images)[1].argmax(-1)
+        return predicted
 
     def configure_optimizers(self) -> Any:
         """AdamW or SGD with decay by parameter kind, and the schedule per step."""
@@ -386,12 +454,17 @@ class Throughput(Callback):
         }
         parts = " · ".join(
             f"{name.split('/')[1] if name.startswith('train/') else name} "
-            + (f"{100 * value:.2f} %" if name.startswith("val/") else f"{value:.4f}")
+            + (f"{100 * value:.2f} %" if is_share(name) else f"{value:.4f}")
             for name, value in sorted(shown.items())
         )
         rate = float(trainer.callback_metrics.get("images/s", 0.0))
         done = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         print(f"{self.title}: {done} · {parts} · {rate:,.0f} images/s", file=sys.stderr, flush=True)
+
+
+def is_share(name: str) -> bool:
+    """Whether a logged metric is a share in [0, 1], of which more is better, and no loss."""
+    return name.startswith("val/") and name != "val/diffusion"
 
 
 @dataclass
@@ -432,12 +505,14 @@ def fit(
         data_config: Loading.
         seed: Of everything random.
         folder: Gets ``checkpoints/`` (last and best) and ``logs/``.
-        readout: The readout whose validation accuracy chooses the checkpoint.
+        readout: The readout whose validation accuracy or agreement chooses the checkpoint, where it is
+            chosen by one (``config.monitor``).
         resume: Go on from the last checkpoint in ``folder``, if there is one.
         title: Shown with the progress.
 
     Raises:
-        UserError: the loss is not finite, or a checkpoint to resume from doesn't fit.
+        UserError: the loss is not finite, a checkpoint to resume from doesn't fit, or as
+            :func:`choose_monitor`.
     """
     checkpoints = folder / "checkpoints"
     finished = checkpoints / "finished.json"
@@ -453,7 +528,7 @@ def fit(
     if not (resume and (finished.exists() or (checkpoints / "last.ckpt").exists())):
         _prepare(method, data, data_config, seed)
     module = LightningMethod(method, data, config, data_config, seed, channels_last, readout)
-    monitor = module.monitor if data.val is not None else None
+    monitor = module.monitor
     if not (resume and finished.exists()):
         result = _fit(module, config, device, folder, monitor, resume, title)
         write_json(finished, result)
@@ -496,7 +571,7 @@ def _fit(
             checkpoints,
             filename="best",
             monitor=monitor,
-            mode="max",
+            mode="max" if is_share(monitor) else "min",
             # Lightning puts the average into whole checkpoints only
             save_weights_only=config.ema is None,
             save_on_train_epoch_end=True,

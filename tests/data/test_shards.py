@@ -23,7 +23,17 @@ from torch import Tensor
 
 from gendd.cli import main
 from gendd.config import DataConfig
-from gendd.data import Batch, Data, ImageSet, Shards, describe, eval_loader, load_data, train_loader
+from gendd.data import (
+    Batch,
+    Data,
+    ImageSet,
+    Shards,
+    describe,
+    eval_loader,
+    load_data,
+    sample_loader,
+    train_loader,
+)
 from gendd.data.images import Files, Held
 from gendd.data.shards import STREAMS
 from gendd.errors import UserError
@@ -242,6 +252,25 @@ def test_augmentation_is_that_of_other_streamed_sets(
     plain = replace(config, randaugment=None, color_jitter=0.0, erase_prob=0.0, crop_interpolation="bilinear")
     (other,) = epoch_of(data, plain, seed=3, epoch=5)
     assert torch.equal(batch.images, other.images) == (not more)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_sample_is_of_whole_images_each_once(
+    settings: dict[str, Any], tmp_path: Path, workers: int
+) -> None:
+    write_shards(tmp_path / "labelled", labelled)
+    config = DataConfig(**settings | {"path": str(tmp_path / "labelled"), "augment": "resized-crop"})
+    train = load_data(config).train
+    batches = list(sample_loader(train, 5, 30, workers))
+    assert [len(batch.images) for batch in batches] == [5] * 6
+    taken = seen(batches)
+    # of three shards of twelve, as they are
+    assert len(set(taken)) == 30 and len({number // EACH for number in taken}) == 3
+    labels = [batch.labels for batch in batches if batch.labels is not None]
+    assert torch.cat(labels).tolist() == [number % 4 for number in taken]
+    assert equal(batches, list(sample_loader(train, 5, 30)))
+    assert sorted(seen(list(sample_loader(train, 8)))) == list(range(SHARDS * EACH))
+    assert len(seen(list(sample_loader(train, 500, 7)))) == 7
 
 
 # --- steps -------------------------------------------------------------------------------------------
@@ -736,3 +765,31 @@ def test_a_run_without_any_labels(options: list[str], tmp_path: Path, no_report:
     assert metrics["run"]["tested_on"] == "validation" and metrics["run"]["test_images"] == 24
     assert metrics["student"]["readouts"]["mean"]["top1"] is None
     assert 0 <= metrics["student"]["readouts"]["mean"]["agreement"] <= 100
+
+
+def test_features_alone_and_no_class_known(
+    options: list[str], tmp_path: Path, no_report: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gendd.embedding.BANK_IMAGES", 50)
+    torch.manual_seed(0)
+    torch.save(create_backbone("cifar/resnet8x0.25", 4).net.state_dict(), tmp_path / "teacher.pt")
+    words = [
+        *options,
+        "--data.test_path=null",
+        "--teacher.name=cifar/resnet8x0.25",
+        f"--teacher.weights={tmp_path / 'teacher.pt'}",
+        "--baselines=[]",
+        "--training.epochs=1",
+    ]
+    assert main(["distill", "--out", str(tmp_path / "run"), *words, "--teacher.classifier=false"]) == 0
+    metrics = Run.open(tmp_path / "run").metrics
+    assert metrics["student"]["readouts"] == {}
+    assert metrics["student"]["embedding"]["generated"]["knn"] is None
+    cosine = metrics["student"]["embedding"]["generated"]["cosine"]
+    assert -1 <= cosine <= 1
+    assert evaluate_run(tmp_path / "run")["generated"]["cosine"] == pytest.approx(cosine, abs=1e-3)
+    # with its classifier the teacher tells the classes
+    assert main(["distill", "--out", str(tmp_path / "four"), *words, "--gendd.refit=teacher"]) == 0
+    student = Run.open(tmp_path / "four").student()
+    assert student.num_classes("linear") == 4 and student.class_names() == ["0", "1", "2", "3"]
+    assert Run.open(tmp_path / "four").metrics["student"]["refit"]["target"] == "teacher"

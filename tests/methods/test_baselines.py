@@ -115,6 +115,22 @@ def test_kd_without_labels_says_what_to_do() -> None:
 def test_kd_needs_a_teacher_of_the_same_classes() -> None:
     with pytest.raises(UserError, match="the student's 4 classes, got one with 7"):
         KD(network(), network(classes=7))
+    with pytest.raises(UserError, match=r"Use a teacher trained on these classes, or data\.labels false\."):
+        KD(network(), network(classes=7), KDConfig(1.0, 1.0))
+
+
+def test_kd_needs_a_teacher_with_a_classifier() -> None:
+    whole = network()
+    teacher = Backbone(whole.net, name=whole.name, in_channels=1, mean=[0.5], std=[0.25], classifier=False)
+    with pytest.raises(UserError, match="expected a teacher with a classifier, got one of features alone"):
+        KD(network(), teacher)
+    with pytest.raises(UserError, match=r"got one without a classifier\. Set training\.stage1_epochs 0\."):
+        Pretraining(network(), teacher)
+
+
+def test_pretraining_needs_a_teacher_of_the_same_classes() -> None:
+    with pytest.raises(UserError, match="the data's 4 classes, got one with 7"):
+        Pretraining(network(), network(classes=7))
 
 
 @pytest.mark.parametrize("soft", [False, True])

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from gendd.config import GenDDConfig, KDConfig, RunConfig
 from gendd.errors import UserError
 from gendd.methods import KD, GenDD, Supervised, build_method
-from gendd.methods.gendd import _beta, _gamma
+from gendd.methods.gendd import _beta, _gamma, _Moments
 from gendd.models import Backbone, Frozen, create_backbone
 
 CLASSES = 4
@@ -295,6 +295,157 @@ def test_without_labels_the_teacher_may_have_other_classes() -> None:
     assert method.backbone.classifier.weight.grad is None
     labelled = build(teacher_classes=7, contraction=0.0)(images(), labels(), generator=seeded())
     assert list(labelled.parts) == ["diffusion", "probe"]
+
+
+# --- teachers of other classes, or of none ---
+
+
+def embedding(name: str = "cifar/resnet8x0.5") -> Backbone:
+    """A network that gives its feature alone."""
+    whole = network(name)
+    return Backbone(whole.net, name=name, in_channels=1, mean=[0.5], std=[0.25], classifier=False)
+
+
+def taught(teacher: Backbone, labels: bool | None = True, **settings: Any) -> GenDD:
+    torch.manual_seed(0)
+    return GenDD(network(), teacher, labels=labels, **{**TINY, **settings})
+
+
+@pytest.mark.parametrize(
+    "classes, settings, message",
+    [
+        (
+            7,
+            {},
+            "Contraction: expected a teacher with the data's 4 classes, got one with 7. Set gendd.centres "
+            "means, gendd.contraction 0, or data.labels false.",
+        ),
+        (
+            0,
+            {},
+            "Contraction: expected a teacher with the data's 4 classes, got one without a classifier. Set "
+            "gendd.centres means, gendd.contraction 0, or data.labels false.",
+        ),
+        (
+            7,
+            {"centres": "means", "alpha": 0.5},
+            "gendd.alpha 0.5: expected a teacher with the data's 4 classes, got one with 7. "
+            "Set gendd.alpha 1.",
+        ),
+        (
+            0,
+            {"contraction": 0.0, "probe": "teacher"},
+            "gendd.probe 'teacher': expected a teacher with the data's 4 classes, got one without a "
+            "classifier. Set gendd.probe labels.",
+        ),
+    ],
+)
+def test_what_labels_need_of_the_teacher_is_said_at_once(
+    classes: int, settings: dict[str, Any], message: str
+) -> None:
+    teacher = network("cifar/resnet8x0.5", classes) if classes else embedding()
+    with pytest.raises(UserError) as caught:
+        taught(teacher, **settings)
+    assert str(caught.value) == message
+    # where no labels come nothing is wrong
+    assert taught(teacher, False, **settings)(images()).loss.isfinite()
+
+
+def test_a_teacher_without_a_classifier_and_no_labels() -> None:
+    method = taught(embedding(), False)
+    out = method(images(), labels(), generator=seeded())  # which it does not look at
+    assert list(out.parts) == ["diffusion"]
+    assert torch.equal(out.loss, method(images(), None, generator=seeded()).loss)
+    feature, logits = teacher_of(method)(images())
+    assert logits.shape == (8, 0)
+    assert torch.equal(method.targets(feature, logits, None), feature)
+    student = method.student()
+    assert student.readouts == () and student.classifier is None
+    assert student.embed(images()).shape == (8, 32)
+    assert method.predict(images()) == {}
+
+
+def test_a_teacher_without_a_classifier_and_labels_without_contraction() -> None:
+    method = taught(embedding(), contraction=0.0)
+    assert list(method(images(), labels(), generator=seeded()).parts) == ["diffusion", "probe"]
+    assert method.student().readouts == ("linear",)
+
+
+@pytest.mark.parametrize("teacher", ["none", "other"])
+@pytest.mark.parametrize("contraction", [0.0, 0.4])
+@pytest.mark.parametrize("standardise", [True, False])
+def test_the_nearest_class_mean_reads_in_place_of_a_classifier(
+    teacher: str, contraction: float, standardise: bool
+) -> None:
+    torch.manual_seed(1)
+    network_ = embedding() if teacher == "none" else network("cifar/resnet8x0.5", 7)
+    method = taught(network_, centres="means", contraction=contraction, standardise=standardise)
+    with pytest.raises(UserError, match="Call prepare"):
+        method(images(), labels())
+    every = images(24, seed=5)
+    method.prepare([(every[:10], labels(24)[:10]), (every[10:], labels(24)[10:])])
+    assert method(images(), labels(), generator=seeded()).loss.isfinite()
+
+    features = teacher_of(method)(every)[0].double()
+    standard = (features - method.generator.feature_mean) / method.generator.feature_scale
+    means = torch.stack([standard[label::CLASSES].mean(0) for label in range(CLASSES)])
+    torch.testing.assert_close(method.centres.double(), means, atol=1e-4, rtol=1e-3)
+    within = standard - means[labels(24)]
+    distances = means - means.mean(0)
+    variance = (distances @ within.T).square().mean(1).sum() / distances.square().sum()
+    torch.testing.assert_close(method.class_variance.double(), variance, rtol=1e-3, atol=0)
+
+    student = method.student()
+    assert student.readouts == ("linear", "mean", "sample") and student.num_classes("mean") == CLASSES
+    generated = method.generator.standardise(student.embed(images())).double()
+    wanted = -(generated[:, None] - means).square().sum(-1) / (2 * variance)
+    came = student.logits(student.features(images()), "mean").double()
+    torch.testing.assert_close(came.softmax(-1), wanted.softmax(-1), atol=2e-3, rtol=0)
+
+
+def test_the_means_that_read_are_moved_as_the_features_are() -> None:
+    """Scaled centres are no means: what is generated of class c has mean (1-λ) μ_c + λ c_c."""
+    torch.manual_seed(1)
+    plain = taught(embedding(), centres="means", contraction=0.4)
+    matched = taught(teacher_of(plain).backbone, centres="means", contraction=0.4, centre_scale="match")
+    for method in (plain, matched):
+        method.prepare([(images(24, seed=5), labels(24))])
+    assert torch.equal(plain.class_means, plain.centres)
+    torch.testing.assert_close(matched.class_means, 0.6 * plain.centres + 0.4 * matched.centres)
+
+
+def test_class_means_that_read_travel_in_the_state_dict() -> None:
+    method = taught(embedding(), centres="means")
+    method.prepare([(images(24, seed=5), labels(24))])
+    twin = taught(teacher_of(method).backbone, centres="means")
+    twin.load_state_dict(method.state_dict())
+    feature = method.student().features(images())
+    with torch.no_grad():
+        assert torch.equal(twin.student().logits(feature), method.student().logits(feature))
+
+
+def test_classes_that_never_vary_read_at_temperature_one() -> None:
+    moments = _Moments(2, 2, scatter=True)
+    moments.add(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
+    assert moments.variance_between_means(torch.ones(2)) == 1.0
+
+
+def test_without_labels_class_means_are_not_asked_for() -> None:
+    method = taught(network("cifar/resnet8x0.5"), False, centres="means")
+    assert method(images()).loss.isfinite()
+    assert method.student().readouts == ("linear", "mean", "sample")
+    assert torch.equal(method.centres, teacher_of(method).classifier.weight)
+
+
+def test_the_validation_loss_is_that_of_a_step_without_mixup_and_dropout() -> None:
+    settings: dict[str, Any] = {"probe": "none", "contraction": 0.3}
+    method = build(mixup=1.0, condition_dropout=0.5, **settings).eval()
+    came = method.diffusion_loss(images(), labels(), seeded())
+    assert torch.equal(came, build(**settings).eval()(images(), labels(), generator=seeded()).loss.detach())
+    assert not came.requires_grad
+    assert torch.equal(method.diffusion_loss(images(), labels(), seeded()), came)
+    assert not torch.equal(method.diffusion_loss(images(), labels(), seeded(1)), came)
+    assert not torch.equal(method.diffusion_loss(images(), None, seeded()), came)
 
 
 # --- randomness of the rows ---

@@ -13,7 +13,7 @@ from gendd.config import ModelConfig
 from gendd.errors import UserError
 from gendd.models import Backbone, build_model, create_backbone, list_models, save_weights
 from gendd.models.cifar import NAMES
-from gendd.models.registry import check_name, pretrained_classes, teacher_classes
+from gendd.models.registry import check_name, pretrained_classes
 from gendd.student import Student
 
 
@@ -253,8 +253,8 @@ def test_build_model_names_another_number_of_classes(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         build_model(ModelConfig("cifar/resnet8", str(path)), 10, 3)
     assert str(caught.value) == (
-        f"{path}: its cifar/resnet8 has 100 classes, the data has 10: "
-        "give weights trained on the data's classes."
+        f"{path}: its cifar/resnet8 has 100 classes, not the expected 10: "
+        "give weights trained on those classes."
     )
 
 
@@ -308,36 +308,6 @@ def test_a_config_beside_weights_may_be_another_library_s(tmp_path: Path) -> Non
 
 def test_pretrained_classes_are_those_of_timm_s_weights() -> None:
     assert pretrained_classes(create_backbone("timm/test_resnet", 7)) == 1000
-
-
-def test_the_classes_of_a_teacher_are_those_of_its_weights(tmp_path: Path) -> None:
-    file = tmp_path / "weights.safetensors"
-    save_weights(create_backbone("cifar/resnet8", 3, 1), file)
-    assert teacher_classes(ModelConfig("cifar/resnet8", str(file)), 1) == ["0", "1", "2"]
-    student = Student(create_backbone("cifar/resnet8", 3, 1), info={"class_names": ["a", "b", "c"]})
-    student.save(tmp_path / "run" / "student")
-    assert teacher_classes(ModelConfig("cifar/resnet8", str(tmp_path / "run")), 1) == ["a", "b", "c"]
-    student.info["class_names"] = ["a", "b"]
-    student.save(tmp_path / "run" / "student")
-    assert teacher_classes(ModelConfig("cifar/resnet8", str(tmp_path / "run")), 1) == ["0", "1", "2"]
-    assert len(teacher_classes(ModelConfig("timm/test_resnet", pretrained=True), 3)) == 1000
-
-
-def test_classes_that_no_weights_tell(tmp_path: Path) -> None:
-    with pytest.raises(UserError) as caught:
-        teacher_classes(ModelConfig("cifar/resnet8"), 1)
-    assert str(caught.value) == (
-        "teacher.weights: expected weights for cifar/resnet8, whose classes the images don't tell, got none; "
-        "give a file, or name the classes with data.classes."
-    )
-    file = tmp_path / "weights.safetensors"
-    save_weights(create_backbone("timm/test_resnet", 3, 1), file)
-    with pytest.raises(UserError) as caught:
-        teacher_classes(ModelConfig("timm/test_vit", str(file)), 1)
-    assert str(caught.value) == (
-        f"{file}: expected the weights of timm/test_vit, got none of its classifier (head.weight); "
-        "give the file of this network or the name of the file's."
-    )
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,7 @@
 
 from gendd.data.augment import augment
 from gendd.data.images import ImageSet
-from gendd.data.loading import Batch, Batches, ShardBatches, eval_loader, train_loader
+from gendd.data.loading import Batch, Batches, ShardBatches, eval_loader, sample_loader, train_loader
 from gendd.data.mixing import Mixing
 from gendd.data.sets import Data, describe, load_data
 from gendd.data.shards import Shards
@@ -19,5 +19,6 @@ __all__ = [
     "describe",
     "eval_loader",
     "load_data",
+    "sample_loader",
     "train_loader",
 ]

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -331,3 +331,44 @@ def eval_loader(
     """
     order = torch.arange(rank, len(image_set), world_size)
     return Batches(image_set, order, batch_size, _workers(workers), None)
+
+
+def sample_loader(
+    images: ImageSet | Shards, batch_size: int, limit: int | None = None, workers: int | None = 0
+) -> Batches | ShardBatches:
+    """Images as they are, each once at most: all of them, or a number that stands for them.
+
+    Of a set they are evenly spread over it and given in order. Of shards, which are read in sequence, they
+    are those of the first of the shards in an order of their own; what fills no batch is left out.
+
+    Args:
+        images: The images.
+        batch_size: B.
+        limit: How many at most; None: all.
+        workers: As for :func:`eval_loader`.
+
+    Raises:
+        UserError: when iterated, more images that can't be decoded than the set allows.
+    """
+    count = len(images) if limit is None else min(limit, len(images))
+    if isinstance(images, ImageSet):
+        loader = eval_loader(images, batch_size, workers)
+        if count == len(images):
+            return loader
+        return replace(loader, order=torch.linspace(0, len(images) - 1, count).round().long())
+    how = _Augmentation("none", (1.0, 1.0), seed=0, epoch=0, rank=0)
+    batch_size = min(batch_size, count)
+    epoch = Epoch(
+        shards=images,
+        order=torch.randperm(len(images.urls), generator=how.generator("order")),
+        seeds=list(range(STREAMS)),
+        vary=how.streamed,
+        steps=count // batch_size,
+        batch_size=batch_size,
+        rank=0,
+        resampled=False,
+        buffer=1,
+        workers=_workers(workers),
+        max_corrupt=images.max_corrupt,
+    )
+    return ShardBatches(epoch)

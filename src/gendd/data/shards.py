@@ -82,6 +82,7 @@ class Shards:
         choice: Tells the training images among those of a shard.
         channels: C, 1 or 3.
         size: S.
+        max_corrupt: The largest share of them that may be unreadable where they are read as they are.
         skipped: Told of the images that can't be read.
     """
 
@@ -92,6 +93,7 @@ class Shards:
     choice: Choice
     channels: int = 0
     size: int = 0
+    max_corrupt: float = 0.0
     skipped: Skipped = field(default_factory=lambda: Skipped("training"), compare=False, repr=False)
 
     def __len__(self) -> int:
@@ -417,6 +419,7 @@ def read_shards(config: DataConfig) -> Found:
         starts=starts[train_rows],
         labels=None if labels is None else labels[train_rows],
         choice=choice,
+        max_corrupt=config.max_corrupt,
     )
     # said before anything is trained
     steps_of(train, config, 1)

@@ -38,9 +38,14 @@ class Method(nn.Module):
     Args:
         backbone: The student network.
         teacher: The network to distil; None for a method without one.
+
+    Attributes:
+        needs_labels: Whether it can't learn without labels.
+        has_diffusion: Whether it has a :meth:`diffusion_loss`.
     """
 
     needs_labels = True
+    has_diffusion = False
 
     def __init__(self, backbone: Backbone, teacher: Backbone | Frozen | None = None) -> None:
         super().__init__()
@@ -81,6 +86,16 @@ class Method(nn.Module):
         student = self.student()
         features = student.features(images)
         return {name: student.logits(features, name) for name in student.readouts if name != "sample"}
+
+    def diffusion_loss(self, images: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+        """Mean diffusion loss of held-out images, a scalar; for a method with :attr:`has_diffusion`.
+
+        Args:
+            images: (B, C, H, W) in [0, 1].
+            labels: As for :meth:`forward`.
+            generator: Source of times and noise: from the same state, losses can be compared.
+        """
+        raise NotImplementedError(f"{type(self).__name__} diffuses nothing")
 
     def prepare(self, batches: Iterable[Any]) -> None:
         """Learn what has to be known of the training data before the first step; nothing by default.

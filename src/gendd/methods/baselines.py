@@ -46,10 +46,16 @@ class KD(Method):
         super().__init__(backbone, teacher)
         self.config = config or KDConfig()
         self.needs_labels = self.config.weight < 1
+        if not teacher.has_classifier:
+            raise UserError(
+                "Logit distillation: expected a teacher with a classifier, got one of features alone. "
+                "Use method gendd, and no baseline kl or kd."
+            )
         if teacher.num_classes != backbone.num_classes:
+            way = ", or data.labels false" if not self.needs_labels else ""
             raise UserError(
                 f"Logit distillation: expected a teacher with the student's {backbone.num_classes} classes, "
-                f"got one with {teacher.num_classes}. Use a teacher trained on these classes."
+                f"got one with {teacher.num_classes}. Use a teacher trained on these classes{way}."
             )
 
     def forward(
@@ -89,10 +95,19 @@ class Pretraining(Method):
     """Stage 1: the frozen teacher classifier reads the student's feature, mapped to the teacher's width.
 
     Cross-entropy on the labels; afterwards the backbone starts the distillation and the map is dropped.
+
+    Raises:
+        UserError: the teacher has no classifier, or one of other classes than the student.
     """
 
     def __init__(self, backbone: Backbone, teacher: Backbone | Frozen) -> None:
         super().__init__(backbone, teacher)
+        if teacher.num_classes != backbone.num_classes:
+            came = f"one with {teacher.num_classes}" if teacher.has_classifier else "one without a classifier"
+            raise UserError(
+                f"Pretraining (stage 1): expected a teacher with the data's {backbone.num_classes} classes, "
+                f"got {came}. Set training.stage1_epochs 0."
+            )
         self.projection = torch.nn.Linear(backbone.feature_dim, teacher.feature_dim)
 
     def forward(

@@ -19,6 +19,7 @@ from gendd.errors import UserError, did_you_mean
 from gendd.generator import FeatureGenerator
 from gendd.methods.base import Method, StepOutput
 from gendd.models import Backbone, Frozen
+from gendd.readout import nearest_mean_classifier
 from gendd.student import Student
 
 STATISTICS_IMAGES = 10_000
@@ -30,21 +31,29 @@ class GenDD(Method):
     Args:
         backbone: The student network (B, C, H, W) -> feature (B, d), logits (B, K). Its classifier is
             the linear readout's probe: it learns from the detached feature and sends no gradient back.
-        teacher: The network to distil.
+        teacher: The network to distil; it may have no classifier. Its classes may be others than the
+            student's, which are those of the labels where there are any.
         config: Settings; single ones may be given by name instead, ``GenDD(s, t, contraction=0.5)``.
+        labels: True: labels will be given, and what can't be learned from them is said at once. False:
+            train without, whatever is given. None: each batch with what it has.
 
     Raises:
-        UserError: a setting is unknown, or out of range.
+        UserError: a setting is unknown, out of range, or needs a teacher with the classes of the labels.
     """
 
+    has_diffusion = True
     centres: Tensor
     prepared: Tensor
+    class_means: Tensor
+    class_variance: Tensor
 
     def __init__(
         self,
         backbone: Backbone,
         teacher: Backbone | Frozen,
         config: GenDDConfig | None = None,
+        *,
+        labels: bool | None = None,
         **settings: Any,
     ) -> None:
         for role, network in (("student", backbone), ("teacher", teacher)):
@@ -60,17 +69,65 @@ class GenDD(Method):
                 raise UserError(f"Unknown GenDD setting {name!r}.{did_you_mean(name, known)}")
         self.config = dataclasses.replace(config or GenDDConfig(), **settings)
         self.needs_labels = False
+        self.labels = labels
+        if labels:
+            self._check_classes()
         self.generator = FeatureGenerator(backbone.feature_dim, teacher.feature_dim, self.config)
-        self.register_buffer("centres", teacher.classifier.weight.detach().float().clone())
+        centres = torch.zeros(self._centre_count, teacher.feature_dim)
+        if len(centres) == teacher.num_classes > 0:
+            centres = teacher.classifier.weight.detach().float().clone()
+        self.register_buffer("centres", centres)
+        if self._reads_means:
+            self.register_buffer("class_means", torch.zeros_like(centres))
+            self.register_buffer("class_variance", torch.ones(()))
         self.register_buffer("prepared", torch.tensor(not self._needs_statistics))
+
+    @property
+    def _same_classes(self) -> bool:
+        assert self.teacher is not None
+        return self.teacher.num_classes == self.backbone.num_classes
+
+    @property
+    def _reads_means(self) -> bool:
+        """Whether generated features are read by the class means, for want of a classifier of the classes."""
+        return self.config.centres == "means" and self.labels is not False and not self._same_classes
+
+    @property
+    def _takes_means(self) -> bool:
+        contracts = self.config.contraction > 0 and self.labels is not False
+        return self.config.centres == "means" and (contracts or self._reads_means)
+
+    @property
+    def _centre_count(self) -> int:
+        assert self.teacher is not None
+        return self.backbone.num_classes if self._takes_means else self.teacher.num_classes
+
+    def _check_classes(self) -> None:
+        """Raise :class:`UserError` where labels are given that the teacher's classes don't fit."""
+        assert self.teacher is not None
+        if self._same_classes:
+            return
+        config, classes = self.config, self.backbone.num_classes
+        came = (
+            f"one with {self.teacher.num_classes}"
+            if self.teacher.has_classifier
+            else "one without a classifier"
+        )
+        expected = f"expected a teacher with the data's {classes} classes, got {came}."
+        if config.contraction > 0 and config.centres == "classifier":
+            raise UserError(
+                f"Contraction: {expected} Set gendd.centres means, gendd.contraction 0, or data.labels false."
+            )
+        if config.contraction > 0 and config.alpha < 1:
+            raise UserError(f"gendd.alpha {config.alpha}: {expected} Set gendd.alpha 1.")
+        if config.probe == "teacher":
+            raise UserError(f"gendd.probe 'teacher': {expected} Set gendd.probe labels.")
 
     @property
     def _needs_statistics(self) -> bool:
         config = self.config
         contracts = config.contraction > 0
-        return config.standardise or (
-            contracts and (config.centres == "means" or config.centre_scale == "match")
-        )
+        return config.standardise or self._takes_means or (contracts and config.centre_scale == "match")
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[Any]) -> None:
@@ -83,9 +140,8 @@ class GenDD(Method):
             UserError: no batch, or class means are asked for and a class has no labelled image.
         """
         assert self.teacher is not None
-        classes = self.teacher.num_classes
-        by_class = self.config.contraction > 0 and self.config.centres == "means"
-        moments = _Moments(self.teacher.feature_dim, classes)
+        by_class = self._takes_means
+        moments = _Moments(self.teacher.feature_dim, len(self.centres), scatter=self._reads_means)
         for batch in batches:
             images, labels = batch if isinstance(batch, (tuple, list)) else (batch.images, batch.labels)
             features = self.teacher(images.to(self.centres.device))[0]
@@ -97,23 +153,32 @@ class GenDD(Method):
         variance = moments.squares / moments.count
         if self.config.standardise:
             self.generator.set_statistics(moments.mean.float(), variance.sqrt().float())
-        if self.config.contraction > 0:
+        if by_class:
+            self._set_means(moments)
+        if self.config.contraction > 0 and len(self.centres) > 0:
             self._set_centres(moments, variance)
         self.prepared.fill_(True)
+
+    def _set_means(self, moments: _Moments) -> None:
+        """Class means (K, D) in the space that is diffused; raises :class:`UserError` without one."""
+        missing = (moments.class_counts == 0).nonzero().flatten().tolist()
+        if missing:
+            raise UserError(
+                f"gendd.centres 'means': expected labelled images of all {len(moments.class_counts)} "
+                f"classes, got none of {missing[:5]}. Use gendd.centres 'classifier'."
+            )
+        means = moments.class_means.float().to(self.centres.device)
+        self.centres.copy_(self.generator.standardise(means))
+        if self._reads_means:
+            self.class_means.copy_(self.centres)
+            self.class_variance.fill_(
+                moments.variance_between_means(self.generator.feature_scale.cpu().double())
+            )
 
     def _set_centres(self, moments: _Moments, variance: Tensor) -> None:
         """Centres (K, D) in the space that is diffused, where the classifier's rows act on unit features."""
         assert self.teacher is not None
-        if self.config.centres == "means":
-            missing = (moments.class_counts == 0).nonzero().flatten().tolist()
-            if missing:
-                raise UserError(
-                    f"gendd.centres 'means': expected labelled images of all {len(moments.class_counts)} "
-                    f"classes, got none of {missing[:5]}. Use gendd.centres 'classifier'."
-                )
-            means = (moments.class_sums / moments.class_counts.unsqueeze(-1)).float()
-            self.centres.copy_(self.generator.standardise(means.to(self.centres.device)))
-        else:
+        if not self._takes_means:
             weight = self.teacher.classifier.weight.float()
             self.centres.copy_(weight * self.generator.feature_scale if self.config.standardise else weight)
         if self.config.centre_scale == "match":
@@ -123,6 +188,9 @@ class GenDD(Method):
             centre = self.generator.feature_mean.cpu().double()
             square = ((variance + (moments.mean - centre).square()) / scale.square()).sum()
             self.centres.mul_((float(square) / self.centres.square().sum(-1).mean()).sqrt())
+        if self._reads_means:
+            # what is generated is contracted: the mean of class c lies where its features' mean is moved to
+            self.class_means.lerp_(self.centres, self.config.contraction)
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
@@ -143,6 +211,7 @@ class GenDD(Method):
                 "GenDD: expected the teacher's statistics, which these settings need. "
                 "Call prepare(batches) with some training batches first."
             )
+        labels = None if self.labels is False else labels
         teacher_feature, teacher_logits = self.teacher(images)
         feature = self.backbone.features(images)
         logits = self.backbone.classifier(feature.detach())
@@ -168,6 +237,16 @@ class GenDD(Method):
             self._prepared = bool(self.prepared)
         return self._prepared
 
+    @torch.no_grad()
+    def diffusion_loss(self, images: Tensor, labels: Tensor | None, generator: torch.Generator) -> Tensor:
+        """See :meth:`Method.diffusion_loss`; without mixup and condition dropout."""
+        assert self.teacher is not None
+        feature, logits = self.teacher(images)
+        targets = self.targets(feature, logits, None if self.labels is False else labels)
+        condition = self.generator.condition(self.backbone.features(images))
+        loss: Tensor = self._diffuse(targets, condition, generator, regularised=False).mse.mean()
+        return loss
+
     def targets(self, feature: Tensor, logits: Tensor, labels: Tensor | None) -> Tensor:
         """What is generated: the standardised teacher feature, contracted towards its class (B, D).
 
@@ -177,11 +256,7 @@ class GenDD(Method):
         standard = self.generator.standardise(feature.float())
         if labels is None or self.config.contraction == 0:
             return standard
-        if self.centres.shape[0] != self.backbone.num_classes:
-            raise UserError(
-                f"Contraction: expected a teacher with the data's {self.backbone.num_classes} classes, "
-                f"got one with {self.centres.shape[0]}. Set gendd.contraction 0, or train without labels."
-            )
+        self._check_classes()
         probabilities = tokens.class_probabilities(labels, self.centres.shape[0])
         if self.config.alpha < 1:
             predicted = logits.float().softmax(-1)
@@ -198,10 +273,17 @@ class GenDD(Method):
             return None
         return teacher_logits.float().softmax(-1)
 
-    def _diffuse(self, targets: Tensor, condition: Tensor, generator: torch.Generator | None) -> Any:
+    def _diffuse(
+        self,
+        targets: Tensor,
+        condition: Tensor,
+        generator: torch.Generator | None,
+        *,
+        regularised: bool = True,
+    ) -> Any:
         config, device = self.config, targets.device
         images = targets.shape[0]
-        if config.mixup > 0:
+        if regularised and config.mixup > 0:
             weight = _beta(config.mixup, generator, device)
             permutation = torch.randperm(images, generator=generator, device=device)
             targets = tokens.mix(targets, weight, permutation)
@@ -213,13 +295,29 @@ class GenDD(Method):
         t = (u * config.timesteps).long().clamp(max=config.timesteps - 1)
         noise = torch.randn(rows, config.token_width, generator=generator, device=device)
         keep = None
-        if config.condition_dropout > 0:
+        if regularised and config.condition_dropout > 0:
             keep = torch.rand(rows, generator=generator, device=device) >= config.condition_dropout
         return self.generator.loss_rows(targets, condition, t, noise, keep)
 
     def student(self) -> Student:
         """See :meth:`Method.student`."""
+        # without labels the probe learns from the teacher's classes, if they are the student's
+        linear = self.labels is not False or self._same_classes
+        info = {"reader": "means"} if self._reads_means else {}
+        return Student(self.backbone, self.generator, self._reader(), info=info, linear=linear)
+
+    def _reader(self) -> nn.Linear | None:
+        """What reads generated features: the class means or the teacher's classifier, if there are any."""
         assert self.teacher is not None
+        if self._reads_means:
+            return nearest_mean_classifier(
+                self.class_means,
+                self.generator.feature_mean,
+                self.generator.feature_scale,
+                float(self.class_variance),
+            )
+        if not self.teacher.has_classifier:
+            return None
         source = self.teacher.classifier
         classifier: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
             nn.Linear, source.in_features, source.out_features, device=self.centres.device
@@ -230,7 +328,7 @@ class GenDD(Method):
                 classifier.bias.zero_()
             else:
                 classifier.bias.copy_(source.bias)
-        return Student(self.backbone, self.generator, classifier.requires_grad_(False))
+        return classifier.requires_grad_(False)
 
     def undecayed(self) -> Iterator[nn.Parameter]:
         """The head takes no weight decay."""
@@ -238,14 +336,21 @@ class GenDD(Method):
 
 
 class _Moments:
-    """Count, mean and summed squared deviations of features, and their sums by class; float64 on the CPU."""
+    """Count, mean and summed squared deviations of features, and their sums by class; float64 on the CPU.
 
-    def __init__(self, width: int, classes: int) -> None:
+    Args:
+        width: D.
+        classes: K.
+        scatter: Also take the (D, D) sum of products, for the variance within classes.
+    """
+
+    def __init__(self, width: int, classes: int, scatter: bool = False) -> None:
         self.count = 0
         self.mean = torch.zeros(width, dtype=torch.float64)
         self.squares = torch.zeros(width, dtype=torch.float64)
         self.class_sums = torch.zeros(classes, width, dtype=torch.float64)
         self.class_counts = torch.zeros(classes, dtype=torch.float64)
+        self.products = torch.zeros(width, width, dtype=torch.float64) if scatter else None
 
     def add(self, features: Tensor, labels: Tensor | None) -> None:
         """Add features (B, D), by class too where labels (B,) are given (Chan et al. 1983)."""
@@ -260,6 +365,32 @@ class _Moments:
             labels = labels.cpu()
             self.class_sums.index_add_(0, labels, rows)
             self.class_counts += torch.bincount(labels, minlength=len(self.class_counts))
+            if self.products is not None:
+                self.products.addmm_(rows.T, rows)
+
+    @property
+    def class_means(self) -> Tensor:
+        """(K, D), of classes that all have images."""
+        return self.class_sums / self.class_counts.unsqueeze(-1)
+
+    def variance_between_means(self, scale: Tensor) -> float:
+        """Variance within classes along the directions in which the class means differ.
+
+        For a pair of Gaussian classes of covariance Σ whose means lie δ apart, the logits of the nearest mean
+        are log-likelihood ratios at temperature δᵀΣδ / |δ|²; this is its mean over the classes' distances
+        from their centre, weighted by |δ|². 1 where nothing varies.
+
+        Args:
+            scale: (D,) that features are divided by.
+        """
+        assert self.products is not None
+        means = self.class_means
+        within = self.products - (means.T * self.class_counts) @ means
+        distances = (means - means.mean(0)) / scale
+        rays = distances / scale
+        spread = float(((rays @ within) * rays).sum() / self.class_counts.sum())
+        square = float(distances.square().sum())
+        return spread / square if spread > 1e-9 * square > 0 else 1.0
 
 
 def _beta(concentration: float, generator: torch.Generator | None, device: torch.device) -> Tensor:

@@ -7,6 +7,7 @@ from gendd.models.costs import count_parameters, latency, multiply_adds
 from gendd.models.feature import FeatureNetwork
 from gendd.models.module import wrap
 from gendd.models.registry import build_model, create_backbone, list_models
+from gendd.models.teacher import build_teacher, teacher_class_names
 from gendd.models.weights import load_weights, save_weights
 
 __all__ = [
@@ -14,6 +15,7 @@ __all__ = [
     "FeatureNetwork",
     "Frozen",
     "build_model",
+    "build_teacher",
     "count_parameters",
     "create_backbone",
     "latency",
@@ -21,5 +23,6 @@ __all__ = [
     "load_weights",
     "multiply_adds",
     "save_weights",
+    "teacher_class_names",
     "wrap",
 ]

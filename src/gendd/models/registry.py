@@ -22,7 +22,7 @@ from gendd.models import cifar, huggingface, module, timm_networks, torchvision_
 from gendd.models.backbone import Backbone, Frozen
 from gendd.models.feature import FeatureNetwork
 from gendd.models.network import DEFAULT_MEAN, DEFAULT_STD, Network, Wanted, assemble, square
-from gendd.models.weights import load_weights, saved_backbone, saved_classes
+from gendd.models.weights import load_weights, saved_backbone
 
 _SPELLINGS = "cifar/NAME, timm/NAME, torchvision/NAME, hf/ID or FILE.py:FACTORY"
 
@@ -232,31 +232,6 @@ def _as_described(config: ModelConfig, described: dict[str, Any], in_channels: i
         keys += ["mean", "std", "channels"]
     filled: dict[str, Any] = {key: described.get(key) for key in keys if getattr(config, key) is None}
     return dataclasses.replace(config, **filled)
-
-
-def teacher_classes(config: ModelConfig, in_channels: int, given: nn.Module | None = None) -> list[str]:
-    """The classes that the weights of a config section tell apart: names, else numbers.
-
-    Args:
-        config: The section.
-        in_channels: C.
-        given: See :func:`build_model`.
-
-    Raises:
-        UserError: as :func:`build_model`, or the section has neither weights nor pretrained ones.
-    """
-    if given is not None:
-        return [str(number) for number in range(build_model(config, 1, in_channels, given).num_classes)]
-    backbone = create_backbone(config.name, 1, in_channels, channels=config.channels)
-    if config.weights is not None:
-        return saved_classes(backbone, config.weights)
-    classes = pretrained_classes(backbone)
-    if not config.pretrained or classes is None:
-        raise UserError(
-            f"teacher.weights: expected weights for {config.name}, whose classes the images don't tell, got "
-            "none; give a file, or name the classes with data.classes."
-        )
-    return [str(number) for number in range(classes)]
 
 
 def _given(config: ModelConfig, in_channels: int, given: nn.Module) -> Backbone:

@@ -19,6 +19,20 @@ from gendd.errors import UserError
 from gendd.models.backbone import Backbone
 
 _SHOWN = 3
+
+
+class OtherClassesError(UserError):
+    """Weights that fit but for the number of classes.
+
+    Attributes:
+        classes: How many theirs are.
+    """
+
+    def __init__(self, message: str, classes: int) -> None:
+        super().__init__(message)
+        self.classes = classes
+
+
 _STUDENT_WEIGHTS = "model.safetensors"
 # where the state dict is in a checkpoint that holds more
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "net")
@@ -134,6 +148,16 @@ def saved_backbone(path: str | Path) -> dict[str, Any] | None:
         return None
 
 
+def saved_class_names(path: str | Path) -> list[str] | None:
+    """Class names of a run's or a student's folder, as :func:`load_weights` takes it; None where none are."""
+    config = _weights_file(Path(path)).with_name("config.json")
+    try:
+        names = json.loads(config.read_text(encoding="utf-8"))["info"]["class_names"]
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        return None
+    return [str(name) for name in names] if isinstance(names, list) else None
+
+
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict of a weights file, and what else is in the file.
 
@@ -176,33 +200,6 @@ def _own_classifier(
     return state
 
 
-def saved_classes(backbone: Backbone, path: str | Path) -> list[str]:
-    """The classes of a weights file's classifier: the names its run gave them, else numbers.
-
-    Args:
-        backbone: The network, of any number of classes.
-        path: As for :func:`load_weights`.
-
-    Raises:
-        UserError: the file can't be read, or has no such classifier.
-    """
-    key = f"{backbone.classifier_name}.weight"
-    own = backbone.net.state_dict()
-    state = _own_classifier(backbone, own, read_checkpoint(path)[0])
-    if key not in state:
-        raise UserError(
-            f"{path}: expected the weights of {backbone.name}, got none of its classifier ({key}); "
-            "give the file of this network or the name of the file's."
-        )
-    file = _weights_file(Path(path)).with_name("config.json")
-    try:
-        names = [str(name) for name in json.loads(file.read_text(encoding="utf-8"))["info"]["class_names"]]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
-        names = []
-    count = len(state[key])
-    return names if len(names) == count else [str(number) for number in range(count)]
-
-
 def _check_classes(
     backbone: Backbone, state: Mapping[str, Tensor], reshaped: Sequence[str], path: str | Path
 ) -> None:
@@ -210,9 +207,10 @@ def _check_classes(
     if weight in reshaped and set(reshaped) <= {weight, bias}:
         classes, *width = state[weight].shape
         if width == [backbone.feature_dim]:
-            raise UserError(
-                f"{path}: its {backbone.name} has {classes} classes, the data has {backbone.num_classes}: "
-                "give weights trained on the data's classes."
+            raise OtherClassesError(
+                f"{path}: its {backbone.name} has {classes} classes, not the expected "
+                f"{backbone.num_classes}: give weights trained on those classes.",
+                classes,
             )
 
 

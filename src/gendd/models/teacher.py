@@ -1,0 +1,75 @@
+"""Teachers: networks of the classes their weights have, or of none."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from torch import nn
+
+from gendd.config import ModelConfig
+from gendd.errors import UserError
+from gendd.models.backbone import Backbone
+from gendd.models.registry import build_model, pretrained_classes
+from gendd.models.weights import OtherClassesError, saved_class_names
+
+
+def build_teacher(
+    config: ModelConfig, num_classes: int, in_channels: int, given: nn.Module | None = None
+) -> Backbone:
+    """Build a teacher; pretrained or with a weights file it keeps the classes of its weights.
+
+    Args:
+        config: Its section; ``classes`` names K where it is to be checked.
+        num_classes: K of the data, for a teacher that brings no classes of its own; 0 where the data tells
+            none.
+        in_channels: C.
+        given: A network made in Python, which takes the place of the name and its weights.
+
+    Raises:
+        UserError: as :func:`gendd.models.build_model`, or ``classes`` are not those of the weights, or
+            nothing tells them.
+    """
+    try:
+        backbone = build_model(config, config.classes or num_classes or 1, in_channels, given)
+    except OtherClassesError as error:
+        if config.classes is not None:
+            raise
+        return build_model(config, error.classes, in_channels)
+    own = backbone.num_classes
+    if given is None and config.weights is None and backbone.has_classifier:
+        classes = pretrained_classes(backbone) if config.pretrained else None
+        own = own if classes is None else classes
+        # a network that knows of no number of classes got the one that stands for none
+        if classes is None and own == 1 and not (num_classes or config.classes):
+            raise UserError(
+                f"teacher.weights: expected weights for {config.name}, whose classes the images don't tell, "
+                "got none that tell them; give a file, or name the classes with data.classes."
+            )
+    if backbone.has_classifier and config.classes not in (None, own):
+        raise UserError(
+            f"classes: expected {own} or null for the trained {config.name}, got {config.classes}; "
+            "its classifier would be random."
+        )
+    if own == backbone.num_classes:
+        return backbone
+    return build_model(replace(config, classifier=own > 0), own or 1, in_channels)
+
+
+def teacher_class_names(config: ModelConfig, num_classes: int) -> list[str] | None:
+    """Names of a teacher's K classes: of a run its data's, of timm's and torchvision's weights ImageNet's."""
+    if config.weights is not None:
+        names = saved_class_names(config.weights)
+    else:
+        imagenet = config.pretrained and config.name.startswith(("timm/", "torchvision/"))
+        names = _imagenet_names(num_classes) if imagenet else None
+    return names if names is not None and len(names) == num_classes else None
+
+
+def _imagenet_names(num_classes: int) -> list[str] | None:
+    """ImageNet's class names by their number, the first of each; None for another number of classes."""
+    from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
+
+    subset = infer_imagenet_subset({"num_classes": num_classes})
+    if subset is None:
+        return None
+    return [str(names).partition(",")[0] for names in ImageNetInfo(subset).label_descriptions()]
