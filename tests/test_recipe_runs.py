@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 
 import gendd
-from gendd.config import DataConfig, RunConfig, from_dict, load_config, to_dict
+from gendd.config import DataConfig, RunConfig, from_dict, load_config, merge, read_yaml, to_dict
 from gendd.data import Data, load_data
 from gendd.recipes import is_base, recipe_path, recipes
 from gendd.run import execute
@@ -205,3 +205,15 @@ def test_a_recipe_runs_on_its_own_networks(name: str, request: pytest.FixtureReq
     logits = student(torch.rand(2, 3, side, side, generator=torch.Generator().manual_seed(0)))
     assert logits.shape == (2, classes)
     assert bool(torch.isfinite(logits).all())
+
+
+def test_a_distilled_student_is_probed(cifar: dict[str, Any], tmp_path: Path) -> None:
+    values = read_yaml(recipe_path("cifar100/resnet56_resnet20"))
+    distilled = execute(replace(shortened(from_dict(values, RunConfig), cifar), out=str(tmp_path / "run")))
+    merge(values, read_yaml(recipe_path("linear_probe")))
+    values["student"]["weights"] = str(distilled.folder)
+    probed = execute(replace(shortened(from_dict(values, RunConfig), cifar), out=str(tmp_path / "probe")))
+    assert set(probed.metrics["student"]["readouts"]) == {"linear"}
+    before, after = (run.student().backbone.state_dict() for run in (distilled, probed))
+    changed = {key for key, value in before.items() if not torch.equal(value, after[key])}
+    assert changed == {"net.fc.weight", "net.fc.bias"}
