@@ -36,7 +36,7 @@ FIELDS = [
 ]
 # experiments alone: not what is laid over them, nor the demo
 LEFT_OUT = {"digits", "published", "linear_probe"}
-BATCH_AT_224 = 16
+BATCH_AT_224 = 8
 
 
 def experiments() -> list[str]:
