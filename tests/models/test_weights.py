@@ -225,7 +225,7 @@ def test_another_classifier_is_renamed_only_where_nothing_else_differs(tmp_path:
     torch.save(
         state | {"linear.weight": torch.zeros(7, 64), "linear.bias": torch.zeros(7)}, tmp_path / "w.pt"
     )
-    refuse(tmp_path / "w.pt", r"its cifar/resnet8 has 7 classes, the data has 4")
+    refuse(tmp_path / "w.pt", r"its cifar/resnet8 has 7 classes, not the expected 4")
 
 
 @pytest.mark.parametrize(
