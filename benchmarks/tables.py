@@ -83,7 +83,9 @@ def cifar10() -> str:
         for readout in ("linear", "mean", "sample"):
             values = [float(row[f"test_{readout}"]) for row in chosen if row[f"test_{readout}"]]
             cells.append(mean_std(values) if values else "–")
-        seconds = [float(row["train_seconds"]) for row in chosen if row["seed"] != "0"]
+        seconds = [
+            float(row["train_seconds"]) for row in chosen if row["seed"] != "0" and row["train_seconds"]
+        ]
         cells.append(f"{statistics.median(seconds):.0f}" if seconds else "–")
         cells.append(str(len(chosen)))
         lines.append(cells)
