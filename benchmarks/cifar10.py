@@ -54,7 +54,7 @@ def base(data: Path, seed: int, epochs: int) -> RunConfig:
             "test_path": str(data / "cifar10-jpeg-test.parquet"),
             "train_images": 20_000,
         },
-        "training": {"epochs": epochs, "precision": "bf16"},
+        "training": {"epochs": epochs, "precision": "auto"},
         "readout": {"name": "mean", "sampler": "ddim", "steps": 10, "num_samples": 1},
         "seed": seed,
     }
@@ -82,6 +82,7 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--best", action="store_true", help="only the best rate of each method")
+    parser.add_argument("--students", type=Path, help="folder to save the best student of each method in")
     arguments = parser.parse_args()
     chosen = best_rates() if arguments.best else {}
     changes = [
@@ -89,7 +90,8 @@ def main() -> None:
         for method in arguments.methods
         for rate in ([chosen[method]] if arguments.best else arguments.rates)
     ]
-    lockstep.run(base(arguments.data, arguments.seed, arguments.epochs), changes, RESULTS)
+    shared = base(arguments.data, arguments.seed, arguments.epochs)
+    lockstep.run(shared, changes, RESULTS, arguments.students)
 
 
 if __name__ == "__main__":

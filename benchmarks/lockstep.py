@@ -28,6 +28,7 @@ from gendd.data import Batch, Data, load_data, train_loader
 from gendd.evaluation import evaluate
 from gendd.methods import Method, build_method
 from gendd.models import Backbone, Frozen, build_model
+from gendd.student import Student
 from gendd.training import beta2, derive_seed, learning_rate_factor, parameter_groups, resolve_precision
 
 STATISTICS_BATCHES = 20
@@ -105,10 +106,16 @@ class Variant:
         self.validation = {f"val_{name}": score.as_dict()["top1"] for name, score in scores.items()}
         return float(self.validation.get("val_mean") or self.validation["val_linear"] or 0)
 
-    def row(self, data: Data, shared_seconds: float, teacher_seconds: float, sampled: bool) -> dict[str, Any]:
-        config = self.config
+    def student(self, data: Data) -> Student:
+        """The student as it is, which samples as the configuration says."""
         student = self.method.student().eval()
-        student.settings = config.readout if len(student.readouts) > 1 else student.settings
+        student.info["class_names"] = data.class_names
+        if len(student.readouts) > 1:
+            student.settings = self.config.readout
+        return student
+
+    def row(self, data: Data, shared_seconds: float, teacher_seconds: float, sampled: bool) -> dict[str, Any]:
+        config, student = self.config, self.student(data)
         seconds = self.seconds + shared_seconds
         seconds += 0 if config.method == "supervised" else teacher_seconds
         row: dict[str, Any] = {
@@ -125,8 +132,15 @@ class Variant:
         return row | self.validation
 
 
-def run(base: RunConfig, changes: list[dict[str, Any]], results: Path) -> None:
-    """Train the variants and append their rows."""
+def run(base: RunConfig, changes: list[dict[str, Any]], results: Path, students: Path | None = None) -> None:
+    """Train the variants and append their rows.
+
+    Args:
+        base: What they share.
+        changes: A name and dotted keys each.
+        results: The CSV.
+        students: Where to save the best of each name, in a folder of its name and seed.
+    """
     data = load_data(base.data)
     teacher = Shared(build_model(base.teacher, data.num_classes, data.channels))
     teacher.to(memory_format=torch.channels_last)
@@ -163,7 +177,10 @@ def run(base: RunConfig, changes: list[dict[str, Any]], results: Path) -> None:
         if new:
             writer.writeheader()
         for variant in variants:
-            row = variant.row(data, loading, teacher.seconds, best[variant.name][1] is variant)
+            chosen = best[variant.name][1] is variant
+            if chosen and students is not None:
+                variant.student(data).save(students / f"{variant.name}-{variant.config.seed}")
+            row = variant.row(data, loading, teacher.seconds, chosen)
             writer.writerow(row)
             stream.flush()
             print(row, flush=True)
@@ -176,9 +193,10 @@ def main() -> None:
     parser.add_argument("variants", type=Path)
     parser.add_argument("results", type=Path)
     parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--students", type=Path, help="folder to save the best student of each name in")
     arguments = parser.parse_args()
     base = from_dict(yaml.safe_load(arguments.config.read_text()), RunConfig)
-    run(base, json.loads(arguments.variants.read_text()), arguments.results)
+    run(base, json.loads(arguments.variants.read_text()), arguments.results, arguments.students)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,13 @@ import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from PIL import Image
+
+if TYPE_CHECKING:
+    from gendd.config import DataConfig
 
 # before torch is loaded: sums in the same order here and in the processes that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -46,6 +50,19 @@ class Finished:
     code: int
     out: str
     err: str
+
+
+def load_fails(config: DataConfig, *words: str) -> None:
+    """Loading the images is refused in one line, which holds the words."""
+    from gendd.data import load_data
+    from gendd.errors import UserError
+
+    with pytest.raises(UserError) as caught:
+        load_data(config)
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
 
 
 @pytest.fixture(scope="session", autouse=True)

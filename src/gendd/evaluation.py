@@ -158,6 +158,12 @@ def memory_format(network: nn.Module) -> torch.memory_format:
     return torch.contiguous_format
 
 
+def latency_images(images: ImageSet, device: torch.device | str) -> Tensor:
+    """The first images of a set, at most :data:`LATENCY_BATCH`, which costs are measured on."""
+    first = next(iter(eval_loader(images, min(LATENCY_BATCH, len(images)))))
+    return first.to(device).images
+
+
 def readout_costs(student: Student, output: OutputName, images: Tensor) -> dict[str, Any]:
     """Parameters in use, multiply-adds and median milliseconds an image of a student's output.
 

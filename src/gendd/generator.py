@@ -222,7 +222,7 @@ class GuidedDenoiser:
         if self.guidance != 1.0:
             unconditional = self._branch(grid, t, self.nothing)[:, :channels]
             predicted = unconditional + self.guidance * (predicted - unconditional)
-        index = torch.full((len(x),), step, device=x.device)
+        index = torch.full((1,), step, device=x.device)
         x0 = predicted_x0(predicted, x, index, self.schedule, self.prediction)
         if v.shape[-1] == 0:
             return Denoised(x0, None)

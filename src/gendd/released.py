@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -457,8 +456,8 @@ def _figures(
     student: Student, config: RunConfig, teacher: Frozen | None, data: Data, device: torch.device
 ) -> dict[str, Any]:
     """Scores on the test images and costs, by readout."""
-    from gendd.data import eval_loader
-    from gendd.evaluation import LATENCY_BATCH, evaluate, readout_costs
+    from gendd.evaluation import evaluate, latency_images, readout_costs
+    from gendd.training import shows_progress
 
     scores = evaluate(
         student,
@@ -467,9 +466,9 @@ def _figures(
         device=device,
         seed=config.seed,
         workers=config.data.workers,
-        progress=sys.stderr.isatty() if config.training.progress is None else config.training.progress,
+        progress=shows_progress(config.training),
     )
-    images = next(iter(eval_loader(data.test, min(LATENCY_BATCH, len(data.test))))).to(device).images
+    images = latency_images(data.test, device)
     return {
         name: {**score.as_dict(), **readout_costs(student, name, images)} for name, score in scores.items()
     }

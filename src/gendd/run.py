@@ -39,7 +39,14 @@ from gendd.data.readers import image_files
 from gendd.data.tars import is_remote
 from gendd.embedding import Refit, check_refit, embedding_scores, refit_linear
 from gendd.errors import UserError
-from gendd.evaluation import BATCH_SIZE, LATENCY_BATCH, OutputName, evaluate, memory_format, readout_costs
+from gendd.evaluation import (
+    BATCH_SIZE,
+    OutputName,
+    evaluate,
+    latency_images,
+    memory_format,
+    readout_costs,
+)
 from gendd.files import cache_folder, write_json, write_text
 from gendd.methods import Method, Pretraining, build_method
 from gendd.modelcard import write_card
@@ -65,6 +72,7 @@ from gendd.training import (
     is_share,
     resolve_device,
     resolve_precision,
+    shows_progress,
 )
 
 _REPORT_FEATURES = 1000
@@ -694,9 +702,8 @@ def _measure(
     results: dict[str, Trained],
     device: torch.device,
 ) -> tuple[dict[str, Any], Tensor | None]:
-    count = min(LATENCY_BATCH, len(data.test))
-    images = next(iter(eval_loader(data.test, count))).to(device).images
-    bar = config.training.progress if config.training.progress is not None else sys.stderr.isatty()
+    images = latency_images(data.test, device)
+    bar = shows_progress(config.training)
 
     def figures(student: Student, name: ReadoutName) -> dict[str, Any]:
         return {**scores[name].as_dict(), **readout_costs(student, name, images)}
@@ -717,7 +724,7 @@ def _measure(
             "device": str(device),
             "threads": torch.get_num_threads(),
             "precision": resolve_precision(config.training.precision, device),
-            "latency_batch": count,
+            "latency_batch": len(images),
             "latency_memory_format": str(memory_format(main)).removeprefix("torch."),
             "versions": {
                 "gendd": version("gendd"),

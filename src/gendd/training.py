@@ -93,6 +93,11 @@ def _cpu_multiplies_bf16() -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
+def shows_progress(config: TrainingConfig) -> bool:
+    """Whether progress bars are drawn: as the configuration says, else when a person watches."""
+    return sys.stderr.isatty() if config.progress is None else config.progress
+
+
 def learning_rate_factor(step: int, steps_per_epoch: int, config: TrainingConfig) -> float:
     """Factor on the peak learning rate at an optimiser step, counted from 0."""
     epochs = 0.1 * config.epochs if config.warmup_epochs is None else config.warmup_epochs
@@ -556,7 +561,7 @@ def _fit(
     title: str,
 ) -> dict[str, Any]:
     checkpoints = folder / "checkpoints"
-    bar = sys.stderr.isatty() if config.progress is None else config.progress
+    bar = shows_progress(config)
     last = ModelCheckpoint(
         checkpoints,
         filename="last",

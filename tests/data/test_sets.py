@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import load_fails
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -27,15 +28,6 @@ from gendd.data.split import random_split
 from gendd.errors import UserError
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
-
-
-def _fails(config: DataConfig, *words: str) -> None:
-    with pytest.raises(UserError) as caught:
-        load_data(config)
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
 
 
 def _picture(colour: tuple[int, int, int] | int, size: tuple[int, int] = (8, 8), kind: str = "PNG") -> bytes:
@@ -114,7 +106,7 @@ def test_imbalance_leaves_validation_and_test_as_they_are() -> None:
     assert int(few.class_counts[0]) > int(few.class_counts[9])
     assert "long-tailed (128 to 13 training images a class)" in describe(tail)
     total = sum(wanted)
-    _fails(
+    load_fails(
         DataConfig(imbalance=10, train_images=1200),
         f"data.train_images: expected at most {total} (what is left of 1438 after validation and "
         "data.imbalance), got 1200; lower it, or lower data.validation.",
@@ -123,7 +115,7 @@ def test_imbalance_leaves_validation_and_test_as_they_are() -> None:
 
 def test_imbalance_needs_labels(tmp_path: Path) -> None:
     _loose(tmp_path / "all", 4)
-    _fails(
+    load_fails(
         DataConfig("folder", str(tmp_path / "all"), validation=0.25, imbalance=10.0),
         "data.imbalance: expected null for unlabelled training images, got 10.0; "
         "leave it out, or give labelled images.",
@@ -149,11 +141,11 @@ def test_describe() -> None:
 
 
 def test_mistakes() -> None:
-    _fails(DataConfig(name="cifar1"), "data.name", "'cifar1'", "Did you mean 'cifar10'?")
-    _fails(DataConfig(train_images=1295), "data.train_images", "at most 1294", "1295")
-    _fails(DataConfig(validation=0.0001), "data.validation", "0.0001")
-    _fails(DataConfig(name="cifar10"), "data.path", "cifar-10-batches-py/", "got none")
-    _fails(
+    load_fails(DataConfig(name="cifar1"), "data.name", "'cifar1'", "Did you mean 'cifar10'?")
+    load_fails(DataConfig(train_images=1295), "data.train_images", "at most 1294", "1295")
+    load_fails(DataConfig(validation=0.0001), "data.validation", "0.0001")
+    load_fails(DataConfig(name="cifar10"), "data.path", "cifar-10-batches-py/", "got none")
+    load_fails(
         DataConfig(name="folder", path="/nowhere/at/all"), "data.path", "'/nowhere/at/all'", "does not exist"
     )
 
@@ -192,18 +184,18 @@ def test_fashion_mnist(tmp_path: Path, below: str, compress: bool) -> None:
 
 def test_fashion_mnist_mistakes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = DataConfig(name="fashion-mnist", path=str(tmp_path))
-    _fails(config, "train-images-idx3-ubyte[.gz]", str(tmp_path))
+    load_fails(config, "train-images-idx3-ubyte[.gz]", str(tmp_path))
     _write_fashion(tmp_path, compress=True)
     file = tmp_path / "t10k-images-idx3-ubyte.gz"
     whole = file.read_bytes()
     file.write_bytes(whole[: len(whole) // 2])
-    _fails(config, "t10k-images-idx3-ubyte.gz", "download it again")
+    load_fails(config, "t10k-images-idx3-ubyte.gz", "download it again")
     file.write_bytes(gzip.compress(gzip.decompress(whole)[:-5]))
-    _fails(config, "Expected 7840 values", "got 7835")
+    load_fails(config, "Expected 7840 values", "got 7835")
     file.write_bytes(gzip.compress(b"something else"))
-    _fails(config, "IDX file", "t10k-images-idx3-ubyte.gz")
+    load_fails(config, "IDX file", "t10k-images-idx3-ubyte.gz")
     monkeypatch.setattr("gendd.data.readers.fashion_mnist._DEBIAN_FASHION_MNIST", tmp_path / "none")
-    _fails(DataConfig(name="fashion-mnist"), "dataset-fashion-mnist", "data.path")
+    load_fails(DataConfig(name="fashion-mnist"), "dataset-fashion-mnist", "data.path")
 
 
 # --- CIFAR ------------------------------------------------------------------------------------------
@@ -218,7 +210,7 @@ def test_cifar10(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(CIFAR10, "meta", {"filename": "batches.meta", "key": "label_names", "md5": None})
     base = tmp_path / "cifar-10-batches-py"
     config = DataConfig(name="cifar10", path=str(tmp_path), validation=0)
-    _fails(config, "cifar-10-batches-py", "cifar-10-python.tar.gz", "data.path")
+    load_fails(config, "cifar-10-batches-py", "cifar-10-python.tar.gz", "data.path")
     base.mkdir()
     pixels = np.random.default_rng(0).integers(0, 256, (12, 3072), dtype=np.uint8)
     labels = [number % 3 for number in range(12)]
@@ -331,11 +323,11 @@ def test_folder_without_training_labels(tmp_path: Path) -> None:
 
 def test_folder_mistakes(tmp_path: Path) -> None:
     config = DataConfig(name="folder", path=str(tmp_path), image_size=8)
-    _fails(config, f"Expected images in '{tmp_path}', found none; add some.")
+    load_fails(config, f"Expected images in '{tmp_path}', found none; add some.")
     (tmp_path / "train").mkdir()
-    _fails(config, f"Expected images in '{tmp_path / 'train'}', found none; add some.")
+    load_fails(config, f"Expected images in '{tmp_path / 'train'}', found none; add some.")
     (tmp_path / "train" / "ant").mkdir()
-    _fails(
+    load_fails(
         config,
         f"data.path: expected test/ or val/ in '{tmp_path}', found neither; "
         "add one or set data.test_path, or set data.labels to false.",
@@ -343,16 +335,16 @@ def test_folder_mistakes(tmp_path: Path) -> None:
     (tmp_path / "train" / "ant").rmdir()
     (tmp_path / "train").rmdir()
     (tmp_path / "val").mkdir()
-    _fails(config, f"data.path: expected train/ beside val/ in '{tmp_path}', found none; add it.")
+    load_fails(config, f"data.path: expected train/ beside val/ in '{tmp_path}', found none; add it.")
     (tmp_path / "val").rmdir()
     _write_folder(tmp_path)
-    _fails(
+    load_fails(
         replace(config, test_path=str(tmp_path / "train" / "ant")),
         f"data.test_path: expected a directory outside of the training images in '{tmp_path / 'train'}', "
         f"got '{tmp_path / 'train' / 'ant'}'; move it.",
     )
     (tmp_path / "train" / "bee").rename(tmp_path / "train" / "wasp")
-    _fails(
+    load_fails(
         config,
         f"Expected the same class folders in '{tmp_path / 'train'}' and '{tmp_path / 'test'}', got "
         "only in train/: wasp; only in test/: bee; make them equal, or set data.labels to false.",
@@ -362,7 +354,7 @@ def test_folder_mistakes(tmp_path: Path) -> None:
     (tmp_path / "train" / "wasp").rename(tmp_path / "train" / "bee")
     (tmp_path / "test" / "cow").mkdir()
     (tmp_path / "train" / "cow").mkdir()
-    _fails(
+    load_fails(
         config,
         f"Expected images in '{tmp_path / 'test' / 'cow'}', found none; add some or remove the folder.",
     )
@@ -387,7 +379,7 @@ def test_folder_of_loose_images_and_nothing_else(tmp_path: Path, below: str) -> 
         "folder: 6 train, 2 validation images of 3x8x8, the classes of the teacher (training images "
         "unlabelled), augment resized-crop, in memory"
     )
-    _fails(
+    load_fails(
         replace(config, validation=0),
         "data.validation: expected a fraction above 0, as there are no test images, got 0; hold some out to "
         "evaluate on, or set data.test_path.",
@@ -433,29 +425,31 @@ def test_names_of_classes(tmp_path: Path) -> None:
     _write_folder(tmp_path / "set")
     names = tmp_path / "names.txt"
     config = DataConfig("folder", str(tmp_path / "set"), classes=str(names), image_size=8)
-    _fails(config, f"data.classes: expected a file of class names, one a line, got '{names}'")
+    load_fails(config, f"data.classes: expected a file of class names, one a line, got '{names}'")
     names.write_text("Formica rufa\n")
-    _fails(
+    load_fails(
         config,
         "data.classes: expected at least 2 names, as the labels go up to 1, got 1 in "
         f"'{names}'; add the missing ones.",
     )
     names.write_text("\ufeffFormica rufa\n\nApis\n")
-    _fails(
+    load_fails(
         config,
         f"data.classes: expected one class name a line in '{names}', got an empty line 2; name it.",
     )
     names.write_text("\ufeffFormica rufa\nApis mellifera\n")
     assert load_data(config).class_names == ["Formica rufa", "Apis mellifera"]
     names.write_bytes(b"\xff\xfe")
-    _fails(config, f"data.classes: expected a text file, got '{names}' (it is not UTF-8); correct the path.")
+    load_fails(
+        config, f"data.classes: expected a text file, got '{names}' (it is not UTF-8); correct the path."
+    )
 
 
 def test_corrupt_image_is_named(tmp_path: Path) -> None:
     _write_folder(tmp_path)
     broken = tmp_path / "test" / "bee" / "1.png"
     broken.write_bytes(broken.read_bytes()[:40])
-    _fails(DataConfig(name="folder", path=str(tmp_path), image_size=8), str(broken))
+    load_fails(DataConfig(name="folder", path=str(tmp_path), image_size=8), str(broken))
 
 
 # --- parquet ----------------------------------------------------------------------------------------
@@ -525,31 +519,31 @@ def test_parquet_of_large_images_is_cropped_by_area(tmp_path: Path) -> None:
 def test_parquet_mistakes(tmp_path: Path) -> None:
     train, test = tmp_path / "a.parquet", tmp_path / "b.parquet"
     config = DataConfig("parquet", str(train), str(test), validation=0)
-    _fails(config, "data.path", "a.parquet", "matches none")
+    load_fails(config, "data.path", "a.parquet", "matches none")
     train.write_text("not parquet")
     _write_parquet(test, _shades(4), [0, 1, 0, 1])
-    _fails(config, "readable parquet", "a.parquet")
+    load_fails(config, "readable parquet", "a.parquet")
     _write_parquet(train, [], [])
-    _fails(config, "a.parquet", "no rows")
+    load_fails(config, "a.parquet", "no rows")
     _write_parquet(train, _shades(4), [0, 1, 0, -1])
-    _fails(config, "labels from 0", "got -1")
+    load_fails(config, "labels from 0", "got -1")
     _write_parquet(train, _shades(4), [0, 1, 0, 5], names=["x", "y"])
-    _fails(config, "labels below 2", "got 5")
+    load_fails(config, "labels below 2", "got 5")
     _write_parquet(train, _shades(4), [0, 1, 0, 1], ("picture", "label"))
-    _fails(config, "image (or img)", "picture")
+    load_fails(config, "image (or img)", "picture")
     _write_parquet(train, [*_shades(3), b""], [0, 1, 0, 1])
-    _fails(config, "row 3", "a.parquet", "can't be decoded")
+    load_fails(config, "row 3", "a.parquet", "can't be decoded")
     _write_parquet(train, [b""] * 4, [0, 1, 0, 1])
-    _fails(
+    load_fails(
         config,
         f"Expected image bytes in column image of {str(train)!r}, got none in any row; embed the images.",
     )
     _write_parquet(train, [*_shades(2), b"nonsense", *_shades(1)], [0, 1, 0, 1])
-    _fails(config, "row 2", "a.parquet", "decoded")
+    load_fails(config, "row 2", "a.parquet", "decoded")
     _write_parquet(train, [_picture(1, (8, 8)), _picture(1, (8, 9))], [0, 1])
-    _fails(config, "data.image_size", "8x8, 9x8")
+    load_fails(config, "data.image_size", "8x8, 9x8")
     _write_parquet(train, _shades(4), [0, 1, 0, 1])
-    _fails(DataConfig("parquet", str(train)), "data.test_path")
+    load_fails(DataConfig("parquet", str(train)), "data.test_path")
     _write_parquet(test, _shades(4), None)
     assert load_data(config).test.labels is None
 
@@ -560,7 +554,7 @@ def test_parquet_without_pyarrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     config = DataConfig("parquet", str(tmp_path / "a"), str(tmp_path / "b"), validation=0)
     found = read_parquet(config)
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    _fails(config, "pip install 'gendd[parquet]'")
+    load_fails(config, "pip install 'gendd[parquet]'")
     with pytest.raises(UserError, match="need pyarrow"):
         found.train.take(torch.arange(4))
 

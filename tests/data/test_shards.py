@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import TINY
+from conftest import TINY, load_fails
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
@@ -130,15 +130,6 @@ def equal(first: Sequence[Batch], second: Sequence[Batch]) -> bool:
 
 def epoch_of(data: Data, config: DataConfig, epoch: int = 0, seed: int = 0, **place: int) -> list[Batch]:
     return list(train_loader(data, config, seed=seed, epoch=epoch, **place))
-
-
-def fails(config: DataConfig, *words: str) -> None:
-    with pytest.raises(UserError) as caught:
-        load_data(config)
-    message = str(caught.value)
-    assert "\n" not in message
-    for word in words:
-        assert word in message, message
 
 
 # --- every image once --------------------------------------------------------------------------------
@@ -307,7 +298,9 @@ def test_steps_without_resampling_cut_the_pass(settings: dict[str, Any]) -> None
     data = load_data(config)
     batches = epoch_of(data, config)
     assert len(batches) == 3 and len(set(seen(batches))) == 12
-    fails(replace(config, steps_per_epoch=25), "data.steps_per_epoch", "at most 24", "got 25", "resampled")
+    load_fails(
+        replace(config, steps_per_epoch=25), "data.steps_per_epoch", "at most 24", "got 25", "resampled"
+    )
     with pytest.raises(UserError, match=r"at most 12 .* got 13"):
         epoch_of(data, replace(config, steps_per_epoch=13), world_size=2)
 
@@ -351,8 +344,8 @@ def test_train_images_are_drawn_from_the_rest(settings: dict[str, Any]) -> None:
     assert len(set(chosen)) == len(data.train) == 20 and set(chosen) <= set(seen(epoch_of(whole, config)))
     assert data.val is not None and whole.val is not None
     assert torch.equal(data.val.images(range(24)), whole.val.images(range(24)))
-    fails(replace(config, train_images=73), "data.train_images", "at most 72", "got 73")
-    fails(replace(config, validation=0.001), "data.validation", "of the 96 training images")
+    load_fails(replace(config, train_images=73), "data.train_images", "at most 72", "got 73")
+    load_fails(replace(config, validation=0.001), "data.validation", "of the 96 training images")
 
 
 # --- labels and test sets ----------------------------------------------------------------------------
@@ -424,7 +417,7 @@ def test_classes_are_named_by_a_file(settings: dict[str, Any], tmp_path: Path) -
         data = load_data(replace(config, test_path=test_path))
         assert data.labelled and data.class_names == ["cat", "dog", "owl", "fox", "emu"]
     (tmp_path / "names.txt").write_text("cat\ndog\nowl\n")
-    fails(config, "data.classes: expected at least 4 names", "got 3")
+    load_fails(config, "data.classes: expected at least 4 names", "got 3")
 
 
 def test_long_tailed_shards_are_told_by_shots(settings: dict[str, Any], tmp_path: Path) -> None:
@@ -456,13 +449,13 @@ def test_a_parquet_test_set(settings: dict[str, Any], tmp_path: Path) -> None:
     named = pa.table(rows).replace_schema_metadata({"huggingface": json.dumps(names)})
     pq.write_table(named, tmp_path / "test.parquet")
     config = DataConfig(**settings | {"test_path": str(tmp_path / "*.parquet")})
-    fails(config, "data.test_path", "labels below 2", "got 2")
+    load_fails(config, "data.test_path", "labels below 2", "got 2")
 
 
 def test_labels_that_do_not_fit_the_test_set(settings: dict[str, Any], tmp_path: Path) -> None:
     write_shards(tmp_path / "labelled", lambda number: labelled(number, str(number).encode()))
     config = DataConfig(**settings | {"path": str(tmp_path / "labelled")})
-    fails(config, "labels below 4", "got 95", "data.labels")
+    load_fails(config, "labels below 4", "got 95", "data.labels")
     assert not load_data(replace(config, labels=False)).labelled
 
 
@@ -497,7 +490,7 @@ def test_a_cut_shard_costs_its_end(
     # 24 to 29 are there, 30 to 35 are not
     assert sorted(seen(epoch_of(data, config))) == [*range(30), *range(36, 96)]
     assert capsys.readouterr().err == ""
-    fails(replace(config, max_corrupt=0.05), "0.05", "about 6 of 96", "0002.tar", "data.max_corrupt")
+    load_fails(replace(config, max_corrupt=0.05), "0.05", "about 6 of 96", "0002.tar", "data.max_corrupt")
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -566,7 +559,7 @@ def test_unreadable_validation_images(
     assert numbers(val.images(range(81))) == held[:10] + held[15:]
     said = capsys.readouterr().err.splitlines()
     assert len(said) == len(val.skipped) == 5 and all("the validation images" in line for line in said)
-    fails(replace(config, max_corrupt=0.05), "data.max_corrupt", "at most 4 of 86 validation images")
+    load_fails(replace(config, max_corrupt=0.05), "data.max_corrupt", "at most 4 of 86 validation images")
     # read where they lie, they are met when they are used
     lying = load_data(replace(config, in_memory=False)).val
     assert lying is not None and len(lying) == 86
@@ -582,7 +575,7 @@ def test_a_file_that_is_no_tar(
     data = load_data(config)
     assert "about 12 images" in capsys.readouterr().err
     assert sorted(seen(epoch_of(data, config))) == [*range(36), *range(48, 96)]
-    fails(DataConfig(**settings), "0003.tar", "about 12 of 96")
+    load_fails(DataConfig(**settings), "0003.tar", "about 12 of 96")
 
 
 # --- leaving -----------------------------------------------------------------------------------------
@@ -605,17 +598,21 @@ def test_an_epoch_left_early_leaves_nothing(settings: dict[str, Any], workers: i
 def test_mistakes_of_paths(settings: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     for path in ("empty", "none.tar", "*.tgz", "train/{0000..0009}.tar"):
-        fails(DataConfig(**settings | {"path": str(tmp_path / path)}), "data.path", "tar", path)
-    fails(
+        load_fails(DataConfig(**settings | {"path": str(tmp_path / path)}), "data.path", "tar", path)
+    load_fails(
         DataConfig(**settings | {"path": str(tmp_path / "train/{0000..0009}.tar")}), "0008.tar' is not there"
     )
-    fails(DataConfig(**settings | {"path": None}), "data.path", "got none")
-    fails(DataConfig(**settings | {"test_path": None}), "data.validation", "no test images", "data.test_path")
-    fails(DataConfig(**settings | {"test_path": str(tmp_path / "empty")}), "Expected images in", "empty")
-    fails(DataConfig(**settings | {"test_path": str(tmp_path / "none.parquet")}), "data.test_path: expected")
+    load_fails(DataConfig(**settings | {"path": None}), "data.path", "got none")
+    load_fails(
+        DataConfig(**settings | {"test_path": None}), "data.validation", "no test images", "data.test_path"
+    )
+    load_fails(DataConfig(**settings | {"test_path": str(tmp_path / "empty")}), "Expected images in", "empty")
+    load_fails(
+        DataConfig(**settings | {"test_path": str(tmp_path / "none.parquet")}), "data.test_path: expected"
+    )
     write_shards(tmp_path / "labelled", labelled)
     alone = settings | {"path": str(tmp_path / "labelled"), "test_path": None, "validation": 0.1}
-    fails(DataConfig(**alone), "data.test_path", "are labelled, got none")
+    load_fails(DataConfig(**alone), "data.test_path", "are labelled, got none")
     with pytest.raises(UserError, match=r"data.steps_per_epoch: expected null for data.name 'digits'"):
         DataConfig(steps_per_epoch=4)
     with pytest.raises(UserError, match=r"data.resampled: expected false"):
@@ -628,23 +625,23 @@ def test_mistakes_within_shards(settings: dict[str, Any], tmp_path: Path) -> Non
     one = tmp_path / "one"
     config = DataConfig(**settings | {"path": str(one)})
     write_tar(one / "0.tar", [("0.txt", b"caption"), ("0.v2.jpg", picture(0))])
-    fails(config, "0.tar", "jpg, jpeg, png or webp", "sample '0'", "txt, v2.jpg")
+    load_fails(config, "0.tar", "jpg, jpeg, png or webp", "sample '0'", "txt, v2.jpg")
     write_tar(one / "0.tar", [*labelled(0), ("1.txt", b"caption"), *labelled(2)])
-    fails(config, "about 1 of 3", "sample '1'", "with txt")
+    load_fails(config, "about 1 of 3", "sample '1'", "with txt")
     write_tar(one / "0.tar", [*labelled(0), *labelled(1, b"cat")])
-    fails(config, "class number", "'cat' in sample '00001'", "0.tar")
+    load_fails(config, "class number", "'cat' in sample '00001'", "0.tar")
     assert not load_data(replace(config, labels=False)).labelled
     write_tar(one / "0.tar", [*labelled(0), *labelled(1, b"-3")])
-    fails(config, "class number", "'-3'")
+    load_fails(config, "class number", "'-3'")
     write_tar(one / "0.tar", [*labelled(0), *captioned(1)])
-    fails(config, "with every image or with none", "got 1 without of 2")
+    load_fails(config, "with every image or with none", "got 1 without of 2")
 
 
 def test_without_the_package(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     import sys
 
     monkeypatch.setitem(sys.modules, "webdataset", None)
-    fails(DataConfig(**settings), "pip install 'gendd[webdataset]'")
+    load_fails(DataConfig(**settings), "pip install 'gendd[webdataset]'")
 
 
 # --- runs --------------------------------------------------------------------------------------------
@@ -746,17 +743,22 @@ def test_a_run_names_what_it_skipped(options: list[str], tmp_path: Path, no_repo
     ]
 
 
-def test_a_run_without_any_labels(options: list[str], tmp_path: Path, no_report: None) -> None:
+def without_tests(options: list[str], folder: Path) -> list[str]:
+    """Of a run of one epoch with no test images, and a teacher of four classes in ``folder``."""
     torch.manual_seed(0)
-    torch.save(create_backbone("cifar/resnet8x0.25", 4).net.state_dict(), tmp_path / "teacher.pt")
-    words = [
+    torch.save(create_backbone("cifar/resnet8x0.25", 4).net.state_dict(), folder / "teacher.pt")
+    return [
         *options,
         "--data.test_path=null",
         "--teacher.name=cifar/resnet8x0.25",
-        f"--teacher.weights={tmp_path / 'teacher.pt'}",
+        f"--teacher.weights={folder / 'teacher.pt'}",
         "--baselines=[]",
         "--training.epochs=1",
     ]
+
+
+def test_a_run_without_any_labels(options: list[str], tmp_path: Path, no_report: None) -> None:
+    words = without_tests(options, tmp_path)
     (tmp_path / "names.txt").write_text("a\nb\nc\nd\n")
     assert (
         main(["distill", "--out", str(tmp_path / "run"), *words, f"--data.classes={tmp_path}/names.txt"]) == 0
@@ -771,16 +773,7 @@ def test_features_alone_and_no_class_known(
     options: list[str], tmp_path: Path, no_report: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gendd.embedding.BANK_IMAGES", 50)
-    torch.manual_seed(0)
-    torch.save(create_backbone("cifar/resnet8x0.25", 4).net.state_dict(), tmp_path / "teacher.pt")
-    words = [
-        *options,
-        "--data.test_path=null",
-        "--teacher.name=cifar/resnet8x0.25",
-        f"--teacher.weights={tmp_path / 'teacher.pt'}",
-        "--baselines=[]",
-        "--training.epochs=1",
-    ]
+    words = without_tests(options, tmp_path)
     assert main(["distill", "--out", str(tmp_path / "run"), *words, "--teacher.classifier=false"]) == 0
     metrics = Run.open(tmp_path / "run").metrics
     assert metrics["student"]["readouts"] == {}

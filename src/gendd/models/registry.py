@@ -120,8 +120,7 @@ def check_name(name: str) -> None:
     else:
         known = family == "torchvision" and architecture in torchvision_networks.names()
     if not known:
-        listed = [each for each in list_models() if each.startswith(f"{family}/")]
-        raise _unknown(name, listed or list_models())
+        raise _unknown(name, list_models(f"{family}/") or list_models())
 
 
 def _is_cifar(name: str) -> bool:
