@@ -6,6 +6,7 @@ S samples · R = M·B·N rows, repeat-major.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -133,6 +134,8 @@ class FeatureGenerator(nn.Module):
         eta: float = 0.0,
         sampler: SamplerName = "ddpm",
         generator: torch.Generator | None = None,
+        start: Tensor | None = None,
+        step_noise: Sequence[Tensor] | None = None,
     ) -> Tensor:
         """Generated teacher features.
 
@@ -144,7 +147,9 @@ class FeatureGenerator(nn.Module):
             temperature: Factor on the step noise of ddpm.
             eta: η of ddim; 0 is deterministic.
             sampler: ``ddpm``, ``ddim`` or ``dpm-solver``.
-            generator: Source of all noise, on the condition's device.
+            generator: Source of all noise that is not given, on the condition's device.
+            start: (S·B·N, C) standard normal x_T.
+            step_noise: A draw (S·B·N, C) for every step but the last, for ``ddpm`` and ``ddim``.
 
         Returns:
             (S, B, D).
@@ -158,16 +163,20 @@ class FeatureGenerator(nn.Module):
                 "Train with gendd.condition_dropout 0.2 to guide."
             )
         images = condition.shape[0]
-        rows = num_samples * images * self.num_tokens
-        x = torch.randn(
-            rows, self.token_width, generator=generator, device=condition.device, dtype=torch.float32
-        )
+        x = start
+        if x is None:
+            rows = num_samples * images * self.num_tokens
+            x = torch.randn(
+                rows, self.token_width, generator=generator, device=condition.device, dtype=torch.float32
+            )
         schedule = self.schedule.respace(steps)
         denoise = self.denoiser(condition, schedule, guidance)
         if sampler == "ddpm":
-            x = ancestral(denoise, x, schedule, temperature=temperature, generator=generator)
+            x = ancestral(
+                denoise, x, schedule, temperature=temperature, step_noise=step_noise, generator=generator
+            )
         elif sampler == "ddim":
-            x = ddim(denoise, x, schedule, eta=eta, generator=generator)
+            x = ddim(denoise, x, schedule, eta=eta, step_noise=step_noise, generator=generator)
         else:
             x = dpm_solver(denoise, x, schedule)
         merged = tokens.merge(x.reshape(num_samples, images, self.num_tokens, -1), self.feature_width)

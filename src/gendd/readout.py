@@ -16,6 +16,8 @@ features reads in its place.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -60,8 +62,14 @@ def sampled_features(
     features: Tensor,
     config: ReadoutConfig,
     random: torch.Generator | None = None,
+    *,
+    start: Tensor | None = None,
+    step_noise: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Generated teacher features (S, B, D) from student features (B, d)."""
+    """Generated teacher features (S, B, D) from student features (B, d).
+
+    The noise is that of ``random``, or ``start`` and ``step_noise`` as for :meth:`FeatureGenerator.sample`.
+    """
     return generator.sample(
         generator.condition(features),
         steps=config.steps,
@@ -71,6 +79,8 @@ def sampled_features(
         eta=config.eta,
         sampler=config.sampler,
         generator=random,
+        start=start,
+        step_noise=step_noise,
     )
 
 
@@ -80,7 +90,11 @@ def sample_logits(
     features: Tensor,
     config: ReadoutConfig,
     random: torch.Generator | None = None,
+    *,
+    start: Tensor | None = None,
+    step_noise: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Logits (B, K) of the mean of S generated teacher features, from student features (B, d)."""
-    logits: Tensor = classifier(sampled_features(generator, features, config, random).mean(0))
+    """Logits (B, K) of the mean of S generated teacher features; arguments as :func:`sampled_features`."""
+    made = sampled_features(generator, features, config, random, start=start, step_noise=step_noise)
+    logits: Tensor = classifier(made.mean(0))
     return logits

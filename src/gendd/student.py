@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gendd import readout as readouts
 from gendd.config import GenDDConfig, ReadoutConfig, ReadoutName, from_dict, to_dict
 from gendd.errors import UserError, did_you_mean
+from gendd.folded import FoldedMean
 from gendd.generator import FeatureGenerator
 from gendd.models import Backbone, create_backbone, wrap
 from gendd.models.module import is_file
@@ -74,6 +75,8 @@ class Student(nn.Module):
         self.linear = linear and backbone.has_classifier
         self.settings = readout or ReadoutConfig("linear" if classifier is None else "mean")
         self.info = dict(info or {})
+        # in a tuple: it is no part of what is saved
+        self._folded: tuple[list[Any], FoldedMean] | None = None
         if self.readouts:
             self.readout = self.settings.name
 
@@ -90,6 +93,15 @@ class Student(nn.Module):
 
     @readout.setter
     def readout(self, name: ReadoutName) -> None:
+        self.settings = dataclasses.replace(self.settings, name=self.checked(name))
+
+    def checked(self, name: ReadoutName | None = None) -> ReadoutName:
+        """A readout this student has, the chosen one by default.
+
+        Raises:
+            UserError: it hasn't that readout, or none.
+        """
+        name = name or self.readout
         if name not in self.readouts:
             reason = ""
             if name in ("mean", "sample"):
@@ -102,7 +114,7 @@ class Student(nn.Module):
                 f"Readout: this student has {', '.join(self.readouts) or 'none'}{reason}, got {name!r}."
                 + did_you_mean(str(name), self.readouts)
             )
-        self.settings = dataclasses.replace(self.settings, name=name)
+        return name
 
     def num_classes(self, readout: ReadoutName | None = None) -> int:
         """K of a readout, the chosen one by default; its classes are the data's or the teacher's."""
@@ -162,7 +174,10 @@ class Student(nn.Module):
                 "with gendd.centres means."
             )
         if name == "mean":
-            return readouts.mean_logits(network, self.classifier, features)
+            if self.training or torch.is_grad_enabled():
+                return readouts.mean_logits(network, self.classifier, features)
+            folded: Tensor = self._folded_mean(network, self.classifier)(features)
+            return folded
         return readouts.sample_logits(network, self.classifier, features, self.settings, generator)
 
     @torch.no_grad()
@@ -201,6 +216,16 @@ class Student(nn.Module):
         changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         config = dataclasses.replace(self.settings, **changed)
         return readouts.sampled_features(network, self.features(images), config, generator)
+
+    def _folded_mean(self, generator: FeatureGenerator, classifier: nn.Linear) -> FoldedMean:
+        """The mean readout with its constants computed, anew whenever a weight is another."""
+        tensors = [*generator.parameters(), *generator.buffers(), *classifier.parameters()]
+        state = [
+            (each.data_ptr(), each.device, 0 if each.is_inference() else each._version) for each in tensors
+        ]
+        if self._folded is None or self._folded[0] != state:
+            self._folded = (state, FoldedMean(generator, classifier).eval())
+        return self._folded[1]
 
     def _generator(self) -> FeatureGenerator:
         if self.generator is None:
