@@ -73,8 +73,10 @@ class FixedSamples(nn.Module):
         device = classifier.weight.device
         noisy = config.sampler == "ddpm" or (config.sampler == "ddim" and config.eta > 0)
         steps = config.steps - 1 if noisy else 0
-        self.register_buffer("start", torch.randn(shape, generator=random).to(device))
-        self.register_buffer("step_noise", torch.randn((steps, *shape), generator=random).to(device))
+        # a draw at a time, as the samplers do
+        start, *drawn = [torch.randn(shape, generator=random) for _ in range(steps + 1)]
+        self.register_buffer("start", start.to(device))
+        self.register_buffer("step_noise", torch.stack(drawn).to(device) if drawn else start.new_zeros(0))
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, d) -> (B, K)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -78,7 +78,7 @@ class Student(nn.Module):
         # in a tuple: it is no part of what is saved
         self._folded: tuple[list[Any], FoldedMean] | None = None
         if self.readouts:
-            self.readout = self.settings.name
+            self.checked(cast(ReadoutName, self.settings.name))
 
     @property
     def readouts(self) -> tuple[ReadoutName, ...]:
@@ -89,7 +89,7 @@ class Student(nn.Module):
     @property
     def readout(self) -> ReadoutName:
         """The readout :meth:`forward` uses; assign another to change it."""
-        return self.settings.name
+        return cast(ReadoutName, self.settings.name)
 
     @readout.setter
     def readout(self, name: ReadoutName) -> None:
