@@ -190,17 +190,37 @@ def test_the_mean_is_the_conditional_mean_of_a_linear_gaussian(prediction: Predi
     mean, scale = torch.arange(8.0), torch.arange(8.0) / 4 + 1
     model.set_statistics(mean, scale)
     z = conditions()
-    torch.testing.assert_close(model.mean(z), (z @ matrix) * scale + mean, rtol=1e-4, atol=1e-4)
+    signal = float(model.schedule.alphas_cumprod[model.mean_time])
+    # at x_t = 0 and the time of an ε head, which knows something of x_0 there, it is drawn towards 0
+    shrunk = (1 - signal) / (signal * 0.5**2 + 1 - signal) if prediction == "epsilon" else 1.0
+    torch.testing.assert_close(model.mean(z), shrunk * (z @ matrix) * scale + mean, rtol=1e-4, atol=1e-4)
 
 
-def test_the_mean_is_one_pass_from_zeros_at_the_last_time() -> None:
-    model = generator()
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_mean_is_one_pass_from_zeros_at_one_time(prediction: Prediction) -> None:
+    model = generator(prediction=prediction)
     model.head = recorder = Recorder(4)  # type: ignore[assignment]
     z = conditions()
     model.mean(z)
     ((x, t, condition, token),) = recorder.calls
-    assert torch.equal(x, torch.zeros(9, 4)) and t.tolist() == [29] * 9
+    assert torch.equal(x, torch.zeros(9, 4)) and t.tolist() == [model.mean_time] * 9
+    if prediction != "epsilon":
+        assert model.mean_time == 29
     assert torch.equal(condition, z.repeat_interleave(3, 0)) and token.tolist() == [0, 1, 2] * 3
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_mean_does_not_amplify_what_the_head_gets_wrong(prediction: Prediction) -> None:
+    model, _ = exact(prediction)
+    z = conditions()
+    right = model.mean(z)
+    head = model.head.denoise
+
+    def wrong(x: Tensor, modulations: list[Tensor]) -> Tensor:
+        return head(x, modulations) + 0.01
+
+    model.head.denoise = wrong  # type: ignore[method-assign]
+    assert 0.001 < float((model.mean(z) - right).abs().max()) < 0.05
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -38,7 +38,7 @@ class FeatureGenerator(nn.Module):
     """Generates teacher features (B, D) from student features (B, d).
 
     ``feature_mean`` and ``feature_scale`` (D,) are the statistics features are standardised with; the
-    identity until :meth:`set_statistics`.
+    identity until :meth:`set_statistics`. ``mean_time`` is the time at which :meth:`mean` asks the head.
 
     Args:
         condition_width: d.
@@ -58,6 +58,10 @@ class FeatureGenerator(nn.Module):
         self.num_tokens = tokens.num_tokens(feature_width, config.token_width)
         self.prediction = config.prediction
         self.schedule: Schedule = cosine_schedule(config.timesteps)
+        self.mean_time = len(self.schedule) - 1
+        if config.prediction == "epsilon":
+            # x̂_0 has σ / √ᾱ times the error of ε̂: thousands at T-1, here about 1
+            self.mean_time = int((self.schedule.alphas_cumprod - 0.5).abs().argmin())
         self.norm = nn.LayerNorm(condition_width)
         self.head = Head(
             config.token_width,
@@ -113,8 +117,12 @@ class FeatureGenerator(nn.Module):
         return diffusion_loss(output, x0, x_t, t, noise, self.schedule, self.prediction)
 
     def mean(self, condition: Tensor) -> Tensor:
-        """E[f | z] in one pass, the head's x̂_0 at x_T = 0, t = T-1; (B, d) -> (B, D) teacher features."""
-        t = torch.full((1,), len(self.schedule) - 1, device=condition.device)
+        """E[f | z] in one pass, the head's x̂_0 at x_t = 0; (B, d) -> (B, D) teacher features.
+
+        The time is T-1, where x_t tells nothing; of an ε head, whose x̂_0 is ill-conditioned there, that of
+        as much signal as noise.
+        """
+        t = torch.full((1,), self.mean_time, device=condition.device)
         position = torch.arange(self.num_tokens, device=condition.device)
         modulations = self.head.modulate(t, condition.unsqueeze(1), position)
         # one row of zeros serves all: what the blocks compute of it alone is computed once
