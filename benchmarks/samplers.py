@@ -25,11 +25,13 @@ import torch
 import gendd
 from gendd.config import ReadoutConfig, ReadoutName, RunConfig, from_dict, merge, read_yaml
 from gendd.data import ImageSet, eval_loader, load_data
+from gendd.deploy import deploy
+from gendd.models import multiply_adds
 from gendd.recipes import recipe_path
 
 RESULTS = Path(__file__).parent / "results" / "samplers.csv"
 FIELDS = ["data", "setting", "seed", "readout", "sampler", "steps", "num_samples", "guidance"]
-FIELDS += ["passes", "test_top1"]
+FIELDS += ["passes", "multiply_adds", "test_top1"]
 # sampler, steps, samples, guidance
 SAMPLERS: list[tuple[str, int, int, float]] = [
     ("ddim", 1, 1, 1),
@@ -67,8 +69,14 @@ def rows(student: gendd.Student, images: ImageSet, seed: int) -> Iterator[dict[s
         said = torch.cat([student.logits(feature, readout, generator).argmax(-1) for feature, _ in parts])
         return round(100 * float((said == labels).double().mean()), 2)
 
-    yield {"readout": "linear", "passes": 0, "test_top1": top1("linear")}
-    yield {"readout": "mean", "passes": 1, "test_top1": top1("mean")}
+    one = images.images([0]).float() / 255
+
+    def figures(readout: ReadoutName, passes: int) -> dict[str, Any]:
+        cost = multiply_adds(deploy(student, readout), one)
+        return {"passes": passes, "multiply_adds": cost, "test_top1": top1(readout)}
+
+    yield {"readout": "linear", **figures("linear", 0)}
+    yield {"readout": "mean", **figures("mean", 1)}
     assert student.generator is not None
     guidable = student.generator.config.condition_dropout > 0
     for sampler, steps, samples, guidance in SAMPLERS:
@@ -77,7 +85,7 @@ def rows(student: gendd.Student, images: ImageSet, seed: int) -> Iterator[dict[s
         values = {"sampler": sampler, "steps": steps, "num_samples": samples, "guidance": guidance}
         student.settings = from_dict({"name": "sample", **values}, ReadoutConfig)
         passes = steps * samples * (1 if guidance == 1 else 2)
-        yield {"readout": "sample", **values, "passes": passes, "test_top1": top1("sample")}
+        yield {"readout": "sample", **values, **figures("sample", passes)}
 
 
 def digits_with(changes: dict[str, Any]) -> RunConfig:

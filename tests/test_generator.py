@@ -44,7 +44,8 @@ class FakeHead(nn.Module):
         return self.denoise(x, self.modulate(t, condition, token))
 
     def modulate(self, t: Tensor, condition: Tensor, token: Tensor) -> list[Tensor]:
-        return [t, condition, token]
+        grid = torch.broadcast_shapes(t.shape, condition.shape[:-1], token.shape)
+        return [t.expand(grid), condition.expand(*grid, -1), token.expand(grid)]
 
     def denoise(self, x: Tensor, modulations: list[Tensor]) -> Tensor:
         raise NotImplementedError
@@ -60,7 +61,7 @@ class ExactHead(FakeHead):
     def denoise(self, x: Tensor, modulations: list[Tensor]) -> Tensor:
         t, condition, token = modulations
         mean = torch.einsum("...e,...ec->...c", condition.double(), self.weight[token])
-        signal = self.schedule.alphas_cumprod[t].unsqueeze(1)
+        signal = self.schedule.alphas_cumprod[t].unsqueeze(-1)
         residual = x.double() - signal.sqrt() * mean
         x0 = mean + self.std**2 * signal.sqrt() * residual / (signal * self.std**2 + 1 - signal)
         epsilon = (x.double() - signal.sqrt() * x0) / (1 - signal).sqrt()
@@ -322,21 +323,22 @@ def test_guidance_one_is_unguided_and_costs_one_branch() -> None:
     model.head = recorder = Recorder(4)  # type: ignore[assignment]
     model.sample(z, steps=3, guidance=1.0, generator=seeded())
     model.sample(z, steps=3, guidance=2.0, generator=seeded())
-    assert [len(call[0]) for call in recorder.calls] == [9] * 9
-    (x, _, condition, token), (same, _, nothing, same_token) = recorder.calls[-2:]
-    assert torch.equal(x, same) and torch.equal(token, same_token)
-    assert torch.equal(condition, z.repeat_interleave(3, 0)) and not nothing.any()
+    assert [len(call[0]) for call in recorder.calls] == [9] * 3 + [18] * 3
+    # with a condition, then without, else alike
+    x, _, condition, token = (part.unflatten(0, (2, 9)) for part in recorder.calls[-1])
+    assert torch.equal(x[0], x[1]) and torch.equal(token[0], token[1])
+    assert torch.equal(condition[0], z.repeat_interleave(3, 0)) and not condition[1].any()
 
 
 def test_what_rows_have_in_common_is_computed_once() -> None:
     model = generator()
     model.head = recorder = Recorder(4)  # type: ignore[assignment]
     model.sample(conditions(), steps=2, guidance=2.0, num_samples=5, generator=seeded())
-    # 3 images of 3 tokens, then the tokens without a condition, whatever the number of samples
-    assert recorder.modulated == [9, 3, 9, 3]
-    assert [len(call[0]) for call in recorder.calls] == [45] * 4
+    # 3 images of 3 tokens, and the tokens without a condition, whatever the number of samples
+    assert recorder.modulated == [9 + 3] * 2
+    assert [len(call[0]) for call in recorder.calls] == [2 * 45] * 2
     model.mean(conditions())
-    assert recorder.modulated[4:] == [9]
+    assert recorder.modulated[2:] == [9]
 
 
 @pytest.mark.parametrize("learned", [False, True])

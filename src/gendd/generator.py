@@ -226,24 +226,37 @@ class GuidedDenoiser:
         prediction: Prediction,
     ) -> None:
         self.head, self.schedule, self.guidance, self.prediction = head, schedule, guidance, prediction
-        self.condition, self.position = condition, position
-        self.nothing = torch.zeros_like(condition[:1, :1])
+        self.images, self.position = condition.shape[0], position
+        self.guided = guidance != 1.0
+        self.condition = condition
+        if self.guided:
+            # one condition more, which is none
+            self.condition = torch.cat([condition, torch.zeros_like(condition[:1])])
 
     def __call__(self, x: Tensor, step: int) -> Denoised:
         """x (S·B·N, C) at a step of the schedule -> its x̂_0 and log-variance."""
         channels = x.shape[-1]
-        grid = x.reshape(-1, self.condition.shape[0], len(self.position), channels)
+        grid = x.reshape(-1, self.images, len(self.position), channels)
         t = self.schedule.timesteps[step].reshape(1).to(x.device)
-        output = self._branch(grid, t, self.condition)
-        predicted, v = output[:, :channels], output[:, channels:]
-        if self.guidance != 1.0:
-            unconditional = self._branch(grid, t, self.nothing)[:, :channels]
+        modulations = self.head.modulate(t, self.condition, self.position)
+        if self.guided:
+            modulations = [self._branches(each) for each in modulations]
+        output = self.head.denoise(grid, modulations).float()
+        if self.guided:
+            conditional, unconditional = output.flatten(1, 3)
+            predicted, v = conditional[:, :channels], conditional[:, channels:]
+            unconditional = unconditional[:, :channels]
             predicted = unconditional + self.guidance * (predicted - unconditional)
+        else:
+            output = output.flatten(0, 2)
+            predicted, v = output[:, :channels], output[:, channels:]
         index = torch.full((1,), step, device=x.device)
         x0 = predicted_x0(predicted, x, index, self.schedule, self.prediction)
         if v.shape[-1] == 0:
             return Denoised(x0, None)
         return Denoised(x0, interpolated_log_variance(v, index, self.schedule))
 
-    def _branch(self, grid: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        return self.head.denoise(grid, self.head.modulate(t, condition, self.position)).float().flatten(0, 2)
+    def _branches(self, modulation: Tensor) -> Tensor:
+        """(B + 1, N, …) -> (2, 1, B, N, …): with and without a condition."""
+        conditional, unconditional = modulation[: self.images], modulation[self.images :]
+        return torch.stack([conditional, unconditional.expand_as(conditional)]).unsqueeze(1)
