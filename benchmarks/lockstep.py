@@ -2,7 +2,8 @@
 
 For ablations and learning-rate grids: every variant sees the same images, order and augmentation, and the
 teacher, which costs about as much as a student's step, runs once. Optimisation is the library's own. Of the
-variants of one name only the best on the validation images is sampled from, which can take longest of all.
+variants of one name only the best on the validation images (by agreement where they have no labels) is
+sampled from, which can take longest of all.
 Variants are a JSON file, a list of {"name": …, "dotted.key": value, …} over a base configuration; a row a
 variant is appended to the CSV. Seconds are a variant's own steps, the loading of the batches and, unless it
 is trained on labels alone, the teacher's passes.
@@ -28,12 +29,15 @@ from gendd.data import Batch, Data, load_data, train_loader
 from gendd.evaluation import evaluate
 from gendd.methods import Method, build_method
 from gendd.models import Backbone, Frozen, build_model
+from gendd.shots import shots_of
 from gendd.student import Student
 from gendd.training import beta2, derive_seed, learning_rate_factor, parameter_groups, resolve_precision
 
 STATISTICS_BATCHES = 20
 FIELDS = ["name", "changes", "epochs", "seed", "lr", "val_linear", "val_mean"]
 FIELDS += ["test_linear", "test_mean", "test_sample", "train_seconds"]
+# of long-tailed training sets: top-1 of classes of many, a medium number and few images
+GROUPS = ["groups_linear", "groups_mean", "groups_sample"]
 
 
 class Shared(Frozen):
@@ -102,8 +106,10 @@ class Variant:
         """Score every readout of one pass on the validation images; the best of the two that choose."""
         assert data.val is not None
         student = self.method.student().eval()
-        scores = evaluate(student, data.val, readouts=student.readouts[:2])
-        self.validation = {f"val_{name}": score.as_dict()["top1"] for name, score in scores.items()}
+        teacher = self.method.teacher if data.val.labels is None else None
+        scores = evaluate(student, data.val, readouts=student.readouts[:2], teacher=teacher)
+        figure = "agreement" if data.val.labels is None else "top1"
+        self.validation = {f"val_{name}": score.as_dict()[figure] for name, score in scores.items()}
         return float(self.validation.get("val_mean") or self.validation["val_linear"] or 0)
 
     def student(self, data: Data) -> Student:
@@ -127,8 +133,12 @@ class Variant:
             "train_seconds": round(seconds),
         }
         readouts = student.readouts if sampled else student.readouts[:2]
-        for readout, score in evaluate(student, data.test, readouts=readouts).items():
+        shots = shots_of(data, config.data)
+        for readout, score in evaluate(student, data.test, readouts=readouts, shots=shots).items():
             row[f"test_{readout}"] = score.as_dict()["top1"]
+            if score.groups is not None:
+                top1 = {name: group["top1"] for name, group in score.groups.items()}
+                row[f"groups_{readout}"] = json.dumps(top1)
         return row | self.validation
 
 
@@ -171,9 +181,10 @@ def run(base: RunConfig, changes: list[dict[str, Any]], results: Path, students:
         found = variant.validate(data)
         if variant.name not in best or found > best[variant.name][0]:
             best[variant.name] = (found, variant)
+    fields = FIELDS if data.class_counts is None or not data.long_tailed else [*FIELDS, *GROUPS]
     new = not results.exists()
     with results.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
+        writer = csv.DictWriter(stream, fields, lineterminator="\n")
         if new:
             writer.writeheader()
         for variant in variants:
