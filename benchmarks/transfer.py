@@ -79,7 +79,13 @@ def figures(case: str, run: gendd.Run) -> list[dict[str, Any]]:
 def distil(case: str, teacher: dict[str, Any], seed: int, **settings: Any) -> None:
     with TemporaryDirectory() as folder:
         student = gendd.ModelConfig(STUDENT, channels=3, input_size=64)
-        run = gendd.distill(teacher=teacher, student=student, out=Path(folder) / "run", seed=seed, **settings)
+        run = gendd.distill(
+            teacher=gendd.ModelConfig(**teacher),
+            student=student,
+            out=Path(folder) / "run",
+            seed=seed,
+            **settings,
+        )
         rows = figures(case, run)
     path = RESULTS / "transfer.csv"
     old = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
