@@ -168,8 +168,9 @@ def run(base: RunConfig, changes: list[dict[str, Any]], results: Path, students:
         for raw in loader:
             batch = Batch(raw.images.contiguous(memory_format=torch.channels_last), raw.labels)
             loading += time.perf_counter() - start
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                teacher(batch.images)
+            if any(variant.config.method != "supervised" for variant in variants):
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    teacher(batch.images)
             for index, variant in enumerate(variants):
                 losses[index] += variant.step(batch, step, len(loader), bf16) / len(loader)
             step += 1
