@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCS = HERE.parent / "docs"
-PAGES = [HERE.parent / "README.md", DOCS / "ablations.md", DOCS / "recipes.md"]
+PAGES = [HERE.parent / "README.md", DOCS / "ablations.md", DOCS / "recipes.md", DOCS / "readouts.md"]
 LABELS = {
     "teacher": "teacher",
     "supervised": "student alone (cross-entropy)",
@@ -117,6 +117,89 @@ def recipes() -> str:
     return table(head, rows)
 
 
+def latency() -> str:
+    """Each readout's time as a multiple of the plain student's."""
+    rows = []
+    for row in read("latency.csv"):
+        if row["readout"] == "student":
+            continue
+        size = f"{row['teacher_width']}-d, {row['tokens']} token{'s' if row['tokens'] != '1' else ''}"
+        spread = f"{float(row['lowest']):.2f} – {float(row['highest']):.2f}"
+        cells = [f"`{row['student']}`", size, row["head_width"], row["readout"], row["precision"]]
+        cells += [row["batch"], f"**{float(row['ratio']):.3f}**", spread]
+        rows.append([*cells, f"{int(row['multiply_adds']) / 1e6:,.2f} M"])
+    head = ["student", "teacher", "head", "readout", "precision", "batch", "× student", "range"]
+    return table([*head, "multiply-adds"], rows)
+
+
+def sampling() -> str:
+    """How many times as fast as a direct implementation sampling is."""
+    rows = [
+        [
+            row["case"],
+            row["images"],
+            f"**{float(row['ratio']):.2f}**",
+            f"{float(row['lowest']):.2f} – {float(row['highest']):.2f}",
+            row["deviation"],
+        ]
+        for row in read("sampling.csv")
+    ]
+    return table(["", "images", "times as fast", "range", "largest relative difference"], rows)
+
+
+def samplers(data: str) -> str:
+    """Top-1 by readout, a column a setting of the training."""
+    rows = [row for row in read("samplers.csv") if row["data"] == data]
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    keys = ("readout", "sampler", "steps", "num_samples", "guidance", "passes")
+    found: dict[tuple[str, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        found[tuple(row[key] for key in keys)][row["setting"]].append(float(row["test_top1"]))
+    lines = []
+    for (readout, sampler, steps, count, guidance, passes), values in sorted(
+        found.items(), key=lambda item: (int(item[0][-1]), item[0])
+    ):
+        named = f"`{readout}`"
+        if readout == "sample":
+            guided = f", guidance {float(guidance):g}" if float(guidance) != 1 else ""
+            named = f"{sampler}, {count} × {steps} steps{guided}"
+        scores = [mean_std(values[each]) if values[each] else "–" for each in settings]
+        lines.append([named, passes, *scores])
+    seeds = {each: len({row["seed"] for row in rows if row["setting"] == each}) for each in settings}
+    heads = [f"{each} ({seeds[each]} seed{'s' if seeds[each] != 1 else ''})" for each in settings]
+    return table(["readout", "passes", *heads], lines)
+
+
+def plot_readouts() -> None:
+    """CIFAR-10: accuracy of the readouts against what an image costs."""
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    colours = {"practical": "#0072b2", "no labels": "#009e73", "published": "#d55e00"}
+    rows = [row for row in read("samplers.csv") if row["data"] == "cifar10"]
+    for setting, colour in colours.items():
+        points: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+        for row in rows:
+            if row["setting"] == setting:
+                points[
+                    row["readout"], row["sampler"], row["steps"], row["num_samples"], row["guidance"]
+                ].append(row)
+        marks = {"linear": "o", "mean": "D", "sample": "."}
+        for (readout, *_), found in points.items():
+            top1 = statistics.mean(float(row["test_top1"]) for row in found)
+            cost = int(found[0]["multiply_adds"]) / 1e6
+            axes.plot(cost, top1, marks[readout], color=colour, markersize=4 if readout == "sample" else 7)
+        axes.plot([], [], "o", color=colour, label=f"GenDD, {setting}")
+    for readout, mark in {"linear": "o", "mean": "D", "sample": "."}.items():
+        axes.plot([], [], mark, color="#555555", label=readout)
+    axes.set_xscale("log")
+    axes.set_xlabel("multiply-adds an image, millions")
+    axes.set_ylabel("test top-1, %")
+    axes.legend(fontsize=8, frameon=False, ncols=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(RESULTS / "readouts.png", dpi=150)
+
+
 def plot_cifar10() -> None:
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -138,8 +221,8 @@ def plot_cifar10() -> None:
     axes.invert_yaxis()
     axes.set_xlim(min(means) - 3, max(means) + 2)
     axes.set_xlabel("test top-1, %")
-    for position, value in zip(positions, means, strict=True):
-        axes.text(value + 0.4, position, f"{value:.1f}", va="center", fontsize=8)
+    for position, top1 in zip(positions, means, strict=True):
+        axes.text(top1 + 0.4, position, f"{top1:.1f}", va="center", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(RESULTS / "cifar10.png", dpi=150)
 
@@ -151,6 +234,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation_2": partial(ablation, "2"),
     "ablation_3": partial(ablation, "3"),
     "recipes": recipes,
+    "latency": latency,
+    "sampling": sampling,
+    "samplers_digits": partial(samplers, "digits"),
+    "samplers_cifar10": partial(samplers, "cifar10"),
 }
 
 
@@ -177,6 +264,7 @@ def main() -> None:
     if check:
         sys.exit(int(stale))
     plot_cifar10()
+    plot_readouts()
 
 
 if __name__ == "__main__":
