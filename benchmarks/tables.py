@@ -36,6 +36,9 @@ LABELS = {
 
 
 def read(name: str) -> list[dict[str, str]]:
+    """The rows of a result; none where it is not measured yet."""
+    if not (RESULTS / name).exists():
+        return []
     with (RESULTS / name).open(newline="") as stream:
         return list(csv.DictReader(stream))
 
@@ -47,6 +50,8 @@ def mean_std(values: list[float]) -> str:
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
+    if not rows:
+        return "Not measured yet."
     lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
     return "\n".join(lines)
 
@@ -264,7 +269,8 @@ def main() -> None:
     if check:
         sys.exit(int(stale))
     plot_cifar10()
-    plot_readouts()
+    if read("samplers.csv"):
+        plot_readouts()
 
 
 if __name__ == "__main__":
