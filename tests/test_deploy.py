@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
 import torch
 from test_student import READOUTS, images, make, seeded
+from torch import nn
 
 from gendd.config import ReadoutConfig, ReadoutName
 from gendd.deploy import Deployed, FixedSamples, deploy
+from gendd.diffusion.head import _frequencies
 from gendd.errors import UserError
-from gendd.models import count_parameters
+from gendd.models import count_parameters, wrap
+from gendd.student import Student
 
 SAMPLERS: list[dict[str, Any]] = [
     {"sampler": "ddpm"},
@@ -87,3 +91,42 @@ def test_noise_is_given_or_drawn() -> None:
     given = student.generator.sample(condition, steps=5, num_samples=3, start=start, step_noise=noise)
     drawn = student.generator.sample(condition, steps=5, num_samples=3, generator=seeded(1))
     assert torch.equal(given, drawn)
+
+
+@pytest.mark.parametrize("settings", SAMPLERS[1:3])
+def test_a_deployed_sampler_can_be_traced(settings: dict[str, Any]) -> None:
+    config = ReadoutConfig("sample", steps=2, num_samples=2, **settings)
+    student = make(readout=config)
+    # what eager code keeps for later must not be of the trace
+    _frequencies.cache_clear()
+    deployed = deploy(student)
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(deployed, (images()[:2],), dynamic_shapes=({0: batch},))
+    torch.testing.assert_close(program.module()(images()), deployed(images()))
+    assert student(images()).isfinite().all()
+
+
+class Forking(nn.Module):
+    """A network whose feature has to be found."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+        self.fc = nn.Linear(4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.fc(self.body(x))
+        return logits
+
+
+def test_a_network_whose_feature_was_found_can_be_traced_and_copied() -> None:
+    student = Student(wrap(Forking(), in_channels=3, input_size=8)).eval()
+    deployed = deploy(student)
+    program = torch.export.export(deployed, (images(),))
+    expected = student(images())
+    torch.testing.assert_close(program.module()(images()), expected)
+    copied = copy.deepcopy(deployed)
+    for parameter in deployed.parameters():
+        parameter.zero_()
+    assert not torch.equal(deployed(images()), expected)
+    torch.testing.assert_close(copied(images()), expected)

@@ -29,7 +29,7 @@ class Deployed(nn.Module):
     def __init__(self, student: Student, readout: ReadoutName, seed: int = 0) -> None:
         super().__init__()
         self.readout = readout
-        self.backbone = copy.deepcopy(student.backbone)
+        self.backbone = copy.deepcopy(student.backbone).settle()
         self.reader: nn.Module
         if readout == "linear":
             self.reader = self.backbone.classifier
@@ -77,6 +77,9 @@ class FixedSamples(nn.Module):
         start, *drawn = [torch.randn(shape, generator=random) for _ in range(steps + 1)]
         self.register_buffer("start", start.to(device))
         self.register_buffer("step_noise", torch.stack(drawn).to(device) if drawn else start.new_zeros(0))
+        with torch.no_grad():
+            # what the schedule keeps is made now: made while a graph is traced, it would be of no value later
+            self(torch.zeros(1, generator.condition_width, device=device))
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, d) -> (B, K)."""
@@ -85,7 +88,7 @@ class FixedSamples(nn.Module):
         def rows(noise: Tensor) -> Tensor:
             return noise.expand(-1, images, -1, -1).reshape(-1, width)
 
-        noise = [rows(each) for each in self.step_noise]
+        noise = [rows(self.step_noise[step]) for step in range(len(self.step_noise))]
         return sample_logits(
             self.generator, self.classifier, features, self.config, start=rows(self.start), step_noise=noise
         )

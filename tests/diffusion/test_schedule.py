@@ -163,3 +163,14 @@ def test_one_step_has_every_coefficient() -> None:
     # nothing comes before it: the variance is 0, its clipped logarithm that of β
     assert one.posterior_variance.item() == 0
     assert one.posterior_log_variance_clipped.exp().item() == pytest.approx(one.betas.item())
+
+
+def test_values_are_the_tables_entries_and_a_respaced_schedule_is_made_once() -> None:
+    schedule = cosine_schedule(30)
+    for name in ("posterior_variance", "half_log_snr", "alphas_cumprod_prev"):
+        for step in (0, 7, 29):
+            value = schedule.value(name, step)
+            assert isinstance(value, float) and value == float(getattr(schedule, name)[step])
+    ratio = schedule.sqrt_alphas_cumprod / schedule.sqrt_one_minus_alphas_cumprod
+    torch.testing.assert_close(schedule.half_log_snr, ratio.log())
+    assert schedule.respace(5) is schedule.respace(5) and schedule.respace(5) is not schedule.respace(6)

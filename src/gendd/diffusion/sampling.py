@@ -56,8 +56,8 @@ def ancestral(
     """
     for count, step in enumerate(reversed(range(len(schedule)))):
         estimate = denoise(x, step)
-        mean = _coefficient(schedule.posterior_mean_coef1, step) * estimate.x0
-        mean = mean + _coefficient(schedule.posterior_mean_coef2, step) * x
+        mean = schedule.value("posterior_mean_coef1", step) * estimate.x0
+        mean = mean + schedule.value("posterior_mean_coef2", step) * x
         if step > 0:
             noise = (
                 torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
@@ -65,7 +65,7 @@ def ancestral(
                 else step_noise[count]
             )
             if estimate.log_variance is None:
-                deviation: Tensor | float = float(schedule.posterior_variance[step].sqrt())
+                deviation: Tensor | float = math.sqrt(schedule.value("posterior_variance", step))
             else:
                 deviation = torch.exp(0.5 * estimate.log_variance)
             mean = mean + temperature * deviation * noise
@@ -93,10 +93,10 @@ def ddim(
     """
     for count, step in enumerate(reversed(range(len(schedule)))):
         x0 = denoise(x, step).x0
-        epsilon = _coefficient(schedule.sqrt_recip_alphas_cumprod, step) * x - x0
-        epsilon = epsilon / _coefficient(schedule.sqrt_recipm1_alphas_cumprod, step)
-        previous = float(schedule.alphas_cumprod_prev[step])
-        deviation = eta * float(schedule.posterior_variance[step].sqrt())
+        epsilon = schedule.value("sqrt_recip_alphas_cumprod", step) * x - x0
+        epsilon = epsilon / schedule.value("sqrt_recipm1_alphas_cumprod", step)
+        previous = schedule.value("alphas_cumprod_prev", step)
+        deviation = eta * math.sqrt(schedule.value("posterior_variance", step))
         x = previous**0.5 * x0 + max(1 - previous - deviation**2, 0.0) ** 0.5 * epsilon
         if deviation > 0 and step > 0:
             noise = (
@@ -122,8 +122,6 @@ def dpm_solver(
     The first step has no past to extrapolate from and is of first order; so is the last, to a clean x_0.
     The arguments are as for :func:`ancestral`.
     """
-    # λ = log(√ᾱ / √(1-ᾱ)), half the log-SNR
-    half_log_snr = -schedule.sqrt_recipm1_alphas_cumprod.log()
     last: Tensor | None = None
     for step in reversed(range(len(schedule))):
         x0 = denoise(x, step).x0
@@ -131,18 +129,15 @@ def dpm_solver(
             x = x0
         else:
             estimate = x0
-            h = float(half_log_snr[step - 1] - half_log_snr[step])
+            snr = schedule.value("half_log_snr", step)
+            h = schedule.value("half_log_snr", step - 1) - snr
             if last is not None:
-                ratio = float(half_log_snr[step] - half_log_snr[step + 1]) / h
+                ratio = (snr - schedule.value("half_log_snr", step + 1)) / h
                 estimate = x0 + (x0 - last) / (2 * ratio)
-            sigma = _coefficient(schedule.sqrt_one_minus_alphas_cumprod, step - 1)
-            x = sigma / _coefficient(schedule.sqrt_one_minus_alphas_cumprod, step) * x
-            x = x - _coefficient(schedule.sqrt_alphas_cumprod, step - 1) * math.expm1(-h) * estimate
+            sigma = schedule.value("sqrt_one_minus_alphas_cumprod", step - 1)
+            x = sigma / schedule.value("sqrt_one_minus_alphas_cumprod", step) * x
+            x = x - schedule.value("sqrt_alphas_cumprod", step - 1) * math.expm1(-h) * estimate
         last = x0
         if callback is not None:
             callback(step, x)
     return x
-
-
-def _coefficient(table: Tensor, step: int) -> float:
-    return float(table[step])

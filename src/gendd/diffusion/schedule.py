@@ -47,7 +47,11 @@ class Schedule:
         self.posterior_log_variance_clipped = torch.cat([nonzero[:1], variance[1:]]).log()
         self.posterior_mean_coef1 = betas * previous.sqrt() / (1 - alphas_cumprod)
         self.posterior_mean_coef2 = (1 - previous) * (1 - betas).sqrt() / (1 - alphas_cumprod)
+        # λ = log(√ᾱ / √(1-ᾱ)), half the log-SNR
+        self.half_log_snr = -self.sqrt_recipm1_alphas_cumprod.log()
         self._cast: dict[tuple[str, torch.device], Tensor] = {}
+        self._values: dict[str, list[float]] = {}
+        self._respaced: dict[int, Schedule] = {}
 
     def __len__(self) -> int:
         return len(self.betas)
@@ -60,8 +64,16 @@ class Schedule:
             self._cast[key] = values.to(torch.float32).to(t.device)
         return self._cast[key][t].unsqueeze(-1)
 
+    def value(self, table: str, step: int) -> float:
+        """An entry of a table as a Python number, which is a constant of a graph that is traced."""
+        if table not in self._values:
+            self._values[table] = getattr(self, table).tolist()
+        return self._values[table][step]
+
     def respace(self, steps: int) -> Schedule:
         """The schedule of ``steps`` evenly spaced steps with the same marginals (Nichol & Dhariwal 2021).
+
+        It is made once: asked again, the same is returned.
 
         Raises:
             UserError: ``steps`` is not in 1 .. T.
@@ -69,6 +81,12 @@ class Schedule:
         total = len(self)
         if not 1 <= steps <= total:
             raise UserError(f"Sampling steps: expected 1 to {total}, got {steps}.")
+        if steps not in self._respaced:
+            self._respaced[steps] = self._spaced(steps)
+        return self._respaced[steps]
+
+    def _spaced(self, steps: int) -> Schedule:
+        total = len(self)
         stride = (total - 1) / (steps - 1) if steps > 1 else 0.0
         kept = torch.tensor([round(i * stride) for i in range(steps)] if steps > 1 else [total - 1])
         alphas_cumprod = self.alphas_cumprod[kept]

@@ -102,6 +102,7 @@ class Backbone(nn.Module):
         self.input_std = [float(value) for value in std]
         self.classifier_name = self._find_classifier() if classifier else None
         self._dtype: torch.dtype | None = None
+        self._view: View | None = None
         shape = (1, channels, 1, 1)
         self.register_buffer("mean", torch.tensor(self.input_mean).reshape(shape), persistent=False)
         self.register_buffer("std", torch.tensor(self.input_std).reshape(shape), persistent=False)
@@ -220,10 +221,19 @@ class Backbone(nn.Module):
         return self._as_feature(self._reader()(x))
 
     def _reader(self) -> Callable[[Tensor], Tensor]:
+        if self._view is not None:
+            return self._view.__call__
         if self.reading is not None:
             return View(self.net, self.reading).__call__
         net = cast(FeatureNetwork, self.net)
         return lambda x: net.forward_head(net.forward_features(x), pre_logits=True)
+
+    def settle(self) -> Backbone:
+        """Eval mode for good, in place: nothing but the network then runs, so that it can be traced."""
+        self.eval()
+        if self.reading is not None:
+            self._view = View(self.net, self.reading)
+        return self
 
     def _as_feature(self, feature: Tensor) -> Tensor:
         return feature if self._dtype is None else feature.float()
