@@ -3,10 +3,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub
+import pytest
 import yaml
 from conftest import Finished
 
 import gendd
+from gendd.modelcard import card as text_of
 from gendd.modelcard import write_card
 from gendd.run import Run
 
@@ -82,3 +85,68 @@ def test_what_was_not_measured_is_a_dash(tmp_path: Path) -> None:
     )
     assert "On 1,234 test images." in text
     assert "5,678 images, 3 epochs, seed 0, without labels, fp32 on cpu, 2 s. gendd 1, torch 2." in text
+
+
+# --- what the Hub reads ---
+
+
+def fields(text: str) -> dict[str, Any]:
+    """The front matter, as the Hub's own client reads it."""
+    found: dict[str, Any] = huggingface_hub.ModelCard(text).data.to_dict()  # type: ignore[no-untyped-call]
+    assert found == yaml.safe_load(text.split("---\n")[1])
+    return found
+
+
+def informed(**info: Any) -> gendd.Student:
+    backbone = gendd.create_backbone("cifar/resnet8x0.25", 3)
+    return gendd.Student(backbone, info={"data": "digits", "method": "kl", "teacher": "big", **info})
+
+
+def test_the_front_matter_of_a_run(digits_run: Finished) -> None:
+    assert fields((digits_run.folder / "student" / "README.md").read_text(encoding="utf-8")) == {
+        "license": "unknown",
+        "library_name": "gendd",
+        "pipeline_tag": "image-classification",
+        "tags": ["image-classification", "knowledge-distillation", "gendd"],
+    }
+
+
+def test_what_is_known_is_in_the_front_matter() -> None:
+    text = text_of(informed(data="cifar10", license="Apache-2.0", base_model="timm/x", base_license="mit"))
+    found = fields(text)
+    assert found["license"] == "apache-2.0" and "license_name" not in found
+    assert found["datasets"] == ["uoft-cs/cifar10"] and found["base_model"] == "timm/x"
+    assert "- This model: Apache-2.0." in text
+    assert "- Weights it started from, timm/x: mit." in text
+
+
+def test_a_licence_that_the_hub_does_not_know() -> None:
+    found = fields(text_of(informed(license="My own: licence")))
+    assert found["license"] == "other" and found["license_name"] == "my-own:-licence"
+
+
+def test_licences_that_were_not_stated_are_said_to_be() -> None:
+    text = text_of(informed())
+    assert "- This model: not stated." in text and "- Its teacher big: not stated." in text
+    assert "Weights it started from" not in text
+    assert "- Its teacher big: cc-by-nc-4.0." in text_of(informed(teacher_license="cc-by-nc-4.0"))
+    assert "teacher" not in text_of(informed(teacher=None, method="supervised")).split("## Limits")[0]
+
+
+def test_a_card_without_figures() -> None:
+    text = text_of(informed(class_names=["cat", "dog", "é: x"], image_size=8))
+    assert "## Figures" not in text and "Training data: digits." in text
+    assert "(B, 3, 8, 8)" in text and "3 classes: cat, dog, é: x." in text
+    assert "Nothing was measured" in text and "What the teacher gets wrong" in text
+    bare = text_of(gendd.Student(gendd.create_backbone("cifar/resnet8x0.25", 3)))
+    assert "does not tell how it was trained" in bare and "Training data: not stated." in bare
+    assert "(B, 3, H, W)" in bare and "classes:" not in bare
+
+
+@pytest.mark.parametrize(
+    "name, given", [("module/Mine", ", backbone=Mine(…))"), ("path/to/own.py:made", ", backbone=made(…))")]
+)
+def test_networks_that_have_to_be_given_are_told(name: str, given: str) -> None:
+    student = informed()
+    student.backbone.name = name
+    assert f'gendd.load("path/to/this/folder"{given}' in text_of(student)

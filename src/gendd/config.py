@@ -224,6 +224,8 @@ class ModelConfig:
             data's, where the network can be built with them.
         dtype: Weights and arithmetic of the frozen teacher: ``fp32`` or ``bf16``.
         compile: Compile the frozen teacher.
+        license: What the model card tells of the teacher's weights, or of the finished student; null: what
+            timm tells of its pretrained weights, or a run of its student.
     """
 
     name: str = "cifar/resnet8"
@@ -238,6 +240,7 @@ class ModelConfig:
     channels: int | None = None
     dtype: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
+    license: str | None = None
 
     def __post_init__(self) -> None:
         _check(

@@ -5,6 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+from gendd.files import write_text
+from gendd.models.module import is_file
 from gendd.shots import in_words
 from gendd.student import Student
 
@@ -17,40 +21,124 @@ _OUTPUTS = {
 }
 
 
+# names of the Hub's own for licences; any other is one of its "other"
+_LICENSES = {
+    "apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "isc", "zlib", "ncsa",
+    "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigcode-openrail-m", "afl-3.0",
+    "artistic-2.0", "bsl-1.0", "cc", "cc0-1.0", "cc-by-2.0", "cc-by-2.5", "cc-by-3.0", "cc-by-4.0",
+    "cc-by-sa-3.0", "cc-by-sa-4.0", "cc-by-nc-2.0", "cc-by-nc-3.0", "cc-by-nc-4.0", "cc-by-nd-4.0",
+    "cc-by-nc-nd-3.0", "cc-by-nc-nd-4.0", "cc-by-nc-sa-2.0", "cc-by-nc-sa-3.0", "cc-by-nc-sa-4.0",
+    "ecl-2.0", "epl-1.0", "epl-2.0", "eupl-1.1", "eupl-1.2", "agpl-3.0", "gpl", "gpl-2.0", "gpl-3.0",
+    "lgpl", "lgpl-2.1", "lgpl-3.0", "mpl-2.0", "ms-pl", "ofl-1.1", "osl-3.0", "postgresql", "unlicense",
+    "wtfpl", "unknown", "other",
+}  # fmt: skip
+# sets that have a place on the Hub
+_DATASETS = {
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+    "fashion-mnist": "zalando-datasets/fashion_mnist",
+}
+_NOT_STATED = "not stated"
+_SHOWN = 20
+
+
 def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
     """Write the card of ``student`` with the figures of its run's ``metrics.json``."""
-    run, own = metrics["run"], metrics["student"]
-    teacher = metrics["teacher"]
-    epochs = "1 epoch" if run["epochs"] == 1 else f"{run['epochs']} epochs"
-    # a network that isn't known by name has to be given along with the folder
-    made_in_python = student.backbone.name.startswith("module/")
-    network = f", backbone={student.backbone.name.removeprefix('module/')}(…)" if made_in_python else ""
-    size, channels = student.info.get("image_size"), student.backbone.in_channels
-    task = "image-classification" if student.readouts else "image-feature-extraction"
-    output = "logits = student(images)" if student.readouts else "features = student.embed(images)"
-    figures = ["top1", "top5"]
-    if any(each["top1"] is None for each in own["readouts"].values()):
-        figures = [name for name in ("top1", "agreement") if _measured(own["readouts"], name)] or ["top1"]
+    write_text(path, card(student, metrics))
+
+
+def card(student: Student, metrics: dict[str, Any] | None = None) -> str:
+    """The card of a student: what it is, how it is used, its figures, training, licences and limits.
+
+    Args:
+        student: The student; much is told by its ``info``.
+        metrics: Its run's ``metrics.json``; without it there are no figures.
+    """
+    teacher = None if metrics is None else metrics["teacher"]
+    if metrics is None and student.info.get("teacher"):
+        teacher = {"name": student.info["teacher"]}
+    data = student.info.get("data")
     lines = [
         "---",
-        "library_name: gendd",
-        f"tags: [{task}, knowledge-distillation, gendd]",
-        f"pipeline_tag: {task}",
+        yaml.safe_dump(_front_matter(student), sort_keys=False, allow_unicode=True).rstrip(),
         "---",
         "",
-        f"# {own['name']} trained on {student.info.get('data')}",
+        f"# {student.backbone.name}{f' trained on {data}' if data else ''}",
         "",
         _origin(student, teacher),
         "",
+        *_use(student),
+    ]
+    if metrics is not None:
+        lines += ["", *_figures(student, metrics)]
+    lines += [
+        "",
+        *_training(student, metrics),
+        "",
+        *_licences(student, teacher),
+        "",
+        *_limits(student, metrics),
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _front_matter(student: Student) -> dict[str, Any]:
+    """What the Hub reads of a card, in its words."""
+    info, task = student.info, _task(student)
+    stated = str(info.get("license") or "unknown")
+    front: dict[str, Any] = {"license": stated.lower()}
+    if front["license"] not in _LICENSES:
+        front = {"license": "other", "license_name": "-".join(stated.lower().split())}
+    front |= {
+        "library_name": "gendd",
+        "pipeline_tag": task,
+        "tags": [task, "knowledge-distillation", "gendd"],
+    }
+    if (data := _DATASETS.get(str(info.get("data")))) is not None:
+        front["datasets"] = [data]
+    if info.get("base_model"):
+        front["base_model"] = info["base_model"]
+    return front
+
+
+def _task(student: Student) -> str:
+    return "image-classification" if student.readouts else "image-feature-extraction"
+
+
+def _use(student: Student) -> list[str]:
+    size, channels = student.info.get("image_size", "H"), student.backbone.in_channels
+    output = "logits = student(images)" if student.readouts else "features = student.embed(images)"
+    # a network that isn't known by name has to be given along with the folder
+    name, network = student.backbone.name, ""
+    if name.startswith("module/"):
+        network = f", backbone={name.removeprefix('module/')}(…)"
+    elif is_file(name):
+        network = f", backbone={name.rpartition(':')[2]}(…)"
+    shape = f"(B, {channels}, {size}, {size if size != 'H' else 'W'})"
+    lines = [
         "## Use",
         "",
         "```python",
         "import gendd",
         "",
-        f'student = gendd.load("path/to/this/folder"{network})',
-        f"{output}  # float images in [0, 1], (B, {channels}, {size}, {size})",
+        f'student = gendd.load("path/to/this/folder"{network})  # or the id of its repository',
+        f"{output}  # float images in [0, 1], {shape}",
         "```",
-        "",
+    ]
+    names = student.class_names() if student.readouts else []
+    if names and not all(name.isdigit() for name in names):
+        shown = ", ".join(names[:_SHOWN]) + (", …" if len(names) > _SHOWN else "")
+        lines += ["", f"{len(names)} classes: {shown}."]
+    return lines
+
+
+def _figures(student: Student, metrics: dict[str, Any]) -> list[str]:
+    run, own, teacher = metrics["run"], metrics["student"], metrics["teacher"]
+    figures = ["top1", "top5"]
+    if any(each["top1"] is None for each in own["readouts"].values()):
+        figures = [name for name in ("top1", "agreement") if _measured(own["readouts"], name)] or ["top1"]
+    lines = [
         "## Figures",
         "",
         f"On {run['test_images']:,} {_tested(run)}. Multiply-adds and parameters are those in use.",
@@ -81,22 +169,49 @@ def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
         if teacher is not None and teacher.get("embedding"):
             entries["teacher"] = (teacher["name"], teacher | teacher["embedding"])
         lines += _table("feature", ["knn", "linear_probe", "cosine"], entries)
-    lines += [
-        "",
+    return lines
+
+
+def _training(student: Student, metrics: dict[str, Any] | None) -> list[str]:
+    data = student.info.get("data") or _NOT_STATED
+    if metrics is None:
+        return ["## Training", "", f"Training data: {data}."]
+    run, own = metrics["run"], metrics["student"]
+    epochs = "1 epoch" if run["epochs"] == 1 else f"{run['epochs']} epochs"
+    return [
         "## Training",
         "",
-        f"{run['train_images']:,} images, {epochs}, seed {run['seed']}, "
+        f"Training data: {data}. {run['train_images']:,} images, {epochs}, seed {run['seed']}, "
         f"{'with' if run['labels_used'] else 'without'} labels, {run['precision']} on {run['device']}, "
         f"{own['train_seconds']:.0f} s. gendd {run['versions']['gendd']}, torch {run['versions']['torch']}.",
-        "",
+    ]
+
+
+def _licences(student: Student, teacher: dict[str, Any] | None) -> list[str]:
+    info = student.info
+    lines = ["## Licences", "", f"- This model: {info.get('license') or _NOT_STATED}."]
+    if teacher is not None:
+        lines.append(f"- Its teacher {teacher['name']}: {info.get('teacher_license') or _NOT_STATED}.")
+    if info.get("base_model") or info.get("base_license"):
+        started = info.get("base_model") or "the weights it started from"
+        lines.append(f"- Weights it started from, {started}: {info.get('base_license') or _NOT_STATED}.")
+    lines.append(f"- Training images, {info.get('data') or 'of its run'}: see where they come from.")
+    return lines
+
+
+def _limits(student: Student, metrics: dict[str, Any] | None) -> list[str]:
+    measured = (
+        "Nothing was measured of images unlike those it was trained on"
+        if metrics is None
+        else "The figures hold for images like those it was trained on; nothing was measured of others"
+    )
+    learned = " What the teacher gets wrong, the student learns too." if student.info.get("teacher") else ""
+    return [
         "## Limits",
         "",
-        "The figures hold for images like those it was trained on. What the teacher gets wrong, the student "
-        "learns too. The teacher's licence and that of the training images may bind this model: check both "
-        "before you publish it.",
-        "",
+        f"{measured}, nor of images of none of its classes.{learned} The licences of the teacher, of weights "
+        "it started from and of the training images may bind this model: check them before you publish it.",
     ]
-    path.write_text("\n".join(lines), encoding="utf-8")
 
 
 _FIGURES = {
@@ -153,6 +268,13 @@ def _tested(run: dict[str, Any]) -> str:
 
 def _origin(student: Student, teacher: dict[str, Any] | None) -> str:
     method = student.info.get("method")
+    if method is None and teacher is None:
+        generative = student.generator is not None
+        return (
+            "Distilled by Generative Distribution Distillation (arXiv 2507.14503)."
+            if generative
+            else ("A student saved by gendd, which does not tell how it was trained.")
+        )
     if method == "linear_probe":
         return "A linear classifier trained on labels, on the frozen features of a trained network."
     if teacher is None or method == "supervised":

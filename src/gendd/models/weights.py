@@ -150,12 +150,18 @@ def saved_backbone(path: str | Path) -> dict[str, Any] | None:
 
 def saved_class_names(path: str | Path) -> list[str] | None:
     """Class names of a run's or a student's folder, as :func:`load_weights` takes it; None where none are."""
+    names = saved_info(path).get("class_names")
+    return [str(name) for name in names] if isinstance(names, list) else None
+
+
+def saved_info(path: str | Path) -> dict[str, Any]:
+    """What a run's or a student's folder tells of its student beside the network; empty of other weights."""
     config = _weights_file(Path(path)).with_name("config.json")
     try:
-        names = json.loads(config.read_text(encoding="utf-8"))["info"]["class_names"]
+        info = json.loads(config.read_text(encoding="utf-8"))["info"]
     except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
-        return None
-    return [str(name) for name in names] if isinstance(names, list) else None
+        return {}
+    return info if isinstance(info, dict) else {}
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
