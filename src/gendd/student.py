@@ -47,6 +47,8 @@ class Student(nn.Module):
         info: What else is known of it (class names, image size, …), kept in its ``config.json``.
         linear: Whether the backbone's classifier has learned anything, so that it is a readout.
 
+    ``card`` is the model card of the folder it was loaded from, if any; :meth:`push_to_hub` uploads it.
+
     A student of a teacher without a classifier that saw no labels has no readout and gives no logits: use
     :meth:`features`, :meth:`embed` and :meth:`generate`.
 
@@ -75,6 +77,7 @@ class Student(nn.Module):
         self.linear = linear and backbone.has_classifier
         self.settings = readout or ReadoutConfig("linear" if classifier is None else "mean")
         self.info = dict(info or {})
+        self.card: str | None = None
         # in a tuple: it is no part of what is saved
         self._folded: tuple[list[Any], FoldedMean] | None = None
         if self.readouts:
@@ -282,6 +285,32 @@ class Student(nn.Module):
         (folder / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n", encoding="utf-8")
         return folder
 
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | None = None,
+        commit_message: str | None = None,
+    ) -> str:
+        """Upload it to the Hugging Face Hub, from where :func:`gendd.load` takes it by ``repo_id``.
+
+        Args:
+            repo_id: ``NAME/REPOSITORY``, made where there is none.
+            private: Whether a repository that is made is private; None: as the account has it.
+            token: Of the account; None: that of ``hf auth login`` or the environment's ``HF_TOKEN``.
+            commit_message: Of the upload.
+
+        Returns:
+            Its address.
+
+        Raises:
+            UserError: the Hub refuses or is out of reach.
+        """
+        from gendd.hub import push_student
+
+        return push_student(self, repo_id, private=private, token=token, commit_message=commit_message)
+
 
 def _backbone(described: dict[str, Any], given: nn.Module | None) -> Backbone:
     if given is None:
@@ -332,6 +361,8 @@ def load(
     except _UNFIT as error:
         expected = "a folder written by gendd" if backbone is None else "the network it was saved with"
         raise UserError(f"Student {str(folder)!r}: expected {expected}; {_reason(error)}") from error
+    if (folder / "README.md").is_file():
+        student.card = (folder / "README.md").read_text(encoding="utf-8", errors="replace")
     return student.to(device).eval()
 
 
