@@ -5,16 +5,18 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from PIL import Image
 
 if TYPE_CHECKING:
-    from gendd.config import DataConfig
+    from gendd.config import DataConfig, ReadoutName
+    from gendd.exporting import Exported, Format
 
 # before torch is loaded: sums in the same order here and in the processes that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -84,6 +86,32 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         code = main(["distill", "--out", str(folder), *TINY, "--baselines=[supervised,kl,kd]"])
     return Finished(folder, code, out.getvalue(), err.getvalue())
+
+
+@pytest.fixture(scope="session")
+def small_run(digits_run: Finished, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy of that run without its training, to write into."""
+    folder = tmp_path_factory.mktemp("small") / "digits"
+    shutil.copytree(digits_run.folder / "student", folder / "student")
+    for name in ("config.yaml", "metrics.json"):
+        shutil.copy(digits_run.folder / name, folder / name)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def exported(small_run: Path) -> Callable[[Format, ReadoutName], Exported]:
+    """Exports a readout of the run where no test has yet; two steps of dpm-solver for ``sample``."""
+    from gendd.exporting import export
+
+    made: dict[tuple[Format, ReadoutName], Exported] = {}
+
+    def get(to: Format, readout: ReadoutName) -> Exported:
+        if (to, readout) not in made:
+            fewer: dict[str, Any] = {"steps": 2, "sampler": "dpm-solver"} if readout == "sample" else {}
+            made[to, readout] = export(small_run, to, readout=readout, seed=3, **fewer)
+        return made[to, readout]
+
+    return get
 
 
 @pytest.fixture

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         TrainingConfig,
     )
     from gendd.errors import UserError
+    from gendd.exporting import export
     from gendd.methods import KD, GenDD, Method, StepOutput, Supervised
     from gendd.models import Backbone, build_model, create_backbone, wrap
     from gendd.released import import_released
@@ -40,6 +41,7 @@ _HOMES = {
         "TrainingConfig",
     ),
     "gendd.errors": ("UserError",),
+    "gendd.exporting": ("export",),
     "gendd.methods": ("KD", "GenDD", "Method", "StepOutput", "Supervised"),
     "gendd.models": ("Backbone", "build_model", "create_backbone", "wrap"),
     "gendd.released": ("import_released",),
@@ -68,6 +70,7 @@ __all__ = [
     "build_model",
     "create_backbone",
     "distill",
+    "export",
     "import_released",
     "load",
     "wrap",

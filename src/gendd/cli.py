@@ -24,6 +24,8 @@ _COMMANDS = {
     "train": "train a model on labels alone (a teacher, or a recipe's student for comparison)",
     "evaluate": "score a finished run on its test images",
     "predict": "classify image files with a student",
+    "export": "write a finished student as ONNX, for torch.export, for timm or as plain safetensors",
+    "push": "upload a finished student to the Hugging Face Hub",
     "recipes": "list the recipes, the published experiments among them",
     "models": "list the networks",
     "import-released": "make a run of a checkpoint of the authors' released code",
@@ -76,6 +78,8 @@ def _dispatch(words: list[str]) -> int:
     handlers = {
         "evaluate": _evaluate,
         "predict": _predict,
+        "export": _export,
+        "push": _push,
         "recipes": _recipes,
         "models": _models,
         "import-released": _import_released,
@@ -359,6 +363,47 @@ def _predict(words: list[str]) -> int:
     for error in errors:
         print(f"gendd: {' '.join(error.split())}", file=sys.stderr)
     return 2 if errors else 0
+
+
+def _export(words: list[str]) -> int:
+    parser = _Parser(prog="gendd export", description=_COMMANDS["export"])
+    parser.add_argument("run", metavar="RUN", help="a run's folder, a student's folder, or a Hub id")
+    parser.add_argument(
+        "--to", metavar="FORMAT", required=True, help="onnx, torch-export, timm or safetensors"
+    )
+    parser.add_argument("--readout", help="linear, mean or sample; the student's own by default")
+    parser.add_argument("--quantize", metavar="int8", help="an ONNX file of 8-bit weights and activations")
+    parser.add_argument(
+        "--calibration", type=int, default=256, metavar="N", help="training images it looks at (default: 256)"
+    )
+    parser.add_argument("--out", metavar="PATH", help="the file or folder (default: in RUN/export/)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise of readout sample (default: 0)")
+    parser.add_argument("--steps", type=int, help="sampling steps of readout sample")
+    parser.add_argument("--sampler", help="ddpm, ddim or dpm-solver, of readout sample")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    given = vars(parser.parse_args(words))
+    from gendd.exporting import export
+
+    print(export(given.pop("run"), **given, progress=sys.stderr.isatty()))
+    return 0
+
+
+def _push(words: list[str]) -> int:
+    parser = _Parser(
+        prog="gendd push",
+        description=_COMMANDS["push"],
+        epilog="The account is that of 'hf auth login', or of HF_TOKEN in the environment.",
+    )
+    parser.add_argument("run", metavar="RUN", help="a run's folder, or a student's")
+    parser.add_argument("repository", metavar="REPO_ID", help="NAME/REPOSITORY on the Hub")
+    parser.add_argument("--private", action="store_true", help="make the repository a private one")
+    parser.add_argument("--message", metavar="TEXT", help="of the commit")
+    given = parser.parse_args(words)
+    from gendd.hub import push
+
+    private = True if given.private else None
+    print(push(given.run, given.repository, private=private, commit_message=given.message))
+    return 0
 
 
 def _recipes(words: list[str]) -> int:

@@ -65,6 +65,7 @@ from gendd.models import (
 from gendd.models.module import digest
 from gendd.models.registry import check_name, describe_module
 from gendd.models.weights import saved_backbone
+from gendd.provenance import provenance
 from gendd.shots import shots_of
 from gendd.student import Student, load
 from gendd.training import (
@@ -92,17 +93,25 @@ _WRITTEN = (
     "wandb",
     "baselines",
     "stage1",
+    "export",
     # left where writing was cut short
     "config.yaml.tmp",
     "metrics.json.tmp",
     ".report.html.*",
 )
 # settings that may differ between a run and its continuation, and do not make another teacher
-_FREE = {"out", "data.in_memory", "data.workers", "data.max_corrupt", "data.shot_thresholds"} | {
-    f"{section}.{key}"
-    for section in ("training", "teacher_training")
-    for key in ("checkpoint_every", "device", "loggers", "progress")
-}
+_FREE = (
+    {"out", "data.in_memory", "data.workers", "data.max_corrupt", "data.shot_thresholds"}
+    | {
+        "teacher.license",
+        "student.license",
+    }
+    | {
+        f"{section}.{key}"
+        for section in ("training", "teacher_training")
+        for key in ("checkpoint_every", "device", "loggers", "progress")
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -266,6 +275,7 @@ def execute(
         "data": data.name,
         "method": config.method,
         "teacher": None if teacher is None else config.teacher.name,
+        **provenance(config.student, None if teacher is None else config.teacher),
     }
     if teacher is not None and teacher.num_classes not in (0, data.num_classes):
         names = teacher_class_names(config.teacher, teacher.num_classes)
