@@ -1,0 +1,122 @@
+"""Classify image files with an exported student: NumPy, Pillow and ONNX Runtime, no torch.
+
+    gendd export runs/mine --to onnx
+    python examples/predict_onnx.py runs/mine/export/student-mean.onnx image.jpg …
+
+Images are prepared as ``gendd predict`` does it, to the last bit. Shapes: B images · C channels · S side ·
+K classes · h height and w width before resizing.
+"""
+
+import argparse
+import io
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+from PIL import Image
+
+
+class Classifier:
+    """A student that ``gendd export --to onnx`` wrote, with what its file tells of itself."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        told = self.session.get_modelmeta().custom_metadata_map
+        self.class_names: list[str] = json.loads(told["class_names"])
+        self.size, self.channels = int(told["image_size"]), int(told["channels"])
+        self.framing = float(told["framing"])
+        self.readout = told["readout"]
+
+    def prepare(self, data: bytes) -> np.ndarray:
+        """An encoded image -> float32 (C, S, S) in [0, 1]. Raises ValueError where it is none."""
+        framed = frame(decode(data, self.channels), self.size, self.framing)
+        pixels: np.ndarray = framed.transpose(2, 0, 1).astype(np.float32)
+        return pixels / 255
+
+    def probabilities(self, images: np.ndarray) -> np.ndarray:
+        """float32 (B, C, S, S) in [0, 1] -> (B, K)."""
+        logits = self.session.run(["logits"], {"images": images})[0]
+        odds: np.ndarray = np.exp(logits - logits.max(axis=1, keepdims=True))
+        return odds / odds.sum(axis=1, keepdims=True)
+
+    def best(self, probabilities: np.ndarray, top: int = 5) -> list[tuple[str, float]]:
+        """The most likely classes of one image's (K,)."""
+        order = np.argsort(-probabilities, kind="stable")[:top]
+        return [(self.class_names[index], round(float(probabilities[index]), 4)) for index in order]
+
+
+def decode(data: bytes, channels: int) -> np.ndarray:
+    """An encoded image -> uint8 (h, w, C), gray or RGB."""
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            if image.mode.startswith("I"):  # 16-bit gray
+                gray = (np.asarray(image).astype(np.float32) / 257).round().clip(0, 255).astype(np.uint8)
+                return np.repeat(gray[:, :, None], channels, axis=2)
+            whole = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
+            pixels = np.array(whole.convert("L" if channels == 1 else "RGB"))
+            return pixels[:, :, None] if channels == 1 else pixels
+    except Exception as error:  # Pillow raises many kinds at damaged files
+        raise ValueError("expected an image, got a file that can't be decoded") from error
+
+
+def frame(pixels: np.ndarray, size: int, framing: float) -> np.ndarray:
+    """Resize the shorter side and crop the centre: uint8 (h, w, C) -> (S, S, C)."""
+    height, width = pixels.shape[:2]
+    if height == width == size:
+        return pixels
+    short, wanted = min(height, width), round(size / framing)
+    target = wanted if short >= wanted else size
+    scaled = [target if side == short else int(target * side / short) for side in (height, width)]
+    pixels = resize(resize(pixels, scaled[1], axis=1), scaled[0], axis=0)
+    top, left = (round((side - size) / 2) for side in scaled)
+    return pixels[top : top + size, left : left + size]
+
+
+def resize(pixels: np.ndarray, side: int, axis: int) -> np.ndarray:
+    """One axis of uint8 pixels to another length: bilinear and antialiased, in PyTorch's integers."""
+    length = pixels.shape[axis]
+    if length == side:
+        return pixels
+    weights = np.zeros((side, length))
+    scale = length / side
+    support = max(scale, 1.0)
+    for row in range(side):
+        centre = scale * (row + 0.5)
+        first = max(int(centre - support + 0.5), 0)
+        last = min(int(centre + support + 0.5), length)
+        near = np.maximum(1 - np.abs(np.arange(first, last) + 0.5 - centre) * (1 / support), 0)
+        weights[row, first:last] = near / near.sum()
+    # as many bits as 16-bit weights have room for
+    largest = weights.max()
+    bits = next((bits for bits in range(21) if int(0.5 + largest * 2 ** (bits + 1)) >= 2**15), 21)
+    whole = np.floor(weights * 2**bits + 0.5)
+    # floating point, but of whole numbers that it holds exactly
+    mixed = np.tensordot(whole, pixels.astype(np.float64), axes=(1, axis))
+    mixed = np.floor((mixed + 2 ** (bits - 1)) / 2**bits).clip(0, 255).astype(np.uint8)
+    return np.moveaxis(mixed, 0, axis)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model", help="the exported .onnx file")
+    parser.add_argument("images", nargs="+", help="image files")
+    parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
+    given = parser.parse_args()
+    classifier = Classifier(given.model)
+    failed = False
+    for path in given.images:
+        try:
+            image = classifier.prepare(Path(path).read_bytes())
+        except (OSError, ValueError) as error:
+            print(f"{path}: {error}", file=sys.stderr)
+            failed = True
+            continue
+        found = classifier.best(classifier.probabilities(image[None])[0], given.top)
+        print(f"{path}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in found))
+    sys.exit(2 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
