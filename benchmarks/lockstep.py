@@ -26,9 +26,11 @@ from torch import Tensor
 
 from gendd.config import RunConfig, from_dict, to_dict
 from gendd.data import Batch, Data, load_data, train_loader
+from gendd.embedding import collect_features
 from gendd.evaluation import evaluate
 from gendd.methods import Method, build_method
 from gendd.models import Backbone, Frozen, build_model
+from gendd.readout import choose_mean_time
 from gendd.shots import shots_of
 from gendd.student import Student
 from gendd.training import beta2, derive_seed, learning_rate_factor, parameter_groups, resolve_precision
@@ -106,6 +108,10 @@ class Variant:
         """Score every readout of one pass on the validation images; the best of the two that choose."""
         assert data.val is not None
         student = self.method.student().eval()
+        if student.generator is not None and student.classifier is not None:
+            held = collect_features(student, self.method.teacher, data.val)
+            assert held.teacher is not None
+            choose_mean_time(student.generator, student.classifier, held.own, held.teacher)
         teacher = self.method.teacher if data.val.labels is None else None
         scores = evaluate(student, data.val, readouts=student.readouts[:2], teacher=teacher)
         figure = "agreement" if data.val.labels is None else "top1"

@@ -38,7 +38,7 @@ from gendd.config import (
 from gendd.data import Data, ImageSet, describe, eval_loader, load_data
 from gendd.data.readers import image_files
 from gendd.data.tars import is_remote
-from gendd.embedding import Refit, check_refit, embedding_scores, refit_linear
+from gendd.embedding import Refit, check_refit, collect_features, embedding_scores, refit_linear
 from gendd.errors import UserError
 from gendd.evaluation import (
     BATCH_SIZE,
@@ -65,6 +65,7 @@ from gendd.models import (
 from gendd.models.module import digest
 from gendd.models.registry import check_name, describe_module
 from gendd.models.weights import saved_backbone
+from gendd.readout import choose_mean_time
 from gendd.shots import shots_of
 from gendd.student import Student, load
 from gendd.training import (
@@ -685,6 +686,7 @@ def _train(
         title=config.method,
     )
     student = method.student()
+    _settle_mean_time(student, config, data, teacher)
     if config.method != "gendd" or teacher is None or config.gendd.refit == "none":
         return Trained(student, result)
     refit = refit_linear(
@@ -701,6 +703,24 @@ def _train(
         f"{refit.refitted:.2f} % of held-out images; kept the one {refit.kept}"
     )
     return Trained(student, result, refit)
+
+
+def _settle_mean_time(student: Student, config: RunConfig, data: Data, teacher: Frozen | None) -> None:
+    """Give an ε head its time on the validation images, where there are some and something reads it."""
+    generator, classifier = student.generator, student.classifier
+    if generator is None or classifier is None or teacher is None or data.val is None:
+        return
+    if generator.prediction == "epsilon":
+        device = resolve_device(config.training.device)
+        held = collect_features(
+            student.to(device).eval(), teacher, data.val, device=device, workers=config.data.workers
+        )
+        assert held.teacher is not None
+        share = choose_mean_time(generator, classifier, held.own.to(device), held.teacher.to(device))
+        _say(
+            f"readout mean: asked of the noise-predicting head at t = {generator.mean_time}, where it says "
+            f"what the teacher says of {100 * share:.2f} % of validation images"
+        )
 
 
 def _settle_readout(

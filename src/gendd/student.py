@@ -220,9 +220,10 @@ class Student(nn.Module):
     def _folded_mean(self, generator: FeatureGenerator, classifier: nn.Linear) -> FoldedMean:
         """The mean readout with its constants computed, anew whenever a weight is another."""
         tensors = [*generator.parameters(), *generator.buffers(), *classifier.parameters()]
-        state = [
+        state: list[Any] = [
             (each.data_ptr(), each.device, 0 if each.is_inference() else each._version) for each in tensors
         ]
+        state.append((generator.mean_time,))
         if self._folded is None or self._folded[0] != state:
             self._folded = (state, FoldedMean(generator, classifier).eval())
         return self._folded[1]
@@ -243,6 +244,7 @@ class Student(nn.Module):
                 "feature_width": self.generator.feature_width,
                 "num_classes": None if self.classifier is None else self.classifier.out_features,
                 "settings": to_dict(self.generator.config),
+                "mean_time": self.generator.mean_time,
             }
         return {
             "format": FORMAT,
@@ -266,6 +268,7 @@ class Student(nn.Module):
         if (described := config["generator"]) is not None:
             settings = from_dict(described["settings"], GenDDConfig)
             generator = FeatureGenerator(described["condition_width"], described["feature_width"], settings)
+            generator.mean_time = described.get("mean_time", generator.mean_time)
             width, classes = described["feature_width"], described["num_classes"]
             classifier = None if classes is None else nn.Linear(width, classes).requires_grad_(False)
         readout = from_dict(config["readout"], ReadoutConfig)
