@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,47 @@ def run(base: RunConfig, changes: list[dict[str, Any]], results: Path, students:
             writer.writerow(row)
             stream.flush()
             print(row, flush=True)
+
+
+def step_seconds(base: RunConfig, changes: list[dict[str, Any]], steps: int) -> dict[str, float]:
+    """Median seconds a step of each variant, with its batch and the teacher's pass, side by side.
+
+    Args:
+        base: What they share.
+        changes: A name and dotted keys each.
+        steps: Measured, after three more.
+    """
+    data = load_data(base.data)
+    teacher = Shared(build_model(base.teacher, data.num_classes, data.channels))
+    teacher.to(memory_format=torch.channels_last)
+    bf16 = resolve_precision(base.training.precision, torch.device("cpu")) == "bf16"
+    variants = [Variant(change, base, data, teacher) for change in changes]
+    for variant in variants:
+        loader = train_loader(data, base.data, seed=base.seed, epoch=0)
+        variant.method.prepare(batch for _, batch in zip(range(STATISTICS_BATCHES), loader, strict=False))
+    loader = train_loader(data, base.data, seed=base.seed, epoch=0)
+    found: dict[str, list[float]] = {name: [] for name in ("loading", "teacher", *(v.name for v in variants))}
+    batches = iter(loader)
+    for step in range(steps + 3):
+        start = time.perf_counter()
+        raw = next(batches)
+        batch = Batch(raw.images.contiguous(memory_format=torch.channels_last), raw.labels)
+        found["loading"].append(time.perf_counter() - start)
+        teacher.seconds = 0.0
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            teacher(batch.images)
+        found["teacher"].append(teacher.seconds)
+        for variant in variants:
+            variant.seconds = 0.0
+            variant.step(batch, step, len(loader), bf16)
+            found[variant.name].append(variant.seconds)
+    median = {name: statistics.median(values[3:]) for name, values in found.items()}
+    return {
+        variant.name: median[variant.name]
+        + median["loading"]
+        + (0 if variant.config.method == "supervised" else median["teacher"])
+        for variant in variants
+    }
 
 
 def main() -> None:
