@@ -23,7 +23,10 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCS = HERE.parent / "docs"
-PAGES = [HERE.parent / "README.md", DOCS / "ablations.md", DOCS / "recipes.md"]
+PAGES = [
+    HERE.parent / "README.md",
+    *(DOCS / f"{name}.md" for name in ("ablations", "recipes", "uncertainty")),
+]
 LABELS = {
     "teacher": "teacher",
     "supervised": "student alone (cross-entropy)",
@@ -33,6 +36,14 @@ LABELS = {
     "gendd": "GenDD",
     "gendd_unlabelled": "GenDD, no labels",
 }
+SCORES = {
+    "max_softmax": "max softmax",
+    "total": "total entropy",
+    "aleatoric": "aleatoric",
+    "mutual_information": "mutual information",
+    "spread": "spread",
+}
+NOTHING = "Not measured yet."
 
 
 def read(name: str) -> list[dict[str, str]]:
@@ -40,10 +51,10 @@ def read(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def mean_std(values: list[float]) -> str:
+def mean_std(values: list[float], digits: int = 2) -> str:
     if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -117,6 +128,51 @@ def recipes() -> str:
     return table(head, rows)
 
 
+def by_student(dataset: str, keys: tuple[str, ...]) -> dict[tuple[str, ...], list[dict[str, str]]]:
+    """The seeds' rows of an uncertainty table that share the keys, in the order of the methods' labels."""
+    if not (RESULTS / "uncertainty.csv").is_file():
+        return {}
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    found = [row for row in read("uncertainty.csv") if row["dataset"] == dataset]
+    for row in sorted(found, key=lambda row: list(LABELS).index(row["method"])):
+        groups[tuple(row[key] for key in keys)].append(row)
+    return groups
+
+
+def source(readout: str, n: str) -> str:
+    """What a prediction or score is of."""
+    return f"{n} samples" if n else readout
+
+
+def calibrated(dataset: str) -> str:
+    """Top-1 and calibration of every prediction."""
+    lines = []
+    for (method, readout, n, score), rows in by_student(dataset, ("method", "readout", "n", "score")).items():
+        if score:
+            continue
+        cells = [LABELS[method], source(readout, n), mean_std([float(row["top1"]) for row in rows])]
+        cells.append(mean_std([100 * float(row["ece"]) for row in rows]))
+        cells += [mean_std([float(row[name]) for row in rows], 3) for name in ("nll", "brier")]
+        lines.append([*cells, str(len(rows))])
+    head = ["method", "prediction", "top-1, %", "ECE, %", "NLL, nats", "Brier", "seeds"]
+    return table(head, lines) if lines else NOTHING
+
+
+def detected(dataset: str) -> str:
+    """AUROC and FPR95 of every score, a column a set of other images."""
+    groups = by_student(dataset, ("method", "readout", "n", "score", "out"))
+    sets = list(dict.fromkeys(out for *_, out in groups if out))
+    lines = []
+    for method, readout, n, score in dict.fromkeys(key[:4] for key in groups if key[3]):
+        cells = [LABELS[method], f"{SCORES[score]} · {source(readout, n)}"]
+        for out in sets:
+            rows = groups[method, readout, n, score, out]
+            both = (mean_std([100 * float(row[name]) for row in rows], 1) for name in ("auroc", "fpr95"))
+            cells.append(" / ".join(both))
+        lines.append(cells)
+    return table(["method", "score", *sets], lines) if lines else NOTHING
+
+
 def plot_cifar10() -> None:
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -151,6 +207,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation_2": partial(ablation, "2"),
     "ablation_3": partial(ablation, "3"),
     "recipes": recipes,
+    "calibration_digits": partial(calibrated, "digits"),
+    "detection_digits": partial(detected, "digits"),
+    "calibration_cifar10": partial(calibrated, "cifar10"),
+    "detection_cifar10": partial(detected, "cifar10"),
 }
 
 
