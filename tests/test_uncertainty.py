@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from test_generator import ExactHead
 from torch import Tensor, nn
 
 from gendd.config import GenDDConfig, ReadoutConfig
@@ -127,6 +128,25 @@ def test_the_figures_are_those_of_the_generated_features() -> None:
     standard = (samples - torch.arange(10.0)) / (torch.arange(10.0) + 1)
     squares = (standard - standard.mean(0)).square().sum(0) / 5
     torch.testing.assert_close(found.spread, squares.mean(-1).sqrt())
+
+
+def test_the_spread_of_a_generator_that_is_known() -> None:
+    student = make()
+    whole = student.generator
+    assert whole is not None
+    generator = FeatureGenerator(whole.condition_width, 10, GenDDConfig(token_width=4, timesteps=1000))
+    generator.set_statistics(torch.arange(10.0), torch.arange(10.0) + 1)
+    weight = torch.randn(3, whole.condition_width, 4, generator=seeded(3), dtype=torch.float64)
+    generator.head = ExactHead(generator.schedule, weight, 0.5, "sample")  # type: ignore[assignment]
+    student = Student(student.backbone, generator, student.classifier).eval()
+    found = {}
+    for steps in (10, 100):
+        spreads = student.predict(images(), 400, seeded(), sampler="ddim", steps=steps).spread
+        assert spreads is not None
+        found[steps] = float(spreads.square().mean().sqrt())
+    assert found[100] == pytest.approx(0.5, abs=0.02)
+    # few steps make what is sampled too narrow
+    assert 0.38 < found[10] < 0.46
 
 
 @pytest.mark.parametrize(
