@@ -22,6 +22,7 @@ import gendd
 from gendd.cli import main
 from gendd.config import dump, load_config
 from gendd.errors import UserError
+from gendd.evaluation import readout_costs
 from gendd.methods import KD, GenDD, Pretraining, Supervised
 from gendd.run import Run, _check_folder, _curves, _examples, _trained_teacher, evaluate_run, predict
 from gendd.training import resolve_precision
@@ -117,9 +118,12 @@ def test_costs_are_those_of_the_networks(digits_run: Finished) -> None:
     readouts = metrics["student"]["readouts"]
     assert readouts["linear"]["parameters"] == metrics["student"]["parameters"]
     linear, mean, sample = (readouts[name]["multiply_adds"] for name in ("linear", "mean", "sample"))
-    head = mean - linear + 16 * 10 - 32 * 10  # the student's classifier out, the teacher's in
-    # 4 steps for each of 2 samples; the 16-wide condition's network runs in every pass
-    assert head < sample - linear <= 8 * head + 32 * 10
+    images = torch.zeros(1, 1, 8, 8)
+    generated = readout_costs(gendd.load(digits_run.folder), "generated", images)["multiply_adds"]
+    assert linear < mean < generated + 32 * 10  # folded, a pass is cheaper
+    head = generated - (linear - 16 * 10)  # without the student's classifier
+    # 4 steps for each of 2 samples, which share what they have in common
+    assert head < sample - (linear - 16 * 10) <= 8 * head + 32 * 10
     assert readouts["sample"]["steps"] == 4 and readouts["sample"]["num_samples"] == 2
 
 
@@ -477,6 +481,21 @@ def test_the_readout_in_use_chooses_the_checkpoint(
     assert metrics["student"]["validation"]["metric"] == "val/linear"
 
 
+def test_the_readout_is_picked_on_validation(
+    digits_run: Finished, tmp_path: Path, no_report: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--baselines=[]", "--readout.name=auto", "--training.epochs=1", "--readout.steps=2"]
+    found = distil(tmp_path, *options)["student"]
+    percent = found["readout_pick"]["percent"]
+    assert list(percent) == ["linear", "mean", "sample"]
+    near = [name for name, value in percent.items() if value >= round(max(percent.values()) - 0.1, 2)]
+    assert found["readout"] == near[0] == gendd.load(tmp_path).readout
+    assert f"readout {near[0]}, the cheapest near the best; right on validation" in capsys.readouterr().err
+    # the readouts of one pass say on the validation images what they said in training
+    best = found["validation"]
+    assert best["metric"] == "val/mean" and best["percent"] == percent["mean"]
+
+
 @pytest.mark.parametrize("method", ["kd", "kl"])
 def test_a_baseline_is_the_same_as_the_method_itself(
     digits_run: Finished, tmp_path: Path, method: str, no_report: None
@@ -800,6 +819,11 @@ def test_distill_from_python_names_what_is_wrong(given: dict[str, Any], message:
         (
             ["--data.labels=false", "--method=supervised"],
             "data.labels: expected true for method 'supervised', which learns from labels, got False.",
+        ),
+        (
+            ["--data.validation=0", "--readout.name=auto"],
+            "data.validation: expected a fraction above 0, as readout.name is auto, got 0; hold some images "
+            "out, or name the readout.",
         ),
     ],
 )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from gendd.config import GenDDConfig, ReadoutConfig, ReadoutName
 from gendd.errors import UserError
 from gendd.generator import FeatureGenerator
 from gendd.models import create_backbone
+from gendd.readout import mean_logits
 from gendd.student import Student, load
 
 READOUTS: list[ReadoutName] = ["linear", "mean", "sample"]
@@ -82,6 +84,47 @@ def test_a_loaded_student_gives_the_same_logits_bit_for_bit(name: ReadoutName, t
         assert torch.equal(back(images()), student(images()))
 
 
+def test_the_mean_readout_folds_itself_and_follows_the_weights() -> None:
+    student = make()
+    features = torch.randn(4, student.backbone.feature_dim)
+    assert student.generator is not None and student.classifier is not None
+
+    def plainly() -> Tensor:
+        assert student.generator is not None and student.classifier is not None
+        return mean_logits(student.generator, student.classifier, features)
+
+    first = plainly()
+    with torch.no_grad():
+        torch.testing.assert_close(student.logits(features, "mean"), first)
+        folded = student._folded
+        assert folded is not None
+        student.logits(features, "mean")
+        assert student._folded is folded
+        # a weight that is another is seen, be it of the head, the statistics or the classifier
+        student.generator.head.final.weight.normal_()
+        student.generator.set_statistics(torch.arange(10.0) + 2, torch.arange(10.0) + 3)
+        torch.testing.assert_close(student.logits(features, "mean"), plainly())
+        student.classifier.load_state_dict(nn.Linear(10, 5).state_dict())
+        torch.testing.assert_close(student.logits(features, "mean"), plainly())
+    assert (plainly() - first).abs().max() > 0.1
+    assert set(student.state_dict()) == set(make().state_dict())
+    torch.testing.assert_close(copy.deepcopy(student)(images()), student(images()))
+
+
+def test_the_mean_readout_has_gradients_where_they_are_wanted() -> None:
+    student = make().requires_grad_(True)
+    student(images()).square().sum().backward()
+    assert student.generator is not None
+    gradients = [parameter.grad for parameter in student.generator.head.condition.parameters()]
+    assert all(gradient is not None and gradient.abs().max() > 0 for gradient in gradients)
+
+
+def test_a_student_made_for_inference_alone_gives_the_same_logits() -> None:
+    with torch.inference_mode():
+        made = make()(images())
+    torch.testing.assert_close(made, make()(images()))
+
+
 def test_a_student_without_generator_round_trips(tmp_path: Path) -> None:
     student = make(generative=False)
     back = load(student.save(tmp_path))
@@ -94,6 +137,20 @@ def test_every_setting_of_the_generator_is_kept(saved: Path) -> None:
     assert back.generator is not None and student.generator is not None
     assert back.generator.config == student.generator.config
     assert back.config() == student.config()
+
+
+def test_the_time_of_the_mean_is_kept(tmp_path: Path) -> None:
+    student = make()
+    assert student.generator is not None
+    before = student(images())
+    student.generator.mean_time = 7
+    assert (student(images()) - before).abs().max() > 1e-5  # what was folded is folded anew
+    back = load(student.save(tmp_path))
+    assert back.generator is not None and back.generator.mean_time == 7
+    assert torch.equal(back(images()), student(images()))
+    described = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    del described["generator"]["mean_time"]  # as written before there was one
+    assert Student.from_config(described).generator.mean_time == 19  # type: ignore[union-attr]
 
 
 def test_a_run_folder_is_as_good_as_its_student_folder(saved: Path) -> None:

@@ -38,7 +38,7 @@ _SHORT = {
     "teacher": ("teacher.name", "NETWORK", "the teacher: a name (gendd models lists them) or a run's folder"),
     "student": ("student.name", "NETWORK", "the student, likewise"),
     "data": ("data.name", "SET", "the images: digits, cifar10, folder, …"),
-    "readout": ("readout.name", "{linear,mean,sample}", "how the finished student gives its logits"),
+    "readout": ("readout.name", "{linear,mean,sample,auto}", "how the finished student gives its logits"),
     "precision": ("training.precision", "{auto,fp32,bf16,fp16}", "numbers the student is trained in"),
 }
 

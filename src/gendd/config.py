@@ -19,6 +19,7 @@ from gendd.recipes import recipe_path
 
 MethodName = Literal["gendd", "kl", "kd", "supervised", "linear_probe"]
 ReadoutName = Literal["linear", "mean", "sample"]
+ReadoutChoice = Literal["linear", "mean", "sample", "auto"]
 Prediction = Literal["sample", "epsilon", "v"]
 MonitorName = Literal["auto", "top1", "agreement", "diffusion"]
 # what in a file names the recipes it is laid over; no setting of a run
@@ -460,8 +461,9 @@ class ReadoutConfig:
     """How logits are read from the student.
 
     Args:
-        name: ``linear`` (the probe on the student's feature), ``mean`` (one head pass: E[f | z]) or
-            ``sample`` (generated features).
+        name: ``linear`` (the probe on the student's feature), ``mean`` (one head pass: E[f | z]),
+            ``sample`` (generated features) or ``auto`` (the cheapest that is within 0.1 point of the best
+            on the validation images).
         sampler: ``ddpm`` (ancestral, as published), ``ddim`` or ``dpm-solver`` (DPM-Solver++(2M)).
         steps: Steps of the respaced schedule.
         guidance: Scale of classifier-free guidance; 1 is none.
@@ -470,7 +472,7 @@ class ReadoutConfig:
         eta: η of ddim, in [0, 1]: 0 is deterministic, 1 as noisy as ddpm.
     """
 
-    name: ReadoutName = "mean"
+    name: ReadoutChoice = "mean"
     sampler: Literal["ddpm", "ddim", "dpm-solver"] = "ddpm"
     steps: int = 10
     guidance: float = 1.0

@@ -5,6 +5,7 @@ Shapes: B images · K classes · C, H, W of the images.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -16,12 +17,15 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from gendd.config import ReadoutName
 from gendd.data import ImageSet, eval_loader
+from gendd.errors import UserError
 from gendd.models import Frozen, count_parameters, latency, multiply_adds
 from gendd.shots import Shots
 from gendd.student import Student
 
 OutputName = ReadoutName | Literal["feature", "generated"]
 
+# from none beyond the student's own to many passes of the head
+COSTS_RISE: tuple[ReadoutName, ...] = ("linear", "mean", "sample")
 BATCH_SIZE = 256
 LATENCY_BATCH = 32
 
@@ -122,6 +126,55 @@ def evaluate(
             None if shots is None or confusion is None else shots.accuracy(confusion),
         )
     return scores
+
+
+@dataclass(frozen=True)
+class ReadoutPick:
+    """How ``readout.name: auto`` was settled.
+
+    Attributes:
+        name: The cheapest readout within the tolerance of the best.
+        metric: What was compared, ``top1`` or ``agreement``.
+        percent: Of every readout, the cheapest first.
+    """
+
+    name: ReadoutName
+    metric: Literal["top1", "agreement"]
+    percent: dict[ReadoutName, float]
+
+    def __str__(self) -> str:
+        judged = "right" if self.metric == "top1" else "as the teacher says"
+        shown = ", ".join(f"{name} {value:.2f} %" for name, value in self.percent.items())
+        return f"readout {self.name}, the cheapest near the best; {judged} on validation images: {shown}"
+
+
+def pick_readout(
+    scores: Mapping[ReadoutName, Scores], metric: Literal["top1", "agreement"], tolerance: float = 0.1
+) -> ReadoutPick:
+    """The cheapest readout within ``tolerance`` of the best.
+
+    Args:
+        scores: Of the readouts of one student, on images its training did not see; those without a figure
+            are out.
+        metric: By what they are compared.
+        tolerance: In points.
+
+    Raises:
+        UserError: no readout has a figure.
+    """
+    found = {name: getattr(scores[name], metric) for name in COSTS_RISE if name in scores}
+    percent: dict[ReadoutName, float] = {
+        name: round(value, 2) for name, value in found.items() if value is not None
+    }
+    if not percent:
+        raise UserError(
+            "readout.name: expected linear, mean or sample where no readout can be judged on validation "
+            "images, got 'auto'."
+        )
+    # of rounded numbers, so that what is printed is what was compared
+    least = round(max(percent.values()) - tolerance, 2)
+    name = next(each for each, value in percent.items() if value >= least)
+    return ReadoutPick(name, metric, percent)
 
 
 def _meters(classes: int, device: torch.device | str) -> dict[str, Any]:

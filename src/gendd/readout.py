@@ -16,11 +16,16 @@ features reads in its place.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
 from gendd.config import ReadoutConfig
 from gendd.generator import FeatureGenerator
+
+# ᾱ of the times that an ε head may be asked at
+_SIGNALS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7)
 
 
 def nearest_mean_classifier(
@@ -55,13 +60,52 @@ def mean_logits(generator: FeatureGenerator, classifier: nn.Linear, features: Te
     return logits
 
 
+@torch.no_grad()
+def choose_mean_time(
+    generator: FeatureGenerator, classifier: nn.Linear, features: Tensor, teacher_features: Tensor
+) -> float:
+    """Give an ε head the time at which its mean is read as the teacher's feature is, most often.
+
+    Late, x̂_0 carries the head's error many times; early, x_t = 0 draws it towards the mean feature. Where
+    the balance is depends on the head. No labels are needed. Of equally good times the latest stays; a head
+    of another prediction keeps T-1.
+
+    Args:
+        generator: Whose ``mean_time`` is set.
+        classifier: D -> K.
+        features: (B, d) of the student, held out.
+        teacher_features: (B, D) of the same images.
+
+    Returns:
+        How often, in [0, 1].
+    """
+    wanted = classifier(teacher_features).argmax(-1)
+
+    def agreed(time: int) -> float:
+        generator.mean_time = time
+        return float((mean_logits(generator, classifier, features).argmax(-1) == wanted).double().mean())
+
+    times = [generator.mean_time]
+    if generator.prediction == "epsilon":
+        times = sorted({generator.schedule.nearest(signal) for signal in _SIGNALS}, reverse=True)
+    found = {time: agreed(time) for time in times}
+    generator.mean_time = max(times, key=lambda time: found[time])
+    return found[generator.mean_time]
+
+
 def sampled_features(
     generator: FeatureGenerator,
     features: Tensor,
     config: ReadoutConfig,
     random: torch.Generator | None = None,
+    *,
+    start: Tensor | None = None,
+    step_noise: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Generated teacher features (S, B, D) from student features (B, d)."""
+    """Generated teacher features (S, B, D) from student features (B, d).
+
+    The noise is that of ``random``, or ``start`` and ``step_noise`` as for :meth:`FeatureGenerator.sample`.
+    """
     return generator.sample(
         generator.condition(features),
         steps=config.steps,
@@ -71,6 +115,8 @@ def sampled_features(
         eta=config.eta,
         sampler=config.sampler,
         generator=random,
+        start=start,
+        step_noise=step_noise,
     )
 
 
@@ -80,7 +126,11 @@ def sample_logits(
     features: Tensor,
     config: ReadoutConfig,
     random: torch.Generator | None = None,
+    *,
+    start: Tensor | None = None,
+    step_noise: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Logits (B, K) of the mean of S generated teacher features, from student features (B, d)."""
-    logits: Tensor = classifier(sampled_features(generator, features, config, random).mean(0))
+    """Logits (B, K) of the mean of S generated teacher features; arguments as :func:`sampled_features`."""
+    made = sampled_features(generator, features, config, random, start=start, step_noise=step_noise)
+    logits: Tensor = classifier(made.mean(0))
     return logits

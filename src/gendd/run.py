@@ -26,6 +26,7 @@ from gendd.config import (
     DataConfig,
     MethodName,
     ModelConfig,
+    ReadoutChoice,
     ReadoutConfig,
     ReadoutName,
     RunConfig,
@@ -37,14 +38,16 @@ from gendd.config import (
 from gendd.data import Data, ImageSet, describe, eval_loader, load_data
 from gendd.data.readers import image_files
 from gendd.data.tars import is_remote
-from gendd.embedding import Refit, check_refit, embedding_scores, refit_linear
+from gendd.embedding import Refit, check_refit, collect_features, embedding_scores, refit_linear
 from gendd.errors import UserError
 from gendd.evaluation import (
     BATCH_SIZE,
     OutputName,
+    ReadoutPick,
     evaluate,
     latency_images,
     memory_format,
+    pick_readout,
     readout_costs,
 )
 from gendd.files import cache_folder, write_json, write_text
@@ -62,6 +65,7 @@ from gendd.models import (
 from gendd.models.module import digest
 from gendd.models.registry import check_name, describe_module
 from gendd.models.weights import saved_backbone
+from gendd.readout import choose_mean_time
 from gendd.shots import shots_of
 from gendd.student import Student, load
 from gendd.training import (
@@ -256,9 +260,7 @@ def execute(
         place = _place(folder, config, name)
         results[name] = _train(part, data, teacher, place, resume, networks.get("student"))
     main = results[config.method].student
-    main.settings = config.readout
-    if main.readouts and config.readout.name not in main.readouts:
-        main.settings = dataclasses.replace(config.readout, name="linear")
+    pick = _settle_readout(main, config, data, teacher, device)
     main.info |= {
         "class_names": data.class_names,
         "image_size": data.image_size,
@@ -274,6 +276,8 @@ def execute(
     # before the evaluation, which a sampling readout can make long
     main.save(folder / "student")
     metrics, confusion = _measure(config, data, teacher, results, device)
+    if pick is not None:
+        metrics["student"]["readout_pick"] = {"metric": pick.metric, "percent": pick.percent}
     write_card(folder / "student" / "README.md", main, metrics)
     curves = {name: _curves(_place(folder, config, name), config.readout.name) for name in results}
     if teacher_folder is not None:
@@ -364,6 +368,11 @@ def _check_networks(
     It is said before anything is trained or written, of this teacher and these labels.
     """
     _check_teacher(config, data)
+    if config.readout.name == "auto" and data.val is None:
+        raise UserError(
+            "data.validation: expected a fraction above 0, as readout.name is auto, got 0; hold some images "
+            "out, or name the readout."
+        )
     seen = _sees_labels(config, data)
     student = _student(config, data, teacher, networks.get("student"))
     for name in _methods(config):
@@ -678,6 +687,7 @@ def _train(
         title=config.method,
     )
     student = method.student()
+    _settle_mean_time(student, config, data, teacher)
     if config.method != "gendd" or teacher is None or config.gendd.refit == "none":
         return Trained(student, result)
     refit = refit_linear(
@@ -694,6 +704,52 @@ def _train(
         f"{refit.refitted:.2f} % of held-out images; kept the one {refit.kept}"
     )
     return Trained(student, result, refit)
+
+
+def _settle_mean_time(student: Student, config: RunConfig, data: Data, teacher: Frozen | None) -> None:
+    """Give an ε head its time on the validation images, where there are some and something reads it."""
+    generator, classifier = student.generator, student.classifier
+    if generator is None or classifier is None or teacher is None or data.val is None:
+        return
+    if generator.prediction == "epsilon":
+        device = resolve_device(config.training.device)
+        held = collect_features(
+            student.to(device).eval(), teacher, data.val, device=device, workers=config.data.workers
+        )
+        assert held.teacher is not None
+        share = choose_mean_time(generator, classifier, held.own.to(device), held.teacher.to(device))
+        _say(
+            f"readout mean: asked of the noise-predicting head at t = {generator.mean_time}, where it says "
+            f"what the teacher says of {100 * share:.2f} % of validation images"
+        )
+
+
+def _settle_readout(
+    student: Student, config: RunConfig, data: Data, teacher: Frozen | None, device: torch.device
+) -> ReadoutPick | None:
+    """Give the student its readout: as configured, else what ``auto`` picks, which is said and returned."""
+    name, pick = config.readout.name, None
+    student.settings = dataclasses.replace(config.readout, name="linear")
+    if name == "auto" and len(student.readouts) > 1:
+        assert data.val is not None
+        scores = evaluate(
+            student.to(device).eval(),
+            data.val,
+            teacher=teacher,
+            num_classes=data.num_classes,
+            device=device,
+            seed=config.seed,
+            workers=config.data.workers,
+            progress=shows_progress(config.training),
+        )
+        # without labels, or of the teacher's classes
+        seen = _sees_labels(config, data) and any(score.top1 is not None for score in scores.values())
+        pick = pick_readout(scores, "top1" if seen else "agreement")
+        _say(str(pick))
+        name = pick.name
+    if name in student.readouts:
+        student.readout = name
+    return pick
 
 
 def _measure(
@@ -822,7 +878,7 @@ def _validation(result: FitResult) -> dict[str, Any] | None:
     return {"metric": result.monitor, "percent": round(100 * result.best, 2)}
 
 
-def _curves(folder: Path, readout: ReadoutName = "mean") -> list[dict[str, float]]:
+def _curves(folder: Path, readout: ReadoutChoice = "mean") -> list[dict[str, float]]:
     """Logged rows of a training, over its interruptions: where steps repeat, the later one holds.
 
     val/top1 is that of the readout that chose the checkpoint.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from gendd import readout as readouts
 from gendd.config import GenDDConfig, ReadoutConfig, ReadoutName, from_dict, to_dict
 from gendd.errors import UserError, did_you_mean
+from gendd.folded import FoldedMean
 from gendd.generator import FeatureGenerator, SamplerName
 from gendd.models import Backbone, create_backbone, wrap
 from gendd.models.module import is_file
@@ -75,8 +76,10 @@ class Student(nn.Module):
         self.linear = linear and backbone.has_classifier
         self.settings = readout or ReadoutConfig("linear" if classifier is None else "mean")
         self.info = dict(info or {})
+        # in a tuple: it is no part of what is saved
+        self._folded: tuple[list[Any], FoldedMean] | None = None
         if self.readouts:
-            self.readout = self.settings.name
+            self.checked(cast(ReadoutName, self.settings.name))
 
     @property
     def readouts(self) -> tuple[ReadoutName, ...]:
@@ -87,10 +90,19 @@ class Student(nn.Module):
     @property
     def readout(self) -> ReadoutName:
         """The readout :meth:`forward` uses; assign another to change it."""
-        return self.settings.name
+        return cast(ReadoutName, self.settings.name)
 
     @readout.setter
     def readout(self, name: ReadoutName) -> None:
+        self.settings = dataclasses.replace(self.settings, name=self.checked(name))
+
+    def checked(self, name: ReadoutName | None = None) -> ReadoutName:
+        """A readout this student has, the chosen one by default.
+
+        Raises:
+            UserError: it hasn't that readout, or none.
+        """
+        name = name or self.readout
         if name not in self.readouts:
             reason = ""
             if name in ("mean", "sample"):
@@ -103,7 +115,7 @@ class Student(nn.Module):
                 f"Readout: this student has {', '.join(self.readouts) or 'none'}{reason}, got {name!r}."
                 + did_you_mean(str(name), self.readouts)
             )
-        self.settings = dataclasses.replace(self.settings, name=name)
+        return name
 
     def num_classes(self, readout: ReadoutName | None = None) -> int:
         """K of a readout, the chosen one by default; its classes are the data's or the teacher's."""
@@ -163,7 +175,10 @@ class Student(nn.Module):
                 "with gendd.centres means."
             )
         if name == "mean":
-            return readouts.mean_logits(network, self.classifier, features)
+            if self.training or torch.is_grad_enabled():
+                return readouts.mean_logits(network, self.classifier, features)
+            folded: Tensor = self._folded_mean(network, self.classifier)(features)
+            return folded
         return readouts.sample_logits(network, self.classifier, features, self.settings, generator)
 
     @torch.no_grad()
@@ -252,6 +267,17 @@ class Student(nn.Module):
         parts = decompose(self.classifier(samples).float().softmax(-1))
         return PredictiveDistribution(probabilities, *parts, spread(network.standardise(samples)))
 
+    def _folded_mean(self, generator: FeatureGenerator, classifier: nn.Linear) -> FoldedMean:
+        """The mean readout with its constants computed, anew whenever a weight is another."""
+        tensors = [*generator.parameters(), *generator.buffers(), *classifier.parameters()]
+        state: list[Any] = [
+            (each.data_ptr(), each.device, 0 if each.is_inference() else each._version) for each in tensors
+        ]
+        state.append((generator.mean_time,))
+        if self._folded is None or self._folded[0] != state:
+            self._folded = (state, FoldedMean(generator, classifier).eval())
+        return self._folded[1]
+
     def _generator(self) -> FeatureGenerator:
         if self.generator is None:
             raise UserError(
@@ -268,6 +294,7 @@ class Student(nn.Module):
                 "feature_width": self.generator.feature_width,
                 "num_classes": None if self.classifier is None else self.classifier.out_features,
                 "settings": to_dict(self.generator.config),
+                "mean_time": self.generator.mean_time,
             }
         return {
             "format": FORMAT,
@@ -291,6 +318,7 @@ class Student(nn.Module):
         if (described := config["generator"]) is not None:
             settings = from_dict(described["settings"], GenDDConfig)
             generator = FeatureGenerator(described["condition_width"], described["feature_width"], settings)
+            generator.mean_time = described.get("mean_time", generator.mean_time)
             width, classes = described["feature_width"], described["num_classes"]
             classifier = None if classes is None else nn.Linear(width, classes).requires_grad_(False)
         readout = from_dict(config["readout"], ReadoutConfig)

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
-from gendd.config import DataConfig, MonitorName, ReadoutName, TrainingConfig
+from gendd.config import DataConfig, MonitorName, ReadoutChoice, ReadoutName, TrainingConfig
 from gendd.data import Batch, Batches, Data, Mixing, ShardBatches, eval_loader, train_loader
 from gendd.errors import UserError
 from gendd.files import write_json
@@ -140,7 +140,7 @@ def readout_classes(method: Method) -> dict[ReadoutName, int]:
 
 
 def choose_monitor(
-    method: Method, monitor: MonitorName, labels: bool, num_classes: int, readout: ReadoutName = "mean"
+    method: Method, monitor: MonitorName, labels: bool, num_classes: int, readout: ReadoutChoice = "mean"
 ) -> str:
     """The validation metric that checkpoints of a method are chosen by.
 
@@ -183,8 +183,8 @@ def choose_monitor(
     return found.get(monitor) or next(iter(found.values()))
 
 
-def chosen_readout(names: Iterable[ReadoutName], readout: ReadoutName) -> ReadoutName | None:
-    """Of one-pass readouts the one in use: ``mean`` for ``sample``, the other where it is missing."""
+def chosen_readout(names: Iterable[ReadoutName], readout: ReadoutChoice) -> ReadoutName | None:
+    """Of one-pass readouts the one in use: ``mean`` for ``sample`` and ``auto``, or what there is."""
     there = list(names)
     if "mean" in there and (readout != "linear" or "linear" not in there):
         return "mean"
@@ -217,7 +217,7 @@ class LightningMethod(lightning.LightningModule):
         data_config: DataConfig,
         seed: int,
         channels_last: bool,
-        readout: ReadoutName = "mean",
+        readout: ReadoutChoice = "mean",
     ) -> None:
         super().__init__()
         self.method = method
@@ -497,7 +497,7 @@ def fit(
     *,
     seed: int,
     folder: Path,
-    readout: ReadoutName = "mean",
+    readout: ReadoutChoice = "mean",
     resume: bool = False,
     title: str = "training",
 ) -> FitResult:

@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from test_student import READOUTS, images, make, seeded
+
+from gendd.config import ReadoutConfig, ReadoutName
+from gendd.deploy import Deployed, FixedSamples, deploy
+from gendd.errors import UserError
+from gendd.models import count_parameters
+
+SAMPLERS: list[dict[str, Any]] = [
+    {"sampler": "ddpm"},
+    {"sampler": "ddim"},
+    {"sampler": "ddim", "eta": 0.7},
+    {"sampler": "dpm-solver"},
+]
+
+
+@pytest.mark.parametrize("readout", ["linear", "mean"])
+def test_a_deployed_student_gives_the_student_s_logits(readout: ReadoutName) -> None:
+    student = make()
+    student.readout = readout
+    deployed = deploy(student)
+    assert isinstance(deployed, Deployed) and deployed.readout == readout
+    torch.testing.assert_close(deployed(images()), student(images()))
+    assert not any(module.training for module in deployed.modules())
+    assert not any(parameter.requires_grad for parameter in deployed.parameters())
+
+
+@pytest.mark.parametrize("settings", SAMPLERS)
+def test_a_deployed_sampler_is_the_student_s_with_its_noise_fixed(settings: dict[str, Any]) -> None:
+    config = ReadoutConfig("sample", steps=4, guidance=2.0, num_samples=3, **settings)
+    student = make(readout=config)
+    deployed = deploy(student, seed=5)
+    reader = deployed.reader
+    assert isinstance(reader, FixedSamples) and student.generator is not None
+    assert reader.start.shape == (3, 1, 3, 4)
+    noisy = settings["sampler"] == "ddpm" or "eta" in settings
+    assert reader.step_noise.shape == ((3, 3, 1, 3, 4) if noisy else (0,))
+    whole = images()
+    logits = deployed(whole)
+    assert logits.shape == (3, 5)
+    # nothing random is left, and an image is the same alone and in a batch
+    assert torch.equal(deployed(whole), logits)
+    alone = torch.cat([deployed(whole[index : index + 1]) for index in range(3)])
+    torch.testing.assert_close(alone, logits, rtol=0, atol=1e-4 * float(logits.abs().max()))
+    assert torch.equal(deploy(student, seed=5)(whole), logits)
+    assert (deploy(student, seed=6)(whole) - logits).abs().max() > 1e-3
+    # of one image, the noise is what the student draws
+    one = whole[:1]
+    expected = student.logits(student.features(one), generator=seeded(5))
+    torch.testing.assert_close(deployed(one), expected)
+
+
+def test_a_copy_is_deployed() -> None:
+    student = make()
+    expected = student(images())
+    for readout in READOUTS:
+        for parameter in deploy(student, readout).parameters():
+            parameter.zero_()
+    torch.testing.assert_close(student(images()), expected)
+
+
+def test_only_what_the_readout_needs_is_deployed() -> None:
+    student = make()
+    linear = deploy(student, "linear")
+    assert count_parameters(linear) == count_parameters(student.backbone)
+    assert linear.reader is linear.backbone.classifier
+
+
+def test_a_readout_that_is_missing_is_told() -> None:
+    with pytest.raises(UserError, match=r"this student has linear \(it has no generator\), got 'mean'"):
+        deploy(make(generative=False), "mean")
+
+
+def test_noise_is_given_or_drawn() -> None:
+    student = make()
+    assert student.generator is not None
+    condition = torch.randn(2, student.backbone.feature_dim, generator=seeded())
+    rows = 3 * 2 * 3
+    random = seeded(1)
+    start = torch.randn(rows, 4, generator=random)
+    noise = [torch.randn(rows, 4, generator=random) for _ in range(4)]
+    given = student.generator.sample(condition, steps=5, num_samples=3, start=start, step_noise=noise)
+    drawn = student.generator.sample(condition, steps=5, num_samples=3, generator=seeded(1))
+    assert torch.equal(given, drawn)
