@@ -149,6 +149,19 @@ class Variant:
         return row | self.validation
 
 
+def _set_up(base: RunConfig, changes: list[dict[str, Any]]) -> tuple[Data, Shared, list[Variant], bool]:
+    """The data, the teacher, the variants ready to train, and whether to compute in bf16."""
+    data = load_data(base.data)
+    teacher = Shared(build_model(base.teacher, data.num_classes, data.channels))
+    teacher.to(memory_format=torch.channels_last)
+    bf16 = resolve_precision(base.training.precision, torch.device("cpu")) == "bf16"
+    variants = [Variant(change, base, data, teacher) for change in changes]
+    for variant in variants:
+        loader = train_loader(data, base.data, seed=base.seed, epoch=0)
+        variant.method.prepare(batch for _, batch in zip(range(STATISTICS_BATCHES), loader, strict=False))
+    return data, teacher, variants, bf16
+
+
 def run(base: RunConfig, changes: list[dict[str, Any]], results: Path, students: Path | None = None) -> None:
     """Train the variants and append their rows.
 
@@ -158,14 +171,7 @@ def run(base: RunConfig, changes: list[dict[str, Any]], results: Path, students:
         results: The CSV.
         students: Where to save the best of each name, in a folder of its name and seed.
     """
-    data = load_data(base.data)
-    teacher = Shared(build_model(base.teacher, data.num_classes, data.channels))
-    teacher.to(memory_format=torch.channels_last)
-    bf16 = resolve_precision(base.training.precision, torch.device("cpu")) == "bf16"
-    variants = [Variant(change, base, data, teacher) for change in changes]
-    for variant in variants:
-        loader = train_loader(data, base.data, seed=base.seed, epoch=0)
-        variant.method.prepare(batch for _, batch in zip(range(STATISTICS_BATCHES), loader, strict=False))
+    data, teacher, variants, bf16 = _set_up(base, changes)
     teacher.seconds = step = 0
     loading = 0.0
     for epoch in range(base.training.epochs):
@@ -213,14 +219,7 @@ def step_seconds(base: RunConfig, changes: list[dict[str, Any]], steps: int) -> 
         changes: A name and dotted keys each.
         steps: Measured, after three more.
     """
-    data = load_data(base.data)
-    teacher = Shared(build_model(base.teacher, data.num_classes, data.channels))
-    teacher.to(memory_format=torch.channels_last)
-    bf16 = resolve_precision(base.training.precision, torch.device("cpu")) == "bf16"
-    variants = [Variant(change, base, data, teacher) for change in changes]
-    for variant in variants:
-        loader = train_loader(data, base.data, seed=base.seed, epoch=0)
-        variant.method.prepare(batch for _, batch in zip(range(STATISTICS_BATCHES), loader, strict=False))
+    data, teacher, variants, bf16 = _set_up(base, changes)
     loader = train_loader(data, base.data, seed=base.seed, epoch=0)
     found: dict[str, list[float]] = {name: [] for name in ("loading", "teacher", *(v.name for v in variants))}
     batches = iter(loader)
