@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -26,9 +27,11 @@ from torch import Tensor
 
 from gendd.config import RunConfig, from_dict, to_dict
 from gendd.data import Batch, Data, load_data, train_loader
+from gendd.embedding import collect_features
 from gendd.evaluation import evaluate
 from gendd.methods import Method, build_method
 from gendd.models import Backbone, Frozen, build_model
+from gendd.readout import choose_mean_time
 from gendd.shots import shots_of
 from gendd.student import Student
 from gendd.training import beta2, derive_seed, learning_rate_factor, parameter_groups, resolve_precision
@@ -106,6 +109,10 @@ class Variant:
         """Score every readout of one pass on the validation images; the best of the two that choose."""
         assert data.val is not None
         student = self.method.student().eval()
+        if student.generator is not None and student.classifier is not None:
+            held = collect_features(student, self.method.teacher, data.val)
+            assert held.teacher is not None
+            choose_mean_time(student.generator, student.classifier, held.own, held.teacher)
         teacher = self.method.teacher if data.val.labels is None else None
         scores = evaluate(student, data.val, readouts=student.readouts[:2], teacher=teacher)
         figure = "agreement" if data.val.labels is None else "top1"
@@ -142,6 +149,19 @@ class Variant:
         return row | self.validation
 
 
+def _set_up(base: RunConfig, changes: list[dict[str, Any]]) -> tuple[Data, Shared, list[Variant], bool]:
+    """The data, the teacher, the variants ready to train, and whether to compute in bf16."""
+    data = load_data(base.data)
+    teacher = Shared(build_model(base.teacher, data.num_classes, data.channels))
+    teacher.to(memory_format=torch.channels_last)
+    bf16 = resolve_precision(base.training.precision, torch.device("cpu")) == "bf16"
+    variants = [Variant(change, base, data, teacher) for change in changes]
+    for variant in variants:
+        loader = train_loader(data, base.data, seed=base.seed, epoch=0)
+        variant.method.prepare(batch for _, batch in zip(range(STATISTICS_BATCHES), loader, strict=False))
+    return data, teacher, variants, bf16
+
+
 def run(base: RunConfig, changes: list[dict[str, Any]], results: Path, students: Path | None = None) -> None:
     """Train the variants and append their rows.
 
@@ -151,14 +171,7 @@ def run(base: RunConfig, changes: list[dict[str, Any]], results: Path, students:
         results: The CSV.
         students: Where to save the best of each name, in a folder of its name and seed.
     """
-    data = load_data(base.data)
-    teacher = Shared(build_model(base.teacher, data.num_classes, data.channels))
-    teacher.to(memory_format=torch.channels_last)
-    bf16 = resolve_precision(base.training.precision, torch.device("cpu")) == "bf16"
-    variants = [Variant(change, base, data, teacher) for change in changes]
-    for variant in variants:
-        loader = train_loader(data, base.data, seed=base.seed, epoch=0)
-        variant.method.prepare(batch for _, batch in zip(range(STATISTICS_BATCHES), loader, strict=False))
+    data, teacher, variants, bf16 = _set_up(base, changes)
     teacher.seconds = step = 0
     loading = 0.0
     for epoch in range(base.training.epochs):
@@ -196,6 +209,40 @@ def run(base: RunConfig, changes: list[dict[str, Any]], results: Path, students:
             writer.writerow(row)
             stream.flush()
             print(row, flush=True)
+
+
+def step_seconds(base: RunConfig, changes: list[dict[str, Any]], steps: int) -> dict[str, float]:
+    """Median seconds a step of each variant, with its batch and the teacher's pass, side by side.
+
+    Args:
+        base: What they share.
+        changes: A name and dotted keys each.
+        steps: Measured, after three more.
+    """
+    data, teacher, variants, bf16 = _set_up(base, changes)
+    loader = train_loader(data, base.data, seed=base.seed, epoch=0)
+    found: dict[str, list[float]] = {name: [] for name in ("loading", "teacher", *(v.name for v in variants))}
+    batches = iter(loader)
+    for step in range(steps + 3):
+        start = time.perf_counter()
+        raw = next(batches)
+        batch = Batch(raw.images.contiguous(memory_format=torch.channels_last), raw.labels)
+        found["loading"].append(time.perf_counter() - start)
+        teacher.seconds = 0.0
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            teacher(batch.images)
+        found["teacher"].append(teacher.seconds)
+        for variant in variants:
+            variant.seconds = 0.0
+            variant.step(batch, step, len(loader), bf16)
+            found[variant.name].append(variant.seconds)
+    median = {name: statistics.median(values[3:]) for name, values in found.items()}
+    return {
+        variant.name: median[variant.name]
+        + median["loading"]
+        + (0 if variant.config.method == "supervised" else median["teacher"])
+        for variant in variants
+    }
 
 
 def main() -> None:

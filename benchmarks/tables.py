@@ -23,7 +23,12 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCS = HERE.parent / "docs"
-PAGES = [HERE.parent / "README.md", DOCS / "ablations.md", DOCS / "recipes.md", DOCS / "readouts.md"]
+PAGES = [
+    HERE.parent / "README.md",
+    *(DOCS / f"{name}.md" for name in ("ablations", "recipes", "readouts", "uncertainty")),
+]
+# 10 epochs of 20,000 images in batches of 128
+STEPS = 1560
 LABELS = {
     "teacher": "teacher",
     "supervised": "student alone (cross-entropy)",
@@ -32,6 +37,13 @@ LABELS = {
     "gendd_published": "GenDD as published",
     "gendd": "GenDD",
     "gendd_unlabelled": "GenDD, no labels",
+}
+SCORES = {
+    "max_softmax": "max softmax",
+    "total": "total entropy",
+    "aleatoric": "aleatoric",
+    "mutual_information": "mutual information",
+    "spread": "spread",
 }
 
 
@@ -43,10 +55,10 @@ def read(name: str) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def mean_std(values: list[float]) -> str:
+def mean_std(values: list[float], digits: int = 2) -> str:
     if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
@@ -72,26 +84,24 @@ def digits() -> str:
 def cifar10() -> str:
     """The learning rate with the best validation accuracy in seed 0, then all seeds at that rate.
 
-    Seconds are those of the further seeds, which train all methods on the same machine.
+    Seconds are those of a step, measured apart and all methods side by side, times the steps.
     """
     rows = read("cifar10.csv")
+    steps = {row["name"]: float(row["step_seconds"]) for row in read("cifar10_seconds.csv")}
     lines = []
     for method in LABELS:
         mine = [row for row in rows if row["name"] == method]
         if not mine:
             continue
-        key = "mean" if mine[0]["test_mean"] else "linear"
         first = [row for row in mine if row["seed"] == "0"]
+        key = "mean" if first[0]["val_mean"] else "linear"
         rate = max(first, key=lambda row: float(row[f"val_{key}"]))["lr"]
         chosen = [row for row in mine if row["lr"] == rate]
         cells = [LABELS[method], f"{float(rate):g}"]
         for readout in ("linear", "mean", "sample"):
             values = [float(row[f"test_{readout}"]) for row in chosen if row[f"test_{readout}"]]
             cells.append(mean_std(values) if values else "–")
-        seconds = [
-            float(row["train_seconds"]) for row in chosen if row["seed"] != "0" and row["train_seconds"]
-        ]
-        cells.append(f"{statistics.median(seconds):.0f}" if seconds else "–")
+        cells.append(f"{steps[method] * STEPS:.0f}" if method in steps else "–")
         cells.append(str(len(chosen)))
         lines.append(cells)
     return table(["method", "lr", "linear", "mean", "sample", "train s", "seeds"], lines)
@@ -120,6 +130,49 @@ def recipes() -> str:
         rows.append([*cells, f"{int(row['peak_mib']) / 1024:.1f}", row["batch_measured"]])
     head = ["recipe", "teacher", "student", "head", "batch", "rows a step", "peak GiB", "at batch"]
     return table(head, rows)
+
+
+def by_student(dataset: str, keys: tuple[str, ...]) -> dict[tuple[str, ...], list[dict[str, str]]]:
+    """The seeds' rows of an uncertainty table that share the keys, in the order of the methods' labels."""
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    found = [row for row in read("uncertainty.csv") if row["dataset"] == dataset]
+    for row in sorted(found, key=lambda row: list(LABELS).index(row["method"])):
+        groups[tuple(row[key] for key in keys)].append(row)
+    return groups
+
+
+def source(readout: str, n: str) -> str:
+    """What a prediction or score is of."""
+    return f"{n} samples" if n else readout
+
+
+def calibrated(dataset: str) -> str:
+    """Top-1 and calibration of every prediction."""
+    lines = []
+    for (method, readout, n, score), rows in by_student(dataset, ("method", "readout", "n", "score")).items():
+        if score:
+            continue
+        cells = [LABELS[method], source(readout, n), mean_std([float(row["top1"]) for row in rows])]
+        cells.append(mean_std([100 * float(row["ece"]) for row in rows]))
+        cells += [mean_std([float(row[name]) for row in rows], 3) for name in ("nll", "brier")]
+        lines.append([*cells, str(len(rows))])
+    head = ["method", "prediction", "top-1, %", "ECE, %", "NLL, nats", "Brier", "seeds"]
+    return table(head, lines)
+
+
+def detected(dataset: str) -> str:
+    """AUROC and FPR95 of every score, a column a set of other images."""
+    groups = by_student(dataset, ("method", "readout", "n", "score", "out"))
+    sets = list(dict.fromkeys(out for *_, out in groups if out))
+    lines = []
+    for method, readout, n, score in dict.fromkeys(key[:4] for key in groups if key[3]):
+        cells = [LABELS[method], f"{SCORES[score]} · {source(readout, n)}"]
+        for out in sets:
+            rows = groups[method, readout, n, score, out]
+            both = (mean_std([100 * float(row[name]) for row in rows], 1) for name in ("auroc", "fpr95"))
+            cells.append(" / ".join(both))
+        lines.append(cells)
+    return table(["method", "score", *sets], lines)
 
 
 def latency() -> str:
@@ -239,6 +292,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation_2": partial(ablation, "2"),
     "ablation_3": partial(ablation, "3"),
     "recipes": recipes,
+    "calibration_digits": partial(calibrated, "digits"),
+    "detection_digits": partial(detected, "digits"),
+    "calibration_cifar10": partial(calibrated, "cifar10"),
+    "detection_cifar10": partial(detected, "cifar10"),
     "latency": latency,
     "sampling": sampling,
     "samplers_digits": partial(samplers, "digits"),

@@ -60,8 +60,8 @@ class FeatureGenerator(nn.Module):
         self.schedule: Schedule = cosine_schedule(config.timesteps)
         self.mean_time = len(self.schedule) - 1
         if config.prediction == "epsilon":
-            # x̂_0 has σ / √ᾱ times the error of ε̂: thousands at T-1, here about 1
-            self.mean_time = int((self.schedule.alphas_cumprod - 0.5).abs().argmin())
+            # x̂_0 has σ / √ᾱ times the error of ε̂: thousands at T-1, here 3
+            self.mean_time = self.schedule.nearest(0.1)
         self.norm = nn.LayerNorm(condition_width)
         self.head = Head(
             config.token_width,
@@ -119,8 +119,8 @@ class FeatureGenerator(nn.Module):
     def mean(self, condition: Tensor) -> Tensor:
         """E[f | z] in one pass, the head's x̂_0 at x_t = 0; (B, d) -> (B, D) teacher features.
 
-        The time is T-1, where x_t tells nothing; of an ε head, whose x̂_0 is ill-conditioned there, that of
-        as much signal as noise.
+        The time is :attr:`mean_time`: T-1, where x_t tells nothing; of an ε head, whose x̂_0 is
+        ill-conditioned there, an earlier one (see :func:`gendd.readout.choose_mean_time`).
         """
         t = torch.full((1,), self.mean_time, device=condition.device)
         position = torch.arange(self.num_tokens, device=condition.device)

@@ -70,6 +70,10 @@ class Schedule:
             self._values[table] = getattr(self, table).tolist()
         return self._values[table][step]
 
+    def nearest(self, signal: float) -> int:
+        """The step whose ᾱ, the share of the signal in the variance of x_t, is nearest to ``signal``."""
+        return int((self.alphas_cumprod - signal).abs().argmin())
+
     def respace(self, steps: int) -> Schedule:
         """The schedule of ``steps`` evenly spaced steps with the same marginals (Nichol & Dhariwal 2021).
 
