@@ -107,7 +107,7 @@ def _labels(run: dict[str, Any], own: dict[str, Any]) -> str:
 
 
 _TARGETS = {
-    "labels": "their labels",
+    "labels": "the labels",
     "teacher": "the teacher's predictions",
     "mean": "the predictions of readout mean",
 }

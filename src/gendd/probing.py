@@ -129,8 +129,7 @@ def probe_run(
             "an embedding network, which has none to fit."
         )
     check_bias(student, f"The run at {str(path)!r}")
-    if config.training.channels_last is not False:
-        student.to(memory_format=torch.channels_last)
+    _lay_out(student, config)
     with _staged(run.folder) as stage:
         data = _images(path, config)
         ask = _Teacher(config, data, place, teacher)
@@ -158,6 +157,12 @@ def _opened(path: str | Path) -> Run:
         where = f"give {str(folder.parent)!r}" if own else "it tells which images to fit to"
         raise UserError(f"Expected a run's folder, got that of a student alone, {str(path)!r}; {where}.")
     return Run.open(path)
+
+
+def _lay_out(network: nn.Module, config: RunConfig) -> None:
+    """Give a network the memory format it is trained in, and is fast in."""
+    if config.training.channels_last is not False:
+        network.to(memory_format=torch.channels_last)
 
 
 def _check_settings(target: str | None, train_images: int | None) -> None:
@@ -195,6 +200,7 @@ class _Teacher:
         if self.found is None and self.missing is None:
             try:
                 self.found = open_teacher(self.config, self.data, self.device, self.given)
+                _lay_out(self.found, self.config)
             except UserError as error:
                 self.missing = error
         return self.found
