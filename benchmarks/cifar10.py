@@ -6,6 +6,7 @@ method on the validation images is what `benchmarks/tables.py` reports, so furth
 
     python benchmarks/cifar10.py DATA --seed 0 --methods supervised kl kd
     python benchmarks/cifar10.py DATA --seed 1 --best
+    python benchmarks/cifar10.py DATA --seconds 40
 """
 
 from __future__ import annotations
@@ -16,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 import lockstep
+import torch
 
 from gendd.config import RunConfig, from_dict, read_yaml
 from gendd.recipes import recipe_path
 
 RESULTS = Path(__file__).parent / "results" / "cifar10.csv"
+SECONDS = RESULTS.with_name("cifar10_seconds.csv")
 RATES = (0.003, 0.006, 0.012)
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
@@ -83,6 +86,9 @@ def main() -> None:
     parser.add_argument("--rates", nargs="+", type=float, default=RATES)
     parser.add_argument("--best", action="store_true", help="only the best rate of each method")
     parser.add_argument("--students", type=Path, help="folder to save the best student of each method in")
+    parser.add_argument(
+        "--seconds", type=int, metavar="STEPS", help="only time so many steps of every method, side by side"
+    )
     arguments = parser.parse_args()
     chosen = best_rates() if arguments.best else {}
     changes = [
@@ -91,7 +97,18 @@ def main() -> None:
         for rate in ([chosen[method]] if arguments.best else arguments.rates)
     ]
     shared = base(arguments.data, arguments.seed, arguments.epochs)
-    lockstep.run(shared, changes, RESULTS, arguments.students)
+    if arguments.seconds is None:
+        lockstep.run(shared, changes, RESULTS, arguments.students)
+        return
+    once = {change["name"]: change for change in changes}
+    found = lockstep.step_seconds(shared, list(once.values()), arguments.seconds)
+    with SECONDS.open("w", newline="") as stream:
+        writer = csv.writer(stream, lineterminator="\n")
+        writer.writerow(["name", "step_seconds", "steps", "threads"])
+        writer.writerows(
+            [name, round(value, 4), arguments.seconds, torch.get_num_threads()]
+            for name, value in found.items()
+        )
 
 
 if __name__ == "__main__":

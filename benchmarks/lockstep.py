@@ -2,7 +2,8 @@
 
 For ablations and learning-rate grids: every variant sees the same images, order and augmentation, and the
 teacher, which costs about as much as a student's step, runs once. Optimisation is the library's own. Of the
-variants of one name only the best on the validation images is sampled from, which can take longest of all.
+variants of one name only the best on the validation images (by agreement where they have no labels) is
+sampled from, which can take longest of all.
 Variants are a JSON file, a list of {"name": …, "dotted.key": value, …} over a base configuration; a row a
 variant is appended to the CSV. Seconds are a variant's own steps, the loading of the batches and, unless it
 is trained on labels alone, the teacher's passes.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import csv
 import json
+import statistics
 import time
 from pathlib import Path
 from typing import Any
@@ -25,15 +27,20 @@ from torch import Tensor
 
 from gendd.config import RunConfig, from_dict, to_dict
 from gendd.data import Batch, Data, load_data, train_loader
+from gendd.embedding import collect_features
 from gendd.evaluation import evaluate
 from gendd.methods import Method, build_method
 from gendd.models import Backbone, Frozen, build_model
+from gendd.readout import choose_mean_time
+from gendd.shots import shots_of
 from gendd.student import Student
 from gendd.training import beta2, derive_seed, learning_rate_factor, parameter_groups, resolve_precision
 
 STATISTICS_BATCHES = 20
 FIELDS = ["name", "changes", "epochs", "seed", "lr", "val_linear", "val_mean"]
 FIELDS += ["test_linear", "test_mean", "test_sample", "train_seconds"]
+# of long-tailed training sets: top-1 of classes of many, a medium number and few images
+GROUPS = ["groups_linear", "groups_mean", "groups_sample"]
 
 
 class Shared(Frozen):
@@ -102,8 +109,14 @@ class Variant:
         """Score every readout of one pass on the validation images; the best of the two that choose."""
         assert data.val is not None
         student = self.method.student().eval()
-        scores = evaluate(student, data.val, readouts=student.readouts[:2])
-        self.validation = {f"val_{name}": score.as_dict()["top1"] for name, score in scores.items()}
+        if student.generator is not None and student.classifier is not None:
+            held = collect_features(student, self.method.teacher, data.val)
+            assert held.teacher is not None
+            choose_mean_time(student.generator, student.classifier, held.own, held.teacher)
+        teacher = self.method.teacher if data.val.labels is None else None
+        scores = evaluate(student, data.val, readouts=student.readouts[:2], teacher=teacher)
+        figure = "agreement" if data.val.labels is None else "top1"
+        self.validation = {f"val_{name}": score.as_dict()[figure] for name, score in scores.items()}
         return float(self.validation.get("val_mean") or self.validation["val_linear"] or 0)
 
     def student(self, data: Data) -> Student:
@@ -127,9 +140,26 @@ class Variant:
             "train_seconds": round(seconds),
         }
         readouts = student.readouts if sampled else student.readouts[:2]
-        for readout, score in evaluate(student, data.test, readouts=readouts).items():
+        shots = shots_of(data, config.data)
+        for readout, score in evaluate(student, data.test, readouts=readouts, shots=shots).items():
             row[f"test_{readout}"] = score.as_dict()["top1"]
+            if score.groups is not None:
+                top1 = {name: group["top1"] for name, group in score.groups.items()}
+                row[f"groups_{readout}"] = json.dumps(top1)
         return row | self.validation
+
+
+def _set_up(base: RunConfig, changes: list[dict[str, Any]]) -> tuple[Data, Shared, list[Variant], bool]:
+    """The data, the teacher, the variants ready to train, and whether to compute in bf16."""
+    data = load_data(base.data)
+    teacher = Shared(build_model(base.teacher, data.num_classes, data.channels))
+    teacher.to(memory_format=torch.channels_last)
+    bf16 = resolve_precision(base.training.precision, torch.device("cpu")) == "bf16"
+    variants = [Variant(change, base, data, teacher) for change in changes]
+    for variant in variants:
+        loader = train_loader(data, base.data, seed=base.seed, epoch=0)
+        variant.method.prepare(batch for _, batch in zip(range(STATISTICS_BATCHES), loader, strict=False))
+    return data, teacher, variants, bf16
 
 
 def run(base: RunConfig, changes: list[dict[str, Any]], results: Path, students: Path | None = None) -> None:
@@ -141,14 +171,7 @@ def run(base: RunConfig, changes: list[dict[str, Any]], results: Path, students:
         results: The CSV.
         students: Where to save the best of each name, in a folder of its name and seed.
     """
-    data = load_data(base.data)
-    teacher = Shared(build_model(base.teacher, data.num_classes, data.channels))
-    teacher.to(memory_format=torch.channels_last)
-    bf16 = resolve_precision(base.training.precision, torch.device("cpu")) == "bf16"
-    variants = [Variant(change, base, data, teacher) for change in changes]
-    for variant in variants:
-        loader = train_loader(data, base.data, seed=base.seed, epoch=0)
-        variant.method.prepare(batch for _, batch in zip(range(STATISTICS_BATCHES), loader, strict=False))
+    data, teacher, variants, bf16 = _set_up(base, changes)
     teacher.seconds = step = 0
     loading = 0.0
     for epoch in range(base.training.epochs):
@@ -158,8 +181,9 @@ def run(base: RunConfig, changes: list[dict[str, Any]], results: Path, students:
         for raw in loader:
             batch = Batch(raw.images.contiguous(memory_format=torch.channels_last), raw.labels)
             loading += time.perf_counter() - start
-            with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
-                teacher(batch.images)
+            if any(variant.config.method != "supervised" for variant in variants):
+                with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+                    teacher(batch.images)
             for index, variant in enumerate(variants):
                 losses[index] += variant.step(batch, step, len(loader), bf16) / len(loader)
             step += 1
@@ -171,9 +195,10 @@ def run(base: RunConfig, changes: list[dict[str, Any]], results: Path, students:
         found = variant.validate(data)
         if variant.name not in best or found > best[variant.name][0]:
             best[variant.name] = (found, variant)
+    fields = FIELDS if data.class_counts is None or not data.long_tailed else [*FIELDS, *GROUPS]
     new = not results.exists()
     with results.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
+        writer = csv.DictWriter(stream, fields, lineterminator="\n")
         if new:
             writer.writeheader()
         for variant in variants:
@@ -184,6 +209,40 @@ def run(base: RunConfig, changes: list[dict[str, Any]], results: Path, students:
             writer.writerow(row)
             stream.flush()
             print(row, flush=True)
+
+
+def step_seconds(base: RunConfig, changes: list[dict[str, Any]], steps: int) -> dict[str, float]:
+    """Median seconds a step of each variant, with its batch and the teacher's pass, side by side.
+
+    Args:
+        base: What they share.
+        changes: A name and dotted keys each.
+        steps: Measured, after three more.
+    """
+    data, teacher, variants, bf16 = _set_up(base, changes)
+    loader = train_loader(data, base.data, seed=base.seed, epoch=0)
+    found: dict[str, list[float]] = {name: [] for name in ("loading", "teacher", *(v.name for v in variants))}
+    batches = iter(loader)
+    for step in range(steps + 3):
+        start = time.perf_counter()
+        raw = next(batches)
+        batch = Batch(raw.images.contiguous(memory_format=torch.channels_last), raw.labels)
+        found["loading"].append(time.perf_counter() - start)
+        teacher.seconds = 0.0
+        with torch.autocast("cpu", torch.bfloat16, enabled=bf16):
+            teacher(batch.images)
+        found["teacher"].append(teacher.seconds)
+        for variant in variants:
+            variant.seconds = 0.0
+            variant.step(batch, step, len(loader), bf16)
+            found[variant.name].append(variant.seconds)
+    median = {name: statistics.median(values[3:]) for name, values in found.items()}
+    return {
+        variant.name: median[variant.name]
+        + median["loading"]
+        + (0 if variant.config.method == "supervised" else median["teacher"])
+        for variant in variants
+    }
 
 
 def main() -> None:

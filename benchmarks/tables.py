@@ -23,7 +23,12 @@ from matplotlib.figure import Figure
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCS = HERE.parent / "docs"
-PAGES = [HERE.parent / "README.md", DOCS / "ablations.md", DOCS / "recipes.md"]
+PAGES = [
+    HERE.parent / "README.md",
+    *(DOCS / f"{name}.md" for name in ("ablations", "recipes", "readouts", "uncertainty")),
+]
+# 10 epochs of 20,000 images in batches of 128
+STEPS = 1560
 LABELS = {
     "teacher": "teacher",
     "supervised": "student alone (cross-entropy)",
@@ -33,20 +38,32 @@ LABELS = {
     "gendd": "GenDD",
     "gendd_unlabelled": "GenDD, no labels",
 }
+SCORES = {
+    "max_softmax": "max softmax",
+    "total": "total entropy",
+    "aleatoric": "aleatoric",
+    "mutual_information": "mutual information",
+    "spread": "spread",
+}
 
 
 def read(name: str) -> list[dict[str, str]]:
+    """The rows of a result; none where it is not measured yet."""
+    if not (RESULTS / name).exists():
+        return []
     with (RESULTS / name).open(newline="") as stream:
         return list(csv.DictReader(stream))
 
 
-def mean_std(values: list[float]) -> str:
+def mean_std(values: list[float], digits: int = 2) -> str:
     if len(values) == 1:
-        return f"{values[0]:.2f}"
-    return f"{statistics.mean(values):.2f} ± {statistics.stdev(values):.2f}"
+        return f"{values[0]:.{digits}f}"
+    return f"{statistics.mean(values):.{digits}f} ± {statistics.stdev(values):.{digits}f}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:
+    if not rows:
+        return "Not measured yet."
     lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
     return "\n".join(lines)
 
@@ -67,26 +84,24 @@ def digits() -> str:
 def cifar10() -> str:
     """The learning rate with the best validation accuracy in seed 0, then all seeds at that rate.
 
-    Seconds are those of the further seeds, which train all methods on the same machine.
+    Seconds are those of a step, measured apart and all methods side by side, times the steps.
     """
     rows = read("cifar10.csv")
+    steps = {row["name"]: float(row["step_seconds"]) for row in read("cifar10_seconds.csv")}
     lines = []
     for method in LABELS:
         mine = [row for row in rows if row["name"] == method]
         if not mine:
             continue
-        key = "mean" if mine[0]["test_mean"] else "linear"
         first = [row for row in mine if row["seed"] == "0"]
+        key = "mean" if first[0]["val_mean"] else "linear"
         rate = max(first, key=lambda row: float(row[f"val_{key}"]))["lr"]
         chosen = [row for row in mine if row["lr"] == rate]
         cells = [LABELS[method], f"{float(rate):g}"]
         for readout in ("linear", "mean", "sample"):
             values = [float(row[f"test_{readout}"]) for row in chosen if row[f"test_{readout}"]]
             cells.append(mean_std(values) if values else "–")
-        seconds = [
-            float(row["train_seconds"]) for row in chosen if row["seed"] != "0" and row["train_seconds"]
-        ]
-        cells.append(f"{statistics.median(seconds):.0f}" if seconds else "–")
+        cells.append(f"{steps[method] * STEPS:.0f}" if method in steps else "–")
         cells.append(str(len(chosen)))
         lines.append(cells)
     return table(["method", "lr", "linear", "mean", "sample", "train s", "seeds"], lines)
@@ -117,6 +132,132 @@ def recipes() -> str:
     return table(head, rows)
 
 
+def by_student(dataset: str, keys: tuple[str, ...]) -> dict[tuple[str, ...], list[dict[str, str]]]:
+    """The seeds' rows of an uncertainty table that share the keys, in the order of the methods' labels."""
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    found = [row for row in read("uncertainty.csv") if row["dataset"] == dataset]
+    for row in sorted(found, key=lambda row: list(LABELS).index(row["method"])):
+        groups[tuple(row[key] for key in keys)].append(row)
+    return groups
+
+
+def source(readout: str, n: str) -> str:
+    """What a prediction or score is of."""
+    return f"{n} samples" if n else readout
+
+
+def calibrated(dataset: str) -> str:
+    """Top-1 and calibration of every prediction."""
+    lines = []
+    for (method, readout, n, score), rows in by_student(dataset, ("method", "readout", "n", "score")).items():
+        if score:
+            continue
+        cells = [LABELS[method], source(readout, n), mean_std([float(row["top1"]) for row in rows])]
+        cells.append(mean_std([100 * float(row["ece"]) for row in rows]))
+        cells += [mean_std([float(row[name]) for row in rows], 3) for name in ("nll", "brier")]
+        lines.append([*cells, str(len(rows))])
+    head = ["method", "prediction", "top-1, %", "ECE, %", "NLL, nats", "Brier", "seeds"]
+    return table(head, lines)
+
+
+def detected(dataset: str) -> str:
+    """AUROC and FPR95 of every score, a column a set of other images."""
+    groups = by_student(dataset, ("method", "readout", "n", "score", "out"))
+    sets = list(dict.fromkeys(out for *_, out in groups if out))
+    lines = []
+    for method, readout, n, score in dict.fromkeys(key[:4] for key in groups if key[3]):
+        cells = [LABELS[method], f"{SCORES[score]} · {source(readout, n)}"]
+        for out in sets:
+            rows = groups[method, readout, n, score, out]
+            both = (mean_std([100 * float(row[name]) for row in rows], 1) for name in ("auroc", "fpr95"))
+            cells.append(" / ".join(both))
+        lines.append(cells)
+    return table(["method", "score", *sets], lines)
+
+
+def latency() -> str:
+    """Each readout's time as a multiple of the plain student's."""
+    rows = []
+    for row in read("latency.csv"):
+        if row["readout"] == "student":
+            continue
+        size = f"{row['teacher_width']}-d, {row['tokens']} token{'s' if row['tokens'] != '1' else ''}"
+        spread = f"{float(row['lowest']):.2f} – {float(row['highest']):.2f}"
+        cells = [f"`{row['student']}`", size, row["head_width"], row["readout"], row["precision"]]
+        cells += [row["batch"], f"**{float(row['ratio']):.3f}**", spread]
+        rows.append([*cells, f"{int(row['multiply_adds']) / 1e6:,.2f} M"])
+    head = ["student", "teacher", "head", "readout", "precision", "batch", "× student", "range"]
+    return table([*head, "multiply-adds"], rows)
+
+
+def sampling() -> str:
+    """How many times as fast as a direct implementation sampling is."""
+    rows = [
+        [
+            row["case"],
+            row["images"],
+            f"**{float(row['ratio']):.2f}**",
+            f"{float(row['lowest']):.2f} – {float(row['highest']):.2f}",
+            row["deviation"],
+        ]
+        for row in read("sampling.csv")
+    ]
+    return table(["", "images", "times as fast", "range", "largest relative difference"], rows)
+
+
+def samplers(data: str) -> str:
+    """Top-1 by readout, a column a setting of the training."""
+    rows = [row for row in read("samplers.csv") if row["data"] == data]
+    settings = list(dict.fromkeys(row["setting"] for row in rows))
+    keys = ("readout", "sampler", "steps", "num_samples", "guidance", "passes")
+    found: dict[tuple[str, ...], dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for row in rows:
+        found[tuple(row[key] for key in keys)][row["setting"]].append(float(row["test_top1"]))
+    lines = []
+    for (readout, sampler, steps, count, guidance, passes), values in sorted(
+        found.items(), key=lambda item: (int(item[0][-1]), item[0])
+    ):
+        named = f"`{readout}`"
+        if readout == "sample":
+            guided = f", guidance {float(guidance):g}" if float(guidance) != 1 else ""
+            named = f"{sampler}, {count} × {steps} steps{guided}"
+        scores = [mean_std(values[each]) if values[each] else "–" for each in settings]
+        lines.append([named, passes, *scores])
+    seeds = {each: len({row["seed"] for row in rows if row["setting"] == each}) for each in settings}
+    heads = [f"{each} ({seeds[each]} seed{'s' if seeds[each] != 1 else ''})" for each in settings]
+    return table(["readout", "passes", *heads], lines)
+
+
+def plot_readouts() -> None:
+    """CIFAR-10: accuracy of the readouts against what an image costs."""
+    figure = Figure(figsize=(7, 3.4), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    colours = {"practical": "#0072b2", "no labels": "#009e73", "published": "#d55e00"}
+    rows = [row for row in read("samplers.csv") if row["data"] == "cifar10"]
+    for setting, colour in colours.items():
+        points: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+        for row in rows:
+            if row["setting"] == setting:
+                points[
+                    row["readout"], row["sampler"], row["steps"], row["num_samples"], row["guidance"]
+                ].append(row)
+        marks = {"linear": "o", "mean": "D", "sample": "."}
+        for (readout, *_), found in points.items():
+            top1 = statistics.mean(float(row["test_top1"]) for row in found)
+            cost = int(found[0]["multiply_adds"]) / 1e6
+            axes.plot(cost, top1, marks[readout], color=colour, markersize=4 if readout == "sample" else 7)
+        axes.plot([], [], "o", color=colour, label=f"GenDD, {setting}")
+    for readout, mark in {"linear": "o", "mean": "D", "sample": "."}.items():
+        axes.plot([], [], mark, color="#555555", label=readout)
+    axes.set_xscale("log")
+    axes.set_xlabel("multiply-adds an image, millions")
+    axes.set_ylabel("test top-1, %")
+    axes.legend(fontsize=8, frameon=False, ncols=2)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(RESULTS / "readouts.png", dpi=150)
+
+
 def plot_cifar10() -> None:
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
@@ -138,8 +279,8 @@ def plot_cifar10() -> None:
     axes.invert_yaxis()
     axes.set_xlim(min(means) - 3, max(means) + 2)
     axes.set_xlabel("test top-1, %")
-    for position, value in zip(positions, means, strict=True):
-        axes.text(value + 0.4, position, f"{value:.1f}", va="center", fontsize=8)
+    for position, top1 in zip(positions, means, strict=True):
+        axes.text(top1 + 0.4, position, f"{top1:.1f}", va="center", fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(RESULTS / "cifar10.png", dpi=150)
 
@@ -151,6 +292,14 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation_2": partial(ablation, "2"),
     "ablation_3": partial(ablation, "3"),
     "recipes": recipes,
+    "calibration_digits": partial(calibrated, "digits"),
+    "detection_digits": partial(detected, "digits"),
+    "calibration_cifar10": partial(calibrated, "cifar10"),
+    "detection_cifar10": partial(detected, "cifar10"),
+    "latency": latency,
+    "sampling": sampling,
+    "samplers_digits": partial(samplers, "digits"),
+    "samplers_cifar10": partial(samplers, "cifar10"),
 }
 
 
@@ -177,6 +326,8 @@ def main() -> None:
     if check:
         sys.exit(int(stale))
     plot_cifar10()
+    if read("samplers.csv"):
+        plot_readouts()
 
 
 if __name__ == "__main__":

@@ -1,13 +1,24 @@
-"""The tables in the docs are what the committed results say."""
+"""The tables in the docs are what the committed results say, and scripts measure what they say."""
 
 from __future__ import annotations
 
 import csv
+import importlib
+import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
-from gendd.config import RunConfig, merge, read_yaml, to_dict
+import pytest
+import torch
+from sklearn.metrics import roc_auc_score
+from torch import nn
+
+import gendd
+from gendd.config import DataConfig, GenDDConfig, ReadoutConfig, RunConfig, merge, read_yaml, to_dict
+from gendd.data import ImageSet, load_data
+from gendd.generator import FeatureGenerator
 from gendd.recipes import is_base, recipe_path, recipes
 
 ROOT = Path(__file__).parents[1]
@@ -33,3 +44,104 @@ def test_every_recipe_is_measured_as_it_is() -> None:
         assert int(row["batch"]) == batch
         if values["method"] == "gendd":
             assert int(row["rows"]) == batch * int(row["tokens"]) * repeats
+
+
+# --- uncertainty ---
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[ModuleType, ModuleType]:
+    """benchmarks/uncertainty.py and tables.py, with results of their own."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    measuring, tables = importlib.import_module("uncertainty"), importlib.import_module("tables")
+    monkeypatch.setattr(measuring, "RESULTS", tmp_path / "uncertainty.csv")
+    monkeypatch.setattr(measuring, "SAMPLES", (2, 3))
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    return measuring, tables
+
+
+def saved_pair(folder: Path, channels: int) -> Path:
+    """Students of random weights: one of labels alone, one that generates, saved in a run's folder."""
+    for method in ("supervised", "gendd"):
+        torch.manual_seed(0)
+        backbone = gendd.create_backbone("cifar/resnet8x0.25", 10, in_channels=channels)
+        if method == "supervised":
+            gendd.Student(backbone).save(folder / "supervised-0")
+            continue
+        settings = GenDDConfig(token_width=8, head_width=16, head_depth=1, timesteps=20, zero_init=False)
+        generator = FeatureGenerator(backbone.feature_dim, 16, settings)
+        student = gendd.Student(backbone, generator, nn.Linear(16, 10), ReadoutConfig(steps=2))
+        student.save(folder / "gendd-0" / "student")
+    (folder / "notes-0").mkdir()
+    return folder
+
+
+def rows_of(file: Path) -> list[dict[str, str]]:
+    with file.open(newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_uncertainty_of_digits(
+    scripts: tuple[ModuleType, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measuring, tables = scripts
+    assert tables.calibrated("digits") == tables.detected("digits") == "Not measured yet."
+    monkeypatch.setattr(measuring, "DIGITS", ("supervised", "gendd"))
+    folder = saved_pair(tmp_path / "students", 1)
+    measuring.main(["digits", str(folder), "--seeds", "1", "--images", "60"])
+    found = rows_of(tmp_path / "uncertainty.csv")
+    told = [(row["method"], row["readout"], row["n"]) for row in found if not row["score"]]
+    generated = [("gendd", "linear", ""), ("gendd", "mean", ""), *(("gendd", "mixture", n) for n in "23")]
+    assert told == [("supervised", "linear", ""), *generated]
+    # a softmax of each of those, and four scores of either number of samples, for each of the other sets
+    scored = [row for row in found if row["score"]]
+    assert len(scored) == 2 * (1 + 4 + 2 * 4)
+    assert {row["out"] for row in scored} == {"uniform noise", "shifted 3 px"}
+    assert {row["images"] for row in found} == {"60"}
+
+    test = load_data(DataConfig()).test
+    assert test.labels is not None
+    taken = torch.linspace(0, len(test) - 1, 60).round().long()
+    pixels = test.images(taken).float() / 255
+    moved = torch.cat([torch.zeros(60, 1, 8, 3), pixels[..., :5]], dim=-1)
+    student = gendd.load(folder / "supervised-0")
+    with torch.no_grad():
+        said = student(pixels).softmax(-1)
+        confidence = torch.cat([said.max(-1).values, student(moved).softmax(-1).max(-1).values])
+    assert float(found[0]["top1"]) == pytest.approx(
+        100 * float((said.argmax(-1) == test.labels[taken]).float().mean()), abs=0.006
+    )
+    (own,) = (
+        float(row["auroc"])
+        for row in scored
+        if row["method"] == "supervised" and row["out"] == "shifted 3 px"
+    )
+    assert own == pytest.approx(roc_auc_score([1] * 60 + [0] * 60, confidence.numpy()), abs=1e-5)
+
+    # what has rows is not measured again
+    measuring.main(["digits", str(folder), "--seeds", "1", "--images", "60"])
+    assert rows_of(tmp_path / "uncertainty.csv") == found
+    calibrated, detected = tables.calibrated("digits").splitlines(), tables.detected("digits").splitlines()
+    assert len(calibrated) == 2 + 5 and len(detected) == 2 + 13
+    assert calibrated[2].startswith(f"| student alone (cross-entropy) | linear | {found[0]['top1']} |")
+    assert detected[0] == "| method | score | uniform noise | shifted 3 px |"
+    assert f"{100 * own:.1f} /" in detected[2].split("|")[4]
+    assert any(line.startswith("| GenDD | mutual information · 3 samples |") for line in detected)
+
+
+def test_uncertainty_of_cifar(scripts: tuple[ModuleType, ModuleType], tmp_path: Path) -> None:
+    measuring, tables = scripts
+    folder = saved_pair(tmp_path / "students", 3)
+    for prefix in ("train", "t10k"):
+        pixels = bytes([0, 0, 8, 3]) + struct.pack(">3I", 4, 28, 28) + bytes(range(196)) * 16
+        (tmp_path / f"{prefix}-images-idx3-ubyte").write_bytes(pixels)
+        (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 4, 0, 1, 2, 3]))
+    pixels = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = ImageSet(pixels, torch.arange(8), channels=3, size=32)
+    measuring.measure("cifar10", measuring.students(folder), images, 6, str(tmp_path))
+    found = rows_of(tmp_path / "uncertainty.csv")
+    sets = ["uniform noise", "Fashion-MNIST", "Gaussian noise", "blur"]
+    assert list(dict.fromkeys(row["out"] for row in found if row["out"])) == sets
+    assert {row["images"] for row in found} == {"6"}
+    assert tables.detected("cifar10").startswith(f"| method | score | {' | '.join(sets)} |")
+    assert measuring.clothes(str(tmp_path), 2).shape == (2, 3, 32, 32)

@@ -867,3 +867,53 @@ def test_predict_takes_a_readout(
     assert found["linear"] != found["mean"]
     assert main(["predict", str(digits_run.folder), "x.png", "--readout", "meen"]) == 2
     assert "Did you mean 'mean'?" in capsys.readouterr().err
+
+
+def test_predict_tells_the_uncertainty(
+    digits_run: Finished, digit_files: Callable[[int], list[str]], capsys: Capture
+) -> None:
+    files = digit_files(2)
+    words = ["predict", str(digits_run.folder), *files, "--top", "1"]
+    assert main([*words, "--json"]) == 0
+    plain = json.loads(capsys.readouterr().out)
+    assert main([*words, "--uncertainty", "5", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    student = gendd.load(digits_run.folder)
+    for before, entry in zip(plain, found, strict=True):
+        unsure = entry.pop("uncertainty")
+        assert entry == before
+        with Image.open(entry["path"]) as image:
+            pixels = torch.from_numpy(np.array(image)).float()[None, None] / 255
+        told = student.predict(pixels, 5, torch.Generator().manual_seed(0))
+        assert list(unsure) == ["samples", "total", "aleatoric", "mutual_information", "spread"]
+        assert unsure.pop("samples") == 5
+        for name, value in unsure.items():
+            assert value == pytest.approx(float(getattr(told, name)), abs=6e-5), name
+        entry["uncertainty"] = unsure
+    assert found[0]["uncertainty"] != found[1]["uncertainty"]
+    assert main([*words, "--uncertainty", "5"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    for line, entry in zip(lines, found, strict=True):
+        head, figures = line.split("   ")
+        assert head == f"{entry['path']}: {entry['classes'][0]} {100 * entry['probabilities'][0]:.1f} %"
+        assert figures == ", ".join(
+            f"{name.replace('_', ' ')} {value:.3f}" for name, value in entry["uncertainty"].items()
+        )
+
+
+def test_predict_refuses_an_uncertainty_that_is_not_to_be_had(
+    digits_run: Finished, digit_files: Callable[[int], list[str]], capsys: Capture, tmp_path: Path
+) -> None:
+    (file,) = digit_files(1)
+    for count in ("1", "-2"):
+        assert refused(capsys, "predict", str(digits_run.folder), file, "--uncertainty", count) == (
+            f"Uncertainty: expected at least 2 generated features an image, got {count}; "
+            "ask for 8 or more, or for 0 to do without."
+        )
+    gendd.Student(gendd.load(digits_run.folder).backbone).save(tmp_path / "alone")
+    # said at once, whatever is the matter with the files
+    assert refused(capsys, "predict", str(tmp_path / "alone"), "none.png", "--uncertainty", "8") == (
+        "Uncertainty: expected a student with a generator, got one without; distil one with method gendd."
+    )
+    message = refused(capsys, "predict", "run", file, "--uncertainty", "many")
+    assert message == "argument --uncertainty: invalid int value: 'many'. See: gendd predict --help."

@@ -8,7 +8,7 @@ from torch import nn
 
 from gendd.config import GenDDConfig
 from gendd.diffusion import Prediction
-from gendd.folded import FoldedMean
+from gendd.folded import FoldedMean, savings
 from gendd.generator import FeatureGenerator
 from gendd.models import multiply_adds
 from gendd.readout import mean_logits
@@ -69,6 +69,23 @@ def test_folding_saves_multiply_adds(classes: int) -> None:
     apart, together = 2 * 32 * 32 + 32 * 64 + 64 * classes, 32 * 32 + 2 * 32 * classes
     assert saved == time + start + first_block + max(0, apart - together)
     assert folded.final.collapsed is (together < apart)
+
+
+@pytest.mark.parametrize("classes", [3, 200])
+@pytest.mark.parametrize("learned", [False, True])
+def test_what_each_fold_saves_adds_up(classes: int, learned: bool) -> None:
+    # three tokens, the last of which is padded
+    generator, classifier = parts(20, classes, learned_variance=learned)
+
+    class Plain(nn.Module):
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return mean_logits(generator, classifier, features)
+
+    features = torch.randn(1, 6)
+    saved = savings(generator, classifier)
+    folded = FoldedMean(generator, classifier)
+    assert sum(saved.values()) == multiply_adds(Plain(), features) - multiply_adds(folded, features)
+    assert saved["input layer"] == 8 * 16 and saved["time embedding"] == 256 * 16 + 16 * 16
 
 
 def test_folding_leaves_the_student_as_it_is() -> None:

@@ -44,7 +44,8 @@ class FakeHead(nn.Module):
         return self.denoise(x, self.modulate(t, condition, token))
 
     def modulate(self, t: Tensor, condition: Tensor, token: Tensor) -> list[Tensor]:
-        return [t, condition, token]
+        grid = torch.broadcast_shapes(t.shape, condition.shape[:-1], token.shape)
+        return [t.expand(grid), condition.expand(*grid, -1), token.expand(grid)]
 
     def denoise(self, x: Tensor, modulations: list[Tensor]) -> Tensor:
         raise NotImplementedError
@@ -60,7 +61,7 @@ class ExactHead(FakeHead):
     def denoise(self, x: Tensor, modulations: list[Tensor]) -> Tensor:
         t, condition, token = modulations
         mean = torch.einsum("...e,...ec->...c", condition.double(), self.weight[token])
-        signal = self.schedule.alphas_cumprod[t].unsqueeze(1)
+        signal = self.schedule.alphas_cumprod[t].unsqueeze(-1)
         residual = x.double() - signal.sqrt() * mean
         x0 = mean + self.std**2 * signal.sqrt() * residual / (signal * self.std**2 + 1 - signal)
         epsilon = (x.double() - signal.sqrt() * x0) / (1 - signal).sqrt()
@@ -190,17 +191,37 @@ def test_the_mean_is_the_conditional_mean_of_a_linear_gaussian(prediction: Predi
     mean, scale = torch.arange(8.0), torch.arange(8.0) / 4 + 1
     model.set_statistics(mean, scale)
     z = conditions()
-    torch.testing.assert_close(model.mean(z), (z @ matrix) * scale + mean, rtol=1e-4, atol=1e-4)
+    signal = float(model.schedule.alphas_cumprod[model.mean_time])
+    # at x_t = 0 and the time of an ε head, which knows something of x_0 there, it is drawn towards 0
+    shrunk = (1 - signal) / (signal * 0.5**2 + 1 - signal) if prediction == "epsilon" else 1.0
+    torch.testing.assert_close(model.mean(z), shrunk * (z @ matrix) * scale + mean, rtol=1e-4, atol=1e-4)
 
 
-def test_the_mean_is_one_pass_from_zeros_at_the_last_time() -> None:
-    model = generator()
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_mean_is_one_pass_from_zeros_at_one_time(prediction: Prediction) -> None:
+    model = generator(prediction=prediction)
     model.head = recorder = Recorder(4)  # type: ignore[assignment]
     z = conditions()
     model.mean(z)
     ((x, t, condition, token),) = recorder.calls
-    assert torch.equal(x, torch.zeros(9, 4)) and t.tolist() == [29] * 9
+    assert torch.equal(x, torch.zeros(9, 4)) and t.tolist() == [model.mean_time] * 9
+    if prediction != "epsilon":
+        assert model.mean_time == 29
     assert torch.equal(condition, z.repeat_interleave(3, 0)) and token.tolist() == [0, 1, 2] * 3
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS)
+def test_the_mean_does_not_amplify_what_the_head_gets_wrong(prediction: Prediction) -> None:
+    model, _ = exact(prediction)
+    z = conditions()
+    right = model.mean(z)
+    head = model.head.denoise
+
+    def wrong(x: Tensor, modulations: list[Tensor]) -> Tensor:
+        return head(x, modulations) + 0.01
+
+    model.head.denoise = wrong  # type: ignore[method-assign]
+    assert 0.001 < float((model.mean(z) - right).abs().max()) < 0.05
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
@@ -302,21 +323,22 @@ def test_guidance_one_is_unguided_and_costs_one_branch() -> None:
     model.head = recorder = Recorder(4)  # type: ignore[assignment]
     model.sample(z, steps=3, guidance=1.0, generator=seeded())
     model.sample(z, steps=3, guidance=2.0, generator=seeded())
-    assert [len(call[0]) for call in recorder.calls] == [9] * 9
-    (x, _, condition, token), (same, _, nothing, same_token) = recorder.calls[-2:]
-    assert torch.equal(x, same) and torch.equal(token, same_token)
-    assert torch.equal(condition, z.repeat_interleave(3, 0)) and not nothing.any()
+    assert [len(call[0]) for call in recorder.calls] == [9] * 3 + [18] * 3
+    # with a condition, then without, else alike
+    x, _, condition, token = (part.unflatten(0, (2, 9)) for part in recorder.calls[-1])
+    assert torch.equal(x[0], x[1]) and torch.equal(token[0], token[1])
+    assert torch.equal(condition[0], z.repeat_interleave(3, 0)) and not condition[1].any()
 
 
 def test_what_rows_have_in_common_is_computed_once() -> None:
     model = generator()
     model.head = recorder = Recorder(4)  # type: ignore[assignment]
     model.sample(conditions(), steps=2, guidance=2.0, num_samples=5, generator=seeded())
-    # 3 images of 3 tokens, then the tokens without a condition, whatever the number of samples
-    assert recorder.modulated == [9, 3, 9, 3]
-    assert [len(call[0]) for call in recorder.calls] == [45] * 4
+    # 3 images of 3 tokens, and the tokens without a condition, whatever the number of samples
+    assert recorder.modulated == [9 + 3] * 2
+    assert [len(call[0]) for call in recorder.calls] == [2 * 45] * 2
     model.mean(conditions())
-    assert recorder.modulated[4:] == [9]
+    assert recorder.modulated[2:] == [9]
 
 
 @pytest.mark.parametrize("learned", [False, True])

@@ -4,11 +4,18 @@ from typing import Any
 
 import pytest
 import torch
+from test_generator import exact
 from torch import Tensor, nn
 
 from gendd.config import GenDDConfig, ReadoutConfig
 from gendd.generator import FeatureGenerator
-from gendd.readout import mean_logits, nearest_mean_classifier, sample_logits, sampled_features
+from gendd.readout import (
+    choose_mean_time,
+    mean_logits,
+    nearest_mean_classifier,
+    sample_logits,
+    sampled_features,
+)
 
 
 def parts() -> tuple[FeatureGenerator, nn.Linear, Tensor]:
@@ -77,3 +84,41 @@ def test_a_student_gets_the_gradient_of_the_mean_readout() -> None:
     features.requires_grad_(True)
     mean_logits(generator, classifier, features).square().sum().backward()
     assert features.grad is not None and features.grad.abs().min() > 0
+
+
+@pytest.mark.parametrize("amplified", [0.0, 0.5])
+def test_the_time_of_the_mean_is_where_it_agrees_most_with_the_teacher(amplified: float) -> None:
+    model, matrix = exact("epsilon")
+    head = model.head.denoise
+
+    def wrong(x: Tensor, modulations: list[Tensor]) -> Tensor:
+        return head(x, modulations) + amplified
+
+    model.head.denoise = wrong  # type: ignore[method-assign]
+    classifier = nn.Linear(8, 3)
+    features = torch.randn(400, 6, generator=torch.Generator().manual_seed(1))
+    teacher = model.norm(features) @ matrix
+    wanted = classifier(teacher).argmax(-1)
+    share = choose_mean_time(model, classifier, features, teacher)
+    chosen = model.mean_time
+
+    def agreed(time: int) -> float:
+        model.mean_time = time
+        said = mean_logits(model, classifier, features).argmax(-1)
+        return float((said == wanted).double().mean())
+
+    assert share == agreed(chosen)
+    tried = {time: agreed(time) for time in range(100, 1000, 50)}
+    # the head's error is amplified the more, the later; without one, the later the better
+    assert share >= max(tried.values()) - 0.02
+    assert tried[950] > 0.99 if amplified == 0 else tried[950] < share - 0.2
+    if amplified == 0:
+        assert chosen == model.schedule.nearest(0.002)
+
+
+def test_the_time_of_a_well_conditioned_mean_stays_the_last() -> None:
+    model, matrix = exact("sample")
+    classifier = nn.Linear(8, 3)
+    features = torch.randn(20, 6)
+    share = choose_mean_time(model, classifier, features, model.norm(features) @ matrix)
+    assert model.mean_time == 999 and share == 1.0

@@ -139,6 +139,20 @@ def test_every_setting_of_the_generator_is_kept(saved: Path) -> None:
     assert back.config() == student.config()
 
 
+def test_the_time_of_the_mean_is_kept(tmp_path: Path) -> None:
+    student = make()
+    assert student.generator is not None
+    before = student(images())
+    student.generator.mean_time = 7
+    assert (student(images()) - before).abs().max() > 1e-5  # what was folded is folded anew
+    back = load(student.save(tmp_path))
+    assert back.generator is not None and back.generator.mean_time == 7
+    assert torch.equal(back(images()), student(images()))
+    described = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
+    del described["generator"]["mean_time"]  # as written before there was one
+    assert Student.from_config(described).generator.mean_time == 19  # type: ignore[union-attr]
+
+
 def test_a_run_folder_is_as_good_as_its_student_folder(saved: Path) -> None:
     expected = load(saved)(images())
     assert torch.equal(load(saved.parent)(images()), expected)

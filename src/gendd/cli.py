@@ -389,19 +389,32 @@ def _predict(words: list[str]) -> int:
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files or directories of them")
     parser.add_argument("--readout", help="linear, mean or sample; the student's own by default")
     parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
+    parser.add_argument(
+        "--uncertainty",
+        metavar="N",
+        type=int,
+        default=0,
+        help="tell the entropy, its parts (nats) and the spread of N generated features too, such as 32",
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
     if given.top < 1:
         raise UserError(f"--top: expected a positive integer, got {given.top}.")
     from gendd.run import predict
 
-    predictions = predict(given.run, given.images, given.top, given.readout)
+    predictions = predict(given.run, given.images, given.top, given.readout, given.uncertainty)
     if given.json:
         print(json.dumps([prediction.as_dict() for prediction in predictions], indent=2))
     else:
         for prediction in (each for each in predictions if each.error is None):
             pairs = zip(prediction.classes, prediction.probabilities, strict=True)
-            print(f"{prediction.path}: " + ", ".join(f"{name} {100 * value:.1f} %" for name, value in pairs))
+            shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in pairs)
+            if (unsure := prediction.uncertainty) is not None:
+                shown += (
+                    f"   total {unsure['total']:.3f}, aleatoric {unsure['aleatoric']:.3f}, "
+                    f"mutual information {unsure['mutual_information']:.3f}, spread {unsure['spread']:.3f}"
+                )
+            print(f"{prediction.path}: {shown}")
     errors = [prediction.error for prediction in predictions if prediction.error is not None]
     for error in errors:
         print(f"gendd: {' '.join(error.split())}", file=sys.stderr)

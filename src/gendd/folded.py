@@ -3,7 +3,7 @@
 Shapes: B images · d student feature · D teacher feature · K classes · N tokens · C token width · W head
 width.
 
-The readout asks the head for x_0 at x_T = 0 and t = T-1 alone. The input layer is then a constant, and so
+The readout asks the head for x_0 at x_t = 0 and one time alone. The input layer is then a constant, and so
 is what the first block's norm makes of it; time and position are a table of N rows; the LayerNorm's scale
 and the condition's layer are one Linear; and where classes are few, the head's last layer, the features'
 scale and the teacher's classifier are one Linear from hidden state to logits.
@@ -38,9 +38,9 @@ class FoldedMean(nn.Module):
         super().__init__()
         head = generator.head
         self.epsilon = generator.norm.eps
-        # y = silu(condition(LayerNorm(s)) + time(T-1) + position(n))
-        last = torch.tensor([len(generator.schedule) - 1], device=head.condition.weight.device)
-        constant = head.time(time_embedding(last))[0] + head.condition(generator.norm.bias)
+        # y = silu(condition(LayerNorm(s)) + time(t) + position(n))
+        t = torch.tensor([generator.mean_time], device=head.condition.weight.device)
+        constant = head.time(time_embedding(t))[0] + head.condition(generator.norm.bias)
         self.condition = _linear(head.condition.weight * generator.norm.weight, None)
         self.register_buffer("table", constant + head.position.weight)
         # first block: its normed input is one vector a, so that MLP[0](a (1 + scale) + shift) is linear in y
@@ -89,9 +89,9 @@ class FoldedOutput(nn.Module):
         shift, scale = head.final_modulation.weight.double().chunk(2)
         shift_bias, scale_bias = head.final_modulation.bias.double().chunk(2)
         # x̂_0 = factor · output at x_t = 0
-        last = torch.tensor([len(generator.schedule) - 1])
+        t = torch.tensor([generator.mean_time])
         one, zero = torch.ones(1, 1), torch.zeros(1, 1)
-        factor = float(predicted_x0(one, zero, last, generator.schedule, generator.prediction))
+        factor = float(predicted_x0(one, zero, t, generator.schedule, generator.prediction))
         channels = generator.token_width
         output = factor * head.final.weight[:channels].double()
         output_bias = factor * head.final.bias[:channels].double()
@@ -130,6 +130,31 @@ class FoldedOutput(nn.Module):
             hidden = self.output(normed * scale + shift)
         logits: Tensor = self.classifier(hidden.flatten(1))
         return logits
+
+
+def savings(generator: FeatureGenerator, classifier: nn.Linear) -> dict[str, int]:
+    """Multiply-adds that each fold takes from one image's :func:`gendd.readout.mean_logits`.
+
+    Scales that become part of a layer beside them (the LayerNorm's, the features' statistics) cost none.
+    """
+    head, tokens = generator.head, generator.num_tokens
+    width, channels = head.condition.out_features, generator.token_width
+    output = FoldedOutput(generator, classifier)
+    plain = tokens * (_weights(head.final_modulation) + _weights(head.final)) + _weights(classifier)
+    # its classifier runs once an image, the rest once a token
+    folded = tokens * (_weights(output) - _weights(output.classifier)) + _weights(output.classifier)
+    return {
+        "time embedding": _weights(head.time),
+        "input layer": channels * width,
+        # shift and scale of a constant vector are part of the layer that follows
+        "first block's shift and scale": tokens * 2 * width**2,
+        "final layer and classifier": plain - folded,
+    }
+
+
+def _weights(module: nn.Module) -> int:
+    """Multiply-adds of a row through all linear layers of a module."""
+    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:

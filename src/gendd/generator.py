@@ -38,7 +38,7 @@ class FeatureGenerator(nn.Module):
     """Generates teacher features (B, D) from student features (B, d).
 
     ``feature_mean`` and ``feature_scale`` (D,) are the statistics features are standardised with; the
-    identity until :meth:`set_statistics`.
+    identity until :meth:`set_statistics`. ``mean_time`` is the time at which :meth:`mean` asks the head.
 
     Args:
         condition_width: d.
@@ -58,6 +58,10 @@ class FeatureGenerator(nn.Module):
         self.num_tokens = tokens.num_tokens(feature_width, config.token_width)
         self.prediction = config.prediction
         self.schedule: Schedule = cosine_schedule(config.timesteps)
+        self.mean_time = len(self.schedule) - 1
+        if config.prediction == "epsilon":
+            # x̂_0 has σ / √ᾱ times the error of ε̂: thousands at T-1, here 3
+            self.mean_time = self.schedule.nearest(0.1)
         self.norm = nn.LayerNorm(condition_width)
         self.head = Head(
             config.token_width,
@@ -113,8 +117,12 @@ class FeatureGenerator(nn.Module):
         return diffusion_loss(output, x0, x_t, t, noise, self.schedule, self.prediction)
 
     def mean(self, condition: Tensor) -> Tensor:
-        """E[f | z] in one pass, the head's x̂_0 at x_T = 0, t = T-1; (B, d) -> (B, D) teacher features."""
-        t = torch.full((1,), len(self.schedule) - 1, device=condition.device)
+        """E[f | z] in one pass, the head's x̂_0 at x_t = 0; (B, d) -> (B, D) teacher features.
+
+        The time is :attr:`mean_time`: T-1, where x_t tells nothing; of an ε head, whose x̂_0 is
+        ill-conditioned there, an earlier one (see :func:`gendd.readout.choose_mean_time`).
+        """
+        t = torch.full((1,), self.mean_time, device=condition.device)
         position = torch.arange(self.num_tokens, device=condition.device)
         modulations = self.head.modulate(t, condition.unsqueeze(1), position)
         # one row of zeros serves all: what the blocks compute of it alone is computed once
@@ -218,24 +226,37 @@ class GuidedDenoiser:
         prediction: Prediction,
     ) -> None:
         self.head, self.schedule, self.guidance, self.prediction = head, schedule, guidance, prediction
-        self.condition, self.position = condition, position
-        self.nothing = torch.zeros_like(condition[:1, :1])
+        self.images, self.position = condition.shape[0], position
+        self.guided = guidance != 1.0
+        self.condition = condition
+        if self.guided:
+            # one condition more, which is none
+            self.condition = torch.cat([condition, torch.zeros_like(condition[:1])])
 
     def __call__(self, x: Tensor, step: int) -> Denoised:
         """x (S·B·N, C) at a step of the schedule -> its x̂_0 and log-variance."""
         channels = x.shape[-1]
-        grid = x.reshape(-1, self.condition.shape[0], len(self.position), channels)
+        grid = x.reshape(-1, self.images, len(self.position), channels)
         t = self.schedule.timesteps[step].reshape(1).to(x.device)
-        output = self._branch(grid, t, self.condition)
-        predicted, v = output[:, :channels], output[:, channels:]
-        if self.guidance != 1.0:
-            unconditional = self._branch(grid, t, self.nothing)[:, :channels]
+        modulations = self.head.modulate(t, self.condition, self.position)
+        if self.guided:
+            modulations = [self._branches(each) for each in modulations]
+        output = self.head.denoise(grid, modulations).float()
+        if self.guided:
+            conditional, unconditional = output.flatten(1, 3)
+            predicted, v = conditional[:, :channels], conditional[:, channels:]
+            unconditional = unconditional[:, :channels]
             predicted = unconditional + self.guidance * (predicted - unconditional)
+        else:
+            output = output.flatten(0, 2)
+            predicted, v = output[:, :channels], output[:, channels:]
         index = torch.full((1,), step, device=x.device)
         x0 = predicted_x0(predicted, x, index, self.schedule, self.prediction)
         if v.shape[-1] == 0:
             return Denoised(x0, None)
         return Denoised(x0, interpolated_log_variance(v, index, self.schedule))
 
-    def _branch(self, grid: Tensor, t: Tensor, condition: Tensor) -> Tensor:
-        return self.head.denoise(grid, self.head.modulate(t, condition, self.position)).float().flatten(0, 2)
+    def _branches(self, modulation: Tensor) -> Tensor:
+        """(B + 1, N, …) -> (2, 1, B, N, …): with and without a condition."""
+        conditional, unconditional = modulation[: self.images], modulation[self.images :]
+        return torch.stack([conditional, unconditional.expand_as(conditional)]).unsqueeze(1)

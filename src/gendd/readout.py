@@ -24,6 +24,9 @@ from torch import Tensor, nn
 from gendd.config import ReadoutConfig
 from gendd.generator import FeatureGenerator
 
+# ᾱ of the times that an ε head may be asked at
+_SIGNALS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7)
+
 
 def nearest_mean_classifier(
     means: Tensor, feature_mean: Tensor, feature_scale: Tensor, temperature: float = 1.0
@@ -55,6 +58,39 @@ def mean_logits(generator: FeatureGenerator, classifier: nn.Linear, features: Te
     """Logits (B, K) of the expected teacher feature, from student features (B, d)."""
     logits: Tensor = classifier(generator.mean(generator.condition(features)))
     return logits
+
+
+@torch.no_grad()
+def choose_mean_time(
+    generator: FeatureGenerator, classifier: nn.Linear, features: Tensor, teacher_features: Tensor
+) -> float:
+    """Give an ε head the time at which its mean is read as the teacher's feature is, most often.
+
+    Late, x̂_0 carries the head's error many times; early, x_t = 0 draws it towards the mean feature. Where
+    the balance is depends on the head. No labels are needed. Of equally good times the latest stays; a head
+    of another prediction keeps T-1.
+
+    Args:
+        generator: Whose ``mean_time`` is set.
+        classifier: D -> K.
+        features: (B, d) of the student, held out.
+        teacher_features: (B, D) of the same images.
+
+    Returns:
+        How often, in [0, 1].
+    """
+    wanted = classifier(teacher_features).argmax(-1)
+
+    def agreed(time: int) -> float:
+        generator.mean_time = time
+        return float((mean_logits(generator, classifier, features).argmax(-1) == wanted).double().mean())
+
+    times = [generator.mean_time]
+    if generator.prediction == "epsilon":
+        times = sorted({generator.schedule.nearest(signal) for signal in _SIGNALS}, reverse=True)
+    found = {time: agreed(time) for time in times}
+    generator.mean_time = max(times, key=lambda time: found[time])
+    return found[generator.mean_time]
 
 
 def sampled_features(

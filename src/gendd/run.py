@@ -36,7 +36,7 @@ from gendd.config import (
 from gendd.data import Data, describe, load_data
 from gendd.data.readers import image_files
 from gendd.data.tars import is_remote
-from gendd.embedding import embedding_scores
+from gendd.embedding import collect_features, embedding_scores
 from gendd.errors import UserError
 from gendd.evaluation import (
     OutputName,
@@ -62,6 +62,7 @@ from gendd.models import (
 from gendd.models.module import digest
 from gendd.models.registry import check_name, describe_module
 from gendd.models.weights import saved_backbone
+from gendd.readout import choose_mean_time
 from gendd.refit import Refit, Target, check_refit, refit_linear
 from gendd.shots import shots_of
 from gendd.student import Student, load
@@ -75,6 +76,7 @@ from gendd.training import (
     resolve_precision,
     shows_progress,
 )
+from gendd.uncertainty import PredictiveDistribution, check_samples
 
 if TYPE_CHECKING:
     from gendd.probing import Probed
@@ -750,6 +752,7 @@ def _train(
         title=config.method,
     )
     student = method.student()
+    _settle_mean_time(student, config, data, teacher)
     if config.method != "gendd" or teacher is None or config.gendd.refit == "none":
         return Trained(student, result)
     refit = refit_linear(
@@ -764,6 +767,24 @@ def _train(
     )
     _say(str(refit))
     return Trained(student, result, refit)
+
+
+def _settle_mean_time(student: Student, config: RunConfig, data: Data, teacher: Frozen | None) -> None:
+    """Give an ε head its time on the validation images, where there are some and something reads it."""
+    generator, classifier = student.generator, student.classifier
+    if generator is None or classifier is None or teacher is None or data.val is None:
+        return
+    if generator.prediction == "epsilon":
+        device = resolve_device(config.training.device)
+        held = collect_features(
+            student.to(device).eval(), teacher, data.val, device=device, workers=config.data.workers
+        )
+        assert held.teacher is not None
+        share = choose_mean_time(generator, classifier, held.own.to(device), held.teacher.to(device))
+        _say(
+            f"readout mean: asked of the noise-predicting head at t = {generator.mean_time}, where it says "
+            f"what the teacher says of {100 * share:.2f} % of validation images"
+        )
 
 
 def _settle_readout(
@@ -978,23 +999,31 @@ class Prediction:
         classes: Class names, the most likely first; none for a file that is no image.
         probabilities: Theirs.
         error: What is wrong with the file; None for an image.
+        uncertainty: Where it was asked for: ``samples``, how many were generated, and of these ``total``,
+            ``aleatoric`` and ``mutual_information`` in nats, and ``spread`` (see :mod:`gendd.uncertainty`).
     """
 
     path: str
     classes: list[str]
     probabilities: list[float]
     error: str | None = None
+    uncertainty: dict[str, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Path, and either classes and probabilities or the error."""
+        """Path, and either classes and probabilities, with the uncertainty if there is one, or the error."""
         if self.error is not None:
             return {"path": self.path, "error": self.error}
-        return {"path": self.path, "classes": self.classes, "probabilities": self.probabilities}
+        said = {"path": self.path, "classes": self.classes, "probabilities": self.probabilities}
+        return said if self.uncertainty is None else {**said, "uncertainty": self.uncertainty}
 
 
 @torch.no_grad()
 def predict(
-    path: str | Path, images: list[str], top: int = 5, readout: ReadoutName | None = None
+    path: str | Path,
+    images: list[str],
+    top: int = 5,
+    readout: ReadoutName | None = None,
+    uncertainty: int = 0,
 ) -> list[Prediction]:
     """A saved student's most likely classes of image files.
 
@@ -1003,12 +1032,13 @@ def predict(
         images: Image files, and directories for all images in them.
         top: Classes an image.
         readout: The readout; the student's own choice by default.
+        uncertainty: Features to generate an image to tell the uncertainty by; 0 does without.
 
     Returns:
         One a file; those that are no images, and directories without any, have an ``error``.
 
     Raises:
-        UserError: no student there, or it hasn't that readout.
+        UserError: no student there, or it hasn't that readout, or can't tell the uncertainty.
     """
     from gendd.data.images import decode, frame, watched
 
@@ -1022,6 +1052,8 @@ def predict(
             f"Student {str(path)!r}: expected one that classifies, got one of features alone; "
             "use its embed(images) from Python."
         )
+    if uncertainty != 0:
+        check_samples(uncertainty, student.generator is not None, student.classifier is not None)
     names = student.class_names()
 
     def one(file: str) -> Prediction:
@@ -1032,11 +1064,11 @@ def predict(
             return Prediction(file, [], [], str(error))
         # anew for each: what is said of an image does not depend on the others
         generator = torch.Generator().manual_seed(0)
-        logits = student.logits(student.features(pixels[None].float() / 255), generator=generator)
-        probabilities = logits[0].float().softmax(-1)
-        best = probabilities.topk(min(top, len(probabilities)))
+        said = student.predict(pixels[None].float() / 255, uncertainty, generator)
+        best = said.probabilities[0].topk(min(top, len(names)))
         classes = [names[index] for index in best.indices.tolist()]
-        return Prediction(file, classes, [round(p, 4) for p in best.values.tolist()])
+        unsure = {"samples": uncertainty, **_entropies(said)} if uncertainty else None
+        return Prediction(file, classes, [round(p, 4) for p in best.values.tolist()], uncertainty=unsure)
 
     found: list[Prediction] = []
 
@@ -1049,6 +1081,12 @@ def predict(
     for _ in watched(each(files), len(files), "predicting"):
         pass
     return found
+
+
+def _entropies(said: PredictiveDistribution) -> dict[str, float]:
+    """The figures of the first image."""
+    names = ("total", "aleatoric", "mutual_information", "spread")
+    return {name: round(float(getattr(said, name)[0]), 4) for name in names}
 
 
 def _images_at(path: str) -> list[str]:

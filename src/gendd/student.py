@@ -16,9 +16,10 @@ from gendd import readout as readouts
 from gendd.config import GenDDConfig, ReadoutConfig, ReadoutName, from_dict, to_dict
 from gendd.errors import UserError, did_you_mean
 from gendd.folded import FoldedMean
-from gendd.generator import FeatureGenerator
+from gendd.generator import FeatureGenerator, SamplerName
 from gendd.models import Backbone, create_backbone, wrap
 from gendd.models.module import is_file
+from gendd.uncertainty import PredictiveDistribution, check_samples, decompose, spread
 
 FORMAT = 1
 
@@ -217,12 +218,62 @@ class Student(nn.Module):
         config = dataclasses.replace(self.settings, **changed)
         return readouts.sampled_features(network, self.features(images), config, generator)
 
+    @torch.no_grad()
+    def predict(
+        self,
+        images: Tensor,
+        uncertainty: int = 0,
+        generator: torch.Generator | None = None,
+        *,
+        readout: ReadoutName | None = None,
+        sampler: SamplerName | None = None,
+        steps: int | None = None,
+        eta: float | None = None,
+        temperature: float = 1.0,
+        guidance: float = 1.0,
+    ) -> PredictiveDistribution:
+        """Class probabilities of images, and how sure the student is of them; see :mod:`gendd.uncertainty`.
+
+        Args:
+            images: (B, C, H, W) in [0, 1].
+            uncertainty: n features to generate an image, beside the readout, which stays what it is; 0 does
+                without, at no cost.
+            generator: Source of the noise, on the images' device.
+            readout: Whose probabilities; the chosen one by default.
+            sampler: Of the n features; like steps and eta, the student's own setting by default.
+            steps: Sampling steps.
+            eta: η of ddim; with 0 the noise it starts from makes the samples differ.
+            temperature: Factor on the step noise of ddpm; 1 whatever the student's own setting.
+            guidance: Likewise 1: guided samples, or colder ones, are not those of p(f | z).
+
+        Raises:
+            UserError: n is 1 or negative; or there is to be an uncertainty and this student has no generator,
+                or no classifier of generated features.
+        """
+        if uncertainty != 0:
+            check_samples(uncertainty, self.generator is not None, self.classifier is not None)
+        features = self.features(images)
+        probabilities = self.logits(features, readout, generator).float().softmax(-1)
+        if uncertainty == 0:
+            return PredictiveDistribution(probabilities)
+        given = {"sampler": sampler, "steps": steps, "eta": eta}
+        changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        config = dataclasses.replace(
+            self.settings, num_samples=uncertainty, temperature=temperature, guidance=guidance, **changed
+        )
+        network = self._generator()
+        samples = readouts.sampled_features(network, features, config, generator).float()
+        assert self.classifier is not None
+        parts = decompose(self.classifier(samples).float().softmax(-1))
+        return PredictiveDistribution(probabilities, *parts, spread(network.standardise(samples)))
+
     def _folded_mean(self, generator: FeatureGenerator, classifier: nn.Linear) -> FoldedMean:
         """The mean readout with its constants computed, anew whenever a weight is another."""
         tensors = [*generator.parameters(), *generator.buffers(), *classifier.parameters()]
-        state = [
+        state: list[Any] = [
             (each.data_ptr(), each.device, 0 if each.is_inference() else each._version) for each in tensors
         ]
+        state.append((generator.mean_time,))
         if self._folded is None or self._folded[0] != state:
             self._folded = (state, FoldedMean(generator, classifier).eval())
         return self._folded[1]
@@ -243,6 +294,7 @@ class Student(nn.Module):
                 "feature_width": self.generator.feature_width,
                 "num_classes": None if self.classifier is None else self.classifier.out_features,
                 "settings": to_dict(self.generator.config),
+                "mean_time": self.generator.mean_time,
             }
         return {
             "format": FORMAT,
@@ -266,6 +318,7 @@ class Student(nn.Module):
         if (described := config["generator"]) is not None:
             settings = from_dict(described["settings"], GenDDConfig)
             generator = FeatureGenerator(described["condition_width"], described["feature_width"], settings)
+            generator.mean_time = described.get("mean_time", generator.mean_time)
             width, classes = described["feature_width"], described["num_classes"]
             classifier = None if classes is None else nn.Linear(width, classes).requires_grad_(False)
         readout = from_dict(config["readout"], ReadoutConfig)

@@ -42,8 +42,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         shift, scale, gate = modulation.chunk(3, dim=-1)
-        out: Tensor = x + gate * self.mlp(self.norm(x) * (1 + scale) + shift)
-        return out
+        return torch.addcmul(x, gate, self.mlp(torch.addcmul(shift, self.norm(x), 1 + scale)))
 
 
 class Head(nn.Module):
@@ -140,5 +139,5 @@ class Head(nn.Module):
         for block, modulation in zip(self.blocks, inner, strict=True):
             x = block(x, modulation)
         shift, scale = last.chunk(2, dim=-1)
-        out: Tensor = self.final(self.final_norm(x) * (1 + scale) + shift)
+        out: Tensor = self.final(torch.addcmul(shift, self.final_norm(x), 1 + scale))
         return out

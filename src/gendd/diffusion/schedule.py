@@ -60,6 +60,10 @@ class Schedule:
             self._cast[key] = values.to(torch.float32).to(t.device)
         return self._cast[key][t].unsqueeze(-1)
 
+    def nearest(self, signal: float) -> int:
+        """The step whose ᾱ, the share of the signal in the variance of x_t, is nearest to ``signal``."""
+        return int((self.alphas_cumprod - signal).abs().argmin())
+
     def respace(self, steps: int) -> Schedule:
         """The schedule of ``steps`` evenly spaced steps with the same marginals (Nichol & Dhariwal 2021).
 

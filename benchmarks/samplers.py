@@ -1,0 +1,161 @@
+"""Accuracy of every readout and sampler, from no pass of the head to a thousand, of one student each.
+
+Digits: distils a teacher a seed, as the recipe says, likewise with the condition dropout that guidance needs,
+and with the published settings of the diffusion (head, repeats and epochs are the recipe's). CIFAR-10: of
+students saved by `benchmarks/cifar10.py DATA --students DIR`. Rows replace those of the same student.
+
+    python benchmarks/samplers.py digits --seeds 5
+    python benchmarks/samplers.py cifar10 DATA DIR
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import cifar10
+import torch
+
+import gendd
+from gendd.config import ReadoutConfig, ReadoutName, RunConfig, from_dict, merge, read_yaml
+from gendd.data import ImageSet, eval_loader, load_data
+from gendd.deploy import deploy
+from gendd.models import multiply_adds
+from gendd.recipes import recipe_path
+
+RESULTS = Path(__file__).parent / "results" / "samplers.csv"
+FIELDS = ["data", "setting", "seed", "readout", "sampler", "steps", "num_samples", "guidance"]
+FIELDS += ["passes", "multiply_adds", "test_top1"]
+# sampler, steps, samples, guidance
+SAMPLERS: list[tuple[str, int, int, float]] = [
+    ("ddim", 1, 1, 1),
+    ("ddim", 2, 1, 1),
+    ("ddim", 5, 1, 1),
+    ("ddim", 10, 1, 1),
+    ("ddim", 10, 1, 2),
+    ("ddim", 10, 5, 1),
+    ("ddim", 10, 5, 2),
+    ("ddim", 100, 1, 1),
+    ("dpm-solver", 2, 1, 1),
+    ("dpm-solver", 5, 1, 1),
+    ("dpm-solver", 10, 1, 1),
+    ("dpm-solver", 10, 1, 2),
+    ("dpm-solver", 10, 5, 1),
+    ("dpm-solver", 10, 5, 2),
+    ("ddpm", 10, 1, 1),
+    ("ddpm", 10, 5, 2),
+    ("ddpm", 100, 1, 1),
+    ("ddpm", 100, 1, 2),
+    ("ddpm", 100, 5, 1),
+    ("ddpm", 100, 5, 2),
+    ("ddpm", 1000, 1, 1),
+]
+
+
+@torch.no_grad()
+def rows(student: gendd.Student, images: ImageSet, seed: int) -> Iterator[dict[str, Any]]:
+    """Top-1 of every readout; the student's features are computed once."""
+    parts = [(student.features(batch.images), batch.labels) for batch in eval_loader(images, 250)]
+    labels = torch.cat([label for _, label in parts if label is not None])
+
+    def top1(readout: ReadoutName) -> float:
+        generator = torch.Generator().manual_seed(seed)
+        said = torch.cat([student.logits(feature, readout, generator).argmax(-1) for feature, _ in parts])
+        return round(100 * float((said == labels).double().mean()), 2)
+
+    one = images.images([0]).float() / 255
+
+    def figures(readout: ReadoutName, passes: int) -> dict[str, Any]:
+        cost = multiply_adds(deploy(student, readout), one)
+        return {"passes": passes, "multiply_adds": cost, "test_top1": top1(readout)}
+
+    yield {"readout": "linear", **figures("linear", 0)}
+    yield {"readout": "mean", **figures("mean", 1)}
+    assert student.generator is not None
+    guidable = student.generator.config.condition_dropout > 0
+    for sampler, steps, samples, guidance in SAMPLERS:
+        if guidance != 1 and not guidable:
+            continue
+        values = {"sampler": sampler, "steps": steps, "num_samples": samples, "guidance": guidance}
+        student.settings = from_dict({"name": "sample", **values}, ReadoutConfig)
+        passes = steps * samples * (1 if guidance == 1 else 2)
+        yield {"readout": "sample", **values, **figures("sample", passes)}
+
+
+def digits_with(changes: dict[str, Any]) -> RunConfig:
+    """The digits recipe with another diffusion; its head and repeats are kept."""
+    values = read_yaml(recipe_path("digits"))
+    kept = ("head_width", "head_depth", "repeats", "token_width")
+    merge(values, {"gendd": {key: value for key, value in changes.items() if key not in kept}})
+    return from_dict(values, RunConfig)
+
+
+def digits(seeds: int) -> Iterator[tuple[dict[str, Any], gendd.Student, ImageSet]]:
+    settings = {
+        "practical": digits_with({}),
+        "practical, condition dropout 0.2": digits_with({"condition_dropout": 0.2}),
+        "published": digits_with(read_yaml(recipe_path("published"))["gendd"]),
+    }
+    for seed in range(seeds):
+        for name, config in settings.items():
+            with TemporaryDirectory() as folder:
+                config = dataclasses.replace(config, seed=seed, baselines=[], out=str(Path(folder) / "run"))
+                student = gendd.distill(config).student()
+            yield {"data": "digits", "setting": name, "seed": seed}, student, load_data(config.data).test
+
+
+def cifar(data: Path, students: Path) -> Iterator[tuple[dict[str, Any], gendd.Student, ImageSet]]:
+    images = load_data(cifar10.base(data, 0, 1).data).test
+    settings = {"gendd": "practical", "gendd_unlabelled": "no labels", "gendd_published": "published"}
+    for method, name in settings.items():
+        for folder in sorted(students.glob(f"{method}-*")):
+            key = {"data": "cifar10", "setting": name, "seed": int(folder.name.rpartition("-")[2])}
+            yield key, gendd.load(folder), images
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("digits").add_argument("--seeds", type=int, default=5)
+    command = commands.add_parser("cifar10")
+    command.add_argument("data", type=Path)
+    command.add_argument("students", type=Path)
+    arguments = parser.parse_args()
+    work = (
+        digits(arguments.seeds)
+        if arguments.command == "digits"
+        else cifar(arguments.data, arguments.students)
+    )
+    for key, student, images in work:
+        found = [{**key, **row} for row in rows(student, images, key["seed"])]
+        for row in found:
+            print(row, file=sys.stderr)
+        replace(key, found)
+
+
+def replace(key: dict[str, Any], found: list[dict[str, Any]]) -> None:
+    """Write rows in the place of those with the same key."""
+    kept: list[dict[str, Any]] = []
+    if RESULTS.exists():
+        with RESULTS.open(newline="") as stream:
+            kept = [
+                row
+                for row in csv.DictReader(stream)
+                if any(row[name] != str(value) for name, value in key.items())
+            ]
+    with RESULTS.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(kept + found)
+
+
+if __name__ == "__main__":
+    main()
