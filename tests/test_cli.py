@@ -92,7 +92,9 @@ def test_help_of_a_run_tells_flags_and_settings(capsys: Capture) -> None:
         assert option not in out
 
 
-@pytest.mark.parametrize("command", ["evaluate", "predict", "recipes", "models", "import-released", "verify"])
+@pytest.mark.parametrize(
+    "command", ["evaluate", "probe", "predict", "recipes", "models", "import-released", "verify"]
+)
 def test_help_of_the_other_commands(command: str, capsys: Capture) -> None:
     with pytest.raises(SystemExit) as ended:
         main([command, "--help"])

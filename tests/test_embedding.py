@@ -4,61 +4,16 @@ from dataclasses import replace
 
 import pytest
 import torch
-from torch import Tensor, nn
+from flat import CLASSES, flat, student
 from torch.nn import functional as F
 
 import gendd
-from gendd import embedding
 from gendd.config import DataConfig, GenDDConfig
 from gendd.data import Data, ImageSet, load_data
-from gendd.embedding import check_refit, collect_features, embedding_scores, refit_linear
-from gendd.errors import UserError
+from gendd.embedding import collect_features, embedding_scores
 from gendd.generator import FeatureGenerator
-from gendd.models import Backbone, Frozen
+from gendd.models import Frozen
 from gendd.probe import agreement, choose_classifier, neighbour_votes
-
-CLASSES = 10
-
-
-class Flat(nn.Module):
-    """A network whose feature is a linear map of the image."""
-
-    def __init__(self, width: int, classes: int) -> None:
-        super().__init__()
-        self.map = nn.Linear(64, width)
-        self.fc = nn.Linear(width, classes)
-
-    def forward_features(self, x: Tensor) -> Tensor:
-        return self.map(x.flatten(1))
-
-    def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        return x if pre_logits else self.fc(x)
-
-    def get_classifier(self) -> nn.Module:
-        return self.fc
-
-
-def flat(width: int, seed: int, classes: int = CLASSES, classifier: bool = True) -> Backbone:
-    torch.manual_seed(seed)
-    net = Flat(width, classes)
-    return Backbone(
-        net,
-        name="flat",
-        in_channels=1,
-        mean=[0.0],
-        std=[1.0],
-        image_size=(8, 8),
-        classifier=classifier,
-        feature_dim=None if classifier else width,
-    )
-
-
-def student(classifier: bool = False, linear: bool = True) -> gendd.Student:
-    backbone = flat(24, 0)
-    config = GenDDConfig(token_width=8, head_width=16, head_depth=1, timesteps=20)
-    generator = FeatureGenerator(24, 16, config)
-    reader = nn.Linear(16, CLASSES).requires_grad_(False) if classifier else None
-    return gendd.Student(backbone, generator, reader, linear=linear).eval()
 
 
 @pytest.fixture(scope="module")
@@ -127,70 +82,3 @@ def test_without_labels_there_is_the_cosine_alone(part: str, data: Data) -> None
     cosine = scores["generated"].pop("cosine")
     assert cosine is not None and -1 <= cosine <= 1
     assert scores["generated"] == {"knn": None, "linear_probe": None}
-
-
-# --- the linear readout, fitted anew ---
-
-
-@pytest.mark.parametrize("target, labels", [("labels", True), ("teacher", False), ("mean", False)])
-def test_the_better_readout_stays(target: str, labels: bool, data: Data) -> None:
-    whole, teacher = student(classifier=True), Frozen(flat(16, 1))
-    assert data.val is not None
-    held = collect_features(whole, teacher, data.val)
-    assert held.labels is not None and held.teacher_logits is not None
-    wanted = held.labels if labels else held.teacher_logits.softmax(-1)
-    before = agreement(whole.backbone.classifier(held.own), wanted)
-    refit = refit_linear(whole, teacher, data, target, labels=labels)  # type: ignore[arg-type]
-    after = agreement(whole.backbone.classifier(held.own), wanted)
-    assert (refit.target, refit.trained) == (target, round(100 * before, 2))
-    if target == "mean":  # what an untrained generator says has little to do with the teacher
-        assert round(100 * after, 2) == max(refit.trained, refit.refitted)
-        return
-    assert refit.kept == "refitted" and refit.refitted == round(100 * after, 2) > 80
-    # again there is nothing better
-    again = refit_linear(whole, teacher, data, target, labels=labels)  # type: ignore[arg-type]
-    assert again.kept == "trained" and again.trained == again.refitted == refit.refitted
-
-
-def test_a_worse_readout_is_not_taken(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = student()
-    refit_linear(whole, Frozen(flat(16, 1)), data, "labels", labels=True)
-    before = whole.backbone.classifier.weight.clone()
-    monkeypatch.setattr(
-        embedding,
-        "choose_classifier",
-        lambda *given, **more: replace(choose_classifier(*given, **more), accuracy=0.0),
-    )
-    refit = refit_linear(whole, Frozen(flat(16, 1)), data, "labels", labels=True)
-    assert refit.kept == "trained" and torch.equal(whole.backbone.classifier.weight, before)
-
-
-def test_without_validation_images_every_tenth_decides(data: Data) -> None:
-    whole = student()
-    refit = refit_linear(whole, Frozen(flat(16, 1)), replace(data, val=None), "labels", labels=True)
-    found = collect_features(whole, None, data.train)
-    assert found.labels is not None
-    right = agreement(whole.backbone.classifier(found.own[::10]), found.labels[::10])
-    assert refit.kept == "refitted" and refit.refitted == round(100 * right, 2)
-
-
-def test_what_a_readout_cannot_be_fitted_to() -> None:
-    same, other, none = Frozen(flat(16, 1)), Frozen(flat(16, 1, 7)), Frozen(flat(16, 1, classifier=False))
-    for target in ("labels", "teacher", "mean"):
-        check_refit(student(classifier=True), same, target, True)
-    for teacher, target, labels, there in (
-        (same, "labels", False, "teacher or none"),
-        (same, "mean", True, "labels or teacher or none"),  # nothing reads what is generated
-        (other, "teacher", True, "labels or none"),
-        (none, "teacher", False, "none"),
-        (none, "mean", False, "none"),
-    ):
-        with pytest.raises(UserError) as caught:
-            check_refit(student(), teacher, target, labels)
-        assert str(caught.value) == (
-            f"gendd.refit: expected {there} for this teacher and these labels, got {target!r}."
-        )
-    whole = student()
-    whole.backbone.classifier = nn.Linear(24, CLASSES, bias=False)
-    with pytest.raises(UserError, match="expected a student whose classifier has a bias"):
-        check_refit(whole, same, "labels", True)

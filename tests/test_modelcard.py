@@ -87,6 +87,28 @@ def test_what_was_not_measured_is_a_dash(tmp_path: Path) -> None:
     assert "5,678 images, 3 epochs, seed 0, without labels, fp32 on cpu, 2 s. gendd 1, torch 2." in text
 
 
+def test_a_probe_is_told_with_what_it_saw(tmp_path: Path) -> None:
+    figures = {"top1": 50.0, "top5": None, "multiply_adds": 1000, "parameters": 200}
+    probe = {"kept": "refitted", "target": "teacher", "images": 4321, "labels_seen_by": None}
+    own = {"name": "small", "readouts": {"linear": figures}, "readout": "linear", "train_seconds": 1.6}
+
+    def told(**changes: Any) -> str:
+        found = probe | {"trained_along": {"top1": 48.5}} | changes
+        return card(tmp_path / "README.md", "gendd", student=own | {"probe": found})
+
+    text = told()
+    assert (
+        "The linear readout was fitted afterwards, to the teacher's predictions of 4,321 images (the one "
+        "trained along had 48.50 % top-1)." in text
+    )
+    assert "seed 0, without labels, fp32" in text
+    assert "to the predictions of readout mean of 4,321 images." in told(
+        target="mean", trained_along={"top1": None}
+    )
+    assert "seed 0, without labels but for the linear readout, fp32" in told(labels_seen_by="readout")
+    assert "fitted afterwards" not in told(kept="trained")
+
+
 # --- what the Hub reads ---
 
 

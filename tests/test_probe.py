@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -101,9 +103,13 @@ def test_float32_gives_the_same_predictions_and_its_own_type() -> None:
 def test_the_passes_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = digits(100)
     whole = fit_classifier(features, labels, l2=0.01)
-    monkeypatch.setattr(probe, "_CHUNK_NUMBERS", 70)  # seven rows
-    for came, wanted in zip(fit_classifier(features, labels, l2=0.01), whole, strict=True):
-        torch.testing.assert_close(came, wanted, atol=1e-7, rtol=1e-6)
+    monkeypatch.setattr(probe, "_CHUNK_NUMBERS", 7 * 64)  # seven rows
+    # also where they are standardised as they are read
+    for held in (probe.HELD_NUMBERS, 1000):
+        monkeypatch.setattr(probe, "HELD_NUMBERS", held)
+        for came, wanted in zip(fit_classifier(features, labels, l2=0.01), whole, strict=True):
+            torch.testing.assert_close(came, wanted, atol=1e-7, rtol=1e-6)
+        assert probe.accuracy(*whole, features, labels) == agreement(F.linear(features, *whole), labels)
 
 
 def test_a_class_without_rows_is_kept() -> None:
@@ -153,6 +159,51 @@ def test_of_equals_the_stronger_penalty() -> None:
     features = torch.tensor([[-1.0], [1.0]], dtype=torch.float64)
     labels = torch.tensor([0, 1])
     assert choose_classifier(features, labels, features, labels, strengths=[1e-4, 1e-1]).l2 == 1e-1
+
+
+@pytest.mark.parametrize("soft, part", [(False, 134), (True, 100)])
+def test_rows_too_many_to_hold_all_count(soft: bool, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A part of the rows shows the way, and the fit is that of all of them."""
+    features, labels = digits(600)
+    train, held = slice(0, 400), slice(400, 600)
+    targets = F.one_hot(labels, 10).double() if soft else labels
+    given = features[train], targets[train], features[held], labels[held]
+    wanted = choose_classifier(*given, strengths=[1e-2], max_iterations=500)
+    # 64 numbers a row, and 10 of probabilities
+    monkeypatch.setattr(probe, "HELD_NUMBERS", 9_000)
+    monkeypatch.setattr(probe, "_FURTHER_ITERATIONS", 200)
+    rounds: list[list[float]] = []
+    counts: list[int] = []
+
+    def watch(penalties: Sequence[float]) -> Sequence[float]:
+        rounds.append(list(penalties))
+        return penalties
+
+    def fitted(features: Tensor, *others: Any, **options: Any) -> tuple[Tensor, Tensor]:
+        counts.append(len(features))
+        return fit_classifier(features, *others, **options)
+
+    monkeypatch.setattr(probe, "fit_classifier", fitted)
+    came = choose_classifier(*given, strengths=[1e-2], max_iterations=500, watch=watch)
+    assert counts == [part, 400] and rounds == [[1e-2], [1e-2]]
+    some = fit_classifier(features[train][:: 400 // part + 1], targets[train][:: 400 // part + 1], l2=1e-2)
+    assert (came.weight - wanted.weight).norm() < 0.01 * (some[0] - wanted.weight).norm()
+    assert came.accuracy == wanted.accuracy
+
+
+def test_of_rows_too_many_to_hold_the_best_penalties_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    features, labels = digits(300)
+    monkeypatch.setattr(probe, "HELD_NUMBERS", 9_000)
+    rounds: list[list[float]] = []
+
+    def watch(penalties: Sequence[float]) -> Sequence[float]:
+        rounds.append(list(penalties))
+        return penalties
+
+    choice = choose_classifier(features[:200], labels[:200], features[200:], labels[200:], watch=watch)
+    assert rounds[0] == sorted(probe.STRENGTHS, reverse=True)
+    first = rounds[0].index(rounds[1][0])
+    assert rounds[1] == rounds[0][first : first + 2] and choice.l2 in rounds[1]
 
 
 def test_agreement_takes_classes_and_probabilities() -> None:

@@ -22,7 +22,7 @@ from rich.console import Console
 
 from gendd import report
 from gendd.errors import UserError
-from gendd.report import Example, ReportData, print_table, rows, write_report
+from gendd.report import Example, ReportData, print_table, rows, update_report, write_report
 
 STUDENT = {"name": "cifar/resnet20", "parameters": 272_474}
 COST = {"multiply_adds": 41_200_000, "latency_ms": 0.9}
@@ -516,6 +516,45 @@ def test_report_of_many_classes_and_unlabelled_photos(tmp_path: Path) -> None:
     assert page.count("figure", class_="wrong") == 0
     (encoded,) = [str(a["src"]) for tag, a in page.tags if tag == "img" and "png" in str(a["src"])]
     assert Image.open(io.BytesIO(decode(encoded))).size == (149, 224)
+
+
+def test_figures_that_change_leave_the_rest_of_the_report(tmp_path: Path) -> None:
+    path = write_report(full(), tmp_path / "report.html")
+    old = path.read_text(encoding="utf-8")
+    data = ReportData(title="a <run> & more", metrics=metrics())
+    data.metrics["student"]["readouts"]["linear"]["top1"] = 77.77
+    data.metrics["student"]["probe"] = {"kept": "refitted", "target": "labels"}
+    assert update_report(data, path, tmp_path / "other.html") == tmp_path / "other.html"
+    assert path.read_text(encoding="utf-8") == old
+    assert update_report(data, path) == path
+    new = path.read_text(encoding="utf-8")
+    assert new == (tmp_path / "other.html").read_text(encoding="utf-8")
+    Page(new)
+    titles = re.findall(r"<h2>(.*?)</h2>", old)
+    assert re.findall(r"<h2>(.*?)</h2>", new) == titles and len(titles) == 8
+    found = [dict(re.findall(r"(?s)<section><h2>(.*?)</h2>(.*?)</section>", text)) for text in (old, new)]
+    assert [title for title in titles if found[0][title] != found[1][title]] == [
+        "Comparison",
+        "Accuracy against inference cost",
+        "Settings",
+    ]
+    assert "77.77" in found[1]["Comparison"] and "fitted anew to labels" in found[1]["Settings"]
+
+
+def test_sections_that_are_new_take_the_place_of_what_they_replace(tmp_path: Path) -> None:
+    path = write_report(ReportData(title="x", metrics=agreed(), curves={"gendd": log(70)}), tmp_path / "r")
+    content = full()
+    data = ReportData("x", metrics(), confusion=content.confusion, class_names=content.class_names)
+    text = update_report(data, path).read_text(encoding="utf-8")
+    # agreement against cost is not true any more
+    assert re.findall(r"<h2>(.*?)</h2>", text) == [
+        "Comparison",
+        "Accuracy against inference cost",
+        "Confusion matrix",
+        "Validation accuracy while training",
+        "Losses of GenDD",
+        "Settings",
+    ]
 
 
 def test_a_failed_write_keeps_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

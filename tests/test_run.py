@@ -23,8 +23,9 @@ from gendd.cli import main
 from gendd.config import dump, load_config
 from gendd.errors import UserError
 from gendd.evaluation import readout_costs
+from gendd.exhibits import curves, examples
 from gendd.methods import KD, GenDD, Pretraining, Supervised
-from gendd.run import Run, _check_folder, _curves, _examples, _trained_teacher, evaluate_run, predict
+from gendd.run import Run, _check_folder, _trained_teacher, evaluate_run, predict
 from gendd.training import resolve_precision
 
 TIMES = {"latency_ms", "train_seconds"}
@@ -374,7 +375,7 @@ def test_the_curves_of_an_interrupted_run_join(tmp_path: Path) -> None:
     }.items():
         (tmp_path / "logs" / f"version_{version}").mkdir(parents=True)
         (tmp_path / "logs" / f"version_{version}" / "metrics.csv").write_text(text)
-    assert _curves(tmp_path) == [
+    assert curves(tmp_path) == [
         {"epoch": 0, "step": 5, "train/loss": 3.0, "val/mean": 0.5, "val/top1": 50.0},
         {"epoch": 1, "step": 11, "train/loss": 1.5, "val/mean": 0.75, "val/top1": 75.0},
         {"epoch": 2, "step": 17, "train/loss": 1.0},
@@ -385,11 +386,11 @@ def test_val_top1_of_a_curve_is_of_the_readout_in_use(tmp_path: Path) -> None:
     (tmp_path / "logs" / "version_0").mkdir(parents=True)
     file = tmp_path / "logs" / "version_0" / "metrics.csv"
     file.write_text("step,val/linear,val/mean\n5,0.25,0.5\n")
-    assert [row["val/top1"] for row in _curves(tmp_path)] == [50.0]
-    assert [row["val/top1"] for row in _curves(tmp_path, "linear")] == [25.0]
+    assert [row["val/top1"] for row in curves(tmp_path)] == [50.0]
+    assert [row["val/top1"] for row in curves(tmp_path, "linear")] == [25.0]
     # agreement is no accuracy
     file.write_text("step,val/agreement\n5,0.75\n")
-    assert _curves(tmp_path) == [{"step": 5.0, "val/agreement": 75.0}]
+    assert curves(tmp_path) == [{"step": 5.0, "val/agreement": 75.0}]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
@@ -659,11 +660,20 @@ def test_a_teacher_of_other_classes_without_labels(
     metrics = distil(tmp_path, *options, "--baselines=[kl]", "--training.epochs=2")
     out, err = capsys.readouterr()
     assert out.splitlines()[0].split()[:3] == ["method", "agree", "%"]
-    assert "linear readout: trained along " in err
+    assert "linear readout: before " in err
     readouts = metrics["student"]["readouts"]
     for figures in [*readouts.values(), metrics["baselines"]["kl"]]:
         assert (figures["top1"], figures["top5"]) == (None, None) and figures["agreement"] is not None
-    assert set(metrics["student"]["refit"]) == {"target", "l2", "trained", "refitted", "kept"}
+    assert set(metrics["student"]["refit"]) == {
+        "target",
+        "judged_by",
+        "l2",
+        "trained",
+        "refitted",
+        "kept",
+        "images",
+        "held_images",
+    }
     assert metrics["student"]["validation"]["metric"] == "val/agreement"
     student = gendd.load(tmp_path)
     assert student.backbone.num_classes == student.num_classes("mean") == 15
@@ -925,7 +935,7 @@ def test_what_is_sampled_for_a_person_does_not_depend_on_the_global_generator(
 
     def confidences(seed: int) -> list[float]:
         torch.manual_seed(torch.initial_seed() + 1)
-        return [shown.confidence for shown in _examples(student, data, torch.device("cpu"), seed)]
+        return [shown.confidence for shown in examples(student, data, torch.device("cpu"), seed)]
 
     assert confidences(3) == confidences(3)
     assert confidences(3) != confidences(4)

@@ -23,6 +23,7 @@ _COMMANDS = {
     "distill": "distil a teacher into a student; without arguments the recipe 'digits', end to end",
     "train": "train a model on labels alone (a teacher, or a recipe's student for comparison)",
     "evaluate": "score a finished run on its test images",
+    "probe": "fit the linear readout of a finished run anew and keep the better one",
     "predict": "classify image files with a student",
     "export": "write a finished student as ONNX, for torch.export, for timm or as plain safetensors",
     "push": "upload a finished student to the Hugging Face Hub",
@@ -77,6 +78,7 @@ def _dispatch(words: list[str]) -> int:
         return _execute(command, rest)
     handlers = {
         "evaluate": _evaluate,
+        "probe": _probe,
         "predict": _predict,
         "export": _export,
         "push": _push,
@@ -337,6 +339,51 @@ def _evaluate(words: list[str]) -> int:
         print(f"{name:{width}}{'   '.join(shown)}")
         if groups is not None:
             print(f"{'':{width}}{in_words(groups)}")
+    return 0
+
+
+def _probe(words: list[str]) -> int:
+    parser = _Parser(
+        prog="gendd probe",
+        description=f"{_COMMANDS['probe']}: the student stays as it is, a linear classifier is fitted to its "
+        "features of the training images, and the better of the two on the validation images stays. Its "
+        "figures, model card and report follow.",
+        epilog="A run that saw no labels (data.labels false) is fitted to its teacher's predictions, else to "
+        "those of readout mean. Labels are refused there unless --allow-labels is given, and the figures of "
+        "its readout linear, and its model card, are then those of a student that saw labels.",
+    )
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "--target",
+        metavar="{labels,teacher,mean}",
+        help="what it is fitted to (default: labels where the run may see them, else teacher, else mean)",
+    )
+    parser.add_argument(
+        "--allow-labels", action="store_true", help="--target labels for a run that saw no labels"
+    )
+    parser.add_argument(
+        "--train-images", metavar="N", type=int, help="at most so many training images (default: all)"
+    )
+    parser.add_argument(
+        "--device", metavar="{auto,cpu,cuda,mps}", help="where to compute (default: as the run was)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(words)
+    from gendd.probing import probe_run
+
+    try:
+        probed = probe_run(
+            given.run,
+            given.target,
+            train_images=given.train_images,
+            allow_labels=given.allow_labels,
+            device=given.device,
+            progress=sys.stderr.isatty(),
+        )
+    except KeyboardInterrupt:
+        print("gendd: interrupted; the run is as it was.", file=sys.stderr)
+        return 130
+    print(json.dumps(probed.as_dict(), indent=2) if given.json else probed)
     return 0
 
 

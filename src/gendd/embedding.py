@@ -1,4 +1,4 @@
-"""A finished student's features over whole sets: what they are worth, and the linear readout fitted to them.
+"""What a finished student's features are worth, over whole sets.
 
 Shapes: N images of the bank · n test images · d student feature · D teacher feature · K classes.
 """
@@ -7,23 +7,20 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from gendd.data import Data, ImageSet, Shards, sample_loader
-from gendd.errors import UserError
+from gendd.data import ImageSet, Shards, sample_loader
 from gendd.models import Frozen
 from gendd.probe import agreement, choose_classifier, neighbour_votes
 from gendd.student import Student
 
 BATCH_SIZE = 256
 BANK_IMAGES = 50_000
-# of held-out rows where no validation images are
+# of rows, one is held out to choose a penalty by
 _HELD = 10
-_REFIT_NUMBERS = 2**28
 
 
 @dataclass
@@ -162,120 +159,3 @@ def _probe(bank: _Labelled, test: _Labelled, num_classes: int) -> float | None:
 
 def _every_tenth(count: int) -> Tensor:
     return torch.arange(count) % _HELD == 0
-
-
-@dataclass
-class Refit:
-    """How fitting the linear readout anew went.
-
-    Attributes:
-        target: What it was fitted to.
-        l2: Strength of the penalty that was chosen.
-        trained: Percent of held-out images on which the readout that was trained along is right, or says
-            what the teacher says.
-        refitted: Likewise of the one fitted anew.
-        kept: Which of the two the student has, of equals the one that was trained.
-    """
-
-    target: str
-    l2: float
-    trained: float
-    refitted: float
-    kept: Literal["trained", "refitted"]
-
-
-def refit_linear(
-    student: Student,
-    teacher: Frozen,
-    data: Data,
-    target: Literal["labels", "teacher", "mean"],
-    *,
-    labels: bool,
-    device: torch.device | str = "cpu",
-    workers: int | None = None,
-) -> Refit:
-    """Fit the linear readout to the features of the finished student; the better one stays, in place.
-
-    The training images are taken as they are, as many as a gibibyte holds the features and targets of.
-    Penalty and winner are chosen on the validation images (every tenth training image where there are none):
-    by the labels where they may be seen, else by the teacher's first class.
-
-    Args:
-        student: In eval mode, on ``device``.
-        teacher: Of the student's classes, unless the labels are seen.
-        data: Training and validation images.
-        target: The labels, or the probabilities of the teacher or of readout ``mean``.
-        labels: Whether labels may be seen.
-        device: Where to compute.
-        workers: Loader processes of sets that stream.
-
-    Raises:
-        UserError: ``target`` is not to be had, or the readout has no bias to fit.
-    """
-    check_refit(student, teacher, target, labels)
-    classifier = student.backbone.classifier
-    limit = _REFIT_NUMBERS // max(classifier.in_features, classifier.out_features)
-    train = collect_features(student, teacher, data.train, limit=limit, device=device, workers=workers)
-    features, targets = train.own.to(device), _targets(student, train, target).to(device)
-    if data.val is not None:
-        held = collect_features(student, teacher, data.val, device=device, workers=workers)
-        held_features = held.own.to(device)
-        held_targets = _targets(student, held, "labels" if labels else "teacher").to(device)
-    else:
-        picked = _every_tenth(len(features)).to(device)
-        judged = _targets(student, train, "labels" if labels else "teacher").to(device)
-        held_features, held_targets = features[picked], judged[picked]
-        features, targets = features[~picked], targets[~picked]
-    choice = choose_classifier(
-        features, targets, held_features, held_targets, num_classes=classifier.out_features
-    )
-    with torch.no_grad():
-        trained = agreement(classifier(held_features), held_targets)
-        better = choice.accuracy > trained
-        if better:
-            classifier.weight.copy_(choice.weight)
-            classifier.bias.copy_(choice.bias)
-    return Refit(
-        target,
-        choice.l2,
-        round(100 * trained, 2),
-        round(100 * choice.accuracy, 2),
-        "refitted" if better else "trained",
-    )
-
-
-def check_refit(student: Student, teacher: Frozen, target: str, labels: bool) -> None:
-    """Raise :class:`UserError` where the linear readout can't be fitted to ``target``."""
-    classes = student.backbone.num_classes
-    taught = teacher.num_classes == classes
-    there = {
-        "labels": labels,
-        "teacher": taught,
-        "mean": student.classifier is not None and student.num_classes("mean") == classes,
-    }
-    if not there[target] or not (labels or taught):
-        found = [name for name, ok in there.items() if ok and (labels or taught)]
-        raise UserError(
-            f"gendd.refit: expected {' or '.join([*found, 'none'])} for this teacher and these labels, "
-            f"got {target!r}."
-        )
-    classifier: nn.Linear = student.backbone.classifier
-    if classifier.bias is None:
-        raise UserError(
-            f"gendd.refit: expected a student whose classifier has a bias, got {student.backbone.name} "
-            "without. Set gendd.refit none."
-        )
-
-
-def _targets(student: Student, features: Features, target: str) -> Tensor:
-    """(N,) labels or (N, K) probabilities."""
-    if target == "labels":
-        assert features.labels is not None
-        return features.labels
-    if target == "teacher":
-        assert features.teacher_logits is not None
-        return features.teacher_logits.softmax(-1)
-    assert features.generated is not None and student.classifier is not None
-    with torch.no_grad():
-        logits: Tensor = student.classifier(features.generated.to(student.classifier.weight.device))
-    return logits.float().cpu().softmax(-1)

@@ -182,8 +182,9 @@ def _training(student: Student, metrics: dict[str, Any] | None) -> list[str]:
         "## Training",
         "",
         f"Training data: {data}. {run['train_images']:,} images, {epochs}, seed {run['seed']}, "
-        f"{'with' if run['labels_used'] else 'without'} labels, {run['precision']} on {run['device']}, "
+        f"{_labels(run, own)}, {run['precision']} on {run['device']}, "
         f"{own['train_seconds']:.0f} s. gendd {run['versions']['gendd']}, torch {run['versions']['torch']}.",
+        *_probed(own),
     ]
 
 
@@ -211,6 +212,33 @@ def _limits(student: Student, metrics: dict[str, Any] | None) -> list[str]:
         "",
         f"{measured}, nor of images of none of its classes.{learned} The licences of the teacher, of weights "
         "it started from and of the training images may bind this model: check them before you publish it.",
+    ]
+
+
+def _labels(run: dict[str, Any], own: dict[str, Any]) -> str:
+    if own.get("probe", {}).get("labels_seen_by") == "readout":
+        return "without labels but for the linear readout"
+    return "with labels" if run["labels_used"] else "without labels"
+
+
+_TARGETS = {
+    "labels": "the labels",
+    "teacher": "the teacher's predictions",
+    "mean": "the predictions of readout mean",
+}
+
+
+def _probed(own: dict[str, Any]) -> list[str]:
+    """Markdown lines of how the linear readout was fitted to the finished student, if it was."""
+    probe = own.get("probe")
+    if probe is None or probe["kept"] != "refitted":
+        return []
+    before = probe["trained_along"]["top1"]
+    was = "" if before is None else f" (the one trained along had {_percent(before)} top-1)"
+    return [
+        "",
+        f"The linear readout was fitted afterwards, to {_TARGETS[probe['target']]} of {probe['images']:,} "
+        f"images{was}.",
     ]
 
 

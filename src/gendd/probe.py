@@ -5,7 +5,8 @@ Shapes: N fitted rows · n scored rows · d feature width · K classes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,9 +15,13 @@ from torch.nn import functional as F
 
 from gendd.errors import UserError
 
-# Rows of a pass: bounds the memory of logits, whatever N and K.
+# Rows of a pass: bounds the memory of logits and rows, whatever N, d and K.
 _CHUNK_NUMBERS = 2**24
+# Rows of more numbers (a gibibyte of float32) stay where they are and are read chunk by chunk.
+HELD_NUMBERS = 2**28
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+# of all rows, from what a part of them that is held gives
+_FURTHER_ITERATIONS = 30
 
 
 def fit_classifier(
@@ -27,6 +32,7 @@ def fit_classifier(
     l2: float = 1e-4,
     max_iterations: int = 200,
     start: tuple[Tensor, Tensor] | None = None,
+    device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Multinomial logistic regression, by L-BFGS over all rows at once.
 
@@ -35,13 +41,17 @@ def fit_classifier(
     unique up to what is common to all biases. l2 is 1 / (C·N) for the C of scikit-learn's
     ``LogisticRegression`` on standardised features.
 
+    Rows of more than :data:`HELD_NUMBERS` numbers, which may lie in a mapped file, are not copied: every
+    pass reads them in chunks.
+
     Args:
-        features: (N, d) float32 or float64; its type and device are those of the work and of the result.
+        features: (N, d) float32 or float64; its type is that of the work and of the result.
         targets: (N,) int64 classes, or (N, K) probabilities.
         num_classes: K of classes; None: the largest there is, and one.
         l2: Strength of the penalty, not negative.
         max_iterations: Iterations at most; it ends earlier where nothing changes any more.
         start: Weight and bias to start from, as this function returns them; None: zeros.
+        device: Where the work is done and the result is; None: where the features are.
 
     Returns:
         Weight (K, d) and bias (K,) for the features as they are given.
@@ -53,13 +63,12 @@ def fit_classifier(
     _check_rows(features, targets, num_classes)
     classes = targets.shape[1] if targets.ndim == 2 else num_classes or int(targets.max()) + 1
     with torch.no_grad():
-        mean = features.mean(0)
-        scale = _scale(features)
-        standard = (features - mean) / scale
-        weight, bias = features.new_zeros(classes, features.shape[1]), features.new_zeros(classes)
+        rows = _Rows.standardised(features, targets, device or features.device, classes)
+        mean, scale = rows.mean, rows.scale
+        weight, bias = mean.new_zeros(classes, len(mean)), mean.new_zeros(classes)
         if start is not None:
-            weight = start[0].to(features) * scale
-            bias = start[1].to(features) + start[0].to(features) @ mean
+            weight = start[0].to(mean) * scale
+            bias = start[1].to(mean) + start[0].to(mean) @ mean
     weight.requires_grad_(True)
     bias.requires_grad_(True)
     tiny = torch.finfo(features.dtype).eps
@@ -74,7 +83,7 @@ def fit_classifier(
 
     def loss() -> Tensor:
         with torch.no_grad():
-            value, weight.grad, bias.grad = _loss_and_gradients(standard, targets, weight, bias, l2)
+            value, weight.grad, bias.grad = _loss_and_gradients(rows, weight, bias, l2)
         return value
 
     optimiser.step(loss)  # type: ignore[no-untyped-call]
@@ -109,8 +118,13 @@ def choose_classifier(
     num_classes: int | None = None,
     strengths: Sequence[float] = STRENGTHS,
     max_iterations: int = 100,
+    device: torch.device | str | None = None,
+    watch: Callable[[Sequence[float]], Iterable[float]] = iter,
 ) -> Choice:
     """The classifier of the penalty that does best on held-out rows; of equals the stronger penalty.
+
+    Where the rows are of more than :data:`HELD_NUMBERS` numbers, all penalties are tried on an evenly spread
+    part of them; the best and the next weaker one go on over all rows, and are chosen from.
 
     Args:
         features: (N, d).
@@ -120,24 +134,77 @@ def choose_classifier(
         num_classes: See :func:`fit_classifier`.
         strengths: Penalties to try, each fit starting from the one before.
         max_iterations: Of each fit.
+        device: Where the work is done and the result is; None: where the features are.
+        watch: Passes the penalties of a round on, as a progress bar does.
     """
+    place = device or features.device
     best: Choice | None = None
+    fits: dict[float, tuple[Tensor, Tensor]] = {}
+
+    def consider(l2: float) -> None:
+        nonlocal best
+        share = accuracy(*fits[l2], held_features, held_targets)
+        if best is None or share > best.accuracy:
+            best = Choice(*fits[l2], l2, share)
+
+    stride = math.ceil(_numbers(features, targets) / HELD_NUMBERS)
+    some, wanted = features[::stride].to(place), targets[::stride].to(place)
     start = None
-    for l2 in sorted(strengths, reverse=True):
-        start = fit_classifier(
-            features, targets, num_classes=num_classes, l2=l2, max_iterations=max_iterations, start=start
+    order = sorted(strengths, reverse=True)
+    for l2 in watch(order):
+        start = fits[l2] = fit_classifier(
+            some, wanted, num_classes=num_classes, l2=l2, max_iterations=max_iterations, start=start
         )
-        accuracy = agreement(F.linear(held_features, *start), held_targets)
-        if best is None or accuracy > best.accuracy:
-            best = Choice(*start, l2, accuracy)
+        consider(l2)
     assert best is not None
+    if stride > 1:
+        del some, wanted
+        first, best = order.index(best.l2), None
+        # the more rows, the weaker the penalty that suits them
+        for l2 in watch(order[first : first + 2]):
+            fits[l2] = fit_classifier(
+                features,
+                targets,
+                num_classes=num_classes,
+                l2=l2,
+                max_iterations=_FURTHER_ITERATIONS,
+                start=fits[l2],
+                device=place,
+            )
+            consider(l2)
+        assert best is not None
     return best
+
+
+def _numbers(features: Tensor, targets: Tensor) -> int:
+    """How many numbers rows are of; classes are not counted."""
+    return features.numel() + (targets.numel() if targets.ndim == 2 else 0)
+
+
+@torch.no_grad()
+def accuracy(weight: Tensor, bias: Tensor, features: Tensor, targets: Tensor) -> float:
+    """Share in [0, 1] of rows whose first class a classifier tells, in passes of bounded memory.
+
+    Args:
+        weight: (K, d), like the bias on the device where the work is done.
+        bias: (K,).
+        features: (n, d).
+        targets: (n,) classes or (n, K) probabilities.
+    """
+    size, right = _chunk(*weight.shape), 0
+    for rows, wanted in zip(torch.split(features, size), torch.split(targets, size), strict=True):
+        right += _right(F.linear(rows.to(weight), weight, bias), wanted.to(weight.device))
+    return right / len(features)
 
 
 def agreement(logits: Tensor, targets: Tensor) -> float:
     """Share in [0, 1] of rows (n, K) whose first class is that of targets (n,) or (n, K)."""
+    return _right(logits, targets) / len(logits)
+
+
+def _right(logits: Tensor, targets: Tensor) -> int:
     wanted = targets.argmax(-1) if targets.ndim == 2 else targets
-    return float((logits.argmax(-1) == wanted).double().mean())
+    return int((logits.argmax(-1) == wanted).sum())
 
 
 def neighbour_votes(
@@ -186,37 +253,89 @@ def _check_rows(features: Tensor, targets: Tensor, num_classes: int | None) -> N
             f"Fitting a classifier: expected classes below {num_classes}, got {int(targets.max())}; "
             "give num_classes as many as there are."
         )
-    if not bool(torch.isfinite(features).all()):
+    if not all(bool(torch.isfinite(rows).all()) for rows in torch.split(features, _chunk(features.shape[1]))):
         raise UserError(
             "Fitting a classifier: expected finite features, got NaN or infinity; "
             "did the training of their network go well?"
         )
 
 
-def _scale(features: Tensor) -> Tensor:
-    """Standard deviation per dimension (d,), 1 where a dimension never varies."""
-    scale = features.std(0, correction=0)
-    return torch.where(scale > 1e-6 * scale.max(), scale, torch.ones_like(scale))
+def _chunk(*widths: int) -> int:
+    """Rows of a pass, of which there are tensors of these widths."""
+    return max(1, _CHUNK_NUMBERS // max(1, *widths))
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """Rows to fit to, which come in chunks: standardised features (n, d) and their targets, on the device.
+
+    Attributes:
+        features: (N, d), already standardised where ``held``.
+        targets: (N,) or (N, K).
+        mean: (d,), on the device, like ``scale``.
+        scale: Standard deviation per dimension (d,), 1 where a dimension never varies.
+        size: Rows of a chunk.
+        held: Whether the rows are few enough to hold a standardised copy.
+    """
+
+    features: Tensor
+    targets: Tensor
+    mean: Tensor
+    scale: Tensor
+    size: int
+    held: bool
+
+    @classmethod
+    def standardised(
+        cls, features: Tensor, targets: Tensor, device: torch.device | str, classes: int
+    ) -> _Rows:
+        held = _numbers(features, targets) <= HELD_NUMBERS
+        if held:
+            features, targets = features.to(device), targets.to(device)
+        mean, scale = (part.to(device) for part in _moments(features))
+        if held:
+            features = (features - mean) / scale
+        return cls(features, targets, mean, scale, _chunk(features.shape[1], classes), held)
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        parts = (torch.split(each, self.size) for each in (self.features, self.targets))
+        for rows, wanted in zip(*parts, strict=True):
+            if not self.held:
+                rows = (rows.to(self.mean) - self.mean) / self.scale
+            yield rows, wanted.to(rows.device)
+
+
+def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per dimension (d,), the latter 1 where a dimension never varies."""
+    size, mean, square = _chunk(features.shape[1]), features.new_zeros(()), features.new_zeros(())
+    for rows in torch.split(features, size):
+        mean = mean + rows.sum(0) / len(features)
+    for rows in torch.split(features, size):
+        square = square + (rows - mean).square().sum(0) / len(features)
+    scale = square.sqrt()
+    return mean, torch.where(scale > 1e-6 * scale.max(), scale, torch.ones_like(scale))
 
 
 def _loss_and_gradients(
-    features: Tensor, targets: Tensor, weight: Tensor, bias: Tensor, l2: float
+    rows: _Rows, weight: Tensor, bias: Tensor, l2: float
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Penalised mean cross-entropy and its gradients, in passes of bounded memory."""
-    count = len(features)
+    count = len(rows)
     value = 0.5 * l2 * weight.square().sum()
     weight_gradient, bias_gradient = l2 * weight, torch.zeros_like(bias)
-    size = max(1, _CHUNK_NUMBERS // len(bias))
-    for rows, wanted in zip(torch.split(features, size), torch.split(targets, size), strict=True):
-        log_probabilities = torch.addmm(bias, rows, weight.T).log_softmax(-1)
+    for features, wanted in rows:
+        log_probabilities = torch.addmm(bias, features, weight.T).log_softmax(-1)
         residual = log_probabilities.exp()
         if wanted.ndim == 1:
             value = value - log_probabilities.gather(1, wanted[:, None]).sum() / count
-            residual.scatter_add_(1, wanted[:, None], residual.new_full((len(rows), 1), -1.0))
+            residual.scatter_add_(1, wanted[:, None], residual.new_full((len(features), 1), -1.0))
         else:
-            soft = wanted.to(rows)
+            soft = wanted.to(features)
             value = value - (soft * log_probabilities).sum() / count
             residual -= soft
-        weight_gradient = weight_gradient + residual.T @ rows / count
+        weight_gradient = weight_gradient + residual.T @ features / count
         bias_gradient = bias_gradient + residual.sum(0) / count
     return value, weight_gradient, bias_gradient

@@ -12,6 +12,7 @@ import base64
 import io
 import math
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -67,6 +68,15 @@ _FIGURES = {
     "cosine": ("cosine", "Cosine", "cosine with the teacher's feature"),
 }
 _COSTS = ("parameters", "multiply_adds", "latency_ms")
+# how the titles of sections begin that stay true when the student's figures change
+_LASTING = (
+    *(title for title, _ in _VALIDATION.values()),
+    "Losses of ",
+    "Confusion matrix",
+    "Generated features ",
+    "Examples",
+)
+_SECTION = re.compile(r"<section><h2>(.*?)</h2>.*?</section>", re.DOTALL)
 _MAX_EXAMPLES = 24
 _MAX_ANNOTATED_CLASSES = 20
 _MAX_NAMED_CLASSES = 20
@@ -1128,6 +1138,9 @@ def _settings_section(data: ReportData) -> str:
         )
         if run.get(key) is not None and (key, run.get("tested_on")) != ("test_images", "validation")
     ]
+    probe = data.metrics["student"].get("probe")
+    if probe is not None and probe["kept"] == "refitted":
+        facts.append(("Linear readout", f"fitted anew to {probe['target']}"))
     facts += [(name, str(version)) for name, version in (run.get("versions") or {}).items()]
     body = "".join(f"<div><dt>{escape(label)}</dt><dd>{escape(value)}</dd></div>" for label, value in facts)
     body = f"<dl>{body}</dl>" if body else ""
@@ -1187,7 +1200,10 @@ def write_report(data: ReportData, path: Path) -> Path:
         raise UserError(
             f"Expected a file to write the report to, got the folder '{path}'; add a file name to it."
         )
-    page = _page(data)
+    return _write(_page(data), path)
+
+
+def _write(page: str, path: Path) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     try:
@@ -1204,4 +1220,42 @@ def write_report(data: ReportData, path: Path) -> Path:
     return path
 
 
-__all__ = ["Example", "ReportData", "print_table", "rows", "write_report"]
+def update_report(data: ReportData, path: Path, into: Path | None = None) -> Path:
+    """Write a report anew whose figures have changed.
+
+    Its sections of the training, the confusion, the features and the examples stay where ``data`` tells
+    nothing of them.
+
+    Args:
+        data: What is new.
+        path: The report there is.
+        into: The file to write; None: ``path``.
+
+    Returns:
+        The file written.
+    """
+    page = _merged(_page(data), Path(path).read_text(encoding="utf-8"))
+    return _write(page, Path(into or path))
+
+
+def _merged(page: str, before: str) -> str:
+    """The page with those of the sections of one before it that it lacks and that are still true."""
+    new = {found[1]: found[0] for found in _SECTION.finditer(page)}
+    order: list[str] = []
+    for found in _SECTION.finditer(before):
+        title = found[1]
+        if title in new or title.startswith(_LASTING):
+            new.setdefault(title, found[0])
+            order.append(title)
+    previous = 0
+    for title in new:
+        if title in order:
+            previous = order.index(title) + 1
+        else:
+            order.insert(previous, title)
+            previous += 1
+    first, last = page.index("<section>"), page.rindex("</section>") + len("</section>")
+    return page[:first] + "\n".join(new[title] for title in order) + page[last:]
+
+
+__all__ = ["Example", "ReportData", "print_table", "rows", "update_report", "write_report"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import dataclasses
 import hashlib
 import json
@@ -16,17 +15,16 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from gendd import report
+from gendd import exhibits, report
 from gendd.config import (
     DataConfig,
     MethodName,
     ModelConfig,
-    ReadoutChoice,
     ReadoutConfig,
     ReadoutName,
     RunConfig,
@@ -35,13 +33,12 @@ from gendd.config import (
     load_config,
     to_dict,
 )
-from gendd.data import Data, ImageSet, describe, eval_loader, load_data
+from gendd.data import Data, describe, load_data
 from gendd.data.readers import image_files
 from gendd.data.tars import is_remote
-from gendd.embedding import Refit, check_refit, collect_features, embedding_scores, refit_linear
+from gendd.embedding import collect_features, embedding_scores
 from gendd.errors import UserError
 from gendd.evaluation import (
-    BATCH_SIZE,
     OutputName,
     ReadoutPick,
     evaluate,
@@ -67,6 +64,7 @@ from gendd.models.registry import check_name, describe_module
 from gendd.models.weights import saved_backbone
 from gendd.provenance import provenance
 from gendd.readout import choose_mean_time
+from gendd.refit import Refit, Target, check_refit, refit_linear
 from gendd.shots import shots_of
 from gendd.student import Student, load
 from gendd.training import (
@@ -81,8 +79,9 @@ from gendd.training import (
 )
 from gendd.uncertainty import PredictiveDistribution, check_samples
 
-_REPORT_FEATURES = 1000
-_REPORT_EXAMPLES = 24
+if TYPE_CHECKING:
+    from gendd.probing import Probed
+
 _TEACHERLESS = {"supervised", "linear_probe"}
 # all that a run writes into its folder
 _WRITTEN = (
@@ -97,6 +96,7 @@ _WRITTEN = (
     "stage1",
     "export",
     # left where writing was cut short
+    "probe.tmp",
     "config.yaml.tmp",
     "metrics.json.tmp",
     ".report.html.*",
@@ -158,6 +158,31 @@ class Run:
     def student(self, device: str | torch.device = "cpu", backbone: nn.Module | None = None) -> Student:
         """Its student, in eval mode; see :func:`gendd.load`."""
         return load(self.folder, device=device, backbone=backbone)
+
+    def probe(
+        self,
+        target: Target | None = None,
+        *,
+        train_images: int | None = None,
+        allow_labels: bool = False,
+        device: str | None = None,
+        backbone: nn.Module | None = None,
+        teacher: nn.Module | None = None,
+        progress: bool = False,
+    ) -> Probed:
+        """Fit the linear readout of its student anew; see :func:`gendd.probing.probe_run`."""
+        from gendd.probing import probe_run
+
+        return probe_run(
+            self.folder,
+            target,
+            train_images=train_images,
+            allow_labels=allow_labels,
+            device=device,
+            backbone=backbone,
+            teacher=teacher,
+            progress=progress,
+        )
 
 
 def distill(
@@ -289,18 +314,18 @@ def execute(
     if pick is not None:
         metrics["student"]["readout_pick"] = {"metric": pick.metric, "percent": pick.percent}
     write_card(folder / "student" / "README.md", main, metrics)
-    curves = {name: _curves(_place(folder, config, name), config.readout.name) for name in results}
+    curves = {name: exhibits.curves(_place(folder, config, name), config.readout.name) for name in results}
     if teacher_folder is not None:
-        curves["teacher"] = _curves(teacher_folder)
+        curves["teacher"] = exhibits.curves(teacher_folder)
     content = report.ReportData(
         title=folder.name,
         metrics=metrics,
         curves=curves,
         confusion=confusion,
         class_names=data.class_names,
-        examples=_examples(main, data, device, config.seed),
+        examples=exhibits.examples(main, data, device, config.seed),
         config_yaml=dump(config),
-        **_features(main, teacher, data.test, device, config.seed),
+        **exhibits.features(main, teacher, data.test, device, config.seed),
     )
     report.write_report(content, folder / "report.html")
     # last: a folder with it is a finished run
@@ -590,6 +615,41 @@ def _teacher(
     return _freeze(network, config, device), folder
 
 
+def open_teacher(
+    config: RunConfig, data: Data, device: torch.device, given: nn.Module | None = None
+) -> Frozen:
+    """The teacher of a finished run; none is trained.
+
+    Args:
+        config: The run's.
+        data: The run's.
+        device: Where to put it.
+        given: The teacher, where it was made in Python.
+
+    Raises:
+        UserError: the run had none, or it is not to be had any more.
+    """
+    if not _taught(config):
+        raise UserError(
+            f"Teacher: expected a run with one, got one of method {config.method!r}, which has none."
+        )
+    if given is None and config.teacher.name.startswith("module/"):
+        raise UserError(
+            f"Teacher: expected {config.teacher.name!r}, which was made in Python; give it there."
+        )
+    network = _build_teacher(config, data, {} if given is None else {"teacher": given})
+    assert network is not None
+    if given is None and _trains_teacher(config):
+        folder, _ = _teacher_run(config, data, device)
+        if not (folder / "metrics.json").is_file():
+            raise UserError(
+                f"Teacher: expected the one that was trained for the run in {str(folder)!r}, found none; set "
+                "GENDD_CACHE to the cache folder of that time."
+            )
+        load_weights(network, folder)
+    return _freeze(network, config, device)
+
+
 def _freeze(network: Backbone, config: RunConfig, device: torch.device) -> Frozen:
     dtype = torch.bfloat16 if config.teacher.dtype == "bf16" else None
     return Frozen(network.to(device), dtype=dtype, compile=config.teacher.compile)
@@ -597,6 +657,18 @@ def _freeze(network: Backbone, config: RunConfig, device: torch.device) -> Froze
 
 def _trained_teacher(config: RunConfig, data: Data, device: torch.device) -> Path:
     """The run folder of a teacher trained on the labels, from the cache or trained now."""
+    folder, training = _teacher_run(config, data, device)
+    if (folder / "metrics.json").is_file():
+        _say(f"teacher {config.teacher.name}: cached")
+        return folder
+    _say(f"teacher {config.teacher.name}: training (cached afterwards in {folder})")
+    again = (folder / "config.yaml").is_file()
+    execute(dataclasses.replace(training, out=str(folder)), resume=again)
+    return folder
+
+
+def _teacher_run(config: RunConfig, data: Data, device: torch.device) -> tuple[Path, RunConfig]:
+    """Where in the cache a teacher trained on the labels is, and what trains it."""
     seen = config.data
     # resolved: the same teacher has the same settings wherever and however it is asked for
     paths: dict[str, Any] = {
@@ -621,14 +693,7 @@ def _trained_teacher(config: RunConfig, data: Data, device: torch.device) -> Pat
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     # of a path its end, which names the network
     stem = re.sub(r"[^\w.+-]+", "-", config.teacher.name)[-100:].lstrip("-.")
-    folder = cache_folder() / "teachers" / f"{stem}-{data.name}-{key}"
-    if (folder / "metrics.json").is_file():
-        _say(f"teacher {config.teacher.name}: cached")
-        return folder
-    _say(f"teacher {config.teacher.name}: training (cached afterwards in {folder})")
-    again = (folder / "config.yaml").is_file()
-    execute(dataclasses.replace(training, out=str(folder)), resume=again)
-    return folder
+    return cache_folder() / "teachers" / f"{stem}-{data.name}-{key}", training
 
 
 def _contents(data: Data) -> list[Any]:
@@ -708,11 +773,9 @@ def _train(
         labels=seen,
         device=resolve_device(config.training.device),
         workers=config.data.workers,
+        progress=shows_progress(config.training),
     )
-    _say(
-        f"linear readout: trained along {refit.trained:.2f} %, fitted anew to {refit.target} "
-        f"{refit.refitted:.2f} % of held-out images; kept the one {refit.kept}"
-    )
+    _say(str(refit))
     return Trained(student, result, refit)
 
 
@@ -886,80 +949,6 @@ def _validation(result: FitResult) -> dict[str, Any] | None:
     if not is_share(result.monitor):
         return {"metric": result.monitor, "loss": round(result.best, 5)}
     return {"metric": result.monitor, "percent": round(100 * result.best, 2)}
-
-
-def _curves(folder: Path, readout: ReadoutChoice = "mean") -> list[dict[str, float]]:
-    """Logged rows of a training, over its interruptions: where steps repeat, the later one holds.
-
-    val/top1 is that of the readout that chose the checkpoint.
-    """
-    rows: dict[int, dict[str, float]] = {}
-    files = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda p: int(p.parent.name.split("_")[1]))
-    for file in files:
-        with file.open(newline="", encoding="utf-8") as stream:
-            read = [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(stream)]
-        if read:
-            first = min(int(row["step"]) for row in read)
-            rows = {step: row for step, row in rows.items() if step < first}
-        for row in read:
-            row = {name.removesuffix("_step"): v for name, v in row.items() if not name.endswith("_epoch")}
-            rows.setdefault(int(row["step"]), {}).update(row)
-    curve = [rows[step] for step in sorted(rows)]
-    for row in curve:
-        for name in ("val/linear", "val/mean") if readout == "linear" else ("val/mean", "val/linear"):
-            if name in row and "val/top1" not in row:
-                row["val/top1"] = 100 * row[name]
-        if "val/agreement" in row:
-            row["val/agreement"] *= 100
-    return curve
-
-
-@torch.no_grad()
-def _features(
-    student: Student, teacher: Frozen | None, images: ImageSet, device: torch.device, seed: int
-) -> dict[str, Any]:
-    """Teacher features and one generated sample each, of the same images."""
-    if student.generator is None or teacher is None:
-        return {}
-    generator = torch.Generator(device).manual_seed(seed)
-    real, made, labels, left = [], [], [], _REPORT_FEATURES
-    for batch in eval_loader(images, BATCH_SIZE):
-        batch = batch.to(device)
-        real.append(teacher(batch.images)[0].float().cpu())
-        made.append(student.generate(batch.images, num_samples=1, generator=generator)[0].cpu())
-        if batch.labels is not None:
-            labels.append(batch.labels.cpu())
-        left -= len(batch.images)
-        if left <= 0:
-            break
-    return {
-        "teacher_features": torch.cat(real).numpy(),
-        "generated_features": torch.cat(made).numpy(),
-        "feature_labels": torch.cat(labels).numpy() if labels else None,
-    }
-
-
-@torch.no_grad()
-def _examples(student: Student, data: Data, device: torch.device, seed: int) -> list[report.Example]:
-    if not student.readouts:
-        return []
-    names, told = student.class_names(), student.num_classes() == data.num_classes
-    count = min(_REPORT_EXAMPLES, len(data.test))
-    picked = torch.linspace(0, len(data.test) - 1, count).round().long()
-    pixels, picked = data.test.readable(picked)
-    features = student.features(pixels.to(device).float() / 255)
-    logits = student.logits(features, generator=torch.Generator(device).manual_seed(seed))
-    probabilities = logits.float().softmax(-1).cpu()
-    shown = []
-    for row, index in enumerate(picked.tolist()):
-        best = int(probabilities[row].argmax())
-        label = None
-        if data.test.labels is not None and told:
-            label = data.class_names[int(data.test.labels[index])]
-        image = pixels[row].permute(1, 2, 0).numpy()
-        image = image[..., 0] if image.shape[-1] == 1 else image
-        shown.append(report.Example(image, label, names[best], float(probabilities[row, best])))
-    return shown
 
 
 def evaluate_run(

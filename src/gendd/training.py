@@ -54,19 +54,17 @@ def derive_seed(*parts: int | str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, key: str = "training.device") -> torch.device:
     """The device ``auto``, ``cpu``, ``cuda`` or ``mps`` stands for.
 
     Raises:
-        UserError: the device is not there.
+        UserError: of ``key``: the device is not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there[name]:
-        raise UserError(
-            f"training.device: expected a device of this machine, got {name!r}; use 'auto' or 'cpu'."
-        )
+    if not there.get(name):
+        raise UserError(f"{key}: expected a device of this machine, got {name!r}; use 'auto' or 'cpu'.")
     return torch.device(name)
 
 
@@ -85,6 +83,13 @@ def resolve_precision(name: str, device: torch.device) -> Literal["fp32", "bf16"
     if device.type == "cpu" and _cpu_multiplies_bf16():
         return "bf16"
     return "fp32"
+
+
+def autocast_type(name: str, device: torch.device) -> torch.dtype | None:
+    """What a network is trained in on a device (see :func:`resolve_precision`), for autocast; None: fp32."""
+    if name == "fp16" and device.type == "cpu":
+        return None
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[resolve_precision(name, device)]
 
 
 def _cpu_multiplies_bf16() -> bool:

@@ -264,6 +264,18 @@ def test_a_sample_is_of_whole_images_each_once(
     assert len(seen(list(sample_loader(train, 500, 7)))) == 7
 
 
+def test_a_sample_is_framed_as_asked(settings: dict[str, Any], tmp_path: Path) -> None:
+    picture, stream = Image.new("RGB", (16, 16)), io.BytesIO()
+    picture.paste((255, 255, 255), (4, 4, 12, 12))
+    picture.save(stream, "PNG")
+    write_tar(tmp_path / "framed" / "0.tar", [("0.png", stream.getvalue())])
+    train = load_data(DataConfig(**settings | {"path": str(tmp_path / "framed")})).train
+    whole, middle, same = (next(iter(sample_loader(train, 1, 1, 0, part))) for part in (None, 0.5, 1.0))
+    assert torch.equal(whole.images, same.images) and float(whole.images.min()) == 0
+    # the middle half is white
+    assert middle.images.shape == (1, 3, SIDE, SIDE) and float(middle.images.min()) == 1
+
+
 # --- steps -------------------------------------------------------------------------------------------
 
 

@@ -59,6 +59,7 @@ class _Augmentation:
     rank: int
     interpolation: str = "bilinear"
     appearance: Appearance = field(default_factory=Appearance)
+    framing: float | None = None
 
     @property
     def batchwise(self) -> bool:
@@ -70,9 +71,8 @@ class _Augmentation:
 
     def streamed(self, images: ImageSet, index: int, place: int) -> Tensor:
         """One image decoded and augmented by the draws of the ``place`` it takes: uint8 (C, S, S)."""
-        return self.varied(
-            images.original(index), images.size, images.framing, self.generator("image", place)
-        )
+        framing = images.framing if self.framing is None else self.framing
+        return self.varied(images.original(index), images.size, framing, self.generator("image", place))
 
     def varied(self, image: Tensor, size: int, framing: float, generator: torch.Generator) -> Tensor:
         """One decoded image augmented.
@@ -334,7 +334,11 @@ def eval_loader(
 
 
 def sample_loader(
-    images: ImageSet | Shards, batch_size: int, limit: int | None = None, workers: int | None = 0
+    images: ImageSet | Shards,
+    batch_size: int,
+    limit: int | None = None,
+    workers: int | None = 0,
+    framing: float | None = None,
 ) -> Batches | ShardBatches:
     """Images as they are, each once at most: all of them, or a number that stands for them.
 
@@ -346,17 +350,19 @@ def sample_loader(
         batch_size: B.
         limit: How many at most; None: all.
         workers: As for :func:`eval_loader`.
+        framing: See :class:`ImageSet`; None: the set's own.
 
     Raises:
         UserError: when iterated, more images that can't be decoded than the set allows.
     """
     count = len(images) if limit is None else min(limit, len(images))
     if isinstance(images, ImageSet):
-        loader = eval_loader(images, batch_size, workers)
+        framed = images if framing is None else replace(images, framing=framing)
+        loader = eval_loader(framed, batch_size, workers)
         if count == len(images):
             return loader
         return replace(loader, order=torch.linspace(0, len(images) - 1, count).round().long())
-    how = _Augmentation("none", (1.0, 1.0), seed=0, epoch=0, rank=0)
+    how = _Augmentation("none", (1.0, 1.0), seed=0, epoch=0, rank=0, framing=framing)
     batch_size = min(batch_size, count)
     epoch = Epoch(
         shards=images,

@@ -1,0 +1,430 @@
+"""The linear probe as a stage of its own: readout ``linear`` of a finished run, fitted anew.
+
+What training left is the classifier to beat: the better of the two on the validation images stays, and the
+run's student, figures, model card and report are replaced only where that is the new one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from gendd import exhibits, report
+from gendd.config import RunConfig, dump
+from gendd.data import Data, load_data
+from gendd.errors import UserError, did_you_mean
+from gendd.evaluation import Scores, evaluate, latency_images, pick_readout, readout_costs
+from gendd.files import write_json
+from gendd.modelcard import write_card
+from gendd.models import Frozen
+from gendd.refit import SAID, Refit, Target, check_bias, refit_linear, targets_of
+from gendd.run import Run, open_teacher
+from gendd.shots import shots_of
+from gendd.student import Student
+from gendd.training import autocast_type, resolve_device
+
+_FIGURES = ("top1", "top5", "agreement")
+# by what held-out images were judged, as `readout: auto` calls it
+_METRICS = {"labels": "top1", "teacher": "agreement"}
+
+
+_JUDGES = {"teacher": "the teacher", "mean": "readout mean"}
+
+
+@dataclass(frozen=True)
+class Probed:
+    """What a probe did.
+
+    Attributes:
+        refit: How the fit went.
+        before: ``top1``, ``top5`` and ``agreement`` of readout ``linear`` on the test images, in percent, as
+            the run had them; None what was not measured.
+        after: Likewise of the readout the run has now.
+        seconds: It took.
+    """
+
+    refit: Refit
+    before: dict[str, float | None]
+    after: dict[str, float | None]
+    seconds: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """What the refit tells, ``before``, ``after`` and ``seconds``; JSON-ready."""
+        rest = {"before": self.before, "after": self.after, "seconds": self.seconds}
+        return {**dataclasses.asdict(self.refit), **rest}
+
+    def __str__(self) -> str:
+        refit = self.refit
+        judge = "top-1" if refit.judged_by == "labels" else f"agreement with {_JUDGES[refit.judged_by]}"
+        lines = [_change(f"held-out {judge}", refit.trained, refit.refitted)]
+        for name, title in (("top1", "top-1"), ("agreement", "agreement with the teacher")):
+            if self.after[name] is not None:
+                lines.append(_change(f"test {title}", self.before[name], self.after[name]))
+        fitted = f"fitted to {SAID[refit.target]} of {refit.images:,} images, weight decay {refit.l2:g}"
+        kept = "kept" if refit.kept == "refitted" else "not better, so the old one was kept"
+        lines.append(f"new classifier {kept}: {fitted}, judged on {refit.held_images:,}")
+        return "\n".join(lines)
+
+
+def _change(what: str, before: float | None, after: float | None) -> str:
+    """A figure in percent before and after, and by how much it differs."""
+    was = "–" if before is None else f"{before:.2f} %"
+    told = "–" if after is None else f"{after:.2f} %"
+    by = "" if before is None or after is None else f"  ({after - before:+.2f})"
+    return f"{what:38}{was:>8} → {told}{by}"
+
+
+def probe_run(
+    path: str | Path,
+    target: Target | None = None,
+    *,
+    train_images: int | None = None,
+    allow_labels: bool = False,
+    device: str | None = None,
+    backbone: nn.Module | None = None,
+    teacher: nn.Module | None = None,
+    progress: bool = False,
+) -> Probed:
+    """Fit the linear readout of a finished run's student anew; the better one on validation images stays.
+
+    The student is frozen: its features of the training images, as they are, are computed once. The fit is a
+    multinomial regression whose weight decay is chosen on the validation images (see
+    :func:`gendd.refit.refit_linear`).
+
+    Args:
+        path: The run folder.
+        target: ``labels``, or the probabilities of the ``teacher`` or of readout ``mean``. None: the labels
+            where the run's training may see them, else the teacher, else ``mean``.
+        train_images: At most so many, spread over the set; None: all.
+        allow_labels: Let the readout of a run that saw no labels be fitted to them. Its figures are then no
+            longer those of a student without labels, and its card says so.
+        device: Where to compute; None: as the run was configured.
+        backbone: The student's network, where it was made in Python.
+        teacher: The teacher, where it was made in Python.
+        progress: Show progress bars.
+
+    Raises:
+        UserError: no finished run there, its images or what it is to be fitted to are not to be had, its
+            student has no classifier of their classes, or its folder can't be written.
+    """
+    start = time.perf_counter()
+    run = _opened(path)
+    config = run.config
+    _check_settings(target, train_images)
+    place = resolve_device(config.training.device) if device is None else resolve_device(device, "--device")
+    student = run.student(place, backbone)
+    if not student.backbone.has_classifier:
+        raise UserError(
+            f"The run at {str(path)!r}: expected a student with a classifier, got {student.backbone.name} as "
+            "an embedding network, which has none to fit."
+        )
+    check_bias(student, f"The run at {str(path)!r}")
+    _lay_out(student, config)
+    with _staged(run.folder) as stage:
+        data = _images(path, config)
+        ask = _Teacher(config, data, place, teacher)
+        target, labels = _target(target, config, data, student, ask, allow_labels)
+        refit = refit_linear(
+            student,
+            ask() if target == "teacher" or not labels else None,
+            data,
+            target,
+            labels=labels,
+            device=place,
+            workers=config.data.workers,
+            limit=train_images,
+            dtype=autocast_type(config.training.precision, place),
+            progress=progress,
+        )
+        update = _Update(run, config, data, student, refit, place, progress)
+        return update.write(stage, ask, start)
+
+
+def _opened(path: str | Path) -> Run:
+    folder = Path(path)
+    if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
+        own = (folder.parent / "config.yaml").is_file()
+        where = f"give {str(folder.parent)!r}" if own else "it tells which images to fit to"
+        raise UserError(f"Expected a run's folder, got that of a student alone, {str(path)!r}; {where}.")
+    return Run.open(path)
+
+
+def _lay_out(network: nn.Module, config: RunConfig) -> None:
+    """Give a network the memory format it is trained in, and is fast in."""
+    if config.training.channels_last is not False:
+        network.to(memory_format=torch.channels_last)
+
+
+def _check_settings(target: str | None, train_images: int | None) -> None:
+    known = get_args(Target)
+    if target is not None and target not in known:
+        raise UserError(
+            f"--target: expected labels, teacher or mean, got {target!r}.{did_you_mean(target, known)}"
+        )
+    if train_images is not None and train_images < 1:
+        raise UserError(f"--train-images: expected a positive integer, got {train_images}.")
+
+
+def _images(path: str | Path, config: RunConfig) -> Data:
+    try:
+        return load_data(config.data)
+    except UserError as error:
+        raise UserError(
+            f"The run at {str(path)!r}: expected its images where its config.yaml says; {error}"
+        ) from error
+
+
+@dataclass
+class _Teacher:
+    """The run's teacher, opened where it is first asked for."""
+
+    config: RunConfig
+    data: Data
+    device: torch.device
+    given: nn.Module | None
+    found: Frozen | None = None
+    missing: UserError | None = None
+
+    def __call__(self) -> Frozen | None:
+        """The teacher; None where it is ``missing``."""
+        if self.found is None and self.missing is None:
+            try:
+                self.found = open_teacher(self.config, self.data, self.device, self.given)
+                _lay_out(self.found, self.config)
+            except UserError as error:
+                self.missing = error
+        return self.found
+
+
+def _target(
+    target: Target | None,
+    config: RunConfig,
+    data: Data,
+    student: Student,
+    ask: _Teacher,
+    allow_labels: bool,
+) -> tuple[Target, bool]:
+    """What the readout is fitted to, and whether labels may be seen for it.
+
+    Raises:
+        UserError: that is not to be had, or what is asked for may not be seen.
+    """
+    if target == "labels":
+        _check_labels(config, data, student, allow_labels)
+        return target, True
+    seen = config.data.labels and data.labelled and student.backbone.num_classes == data.num_classes
+    if seen:
+        _check_classes(data, student)
+    if target is None and seen:
+        return "labels", True
+    # as it is the judge too where labels are not seen
+    teacher = ask() if target in (None, "teacher") or not seen else None
+    there = targets_of(student, teacher, seen)
+    if target is None and there:
+        return there[0], seen
+    if target is None or target not in there:
+        raise _unavailable(target, there, data, student, ask)
+    return target, seen
+
+
+def _check_labels(config: RunConfig, data: Data, student: Student, allowed: bool) -> None:
+    """Raise :class:`UserError` where there are no labels for the student's classifier that may be seen."""
+    if not data.labelled:
+        raise UserError(
+            f"--target: expected teacher or mean, as the training images of {data.name!r} have no labels, "
+            "got 'labels'."
+        )
+    if not (config.data.labels or allowed):
+        raise UserError(
+            "--target: expected teacher or mean for a run that saw no labels (data.labels false), got "
+            "'labels'; give --allow-labels too where its linear readout may see them, and say so with its "
+            "figures."
+        )
+    if student.backbone.num_classes != data.num_classes:
+        raise UserError(
+            f"--target: expected teacher or mean, as the student's classifier is of "
+            f"{student.backbone.num_classes} classes and the labels are of {data.num_classes}, got 'labels'."
+        )
+    _check_classes(data, student)
+
+
+def _check_classes(data: Data, student: Student) -> None:
+    """Raise :class:`UserError` where the labels have come to mean other classes than in the training."""
+    then, now = list(student.info.get("class_names") or data.class_names), data.class_names
+    if then != now:
+        first = next(
+            index for index in range(len(now) + 1) if then[index : index + 1] != now[index : index + 1]
+        )
+        raise UserError(
+            f"Images of {data.name!r}: expected the {len(then)} classes the student was trained on, got "
+            f"{len(now)} that differ from number {first} on; restore the images."
+        )
+
+
+def _unavailable(
+    target: Target | None, there: list[Target], data: Data, student: Student, ask: _Teacher
+) -> UserError:
+    classes = student.backbone.num_classes
+    if target == "mean":
+        why = f"nothing that this student generates is read as one of {classes} classes"
+    elif ask.missing is not None:
+        why = str(ask.missing).rstrip(".")
+    else:
+        assert ask.found is not None
+        why = (
+            f"the teacher has {ask.found.num_classes or 'no'} classes and the student's classifier {classes}"
+        )
+    if there:
+        return UserError(f"--target: expected {' or '.join(there)}, got {target!r}: {why}.")
+    labels = ""
+    if data.labelled and classes == data.num_classes:
+        labels = "; --target labels with --allow-labels fits to the labels, which the run did not see"
+    return UserError(f"The run has nothing to fit a linear readout to: {why}{labels}.")
+
+
+@contextmanager
+def _staged(folder: Path) -> Iterator[Path]:
+    """A folder in the run's for what is to replace its files, gone in the end."""
+    stage = folder / "probe.tmp"
+    try:
+        shutil.rmtree(stage, ignore_errors=True)
+        stage.mkdir()
+    except OSError as error:
+        raise UserError(
+            f"Expected a run's folder that can be written, got {str(folder)!r} ({error.strerror})."
+        ) from error
+    try:
+        yield stage
+    finally:
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+@dataclass
+class _Update:
+    """A run and its student after a fit; writes what changes."""
+
+    run: Run
+    config: RunConfig
+    data: Data
+    student: Student
+    refit: Refit
+    device: torch.device
+    progress: bool
+
+    def write(self, stage: Path, ask: _Teacher, start: float) -> Probed:
+        """Measure and write what the probe changed, each file whole; returns what it did."""
+        metrics = self.run.metrics
+        own = metrics["student"]
+        entry = own["readouts"].get("linear", {})
+        before = {name: entry.get(name) for name in _FIGURES}
+        changed = self.refit.kept == "refitted"
+        scores = self._measure(own, before, ask) if changed else None
+        after = {name: own["readouts"]["linear"].get(name) for name in _FIGURES}
+        probed = Probed(self.refit, before, after, round(time.perf_counter() - start, 2))
+        last = own.get("probe", {})
+        by = self._labels_seen_by(last)
+        own["probe"] = {
+            **probed.as_dict(),
+            "labels_seen_by": by,
+            # what the run itself left, however often it is probed
+            "trained_along": last.get("trained_along", before),
+        }
+        if "labels_used" in metrics["run"]:
+            metrics["run"]["labels_used"] = by is not None
+        if scores is not None:
+            self._stage(stage, metrics, scores)
+        write_json(stage / "metrics.json", metrics)
+        self._replace(stage)
+        return probed
+
+    def _measure(self, own: dict[str, Any], before: dict[str, Any], ask: _Teacher) -> Scores:
+        """Scores of the new readout on the test images, which are put into the student's figures."""
+        data, student = self._named(), self.student
+        entry = own["readouts"].get("linear", {})
+        # created now, or of a checkpoint that was imported without images
+        fresh = "multiply_adds" not in entry
+        teacher = ask() if fresh or before["agreement"] is not None else None
+        if ask.missing is not None and before["agreement"] is not None:
+            _say(f"the agreement with the teacher is not known any more: {ask.missing}")
+        scores = evaluate(
+            student,
+            data.test,
+            readouts=("linear",),
+            teacher=teacher,
+            num_classes=data.num_classes,
+            shots=shots_of(data, self.config.data),
+            device=self.device,
+            workers=self.config.data.workers,
+            progress=self.progress,
+        )["linear"]
+        costs = readout_costs(student, "linear", latency_images(data.test, self.device)) if fresh else {}
+        own["readouts"]["linear"] = {**entry, **scores.as_dict(), **costs}
+        self._pick(own)
+        own["readout"] = student.readout
+        return scores
+
+    def _named(self) -> Data:
+        """The data with the student's classes, where it tells none."""
+        data = self.data
+        if data.class_names:
+            return data
+        return dataclasses.replace(data, class_names=self.student.class_names("linear"))
+
+    def _pick(self, own: dict[str, Any]) -> None:
+        """Settle ``readout.name: auto`` anew, by the figures it was settled by."""
+        pick, metric = own.get("readout_pick"), _METRICS.get(self.refit.judged_by)
+        if pick is None or pick["metric"] != metric or self.data.val is None:
+            return
+        pick["percent"]["linear"] = self.refit.refitted
+        found = {name: Scores(value, None, value, confusion=None) for name, value in pick["percent"].items()}
+        again = pick_readout(found, pick["metric"])
+        if again.name != self.student.readout:
+            _say(str(again))
+            self.student.readout = again.name
+
+    def _labels_seen_by(self, last: dict[str, Any]) -> str | None:
+        """What of the student has seen labels: its training, or the linear readout alone."""
+        if self.config.data.labels and self.data.labelled:
+            return "training"
+        if self.refit.kept == "refitted":
+            return "readout" if self.refit.target == "labels" else None
+        seen: str | None = last.get("labels_seen_by")
+        return seen
+
+    def _stage(self, stage: Path, metrics: dict[str, Any], scores: Scores) -> None:
+        """Write the student, and its card and the report where the run has them."""
+        folder, student = self.run.folder, self.student
+        student.save(stage / "student")
+        if (folder / "student" / "README.md").is_file():
+            write_card(stage / "student" / "README.md", student, metrics)
+        if (folder / "report.html").is_file():
+            data, shown = self._named(), student.readout == "linear"
+            content = report.ReportData(
+                title=folder.name,
+                metrics=metrics,
+                confusion=scores.confusion if shown else None,
+                class_names=data.class_names,
+                examples=exhibits.examples(student, data, self.device, self.config.seed) if shown else [],
+                config_yaml=dump(self.config),
+            )
+            report.update_report(content, folder / "report.html", stage / "report.html")
+
+    def _replace(self, stage: Path) -> None:
+        """Put the files written into the run's folder, the figures last."""
+        files = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
+        for file in sorted(files, key=lambda file: file.name == "metrics.json"):
+            (stage / file).replace(self.run.folder / file)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
