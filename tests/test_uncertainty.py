@@ -91,6 +91,7 @@ def test_the_spread_of_the_prior_is_one_whatever_the_number_of_samples(count: in
 # --- of a student ---
 
 
+@torch.no_grad()
 @pytest.mark.parametrize("name", ["linear", "mean", "sample"])
 def test_without_uncertainty_it_is_the_readouts_softmax(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     student = make(ReadoutConfig(name, steps=3, num_samples=2))  # type: ignore[arg-type]
@@ -131,17 +132,18 @@ def test_the_figures_are_those_of_the_generated_features() -> None:
 
 
 def test_the_spread_of_a_generator_that_is_known() -> None:
-    student = make()
-    whole = student.generator
-    assert whole is not None
-    generator = FeatureGenerator(whole.condition_width, 10, GenDDConfig(token_width=4, timesteps=1000))
+    whole = make()
+    width = whole.backbone.feature_dim
+    generator = FeatureGenerator(width, 10, GenDDConfig(token_width=4, timesteps=1000))
     generator.set_statistics(torch.arange(10.0), torch.arange(10.0) + 1)
-    weight = torch.randn(3, whole.condition_width, 4, generator=seeded(3), dtype=torch.float64)
+    weight = torch.randn(3, width, 4, generator=seeded(3), dtype=torch.float64)
     generator.head = ExactHead(generator.schedule, weight, 0.5, "sample")  # type: ignore[assignment]
-    student = Student(student.backbone, generator, student.classifier).eval()
+    student = Student(whole.backbone, generator, whole.classifier).eval()
     found = {}
     for steps in (10, 100):
-        spreads = student.predict(images(), 400, seeded(), sampler="ddim", steps=steps).spread
+        spreads = student.predict(
+            images(), 400, seeded(), readout="linear", sampler="ddim", steps=steps
+        ).spread
         assert spreads is not None
         found[steps] = float(spreads.square().mean().sqrt())
     assert found[100] == pytest.approx(0.5, abs=0.02)
