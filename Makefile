@@ -24,7 +24,7 @@ $(VENV)/.installed: pyproject.toml
 
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP) --editable '.[dev]' 2>&1 | grep -v 'is ignored: it is neither' || true
-	@$(BIN)/python -c 'import pytest, mypy, diffusers'
+	@$(BIN)/python -c 'import pytest, xdist, mypy, diffusers'
 	@touch $@
 
 setup: $(VENV)/.installed  ## install gendd into .venv
@@ -33,7 +33,7 @@ demo: setup  ## distil a teacher on the embedded digits and write a report
 	$(BIN)/gendd distill --out runs/demo --overwrite
 
 test: $(VENV)/.installed-dev  ## run the tests with coverage
-	$(BIN)/python -m pytest --cov --cov-report=term
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov --cov-report=term
 
 test-slow: $(VENV)/.installed-dev  ## run every recipe's own networks for two steps (half an hour)
 	$(BIN)/python -m pytest -m slow

@@ -25,7 +25,7 @@ RESULTS = HERE / "results"
 DOCS = HERE.parent / "docs"
 PAGES = [
     HERE.parent / "README.md",
-    *(DOCS / f"{name}.md" for name in ("ablations", "recipes", "readouts", "uncertainty")),
+    *(DOCS / f"{name}.md" for name in ("ablations", "recipes", "readouts", "transfer", "uncertainty")),
 ]
 # 10 epochs of 20,000 images in batches of 128
 STEPS = 1560
@@ -228,6 +228,59 @@ def samplers(data: str) -> str:
     return table(["readout", "passes", *heads], lines)
 
 
+def lockstep_rows(name: str) -> dict[str, list[dict[str, str]]]:
+    """The seeds' rows of every method of a CSV of `benchmarks/lockstep.py`, in the order of the labels."""
+    rows = read(name)
+    found = {method: [row for row in rows if row["name"] == method] for method in LABELS}
+    return {method: mine for method, mine in found.items() if mine}
+
+
+def elsewhere() -> str:
+    """Top-1 on the teacher's own images of students that saw others."""
+    lines = []
+    for method, rows in lockstep_rows("elsewhere.csv").items():
+        for readout in ("linear", "mean", "sample"):
+            values = [float(row[f"test_{readout}"]) for row in rows if row[f"test_{readout}"]]
+            if values:
+                lines.append([LABELS[method], readout, f"{float(rows[0]['lr']):g}", mean_std(values)])
+                lines[-1].append(str(len(values)))
+    return table(["method", "readout", "lr", "top-1, %", "seeds"], lines)
+
+
+def longtail() -> str:
+    """Top-1 over all test images and over those of classes of many, a medium number and few images."""
+    lines = []
+    for method, rows in lockstep_rows("longtail.csv").items():
+        for readout in ("linear", "mean"):
+            told = [row for row in rows if row[f"test_{readout}"]]
+            if not told:
+                continue
+            groups = [json.loads(row[f"groups_{readout}"]) for row in told]
+            cells = [LABELS[method], readout, mean_std([float(row[f"test_{readout}"]) for row in told])]
+            cells += [mean_std([group[name] for group in groups]) for name in ("many", "medium", "few")]
+            lines.append([*cells, str(len(told))])
+    return table(["method", "readout", "all", "many", "medium", "few", "seeds"], lines)
+
+
+def transfer(case: str) -> str:
+    """What is read off the features of a teacher of other classes, or how often its first class is told."""
+    columns = {
+        "top1": "top-1, %",
+        "agreement": "agreement, %",
+        "knn": "nearest neighbours, %",
+        "probe": "linear probe, %",
+        "cosine": "cosine",
+    }
+    rows = [row for row in read("transfer.csv") if row["case"] == case]
+    told = {key: head for key, head in columns.items() if any(row[key] for row in rows)}
+    lines = []
+    for row in rows:
+        name = LABELS[row["method"]] + (f" · {row['output']}" if row["method"] == "gendd" else "")
+        figures = [f"{float(row[key]):.{3 if key == 'cosine' else 2}f}" if row[key] else "–" for key in told]
+        lines.append([name, *figures, f"{int(row['multiply_adds']) / 1e6:.1f} M"])
+    return table(["", *told.values(), "multiply-adds"], lines)
+
+
 def plot_readouts() -> None:
     """CIFAR-10: accuracy of the readouts against what an image costs."""
     figure = Figure(figsize=(7, 3.4), layout="constrained")
@@ -300,6 +353,10 @@ TABLES: dict[str, Callable[[], str]] = {
     "sampling": sampling,
     "samplers_digits": partial(samplers, "digits"),
     "samplers_cifar10": partial(samplers, "cifar10"),
+    "elsewhere": elsewhere,
+    "longtail": longtail,
+    "transfer_fashion": partial(transfer, "fashion"),
+    "transfer_imagenet": partial(transfer, "imagenet"),
 }
 
 
