@@ -91,6 +91,7 @@ _STYLE: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "gendd",
     "text.parse_math": False,
+    **{f"{axis}tick.labelsize": 9 for axis in "xy"},
     **{f"{axis}tick.{size}.size": 0 for axis in "xy" for size in ("major", "minor")},
 }
 
@@ -124,9 +125,6 @@ def _svg(draw: Draw, theme: Theme) -> tuple[str, float]:
         # Text stays text in the SVG, so the reader's fonts supply the glyphs that matplotlib's lacks.
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
         figure = draw(theme)
-        for axes in figure.axes:
-            axes.patch.set_alpha(0)
-            axes.tick_params(which="both", labelsize=9)
         figure.savefig(buffer, format="svg", transparent=True, dpi=200, metadata={"Date": None})
     style = f"<style>text{{font-family:{FONT}!important}}</style>"
     text = buffer.getvalue().decode().replace("<defs>", f"{style}<defs>", 1)

@@ -80,7 +80,6 @@ def _draw_confusion(shares: Array, names: Sequence[str]) -> Draw:
         figure = Figure(figsize=(width, height), layout="constrained")
         axes = figure.subplots()
         axes.grid(False)
-        axes.set_axisbelow("line")
         axes.spines[:].set_visible(False)
         shades = LinearSegmentedColormap.from_list("shares", [theme.paper, theme.heat])
         if annotated:
