@@ -11,8 +11,12 @@ from typing import Any
 def write_text(path: Path, text: str) -> None:
     """Write a file by replacing it: a process that is killed leaves the old one or the new one."""
     temporary = path.with_suffix(path.suffix + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    temporary.replace(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, content: Any) -> None:

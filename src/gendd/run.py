@@ -99,7 +99,7 @@ _WRITTEN = (
     "probe.tmp",
     "config.yaml.tmp",
     "metrics.json.tmp",
-    ".report.html.*",
+    "report.html.tmp",
 )
 # settings that may differ between a run and its continuation, and do not make another teacher
 _FREE = (

@@ -1,0 +1,11 @@
+"""The report of a run: one comparison table, and a self-contained ``report.html``.
+
+The page needs nothing but itself: figures are SVG and images PNG, both embedded as base64, and a
+content security policy forbids everything else. Every figure is drawn twice, for a light and a dark page.
+"""
+
+from gendd.report.comparison import print_table, rows
+from gendd.report.content import Example, ReportData
+from gendd.report.writing import update_report, write_report
+
+__all__ = ["Example", "ReportData", "print_table", "rows", "update_report", "write_report"]

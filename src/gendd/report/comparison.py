@@ -1,0 +1,162 @@
+"""The comparison of a run's methods: teacher, baselines and student as rows, and as a table to print."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.table import Table
+
+from gendd.report.numbers import count, milliseconds, number
+
+Row = dict[str, Any]
+
+LABELS = {
+    "teacher": "teacher",
+    "supervised": "student alone",
+    "kl": "KL distillation",
+    "kd": "KD",
+    "linear_probe": "linear probe",
+    "gendd": "GenDD",
+}
+
+
+class Measure(NamedTuple):
+    """What a measure is called: as a heading on a terminal and on a page, and in words."""
+
+    terminal: str
+    page: str
+    words: str
+
+
+# what a row may be judged by: the first that was measured
+MEASURES = {
+    "top1": Measure("top-1 %", "Top-1, %", "top-1 accuracy"),
+    "agreement": Measure("agree %", "Agreement, %", "agreement with the teacher"),
+    "knn": Measure("kNN %", "20-NN, %", "accuracy of the 20 nearest neighbours"),
+    "cosine": Measure("cosine", "Cosine", "cosine with the teacher's feature"),
+}
+_READOUTS = ("linear", "mean", "sample")
+_COSTS = ("parameters", "multiply_adds", "latency_ms")
+_MEASURED = ("top1", "top5", "agreement", "knn", "linear_probe", "cosine", *_COSTS, "groups")
+_SAMPLER = {"steps": "{} steps", "num_samples": "{} samples", "guidance": "guidance {:g}"}
+
+
+def rows(metrics: dict[str, Any]) -> list[Row]:
+    """The comparison table: teacher, baselines, then each readout of the student and its features.
+
+    Returns:
+        One dict a row: ``method`` (its label), ``key`` (the method's config name), ``network``,
+        ``detail`` (the sampler's settings, else ""), ``chosen`` (the run's own readout; without one, what is
+        generated), ``top1``, ``top5``, ``agreement``, ``knn`` and ``linear_probe`` in percent, ``cosine``,
+        ``parameters``, ``multiply_adds`` and ``latency_ms`` an image, and ``groups`` (top-1 by training
+        images a class, see :mod:`gendd.shots`). What was not measured is None.
+    """
+    table: list[Row] = []
+    teacher = metrics.get("teacher")
+    if teacher:
+        table.append(_row("teacher", teacher | (teacher.get("embedding") or {})))
+    baselines = metrics.get("baselines") or {}
+    table += [_row(key, baselines[key]) for key in in_order(baselines)]
+
+    student = metrics["student"]
+    method = method_of(metrics)
+    readouts = student["readouts"]
+    chosen = student.get("readout") or next(iter(readouts), None)
+    for name in [name for name in _READOUTS if name in readouts]:
+        row = _row(method, student | readouts[name])
+        if method == "gendd":
+            row["method"] += f" · {name}"
+        row["chosen"] = name == chosen
+        if name == "sample":
+            row["detail"] = _sampler(readouts[name])
+        table.append(row)
+    features = student.get("embedding") or {}
+    for name, figures in features.items():
+        row = _row(method, student | figures)
+        row["method"] += f" · {name}"
+        row["chosen"] = not readouts and name == list(features)[-1]
+        table.append(row)
+    return table
+
+
+def _row(key: str, entry: dict[str, Any]) -> Row:
+    return {
+        "method": LABELS.get(key, key),
+        "key": key,
+        "network": entry.get("name", ""),
+        "detail": "",
+        "chosen": False,
+    } | {name: entry.get(name) for name in _MEASURED}
+
+
+def _sampler(readout: dict[str, Any]) -> str:
+    return ", ".join(
+        text.format(readout[name]) for name, text in _SAMPLER.items() if readout.get(name) is not None
+    )
+
+
+def in_order(methods: Iterable[str]) -> list[str]:
+    """The methods of ``LABELS`` in its order, then others in theirs."""
+    known = list(LABELS)
+    return sorted(methods, key=lambda method: known.index(method) if method in known else len(known))
+
+
+def method_of(metrics: dict[str, Any]) -> str:
+    """The run's own method; layouts that don't name it are told apart by their readouts."""
+    named = metrics.get("run", {}).get("method")
+    if named:
+        return str(named)
+    return "gendd" if set(metrics["student"]["readouts"]) - {"linear"} else "student"
+
+
+def own_row(table: Sequence[Row]) -> Row:
+    """The row of the run's own readout."""
+    return next((row for row in table if row["chosen"]), table[-1])
+
+
+def measure_of(row: Row) -> str | None:
+    """What a row is judged by; None where nothing was measured."""
+    return next((name for name in MEASURES if row[name] is not None), None)
+
+
+def measures_of(table: Sequence[Row]) -> list[str]:
+    """The measures that have a column: top-1, and for rows without what they are judged by instead."""
+    found = {measure_of(row) for row in table}
+    return [name for name in MEASURES if name in found] or ["top1"]
+
+
+def print_table(metrics: dict[str, Any], console: Console | None = None) -> None:
+    """Print the comparison table; the row of the run's own readout is bold. Fits 80 columns."""
+    console = console or Console()
+    table = rows(metrics)
+    measures = measures_of(table)
+    columns = [*(MEASURES[name].terminal for name in measures), "params", "multiply-adds", "ms/image"]
+    printed = _empty("method", columns)
+    for row in table:
+        printed.add_row(
+            row["method"],
+            *(number(row[name]) for name in measures),
+            count(row["parameters"]),
+            count(row["multiply_adds"]),
+            milliseconds(row["latency_ms"]),
+            style="bold" if row["chosen"] else "",
+        )
+    console.print(printed)
+    grouped = [row for row in table if row["groups"]]
+    if grouped:
+        columns = [f"{name} ({group['classes']})" for name, group in grouped[0]["groups"].items()]
+        printed = _empty("top-1 % by shots", columns)
+        for row in grouped:
+            cells = [number(group["top1"]) for group in row["groups"].values()]
+            printed.add_row(row["method"], *cells, style="bold" if row["chosen"] else "")
+        console.print()
+        console.print(printed)
+
+
+def _empty(first: str, columns: Sequence[str]) -> Table:
+    table = Table(first, box=None, pad_edge=False, header_style="dim", padding=(0, 2, 0, 0))
+    for heading in columns:
+        table.add_column(heading, justify="right", no_wrap=True)
+    return table

@@ -1,0 +1,70 @@
+"""What a report is written from.
+
+Shapes: n images · D teacher feature width · K classes · H, W image height and width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Array = NDArray[Any]
+# logged rows in order of time
+Log = list[dict[str, float]]
+
+
+@dataclass
+class Example:
+    """One test image and what the student made of it.
+
+    Args:
+        image: (H, W) or (H, W, 3), uint8.
+        true: Name of its class; None without labels.
+        predicted: Name of the class the student chose.
+        confidence: The student's probability of that class, in [0, 1].
+    """
+
+    image: Array
+    true: str | None
+    predicted: str
+    confidence: float
+
+
+@dataclass
+class ReportData:
+    """Everything the report shows.
+
+    Args:
+        title: Name of the run.
+        metrics: The content of ``metrics.json``; accuracies in percent, latencies in ms an image.
+        curves: Per method (``teacher``, ``supervised``, ``kl``, ``kd``, ``gendd``) its log in order of
+            time; a row holds any of ``step``, ``epoch`` (from 0), ``train/*`` and ``val/top1`` (percent),
+            or ``val/agreement`` (percent) or ``val/diffusion`` where there is no accuracy to take.
+        confusion: (K, K) counts, rows true classes; None without labels.
+        class_names: K names.
+        teacher_features: (n, D); None where there are none to show.
+        generated_features: (n, D), of the same images; None where nothing generates features.
+        feature_labels: (n,) class indices; None without labels.
+        examples: Test images; the first 24 are shown.
+        config_yaml: The resolved config.
+    """
+
+    title: str
+    metrics: dict[str, Any]
+    curves: dict[str, Log] = field(default_factory=dict)
+    confusion: Tensor | Array | None = None
+    class_names: list[str] = field(default_factory=list)
+    teacher_features: Tensor | Array | None = None
+    generated_features: Tensor | Array | None = None
+    feature_labels: Tensor | Array | None = None
+    examples: list[Example] = field(default_factory=list)
+    config_yaml: str = ""
+
+
+def array(values: Tensor | Array) -> Array:
+    """Values on any device as NumPy's; a tensor's as float."""
+    return values.detach().cpu().float().numpy() if isinstance(values, Tensor) else np.asarray(values)

@@ -1,0 +1,104 @@
+"""The page of a report: title, cards and sections."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from importlib.resources import files
+from typing import Any
+
+from gendd.report.comparison import LABELS, Row, measure_of, method_of, own_row, rows
+from gendd.report.content import ReportData
+from gendd.report.drawing import DARK, FONT, LIGHT
+from gendd.report.numbers import count, duration, ratio, signed
+from gendd.report.sections.confusion import confusion
+from gendd.report.sections.costs import costs
+from gendd.report.sections.examples import examples
+from gendd.report.sections.features import features
+from gendd.report.sections.settings import settings
+from gendd.report.sections.tables import comparison, groups
+from gendd.report.sections.training import losses, validation
+
+
+def page(data: ReportData) -> str:
+    """The whole report as HTML."""
+    table, run, method = rows(data.metrics), data.metrics.get("run", {}), method_of(data.metrics)
+    sections = (
+        comparison(table, run),
+        groups(table, run),
+        costs(table),
+        validation(data.curves),
+        losses(data.curves.get(method, []), method),
+        confusion(data.confusion, data.class_names),
+        features(data),
+        examples(data.examples),
+        settings(data.metrics, data.config_yaml),
+    )
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
+        "style-src 'unsafe-inline'\">"
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<title>{escape(data.title)} · GenDD report</title><style>\n{_css()}</style></head><body><main>"
+        f'<p class="eyebrow">Distillation report</p><h1>{escape(data.title)}</h1>'
+        f'<p class="lead">{escape(_lead(data.metrics))}</p>{_cards(data.metrics, table)}'
+        + "\n".join(filter(None, sections))
+        + "</main></body></html>\n"
+    )
+
+
+def _css() -> str:
+    light = "".join(f".dot.{key}{{background:{color}}}" for key, color in LIGHT.methods.items())
+    dark = "".join(f".dot.{key}{{background:{color}}}" for key, color in DARK.methods.items())
+    dots = f"{light}\n@media (prefers-color-scheme:dark){{{dark}}}"
+    style = files("gendd.report").joinpath("page.css").read_text(encoding="utf-8")
+    return style.replace("FONT", FONT).replace("DOTS", dots)
+
+
+def _lead(metrics: dict[str, Any]) -> str:
+    student, teacher, run = metrics["student"], metrics.get("teacher"), metrics.get("run", {})
+    method = method_of(metrics)
+    text = f"{student.get('name', 'The student')} ({count(student.get('parameters'))} parameters)"
+    if teacher and method not in ("supervised", "linear_probe"):
+        text += f" distilled from {teacher['name']} ({count(teacher.get('parameters'))})"
+        text += f" with {LABELS[method]}" if method in LABELS else ""
+    else:
+        text += " trained"
+    if run.get("train_images") is not None:
+        text += f" on {run['train_images']:,} images"
+    return text + "."
+
+
+def _cards(metrics: dict[str, Any], table: Sequence[Row]) -> str:
+    """The student in figures, beside the other methods."""
+    own = own_row(table)
+    others = {row["key"]: row for row in table if row["key"] != own["key"]}
+    measure = measure_of(own)
+    if measure is None:
+        cards = [_card("Student", "–", "", "no labels to measure accuracy with", own=True)]
+    else:
+        subject = {"top1": "top-1", "knn": "20-NN"}.get(measure, measure)
+        unit = "" if measure == "cosine" else "%"
+        detail = f"{own['method']}, {own['network']}"
+        cards = [_card(f"Student, {subject}", f"{own[measure]:.2f}", unit, detail, own=True)]
+        for key, row in others.items():
+            if row[measure] is not None:
+                name = "Gap to the teacher" if key == "teacher" else f"Gain on {LABELS.get(key, key)}"
+                change = signed(own[measure] - row[measure])
+                cards.append(_card(name, change, "points", f"{row['method']} {row[measure]:.2f} %"))
+    teacher = others.get("teacher", {})
+    for name, column in (("Parameters", "parameters"), ("Multiply-adds", "multiply_adds")):
+        factor = ratio(teacher.get(column), own[column])
+        if factor is not None:
+            cards.append(_card(name, *factor, f"{count(own[column])}, teacher {count(teacher[column])}"))
+    seconds, device = metrics["student"].get("train_seconds"), metrics.get("run", {}).get("device")
+    if seconds is not None:
+        cards.append(_card("Training", duration(seconds), "", f"on {device}" if device else ""))
+    return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _card(name: str, value: str, unit: str, detail: str, own: bool = False) -> str:
+    return (
+        f'<div class="card{" own" if own else ""}"><span class="name">{escape(name)}</span>'
+        f"<b>{escape(value)} <small>{escape(unit)}</small></b><span>{escape(detail)}</span></div>"
+    )

@@ -1,0 +1,52 @@
+"""Test images and what the student made of them."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Sequence
+from html import escape
+
+import numpy as np
+from PIL import Image
+
+from gendd.report.content import Array, Example
+from gendd.report.markup import section
+
+TITLE = "Examples"
+_MAX_SHOWN = 24
+# pixels a side: the largest, and up to which single pixels are shown crisp
+_LARGE, _TINY = 224, 64
+
+
+def examples(found: Sequence[Example]) -> str:
+    """The first 24 images with the student's answers."""
+    shown = found[:_MAX_SHOWN]
+    if not shown:
+        return ""
+    note = "Below each image: the student's answer and its confidence"
+    if any(example.true is not None for example in shown):
+        note += "; errors are outlined and marked ✗, with the true class under them"
+    return section(TITLE, f'<div class="grid">{"".join(map(_figure, shown))}</div>', note + ".")
+
+
+def _figure(example: Example) -> str:
+    encoded, tiny = _png(example.image)
+    predicted = escape(example.predicted)
+    wrong = example.true is not None and example.true != example.predicted
+    mark = "" if example.true is None else "✗ " if wrong else "✓ "
+    truth = f"<span>is {escape(str(example.true))}</span>" if wrong else ""
+    return (
+        f"<figure{' class=wrong' if wrong else ''}><img{' class=tiny' if tiny else ''} "
+        f'src="data:image/png;base64,{encoded}" alt="{predicted}">'
+        f"<figcaption><b>{mark}{predicted}</b> {100 * example.confidence:.0f} %{truth}</figcaption></figure>"
+    )
+
+
+def _png(image: Array) -> tuple[str, bool]:
+    """The image as base64 PNG, made smaller where it is large, and whether it is tiny."""
+    picture = Image.fromarray(np.ascontiguousarray(image))
+    picture.thumbnail((_LARGE, _LARGE))
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return base64.b64encode(buffer.getvalue()).decode(), max(picture.size) <= _TINY

@@ -1,0 +1,43 @@
+"""What the run was made with."""
+
+from __future__ import annotations
+
+from html import escape
+from typing import Any
+
+from gendd.report.markup import section
+
+_FACTS = {
+    "train_images": "Training images",
+    "val_images": "Validation images",
+    "test_images": "Test images",
+    "epochs": "Epochs",
+    "seed": "Seed",
+    "device": "Device",
+    "precision": "Precision",
+}
+
+
+def settings(metrics: dict[str, Any], config_yaml: str) -> str:
+    """The run's settings in short, and its configuration to unfold."""
+    facts = _facts(metrics)
+    body = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
+    body = f"<dl>{body}</dl>" if body else ""
+    if config_yaml:
+        body += f"<details><summary>Full configuration</summary><pre>{escape(config_yaml)}</pre></details>"
+    return section("Settings", body) if body else ""
+
+
+def _facts(metrics: dict[str, Any]) -> list[tuple[str, str]]:
+    run = metrics.get("run", {})
+    known = {key: run[key] for key in _FACTS if run.get(key) is not None}
+    if run.get("tested_on") == "validation":
+        known.pop("test_images", None)
+    facts = [
+        (_FACTS[key], f"{value:,}" if isinstance(value, int) and key != "seed" else str(value))
+        for key, value in known.items()
+    ]
+    probe = metrics["student"].get("probe")
+    if probe is not None and probe["kept"] == "refitted":
+        facts.append(("Linear readout", f"fitted anew to {probe['target']}"))
+    return facts + [(name, str(version)) for name, version in (run.get("versions") or {}).items()]

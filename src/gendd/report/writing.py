@@ -1,0 +1,86 @@
+"""The page as a file: written, and written anew when figures of its run have changed."""
+
+from __future__ import annotations
+
+import re
+from html import escape
+from pathlib import Path
+
+from gendd.errors import UserError
+from gendd.files import write_text
+from gendd.report.content import ReportData
+from gendd.report.page import page
+from gendd.report.sections import confusion, examples, features, training
+
+_SECTION = re.compile(r"<section><h2>(.*?)</h2>.*?</section>", re.DOTALL)
+# how the titles of sections begin that stay true when the student's figures change
+_LASTING = tuple(
+    escape(title)
+    for title in (
+        *(what.title for what in training.VALIDATED.values()),
+        training.LOSSES,
+        confusion.TITLE,
+        features.TITLE,
+        examples.TITLE,
+    )
+)
+
+
+def write_report(data: ReportData, path: Path) -> Path:
+    """Write the report as one HTML file, replacing what is there only once it is complete.
+
+    Returns:
+        ``path``.
+
+    Raises:
+        UserError: ``path`` is a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise UserError(
+            f"Expected a file to write the report to, got the folder '{path}'; add a file name to it."
+        )
+    return _write(page(data), path)
+
+
+def update_report(data: ReportData, path: Path, into: Path | None = None) -> Path:
+    """Write a report anew whose figures have changed.
+
+    Its sections of the training, the confusion, the features and the examples stay where ``data`` tells
+    nothing of them.
+
+    Args:
+        data: What is new.
+        path: The report there is.
+        into: The file to write; None: ``path``.
+
+    Returns:
+        The file written.
+    """
+    return _write(_merged(page(data), Path(path).read_text(encoding="utf-8")), Path(into or path))
+
+
+def _write(text: str, path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, text)
+    return path
+
+
+def _merged(new: str, before: str) -> str:
+    """The page with those of the sections of one before it that it lacks and that are still true."""
+    sections = {found[1]: found[0] for found in _SECTION.finditer(new)}
+    order: list[str] = []
+    for found in _SECTION.finditer(before):
+        title = found[1]
+        if title in sections or title.startswith(_LASTING):
+            sections.setdefault(title, found[0])
+            order.append(title)
+    previous = 0
+    for title in sections:
+        if title in order:
+            previous = order.index(title) + 1
+        else:
+            order.insert(previous, title)
+            previous += 1
+    first, last = new.index("<section>"), new.rindex("</section>") + len("</section>")
+    return new[:first] + "\n".join(sections[title] for title in order) + new[last:]
