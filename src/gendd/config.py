@@ -48,13 +48,13 @@ class DataConfig:
             shards. Digits need none; fashion-mnist also finds Debian's package.
         test_path: Test images where they are not below ``path`` (folder, list, parquet, hf; for webdataset
             shards, a directory of images or parquet). Test images may be unlabelled, and may be missing
-            where the training images are unlabelled: evaluation is then by agreement with the teacher, on
-            the validation images if need be.
+            where the training images are unlabelled or ``labels`` is false: evaluation is then by
+            agreement with the teacher, on the validation images if need be.
         root: Folder that the paths in lists are relative to; null: each list's own.
         classes: A file of class names, one a line from class 0; null: those of the set, else numbers.
             Unlabelled images without it have the classes of the teacher.
-        image_size: Side in pixels that images are resized to; null keeps the set's own size
-            (224 for folder and webdataset).
+        image_size: Side in pixels that images are resized to; null keeps the set's own size (folder and
+            list: 224, unless the images are squares of one side of at most 64; webdataset: 224).
         validation: Fraction of the training set held out for choosing checkpoints, in [0, 1); by class
             where ``labels`` is true, else at random.
         imbalance: Make the training set long-tailed: class c of K keeps at most n · imbalance^(-c/(K-1))
@@ -66,7 +66,8 @@ class DataConfig:
         split_seed: Seed of the split into training and validation images.
         labels: Whether training may see the labels. Evaluation always does.
         augment: ``crop-flip`` (random crop after padding by an eighth, horizontal flip), ``crop``,
-            ``resized-crop`` (random area and ratio, flip), ``none``, or ``auto``: what suits the set.
+            ``resized-crop`` (random area and ratio, flip), ``none``, or ``auto``: ``crop`` for digits,
+            ``resized-crop`` for sets of one's own of more than 64 pixels a side, else ``crop-flip``.
         crop_scale: Range of the area of a resized crop.
         crop_interpolation: How a resized crop is brought to size, ``bilinear`` or ``bicubic``.
         randaugment: RandAugment of each image, in timm's words: ``rand-m7-n2-mstd0.5`` is magnitude 7

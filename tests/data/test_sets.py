@@ -243,7 +243,14 @@ def _write_folder(root: Path, test: str = "test") -> None:
 def test_folder(tmp_path: Path, in_memory: bool | None) -> None:
     _write_folder(tmp_path, "val")
     data = load_data(
-        DataConfig(name="folder", path=str(tmp_path), validation=0.25, image_size=8, in_memory=in_memory)
+        DataConfig(
+            "folder",
+            str(tmp_path),
+            validation=0.25,
+            image_size=8,
+            in_memory=in_memory,
+            augment="resized-crop",
+        )
     )
     assert data.class_names == ["ant", "bee"] and data.channels == 3 and data.augment == "resized-crop"
     assert data.val is not None and data.val.labels is not None and data.val.labels.tolist() == [0, 1]
@@ -265,7 +272,13 @@ def test_where_images_are_held_never_changes_training(tmp_path: Path) -> None:
 
     def batches(in_memory: bool | None) -> list[torch.Tensor]:
         config = DataConfig(
-            "folder", str(tmp_path), validation=0, image_size=8, in_memory=in_memory, workers=0
+            "folder",
+            str(tmp_path),
+            validation=0,
+            image_size=8,
+            in_memory=in_memory,
+            workers=0,
+            augment="resized-crop",
         )
         return [batch.images for batch in train_loader(load_data(config), config, seed=0, epoch=0)]
 
@@ -282,7 +295,9 @@ def test_folder_of_the_final_size_is_decoded_ahead(tmp_path: Path) -> None:
         file.write_bytes(_picture((1, 2, 3)))
     (tmp_path / "test" / "a").mkdir(parents=True)
     (tmp_path / "test" / "a" / "1.png").write_bytes(_picture((1, 2, 3)))
-    config = DataConfig("folder", str(tmp_path), validation=0, image_size=8, labels=False)
+    config = DataConfig(
+        "folder", str(tmp_path), validation=0, image_size=8, labels=False, augment="resized-crop"
+    )
     data = load_data(config)
     assert data.augment == "resized-crop" and data.train.in_memory
     files[1].write_bytes(_picture((1, 2, 3), (9, 8)))
@@ -292,7 +307,32 @@ def test_folder_of_the_final_size_is_decoded_ahead(tmp_path: Path) -> None:
 
 def test_folder_is_224_unless_told(tmp_path: Path) -> None:
     _write_folder(tmp_path)
-    assert load_data(DataConfig(name="folder", path=str(tmp_path), in_memory=False)).image_size == 224
+    data = load_data(DataConfig(name="folder", path=str(tmp_path), in_memory=False))
+    assert (data.image_size, data.augment) == (224, "resized-crop")
+
+
+@pytest.mark.parametrize(
+    ("side", "told", "size", "augment"),
+    [(32, None, 32, "crop-flip"), (65, None, 224, "resized-crop"), (65, 32, 32, "resized-crop")],
+)
+def test_small_squares_of_a_folder_stay_as_they_are(
+    side: int, told: int | None, size: int, augment: str, tmp_path: Path
+) -> None:
+    for place in ("train/a", "train/b", "test/a", "test/b"):
+        (tmp_path / place).mkdir(parents=True)
+        for number in range(2):
+            (tmp_path / place / f"{number}.png").write_bytes(_picture((1, 2, 3), (side, side)))
+    config = DataConfig("folder", str(tmp_path), validation=0.5, image_size=told)
+    data = load_data(config)
+    assert (data.image_size, data.augment) == (size, augment)
+
+
+def test_one_class_is_nothing_to_learn_from(tmp_path: Path) -> None:
+    for place in ("train/only", "test/only"):
+        _loose(tmp_path / place, 4)
+    config = DataConfig("folder", str(tmp_path), validation=0.25)
+    load_fails(config, str(tmp_path), "at least 2 classes", "got 1 (only)", "data.labels to false")
+    assert load_data(replace(config, labels=False)).labelled
 
 
 def test_folder_of_gray_images(tmp_path: Path) -> None:
@@ -377,7 +417,7 @@ def test_folder_of_loose_images_and_nothing_else(tmp_path: Path, below: str) -> 
     assert data.tested_on == "validation" and data.class_names == [] and data.class_counts is None
     assert describe(data) == (
         "folder: 6 train, 2 validation images of 3x8x8, the classes of the teacher (training images "
-        "unlabelled), augment resized-crop, in memory"
+        "unlabelled), augment crop-flip, in memory"
     )
     load_fails(
         replace(config, validation=0),
@@ -543,7 +583,8 @@ def test_parquet_mistakes(tmp_path: Path) -> None:
     _write_parquet(train, [_picture(1, (8, 8)), _picture(1, (8, 9))], [0, 1])
     load_fails(config, "data.image_size", "8x8, 9x8")
     _write_parquet(train, _shades(4), [0, 1, 0, 1])
-    load_fails(DataConfig("parquet", str(train)), "data.test_path")
+    load_fails(DataConfig("parquet", str(train)), "data.test_path", "or data.labels to false")
+    assert not load_data(DataConfig("parquet", str(train), labels=False, validation=0.5)).labelled
     _write_parquet(test, _shades(4), None)
     assert load_data(config).test.labels is None
 

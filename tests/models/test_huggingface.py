@@ -147,6 +147,17 @@ def test_what_is_no_image_classifier_is_refused_in_one_line(tmp_path: Path) -> N
         create_backbone("hf/", 5)
 
 
+def test_what_can_not_be_fetched_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("gendd.online.reachable", lambda host: False)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    for pretrained, what in ((True, "Pretrained weights"), (False, "Configuration")):
+        with pytest.raises(UserError) as caught:
+            create_backbone("hf/nobody/nothing", 5, pretrained=pretrained)
+        assert str(caught.value).startswith(f"{what} of hf/nobody/nothing could not be fetched: ")
+        assert "can't be reached, and the cache has none. Check the connection" in str(caught.value)
+        assert "\n" not in str(caught.value)
+
+
 def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(UserError) as caught:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from torch import nn
 
 from gendd.config import ModelConfig
@@ -195,19 +196,32 @@ def test_pretrained_weights_that_do_not_exist_are_refused() -> None:
         create_backbone("timm/botnet50ts_256", 10, pretrained=True)
 
 
-def test_a_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("there", "reason"),
+    [(True, "no route to host"), (False, "huggingface.co can't be reached, and the cache has none")],
+)
+def test_a_failed_download_is_one_line(there: bool, reason: str, monkeypatch: pytest.MonkeyPatch) -> None:
     import timm
 
+    offline = []
+
     def fail(*args: object, **options: object) -> None:
+        offline.append(constants.HF_HUB_OFFLINE)
         raise OSError("no route to host\nmore")
 
     monkeypatch.setattr(timm, "create_model", fail)
+    monkeypatch.setattr("gendd.online.reachable", lambda host: there)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.co")
     with pytest.raises(UserError) as caught:
         create_backbone("timm/resnet18", 10, pretrained=True)
     assert str(caught.value) == (
-        "timm could not build resnet18 with 3 channels: no route to host "
-        "(check the network or give a weights file)."
+        f"Pretrained weights of timm/resnet18 could not be fetched: {reason}. Check the connection, or give "
+        "them as a file (weights FILE, pretrained false)."
     )
+    # without a connection nothing is tried again and again
+    assert offline == [not there]
+    assert not constants.HF_HUB_OFFLINE
 
 
 @pytest.mark.parametrize(("classes", "channels", "key"), [(0, 3, "num_classes"), (2, 0, "in_channels")])

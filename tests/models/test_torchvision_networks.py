@@ -152,8 +152,11 @@ def test_a_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no route to host\nmore")
 
     monkeypatch.setattr(torchvision.models, "get_model", fail)
+    monkeypatch.setattr("gendd.online.reachable", lambda host: host != "download.pytorch.org")
     with pytest.raises(UserError) as caught:
         create_backbone("torchvision/resnet18", 10, pretrained=True)
     assert str(caught.value) == (
-        "torchvision could not build resnet18: no route to host (check the network or give a weights file)."
+        "Pretrained weights of torchvision/resnet18 could not be fetched: download.pytorch.org can't be "
+        "reached, and the cache has none. Check the connection, or give them as a file (weights FILE, "
+        "pretrained false)."
     )

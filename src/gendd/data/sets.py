@@ -128,6 +128,7 @@ def load_data(config: DataConfig) -> Data:
         near = did_you_mean(config.name, [*_READERS, _SHARDS])
         raise UserError(f"data.name: expected a known set, got {config.name!r}.{near}")
     found = _named(_READERS[config.name](config), config)
+    _check_classes(found.train.labels, found.class_names, config)
     train_rows, val_rows = _split(found.train, len(found.class_names), config)
     train = _taken(found.train, train_rows, "training", config)
     val = _taken(found.train, val_rows, "validation", config) if len(val_rows) else None
@@ -136,8 +137,8 @@ def load_data(config: DataConfig) -> Data:
         test = _taken(found.test, torch.arange(found.test.count), "test", config)
     elif val is None:
         raise _untested(config)
-    size, channels = _shape(train, config)
-    augment = _augment(config, size)
+    size, channels, large = _shape(train, config)
+    augment = _augment(config, large)
     test_framing = _TEST_FRAMING if size > SMALL else 1.0
     train = replace(train, size=size, channels=channels)
     if test is not None:
@@ -170,6 +171,7 @@ def _load_shards(config: DataConfig) -> Data:
     found = read_shards(config)
     if found.test is None and found.val is None:
         raise _untested(config)
+    _check_classes(found.train.labels, found.class_names, config)
     size = config.image_size or _FOLDER_SIZE
     channels = found.channels
     framing = _TEST_FRAMING if size > SMALL else 1.0
@@ -192,9 +194,18 @@ def _load_shards(config: DataConfig) -> Data:
         class_names=found.class_names,
         channels=channels,
         image_size=size,
-        augment=_augment(config, size),
+        augment=_augment(config, size > SMALL),
         tested_on="validation" if test is None else "test",
     )
+
+
+def _check_classes(labels: Tensor | None, names: list[str], config: DataConfig) -> None:
+    """Raise :class:`UserError` where training is to learn from the labels of a single class."""
+    if config.labels and labels is not None and len(names) < 2:
+        raise UserError(
+            f"Images of {config.path or config.name!r}: expected at least 2 classes to learn from, got 1 "
+            f"({names[0]}); correct data.path, or set data.labels to false where that is no label."
+        )
 
 
 def _untested(config: DataConfig) -> UserError:
@@ -289,37 +300,43 @@ def _taken(part: Part, rows: Tensor, name: str, config: DataConfig) -> ImageSet:
     )
 
 
-def _shape(train: ImageSet, config: DataConfig) -> tuple[int, int]:
-    """Side and channels that every image is brought to."""
+def _shape(train: ImageSet, config: DataConfig) -> tuple[int, int, bool]:
+    """Side and channels that every image is brought to, and whether images are larger than small ones."""
     if isinstance(train.source, Tensor):
-        return config.image_size or train.source.shape[-1], train.source.shape[1]
+        size = config.image_size or train.source.shape[-1]
+        return size, train.source.shape[1], size > SMALL
     sizes, gray = probe(train.source)
     if gray:
         gray = probe(train.source, len(train))[1]
-    size = config.image_size
-    if size is None and config.name in _OF_FILES:
-        size = _FOLDER_SIZE
-    if size is None:
-        height, width = min(sizes)
-        if len(sizes) > 1 or height != width or height < _SMALLEST:
-            met = ", ".join(f"{h}x{w}" for h, w in sorted(sizes)[:4])
-            raise UserError(
-                f"data.image_size: expected a size, as the images are not square, of one size and at least "
-                f"{_SMALLEST}x{_SMALLEST} (height x width: {met}); set data.image_size."
-            )
-        size = height
-    return size, 1 if gray else 3
+    size = _side(sizes, config)
+    return size, 1 if gray else 3, max(size, *map(max, sizes)) > SMALL
 
 
-def _augment(config: DataConfig, size: int) -> str:
+def _side(sizes: set[tuple[int, int]], config: DataConfig) -> int:
+    """Side of the images, as configured or as they are: (height, width) of those that were looked at."""
+    if config.image_size is not None:
+        return config.image_size
+    height, width = min(sizes)
+    alike = len(sizes) == 1 and height == width >= _SMALLEST
+    if config.name in _OF_FILES:
+        # photographs are of any size
+        return height if alike and height <= SMALL else _FOLDER_SIZE
+    if not alike:
+        met = ", ".join(f"{h}x{w}" for h, w in sorted(sizes)[:4])
+        raise UserError(
+            f"data.image_size: expected a size, as the images are not square, of one size and at least "
+            f"{_SMALLEST}x{_SMALLEST} (height x width: {met}); set data.image_size."
+        )
+    return height
+
+
+def _augment(config: DataConfig, large: bool) -> str:
     if config.augment != "auto":
         return config.augment
     if config.name == "digits":
         # A mirrored digit is another symbol.
         return "crop"
-    if config.name in _OF_FILES or (config.name in ("parquet", "hf", _SHARDS) and size > SMALL):
-        return "resized-crop"
-    return "crop-flip"
+    return "resized-crop" if large and config.name in (*_OF_FILES, "parquet", "hf", _SHARDS) else "crop-flip"
 
 
 def _ready(images: ImageSet, in_memory: bool, title: str, full: bool = False) -> ImageSet:

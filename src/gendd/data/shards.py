@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 from gendd.config import DataConfig
 from gendd.data.corrupt import Skipped, allowed, too_many
 from gendd.data.images import ImageSet, cores, decode, watched
-from gendd.data.readers import Part, class_numbers, given_names, read_part
+from gendd.data.readers import Part, class_numbers, given_names, read_part, untested
 from gendd.data.tars import (
     BAD_LABEL,
     NO_LABEL,
@@ -398,10 +398,7 @@ def read_shards(config: DataConfig) -> Found:
     test, names = (None, []) if test_path is None else _test(test_path, config)
     tested = None if test is None else test.labels
     if labels is not None and config.labels and test is None:
-        raise UserError(
-            "data.test_path: expected test images (shards, a directory of class folders or parquet), as the "
-            "training images are labelled, got none; set data.test_path."
-        )
+        raise untested(config, "test images (shards, a directory of class folders or parquet)")
     # what training may not see and no test image has needs to be no class
     useful = config.labels or tested is not None
     labels, names = _classes(labels if useful else None, tested, names, config)

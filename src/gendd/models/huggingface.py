@@ -13,7 +13,16 @@ from typing import Any
 from torch import nn
 
 from gendd.errors import UserError
-from gendd.models.network import DEFAULT_MEAN, DEFAULT_STD, Network, Wanted, assemble, unbuilt
+from gendd.models.network import (
+    DEFAULT_MEAN,
+    DEFAULT_STD,
+    Network,
+    Wanted,
+    assemble,
+    unbuilt,
+    without_weights,
+)
+from gendd.online import hub, unfetched
 
 _PREPROCESSOR = "preprocessor_config.json"
 # Of a configuration saved with a student: what it says of classes and of who wrote it is of no use.
@@ -45,27 +54,21 @@ def create(source: str, wanted: Wanted) -> Network:
         raise UserError(
             f"{name}: expected a folder with a model of transformers, found none; check the path."
         )
-    auto = transformers.AutoModelForImageClassification
-    classes = None
-    try:
-        if wanted.pretrained:
-            net, found = auto.from_pretrained(source, output_loading_info=True)
-            classes = _classes(net, found, name)
-            net = net.float().train()
-        else:
-            config = _config(transformers, source, wanted)
-            classes = config.num_labels
-            config.num_labels = wanted.num_classes
-            # they choose between the heads of an architecture that has several
-            config.architectures = config.architectures or []
-            if hasattr(config, "num_channels"):
-                config.num_channels = wanted.channels or wanted.in_channels
-            net = auto.from_config(config).float().train()
-    except UserError:
-        raise
-    except Exception as error:  # no network, no such id, not a model of images, a package that it needs
-        raise unbuilt("transformers", name, error, wanted.pretrained) from error
-    mean, std, side = _input(source, name, wanted)
+    local = Path(source).is_dir()
+    with hub() as host:
+        try:
+            net, classes = _built(transformers, source, wanted, name)
+        except UserError:
+            raise
+        except Exception as error:  # no network, no such id, not a model of images, a package that it needs
+            if wanted.pretrained and not local:
+                raise without_weights(name, error, host) from error
+            if wanted.config is None and not local:
+                raise unfetched(
+                    f"Configuration of {name}", error, host, "give the path of a local folder"
+                ) from error
+            raise unbuilt("transformers", name, error) from error
+        mean, std, side = _input(source, name, wanted)
     size = getattr(net.config, "image_size", None) or side
     made = assemble(
         net,
@@ -79,6 +82,22 @@ def create(source: str, wanted: Wanted) -> Network:
     )
     made.arguments = {"config": _described(net)}
     return made
+
+
+def _built(transformers: Any, source: str, wanted: Wanted, name: str) -> tuple[Any, int]:
+    """The network, ready to train, and how many classes its own classifier has."""
+    auto = transformers.AutoModelForImageClassification
+    if wanted.pretrained:
+        net, found = auto.from_pretrained(source, output_loading_info=True)
+        return net.float().train(), _classes(net, found, name)
+    config = _config(transformers, source, wanted)
+    classes = config.num_labels
+    config.num_labels = wanted.num_classes
+    # they choose between the heads of an architecture that has several
+    config.architectures = config.architectures or []
+    if hasattr(config, "num_channels"):
+        config.num_channels = wanted.channels or wanted.in_channels
+    return auto.from_config(config).float().train(), classes
 
 
 def _config(transformers: Any, source: str, wanted: Wanted) -> Any:

@@ -11,6 +11,7 @@ from torch import nn
 from gendd.errors import UserError
 from gendd.models.backbone import Backbone
 from gendd.models.feature import Reading, find, find_size, sample_images
+from gendd.online import first_line, unfetched
 
 DEFAULT_MEAN = 0.5
 DEFAULT_STD = 0.25
@@ -134,8 +135,12 @@ def assemble(
     return made
 
 
-def unbuilt(library: str, name: str, error: Exception, pretrained: bool, end: str = "") -> UserError:
-    """The error for what a library raised instead of building a network."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-    remedy = "check the network or give a weights file" if pretrained else "choose another network"
-    return UserError(f"{library} could not build {name}{end}: {reason} ({remedy}).")
+def unbuilt(library: str, name: str, error: Exception, end: str = "") -> UserError:
+    """The error for what a library raised instead of building a network of random weights."""
+    return UserError(f"{library} could not build {name}{end}: {first_line(error)} (choose another network).")
+
+
+def without_weights(name: str, error: Exception, host: str) -> UserError:
+    """The error for what a library raised instead of building a network with its pretrained weights."""
+    remedy = "give them as a file (weights FILE, pretrained false)"
+    return unfetched(f"Pretrained weights of {name}", error, host, remedy)

@@ -10,7 +10,8 @@ from torch import nn
 
 from gendd.errors import UserError
 from gendd.models.feature import FeatureNetwork, fits, no_classifier, sample_images, still
-from gendd.models.network import Network, Wanted, assemble, square, unbuilt
+from gendd.models.network import Network, Wanted, assemble, square, unbuilt, without_weights
+from gendd.online import hub
 
 
 def names() -> list[str]:
@@ -92,17 +93,20 @@ def _built(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserEr
     settings = timm.get_pretrained_cfg(name)
     if wanted.input_size is not None and settings is not None and settings.fixed_input_size:
         sized["img_size"] = wanted.input_size
-    try:
-        net: nn.Module = timm.create_model(
-            name,
-            pretrained=wanted.pretrained,
-            num_classes=wanted.num_classes if wanted.classifier else 0,
-            in_chans=channels,
-            **sized,
-        )
-    except Exception as error:  # timm and the hub raise many kinds for no network, no disk or no such option
-        end = f" with {channels} channels" + (f" and input_size {wanted.input_size}" if sized else "")
-        raise unbuilt("timm", name, error, wanted.pretrained, end) from error
+    with hub() as host:
+        try:
+            net: nn.Module = timm.create_model(
+                name,
+                pretrained=wanted.pretrained,
+                num_classes=wanted.num_classes if wanted.classifier else 0,
+                in_chans=channels,
+                **sized,
+            )
+        except Exception as error:  # timm and the hub raise many kinds for no network, disk or such option
+            if wanted.pretrained:
+                raise without_weights(f"timm/{name}", error, host) from error
+            end = f" with {channels} channels" + (f" and input_size {wanted.input_size}" if sized else "")
+            raise unbuilt("timm", name, error, end) from error
     return net
 
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlsplit
 
 from gendd.errors import UserError
-from gendd.models.network import Network, Wanted, assemble, unbuilt
+from gendd.models.network import Network, Wanted, assemble, unbuilt, without_weights
 
 # Without the second heads that only training from scratch uses; alike with weights and without.
 _INCEPTION = {"aux_logits": False, "transform_input": True}
@@ -55,7 +56,10 @@ def create(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserEr
     try:
         net = models.get_model(architecture, **settings)
     except Exception as error:  # no network, no disk, a damaged download
-        raise unbuilt("torchvision", name, error, wanted.pretrained) from error
+        if wanted.pretrained:
+            host = urlsplit(weights.url).hostname or weights.url
+            raise without_weights(f"torchvision/{name}", error, host) from error
+        raise unbuilt("torchvision", name, error) from error
     known_input: dict[str, Any] = {}
     classes = None
     if weights is not None:

@@ -119,9 +119,12 @@ def test_mistakes(tmp_path: Path) -> None:
     path = _save(tmp_path / "a", train=_split([1], [0]))
     config = replace(config, path=path)
     assert _says(config) == (
-        "data.test_path: expected a split 'test' or 'validation' beside the labelled training images in "
-        f"{path!r}, found none; set data.test_path to a folder of test images."
+        "data.test_path: expected a folder of test images, or a split 'test' or 'validation', as the training "
+        f"images in {path!r} are labelled, got none; set data.test_path, or data.labels to false."
     )
+    path = _save(tmp_path / "u", train=_split([1, 2], [0, 1]))
+    unseen = load_data(replace(config, path=path, labels=False, validation=0.5))
+    assert not unseen.labelled and unseen.tested_on == "validation"
     path = _save(tmp_path / "b", train=_split([1], [0], ["x", "y"]), test=_split([1], [0], ["y", "x"]))
     assert _says(replace(config, path=path)) == (
         f"Expected the same class names in '{path}' (train) and '{path}' (test), got x, y and y, x; "

@@ -38,15 +38,15 @@ def _says(config: DataConfig) -> str:
 
 
 def test_paths_and_labels(tmp_path: Path) -> None:
-    config = _config(tmp_path, "0.png 2\n\n two words 4.png\t0 \ndeep/5.png 11\n", "1.png 0\n2.png 13\n")
+    config = _config(tmp_path, "0.png 2\n\n two words 4.png\t0 \ndeep/5.png 11\n", "1.png 0\n2.png 9\n")
     data = load_data(config)
-    assert data.class_names == [str(label) for label in range(14)]
+    assert data.class_names == [str(label) for label in range(12)]
     assert data.train.images(range(3))[:, 0, 0, 0].tolist() == [0, 4, 5]
     assert data.test.images(range(2))[:, 0, 0, 0].tolist() == [1, 2]
     assert data.train.labels is not None and data.train.labels.tolist() == [2, 0, 11]
-    assert data.test.labels is not None and data.test.labels.tolist() == [0, 13]
-    assert (data.augment, data.channels) == ("resized-crop", 3)
-    assert load_data(replace(config, image_size=None)).image_size == 224
+    assert data.test.labels is not None and data.test.labels.tolist() == [0, 9]
+    assert (data.augment, data.channels) == ("crop-flip", 3)
+    assert load_data(replace(config, image_size=None)).image_size == 8
 
 
 def test_paths_are_relative_to_the_list_or_absolute(tmp_path: Path) -> None:
@@ -64,6 +64,24 @@ def test_paths_alone_are_unlabelled(tmp_path: Path) -> None:
     assert not data.labelled and data.num_classes == 2
     data = load_data(_config(tmp_path, "0.png 0\n1.png 2\n", "2.png\n"))
     assert data.labelled and data.test.labels is None and data.num_classes == 3
+
+
+def test_labels_that_may_not_be_seen_need_no_test_images(tmp_path: Path) -> None:
+    data = load_data(_config(tmp_path, "0.png 0\n1.png 7\n", None, validation=0.5, labels=False))
+    assert not data.labelled and data.tested_on == "validation" and data.class_names == []
+
+
+def test_a_class_that_is_only_tested_has_to_be_named(tmp_path: Path) -> None:
+    names = tmp_path / "names.txt"
+    names.write_text("red\ngreen\nblue\n")
+    config = _config(tmp_path, "0.png 0\n1.png 1\n", "2.png 1\n3.png 2\n")
+    assert _says(config) == (
+        "Expected labels below 2 (the largest label in data.path is one less; data.classes names classes that "
+        f"are only tested), got 2 in line 2 of '{tmp_path / 'lists' / 'test.txt'}'; correct it."
+    )
+    assert load_data(replace(config, classes=str(names))).num_classes == 3
+    # what the labels of the training images are is of no matter then
+    assert load_data(replace(config, labels=False, validation=0.5)).num_classes == 3
 
 
 def test_names_of_the_classes(tmp_path: Path) -> None:
@@ -133,8 +151,8 @@ def test_mistakes_in_a_list(tmp_path: Path, train: str, message: str) -> None:
 def test_mistakes_around_a_list(tmp_path: Path) -> None:
     config = _config(tmp_path, "0.png 0\n", None)
     assert _says(config) == (
-        "data.test_path: expected a list of the test images, as the training images are labelled, got none; "
-        "set data.test_path."
+        f"data.test_path: expected a list of the test images, as the training images in {config.path!r} are "
+        "labelled, got none; set data.test_path, or data.labels to false."
     )
     assert _says(DataConfig("list")) == (
         "data.path: expected a list of the training images for data.name 'list', got none; set data.path."

@@ -1,7 +1,7 @@
 """One reader a kind of set: what there is on disk, before anything is split or decoded."""
 
 from gendd.data.readers.cifar import read_cifar
-from gendd.data.readers.common import Found, Part, class_numbers, given_names, image_files
+from gendd.data.readers.common import Found, Part, class_numbers, given_names, image_files, untested
 from gendd.data.readers.digits import read_digits
 from gendd.data.readers.fashion_mnist import read_fashion_mnist, read_idx
 from gendd.data.readers.folder import read_folder
@@ -25,4 +25,5 @@ __all__ = [
     "read_list",
     "read_parquet",
     "read_part",
+    "untested",
 ]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from torch import Tensor
@@ -50,6 +50,19 @@ class Found:
 def pixel_part(pixels: Tensor, labels: Tensor) -> Part:
     """Decoded images uint8 (n, C, S, S) and their labels (n,)."""
     return Part(len(pixels), labels, lambda indices: pixels.index_select(0, indices))
+
+
+def unlabelled(part: Part) -> Part:
+    """The same images without labels."""
+    return replace(part, labels=None)
+
+
+def untested(config: DataConfig, what: str) -> UserError:
+    """The error of labelled training images alone; ``what`` names the test images that are expected."""
+    return UserError(
+        f"data.test_path: expected {what}, as the training images in {config.path!r} are labelled, got none; "
+        "set data.test_path, or data.labels to false."
+    )
 
 
 def given_path(config: DataConfig, what: str) -> str:

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from gendd.config import DataConfig
-from gendd.data.readers.common import Found, Part, class_numbers, existing_path, required_path
+from gendd.data.readers.common import (
+    Found,
+    Part,
+    class_numbers,
+    existing_path,
+    required_path,
+    unlabelled,
+    untested,
+)
 from gendd.errors import UserError
 
 _IMAGES = ("image", "img")
@@ -65,12 +73,9 @@ def read_hf(config: DataConfig) -> Found:
         test_split = of_dict or alone
     train, train_names = _part(*train_split)
     if test_split is None:
-        if train.labels is not None:
-            raise UserError(
-                f"data.test_path: expected a split 'test' or 'validation' beside the labelled training "
-                f"images in {config.path!r}, found none; set data.test_path to a folder of test images."
-            )
-        return Found(train, None, [])
+        if train.labels is not None and config.labels:
+            raise untested(config, "a folder of test images, or a split 'test' or 'validation'")
+        return Found(unlabelled(train), None, [])
     test, test_names = _part(*test_split)
     if train_names and test_names and train_names != test_names:
         raise UserError(

@@ -16,8 +16,11 @@ from gendd.data.readers.common import (
     existing_path,
     file_part,
     given_path,
+    largest_label,
     read_names,
     read_text,
+    unlabelled,
+    untested,
 )
 from gendd.errors import UserError
 
@@ -34,18 +37,22 @@ def read_list(config: DataConfig) -> Found:
     """
     classes = None if config.classes is None else len(read_names(config.classes))
     train = _read(given_path(config, "a list of the training images"), "data.path", config.root, classes)
-    test = None
-    if config.test_path is not None:
-        test = _read(config.test_path, "data.test_path", config.root, classes)
-    elif train.labels is not None:
-        raise UserError(
-            "data.test_path: expected a list of the test images, as the training images are labelled, got "
-            "none; set data.test_path."
-        )
-    return Found(train, test, class_numbers(train.labels, None if test is None else test.labels))
+    if config.test_path is None:
+        if train.labels is not None and config.labels:
+            raise untested(config, "a list of the test images")
+        return Found(unlabelled(train), None, [])
+    known = "the names in data.classes"
+    if classes is None and config.labels and train.labels is not None:
+        # a slip there would make new classes
+        classes = largest_label(train.labels) + 1
+        known = "the largest label in data.path is one less; data.classes names classes that are only tested"
+    test = _read(config.test_path, "data.test_path", config.root, classes, known)
+    return Found(train, test, class_numbers(train.labels, test.labels))
 
 
-def _read(value: str, key: str, root: str | None, classes: int | None) -> Part:
+def _read(
+    value: str, key: str, root: str | None, classes: int | None, known: str = "the names in data.classes"
+) -> Part:
     """The images and labels of one list; every path is looked for."""
     file = existing_path(value, key, "a list of image files")
     if root is None:
@@ -67,7 +74,7 @@ def _read(value: str, key: str, root: str | None, classes: int | None) -> Part:
                 f"line {first[False]} without; complete them."
             )
         if label is not None:
-            _check_label(label, classes, place)
+            _check_label(label, classes, known, place)
             labels.append(label)
         full = os.path.join(base, path)
         if not os.path.isfile(full):
@@ -96,11 +103,11 @@ def _fields(line: str, place: str) -> tuple[str, int | None]:
     )
 
 
-def _check_label(label: int, classes: int | None, place: str) -> None:
+def _check_label(label: int, classes: int | None, known: str, place: str) -> None:
     if label < 0:
         raise UserError(f"Expected labels from 0, got {label} in {place}; number the classes from 0.")
     if label >= (classes or _MOST_CLASSES):
-        known = "" if classes is None else " (the names in data.classes)"
+        why = "" if classes is None else f" ({known})"
         raise UserError(
-            f"Expected labels below {classes or _MOST_CLASSES}{known}, got {label} in {place}; correct it."
+            f"Expected labels below {classes or _MOST_CLASSES}{why}, got {label} in {place}; correct it."
         )

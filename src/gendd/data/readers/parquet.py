@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gendd.config import DataConfig
 from gendd.data.images import Held
-from gendd.data.readers.common import Found, Part, class_numbers, given_path
+from gendd.data.readers.common import Found, Part, class_numbers, given_path, unlabelled, untested
 from gendd.errors import UserError
 
 
@@ -109,20 +109,19 @@ def read_parquet(config: DataConfig) -> Found:
     if config.test_path is not None:
         test_files = _parquet_files(config.test_path, "data.test_path")
     train = _table(train_files)
-    if not test_files and train.labels is not None:
-        raise UserError(
-            f"data.test_path: expected the parquet file(s) of the test images beside data.path {path!r}, "
-            "got none; set data.test_path."
-        )
-    test = _table(test_files) if test_files else None
-    numbers = class_numbers(train.labels, None if test is None else test.labels)
-    names = (test and test.names) or train.names or numbers
+    if not test_files:
+        if train.labels is not None and config.labels:
+            raise untested(config, "the parquet file(s) of the test images")
+        return Found(unlabelled(train.part), None, [])
+    test = _table(test_files)
+    numbers = class_numbers(train.labels, test.labels)
+    names = test.names or train.names or numbers
     if len(numbers) > len(names):
         raise UserError(
             f"Expected labels below {len(names)} (the class names of the schema) in the files of data.path "
             f"and data.test_path, got {len(numbers) - 1}; correct the labels or the schema."
         )
-    return Found(train.part, None if test is None else test.part, names)
+    return Found(train.part, test.part, names)
 
 
 def parquet_part(value: str, key: str) -> tuple[Part, list[str]]:
