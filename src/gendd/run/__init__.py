@@ -1,0 +1,9 @@
+"""A run, from its configuration to its report, and what is done with a finished one."""
+
+from gendd.run.distilling import distill
+from gendd.run.experiment import execute
+from gendd.run.finished import Run
+from gendd.run.probing import probe_run
+from gendd.run.scoring import evaluate_run
+
+__all__ = ["Run", "distill", "evaluate_run", "execute", "probe_run"]
