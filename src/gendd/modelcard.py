@@ -45,7 +45,7 @@ _SHOWN = 20
 
 
 class Described(Protocol):
-    """What a card tells of a :class:`gendd.Student`, which writes cards itself and so can't be imported."""
+    """What a card tells of: a :class:`gendd.Student`, which makes cards of itself and so imports this."""
 
     backbone: Backbone
     generator: FeatureGenerator | None

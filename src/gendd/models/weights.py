@@ -149,7 +149,7 @@ def saved_backbone(path: str | Path) -> dict[str, Any] | None:
 
 
 def network_of(value: str) -> dict[str, str]:
-    """The keys of :class:`ModelConfig` that a network's name, or the folder of its run, stands for."""
+    """The keys of :class:`gendd.ModelConfig` that a network's name, or the folder of its run, stands for."""
     described = saved_backbone(value) if Path(value).is_dir() else None
     return {"name": value} if described is None else {"name": described["name"], "weights": value}
 

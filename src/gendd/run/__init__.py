@@ -1,4 +1,8 @@
-"""A run, from its configuration to its report, and what is done with a finished one."""
+"""A run, from its configuration to its report, and what is done with a finished one.
+
+Its rooms, none of which imports a later one: settings, folder, output; networks, teacher, checks; training,
+measuring, exhibits; probing, finished; experiment; scoring, distilling.
+"""
 
 from gendd.run.distilling import distill
 from gendd.run.experiment import execute

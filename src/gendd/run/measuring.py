@@ -68,7 +68,7 @@ def measure(
         if main.readouts:
             confusion = scores[main.readout].confusion
             metrics["run"]["test_images"] = scores[main.readout].images
-    # images are skipped while the others are measured
+    # last: streamed images are found unreadable while others are measured
     metrics["run"]["skipped"] = {each.part: len(each) for each in data.skipped}
     if shots is not None:
         metrics["run"]["shot_thresholds"] = [shots.few, shots.many]

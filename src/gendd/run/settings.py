@@ -12,11 +12,8 @@ from gendd.data.tars import is_remote
 _TEACHERLESS = {"supervised", "linear_probe"}
 # settings that may differ between a run and its continuation, and do not make another teacher
 _FREE = (
-    {"out", "data.in_memory", "data.workers", "data.max_corrupt", "data.shot_thresholds"}
-    | {
-        "teacher.license",
-        "student.license",
-    }
+    {"out", "teacher.license", "student.license"}
+    | {f"data.{key}" for key in ("in_memory", "workers", "max_corrupt", "shot_thresholds")}
     | {
         f"{section}.{key}"
         for section in ("training", "teacher_training")
