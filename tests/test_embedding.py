@@ -1,19 +1,23 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 import torch
 from flat import CLASSES, flat, student
+from sklearn.datasets import load_digits
+from sklearn.neighbors import KNeighborsClassifier
 from torch.nn import functional as F
 
 import gendd
+from gendd import embedding
 from gendd.config import DataConfig, GenDDConfig
 from gendd.data import Data, ImageSet, load_data
-from gendd.embedding import collect_features, embedding_scores
+from gendd.embedding import collect_features, embedding_scores, neighbour_votes
 from gendd.generator import FeatureGenerator
+from gendd.linear_fit import agreement, choose_classifier
 from gendd.models import Frozen
-from gendd.probe import agreement, choose_classifier, neighbour_votes
 
 
 @pytest.fixture(scope="module")
@@ -82,3 +86,27 @@ def test_without_labels_there_is_the_cosine_alone(part: str, data: Data) -> None
     cosine = scores["generated"].pop("cosine")
     assert cosine is not None and -1 <= cosine <= 1
     assert scores["generated"] == {"knn": None, "linear_probe": None}
+
+
+def test_votes_are_counted_by_hand() -> None:
+    bank = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
+    votes = neighbour_votes(
+        torch.tensor([[5.0, 0.0]]), bank, torch.tensor([0, 1, 1]), 3, neighbours=3, temperature=0.5
+    )
+    # cosines 1, 0 and √½, less the largest
+    wanted = [1.0, math.exp(-2.0) + math.exp((math.sqrt(0.5) - 1) / 0.5), 0.0]
+    torch.testing.assert_close(votes, torch.tensor([wanted]))
+
+
+def test_one_neighbour_is_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
+    pixels, classes = load_digits(return_X_y=True)
+    features, labels = torch.tensor(pixels[:500]), torch.tensor(classes[:500])
+    reference = KNeighborsClassifier(1, metric="cosine").fit(features[:300].numpy(), labels[:300].numpy())
+    monkeypatch.setattr(embedding, "_CHUNK_NUMBERS", 300 * 64)
+    votes = neighbour_votes(features[300:], features[:300], labels[:300], 10, neighbours=1)
+    assert votes.argmax(-1).tolist() == reference.predict(features[300:].numpy()).tolist()
+
+
+def test_a_bank_smaller_than_the_neighbours_votes_whole() -> None:
+    votes = neighbour_votes(torch.ones(2, 3), torch.eye(3), torch.tensor([0, 1, 1]), 2, neighbours=20)
+    torch.testing.assert_close(votes, torch.tensor([[1.0, 2.0], [1.0, 2.0]]))

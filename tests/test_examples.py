@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gendd.data.images import decode, frame
-from gendd.run import predict
+from gendd.predict import predict
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

@@ -15,7 +15,7 @@ from test_student import images, make
 import gendd
 from gendd.cli import main
 from gendd.errors import UserError
-from gendd.hub import push
+from gendd.student import push
 
 REAL = huggingface_hub.HfApi
 

@@ -162,7 +162,7 @@ def test_a_teacher_of_another_size_type_and_channels(tmp_path: Path) -> None:
         return seen[-1]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("gendd.run.Frozen", frozen)
+        patch.setattr("gendd.run.teacher.Frozen", frozen)
         run = distil(tmp_path / "run", teacher=teacher, student={"name": "cifar/resnet8x0.25"})
     assert run.metrics["student"]["readouts"]["mean"]["top1"] >= 0
     (used,) = seen

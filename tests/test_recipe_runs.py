@@ -67,7 +67,7 @@ def few_tests(monkeypatch: pytest.MonkeyPatch) -> None:
         test = replace(data.test, source=data.test.images(few), labels=data.test.labels[few])
         return replace(data, test=test)
 
-    monkeypatch.setattr("gendd.run.load_data", load)
+    monkeypatch.setattr("gendd.run.experiment.load_data", load)
 
 
 def jpeg(number: int) -> bytes:

@@ -15,8 +15,8 @@ from gendd.config import DataConfig
 from gendd.data import Batches, Data, load_data
 from gendd.embedding import collect_features
 from gendd.errors import UserError
+from gendd.linear_fit import agreement, choose_classifier
 from gendd.models import Frozen
-from gendd.probe import agreement, choose_classifier
 from gendd.refit import check_refit, refit_linear
 
 
@@ -75,7 +75,7 @@ def test_all_images_are_fitted_to_however_many(data: Data, monkeypatch: pytest.M
     for target, labels, val in (("labels", True, data.val), ("teacher", False, None)):
         found = []
         for limit in (2**28, 3000):  # of 300 rows of 24 numbers, and 10 of the teacher
-            monkeypatch.setattr("gendd.probe.HELD_NUMBERS", limit)
+            monkeypatch.setattr("gendd.linear_fit.HELD_NUMBERS", limit)
             monkeypatch.setattr("gendd.refit.HELD_NUMBERS", limit)
             part = replace(data, val=val)
             found.append(refit_linear(student(), teacher, part, target, labels=labels))  # type: ignore[arg-type]

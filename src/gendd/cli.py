@@ -218,7 +218,7 @@ def _in_full(command: str, flags: argparse.Namespace) -> list[str]:
         if value is None:
             continue
         if short in ("teacher", "student") and Path(value).is_dir():
-            from gendd.run import network_of
+            from gendd.models.weights import network_of
 
             found += [f"--{short}.{name}={part}" for name, part in network_of(value).items()]
         else:
@@ -369,7 +369,7 @@ def _probe(words: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
-    from gendd.probing import probe_run
+    from gendd.run import probe_run
 
     try:
         probed = probe_run(
@@ -404,7 +404,7 @@ def _predict(words: list[str]) -> int:
     given = parser.parse_args(words)
     if given.top < 1:
         raise UserError(f"--top: expected a positive integer, got {given.top}.")
-    from gendd.run import predict
+    from gendd.predict import predict
 
     predictions = predict(given.run, given.images, given.top, given.readout, given.uncertainty)
     if given.json:
@@ -459,7 +459,7 @@ def _push(words: list[str]) -> int:
     parser.add_argument("--private", action="store_true", help="make the repository a private one")
     parser.add_argument("--message", metavar="TEXT", help="of the commit")
     given = parser.parse_args(words)
-    from gendd.hub import push
+    from gendd.student import push
 
     private = True if given.private else None
     print(push(given.run, given.repository, private=private, commit_message=given.message))

@@ -13,14 +13,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gendd.data import ImageSet, Shards, sample_loader
+from gendd.linear_fit import agreement, choose_classifier
 from gendd.models import Frozen
-from gendd.probe import agreement, choose_classifier, neighbour_votes
 from gendd.student import Student
 
 BATCH_SIZE = 256
 BANK_IMAGES = 50_000
 # of rows, one is held out to choose a penalty by
 _HELD = 10
+# cosines of a pass: bounds their memory, whatever N and n
+_CHUNK_NUMBERS = 2**24
 
 
 @dataclass
@@ -128,6 +130,41 @@ def embedding_scores(
         cosine = F.cosine_similarity(asked.generated - mean, asked.teacher - mean, dim=-1).mean()
         scores["generated"]["cosine"] = round(float(cosine), 4)
     return scores
+
+
+def neighbour_votes(
+    features: Tensor,
+    bank: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    neighbours: int = 20,
+    temperature: float = 0.07,
+) -> Tensor:
+    """Votes of the nearest neighbours by cosine, each weighing exp(cosine / temperature) (Wu et al. 2018).
+
+    Args:
+        features: (n, d).
+        bank: (N, d) features whose classes are known.
+        labels: (N,) int64, theirs.
+        num_classes: K.
+        neighbours: How many vote; all of a smaller bank.
+        temperature: Positive; the smaller, the more the nearest decide.
+
+    Returns:
+        (n, K), float32; their argmax is the class.
+    """
+    count = min(neighbours, len(bank))
+    known = F.normalize(bank.float(), dim=-1)
+    votes = []
+    size = max(1, _CHUNK_NUMBERS // len(bank))
+    for rows in torch.split(F.normalize(features.float(), dim=-1), size):
+        cosines, nearest = (rows @ known.T).topk(count)
+        # less the nearest's: only ratios count, and exp can't overflow
+        weights = ((cosines - cosines[:, :1]) / temperature).exp()
+        vote = weights.new_zeros(len(rows), num_classes)
+        votes.append(vote.scatter_add_(1, labels[nearest], weights))
+    return torch.cat(votes)
 
 
 @dataclass

@@ -2,72 +2,34 @@
 
 from __future__ import annotations
 
-import tempfile
 from pathlib import Path
 
 from gendd.errors import UserError
-from gendd.files import write_text
-from gendd.modelcard import card
-from gendd.student import Student, load
 
 # a student's folder may hold what was exported from it too, which is not asked for
 FILES = ["README.md", "config.json", "model.safetensors"]
 
 
-def push(
-    path: str | Path,
+def upload(
+    folder: Path,
     repo_id: str,
     *,
     private: bool | None = None,
     token: str | None = None,
     commit_message: str | None = None,
 ) -> str:
-    """Upload the student of a run, with its model card, to the Hub; returns its address there.
+    """Upload a student's folder; returns its address.
 
     Args:
-        path: A run's folder, or a student's.
+        folder: With model card, configuration and weights.
         repo_id: ``NAME/REPOSITORY``, made where there is none.
         private: Whether a repository that is made is private; None: as the account has it.
         token: Of the account; None: that of ``hf auth login`` or the environment's ``HF_TOKEN``.
         commit_message: Of the upload.
 
     Raises:
-        UserError: no student there, or the Hub refuses or is out of reach.
+        UserError: the Hub refuses or is out of reach.
     """
-    folder = next((each for each in (Path(path) / "student", Path(path)) if _is_student(each)), None)
-    if folder is None:
-        raise UserError(
-            f"No student at {str(path)!r}: expected a run folder, or one with config.json and "
-            "model.safetensors."
-        )
-    readme = folder / "README.md"
-    if not readme.is_file():
-        write_text(readme, card(load(folder)))
-    return _upload(folder, repo_id, private, token, commit_message)
-
-
-def push_student(
-    student: Student,
-    repo_id: str,
-    *,
-    private: bool | None = None,
-    token: str | None = None,
-    commit_message: str | None = None,
-) -> str:
-    """Upload a student; see :meth:`gendd.Student.push_to_hub`."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = student.save(name)
-        write_text(folder / "README.md", student.card or card(student))
-        return _upload(folder, repo_id, private, token, commit_message)
-
-
-def _is_student(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in ("config.json", "model.safetensors"))
-
-
-def _upload(
-    folder: Path, repo_id: str, private: bool | None, token: str | None, commit_message: str | None
-) -> str:
     from huggingface_hub import HfApi
 
     try:
@@ -86,3 +48,20 @@ def _upload(
             "and your rights to it; log in with 'hf auth login', or set HF_TOKEN."
         ) from error
     return str(made)
+
+
+def download(repo_id: str, revision: str | None = None) -> Path:
+    """The folder of a student of the Hub, with what is needed to load it.
+
+    Raises:
+        UserError: there is none, or the Hub is out of reach.
+    """
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(repo_id, revision=revision, allow_patterns=["config.json", "*.safetensors"])
+        )
+    except Exception as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"No student at {repo_id!r}, neither as a folder nor on the Hub: {reason}") from error

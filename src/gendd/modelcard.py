@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import yaml
 
+from gendd.config import ReadoutName
 from gendd.files import write_text
+from gendd.generator import FeatureGenerator
+from gendd.models import Backbone
 from gendd.models.module import is_file
 from gendd.shots import in_words
-from gendd.student import Student
 
 _OUTPUTS = {
     "linear": "a linear classifier on the student's feature",
@@ -42,12 +44,25 @@ _NOT_STATED = "not stated"
 _SHOWN = 20
 
 
-def write_card(path: Path, student: Student, metrics: dict[str, Any]) -> None:
+class Described(Protocol):
+    """What a card tells of: a :class:`gendd.Student`, which makes cards of itself and so imports this."""
+
+    backbone: Backbone
+    generator: FeatureGenerator | None
+    info: dict[str, Any]
+
+    @property
+    def readouts(self) -> tuple[ReadoutName, ...]: ...
+
+    def class_names(self) -> list[str]: ...
+
+
+def write_card(path: Path, student: Described, metrics: dict[str, Any]) -> None:
     """Write the card of ``student`` with the figures of its run's ``metrics.json``."""
     write_text(path, card(student, metrics))
 
 
-def card(student: Student, metrics: dict[str, Any] | None = None) -> str:
+def card(student: Described, metrics: dict[str, Any] | None = None) -> str:
     """The card of a student: what it is, how it is used, its figures, training, licences and limits.
 
     Args:
@@ -83,7 +98,7 @@ def card(student: Student, metrics: dict[str, Any] | None = None) -> str:
     return "\n".join(lines)
 
 
-def _front_matter(student: Student) -> dict[str, Any]:
+def _front_matter(student: Described) -> dict[str, Any]:
     """What the Hub reads of a card, in its words."""
     info, task = student.info, _task(student)
     stated = str(info.get("license") or "unknown")
@@ -102,11 +117,11 @@ def _front_matter(student: Student) -> dict[str, Any]:
     return front
 
 
-def _task(student: Student) -> str:
+def _task(student: Described) -> str:
     return "image-classification" if student.readouts else "image-feature-extraction"
 
 
-def _use(student: Student) -> list[str]:
+def _use(student: Described) -> list[str]:
     size, channels = student.info.get("image_size", "H"), student.backbone.in_channels
     output = "logits = student(images)" if student.readouts else "features = student.embed(images)"
     # a network that isn't known by name has to be given along with the folder
@@ -133,7 +148,7 @@ def _use(student: Student) -> list[str]:
     return lines
 
 
-def _figures(student: Student, metrics: dict[str, Any]) -> list[str]:
+def _figures(student: Described, metrics: dict[str, Any]) -> list[str]:
     run, own, teacher = metrics["run"], metrics["student"], metrics["teacher"]
     figures = ["top1", "top5"]
     if any(each["top1"] is None for each in own["readouts"].values()):
@@ -172,7 +187,7 @@ def _figures(student: Student, metrics: dict[str, Any]) -> list[str]:
     return lines
 
 
-def _training(student: Student, metrics: dict[str, Any] | None) -> list[str]:
+def _training(student: Described, metrics: dict[str, Any] | None) -> list[str]:
     data = student.info.get("data") or _NOT_STATED
     if metrics is None:
         return ["## Training", "", f"Training data: {data}."]
@@ -188,7 +203,7 @@ def _training(student: Student, metrics: dict[str, Any] | None) -> list[str]:
     ]
 
 
-def _licences(student: Student, teacher: dict[str, Any] | None) -> list[str]:
+def _licences(student: Described, teacher: dict[str, Any] | None) -> list[str]:
     info = student.info
     lines = ["## Licences", "", f"- This model: {info.get('license') or _NOT_STATED}."]
     if teacher is not None:
@@ -200,7 +215,7 @@ def _licences(student: Student, teacher: dict[str, Any] | None) -> list[str]:
     return lines
 
 
-def _limits(student: Student, metrics: dict[str, Any] | None) -> list[str]:
+def _limits(student: Described, metrics: dict[str, Any] | None) -> list[str]:
     measured = (
         "Nothing was measured of images unlike those it was trained on"
         if metrics is None
@@ -256,7 +271,7 @@ def _measured(readouts: dict[str, Any], name: str) -> bool:
     return any(each.get(name) is not None for each in readouts.values())
 
 
-def _what(output: str, student: Student) -> str:
+def _what(output: str, student: Described) -> str:
     """An output of the student in words."""
     generator = student.generator
     return _OUTPUTS[output].format(
@@ -294,7 +309,7 @@ def _tested(run: dict[str, Any]) -> str:
     return "test images"
 
 
-def _origin(student: Student, teacher: dict[str, Any] | None) -> str:
+def _origin(student: Described, teacher: dict[str, Any] | None) -> str:
     method = student.info.get("method")
     if method is None and teacher is None:
         generative = student.generator is not None

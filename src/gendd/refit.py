@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from gendd.data import Batch, Data, ImageSet, Shards, sample_loader
 from gendd.errors import UserError
 from gendd.evaluation import memory_format
+from gendd.linear_fit import HELD_NUMBERS, accuracy, choose_classifier
 from gendd.models import Frozen
-from gendd.probe import HELD_NUMBERS, accuracy, choose_classifier
 from gendd.student import Student
 
 Target = Literal["labels", "teacher", "mean"]
@@ -120,9 +120,9 @@ def refit_linear(
 
     All training images are taken, not augmented and framed as the test images are. Their features are
     computed once, and kept in a file of the temporary folder where they are of more than
-    :data:`gendd.probe.HELD_NUMBERS` numbers. Penalty and winner are chosen on the validation images (every
-    tenth training image where there are none): by the labels where they may be seen, else by the teacher's
-    first class, else by that of readout ``mean``. A student without a linear readout gets one.
+    :data:`gendd.linear_fit.HELD_NUMBERS` numbers. Penalty and winner are chosen on the validation images
+    (every tenth training image where there are none): by the labels where they may be seen, else by the
+    teacher's first class, else by that of readout ``mean``. A student without a linear readout gets one.
 
     Args:
         student: In eval mode, on ``device``.

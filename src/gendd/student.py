@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import tempfile
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,11 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from gendd import hub
 from gendd import readout as readouts
 from gendd.config import GenDDConfig, ReadoutConfig, ReadoutName, from_dict, to_dict
 from gendd.errors import UserError, did_you_mean
+from gendd.files import write_text
 from gendd.folded import FoldedMean
 from gendd.generator import FeatureGenerator, SamplerName
+from gendd.modelcard import card
 from gendd.models import Backbone, create_backbone, wrap
 from gendd.models.module import is_file
 from gendd.uncertainty import PredictiveDistribution, check_samples, decompose, spread
@@ -360,9 +364,10 @@ class Student(nn.Module):
         Raises:
             UserError: the Hub refuses or is out of reach.
         """
-        from gendd.hub import push_student
-
-        return push_student(self, repo_id, private=private, token=token, commit_message=commit_message)
+        with tempfile.TemporaryDirectory() as name:
+            folder = self.save(name)
+            write_text(folder / "README.md", self.card or card(self))
+            return hub.upload(folder, repo_id, private=private, token=token, commit_message=commit_message)
 
 
 def _backbone(described: dict[str, Any], given: nn.Module | None) -> Backbone:
@@ -419,6 +424,35 @@ def load(
     return student.to(device).eval()
 
 
+def push(
+    path: str | Path,
+    repo_id: str,
+    *,
+    private: bool | None = None,
+    token: str | None = None,
+    commit_message: str | None = None,
+) -> str:
+    """Upload the saved student of a run, with its model card, to the Hub; returns its address there.
+
+    Args:
+        path: A run's folder, or a student's.
+        repo_id: As for :meth:`Student.push_to_hub`, like the rest.
+        private: As there.
+        token: As there.
+        commit_message: As there.
+
+    Raises:
+        UserError: no student there, or the Hub refuses or is out of reach.
+    """
+    folder = _found(path)
+    if folder is None:
+        raise _none_at(path)
+    readme = folder / "README.md"
+    if not readme.is_file():
+        write_text(readme, card(load(folder)))
+    return hub.upload(folder, repo_id, private=private, token=token, commit_message=commit_message)
+
+
 def _reason(error: Exception) -> str:
     if isinstance(error, KeyError):
         return f"config.json lacks {error}."
@@ -427,19 +461,23 @@ def _reason(error: Exception) -> str:
 
 
 def _locate(path: str, revision: str | None) -> Path:
+    folder = _found(path)
+    if folder is not None:
+        return folder
+    if Path(path).exists() or path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise _none_at(path)
+    return hub.download(path, revision)
+
+
+def _found(path: str | Path) -> Path | None:
+    """The student's folder at or in ``path``."""
     for folder in (Path(path) / "student", Path(path)):
         if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
             return folder
-    if Path(path).exists() or path.count("/") != 1 or path.startswith((".", "/", "~")):
-        raise UserError(
-            f"No student at {path!r}: expected a run folder, or one with config.json and model.safetensors."
-        )
-    from huggingface_hub import snapshot_download
+    return None
 
-    try:
-        return Path(
-            snapshot_download(path, revision=revision, allow_patterns=["config.json", "*.safetensors"])
-        )
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"No student at {path!r}, neither as a folder nor on the Hub: {reason}") from error
+
+def _none_at(path: str | Path) -> UserError:
+    return UserError(
+        f"No student at {str(path)!r}: expected a run folder, or one with config.json and model.safetensors."
+    )

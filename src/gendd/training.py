@@ -38,6 +38,7 @@ from gendd.config import DataConfig, MonitorName, ReadoutChoice, ReadoutName, Tr
 from gendd.data import Batch, Batches, Data, Mixing, ShardBatches, eval_loader, train_loader
 from gendd.errors import UserError
 from gendd.files import write_json
+from gendd.messages import say
 from gendd.methods import Method
 
 _PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
@@ -469,7 +470,7 @@ class Throughput(Callback):
         )
         rate = float(trainer.callback_metrics.get("images/s", 0.0))
         done = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        print(f"{self.title}: {done} · {parts} · {rate:,.0f} images/s", file=sys.stderr, flush=True)
+        say(f"{self.title}: {done} · {parts} · {rate:,.0f} images/s")
 
 
 def is_share(name: str) -> bool:

@@ -31,7 +31,7 @@ from gendd.data.tars import (
     survey,
 )
 from gendd.errors import UserError
-from gendd.run import _absolute
+from gendd.run.settings import absolute
 
 MIXED = [
     ("__meta__", b"not a sample"),
@@ -178,7 +178,7 @@ def test_tars_are_found_by_directory_glob_and_braces(tmp_path: Path, monkeypatch
 def test_remote(url: str, remote: bool) -> None:
     assert is_remote(url) is remote
     # what a teacher is cached by; a URL is no file of this machine
-    assert (_absolute(url) == url) is (remote or url.startswith("/"))
+    assert (absolute(url) == url) is (remote or url.startswith("/"))
 
 
 # --- what was found is kept --------------------------------------------------------------------------

@@ -428,7 +428,7 @@ def test_the_command_exports_and_says_what(
 def test_a_run_with_exports_is_replaced_as_a_whole(
     small_run: Path, exported: ExportOf, tmp_path: Path, no_report: None
 ) -> None:
-    from gendd.run import _check_replaceable
+    from gendd.run.output import _check_replaceable
 
     exported("safetensors", "linear")
     _check_replaceable(small_run, Run(small_run).config)

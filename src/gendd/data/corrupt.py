@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Protocol
 
 from gendd.errors import UserError
+from gendd.messages import say
 
 _TOLD = 10
 
@@ -48,11 +48,10 @@ class Skipped:
             self._write([name])
         self._told += 1
         if self._told <= _TOLD:
-            text = f"skipped an image of the {self.part} images that can't be decoded: {name}"
-            print(text, file=sys.stderr, flush=True)
+            say(f"skipped an image of the {self.part} images that can't be decoded: {name}")
         elif self._told == _TOLD + 1:
             rest = "not told here" if self._file is None else f"named in {self._file}"
-            print(f"further skipped {self.part} images are {rest}", file=sys.stderr, flush=True)
+            say(f"further skipped {self.part} images are {rest}")
 
     def record(self, file: Path) -> None:
         """Name those skipped so far and from now on in a file, a line each; those already in it count."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import itertools
 import random
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -43,6 +42,7 @@ from gendd.data.tars import (
     survey,
 )
 from gendd.errors import UserError
+from gendd.messages import say
 
 # a step's stream depends on this number and not on the workers, which must divide it
 STREAMS = 24
@@ -353,10 +353,6 @@ def _helpers(most: int) -> int:
     return max(number for number in range(most + 1) if number == 0 or STREAMS % number == 0)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
 # --- from a configuration ----------------------------------------------------------------------------
 
 
@@ -525,7 +521,7 @@ def _check_whole(contents: Sequence[Contents], limit: float, remedy: str) -> Non
             f"{count} of {total + count} ({lost[0][1]}); {remedy}."
         )
     for missing, what in lost:
-        _say(f"unreadable, skipped: about {missing} images ({what})")
+        say(f"unreadable, skipped: about {missing} images ({what})")
 
 
 def _labels(contents: Sequence[Contents], needed: bool) -> Tensor | None:

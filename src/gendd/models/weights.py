@@ -148,6 +148,12 @@ def saved_backbone(path: str | Path) -> dict[str, Any] | None:
         return None
 
 
+def network_of(value: str) -> dict[str, str]:
+    """The keys of :class:`gendd.ModelConfig` that a network's name, or the folder of its run, stands for."""
+    described = saved_backbone(value) if Path(value).is_dir() else None
+    return {"name": value} if described is None else {"name": described["name"], "weights": value}
+
+
 def saved_class_names(path: str | Path) -> list[str] | None:
     """Class names of a run's or a student's folder, as :func:`load_weights` takes it; None where none are."""
     names = saved_info(path).get("class_names")

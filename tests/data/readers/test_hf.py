@@ -119,8 +119,8 @@ def test_mistakes(tmp_path: Path) -> None:
     path = _save(tmp_path / "a", train=_split([1], [0]))
     config = replace(config, path=path)
     assert _says(config) == (
-        "data.test_path: expected a folder of test images, or a split 'test' or 'validation', as the training "
-        f"images in {path!r} are labelled, got none; set data.test_path, or data.labels to false."
+        "data.test_path: expected a folder of test images, or a split 'test' or 'validation', as the "
+        f"training images in {path!r} are labelled, got none; set data.test_path, or data.labels to false."
     )
     path = _save(tmp_path / "u", train=_split([1, 2], [0, 1]))
     unseen = load_data(replace(config, path=path, labels=False, validation=0.5))

@@ -76,8 +76,8 @@ def test_a_class_that_is_only_tested_has_to_be_named(tmp_path: Path) -> None:
     names.write_text("red\ngreen\nblue\n")
     config = _config(tmp_path, "0.png 0\n1.png 1\n", "2.png 1\n3.png 2\n")
     assert _says(config) == (
-        "Expected labels below 2 (the largest label in data.path is one less; data.classes names classes that "
-        f"are only tested), got 2 in line 2 of '{tmp_path / 'lists' / 'test.txt'}'; correct it."
+        "Expected labels below 2 (the largest label in data.path is one less; data.classes names classes "
+        f"that are only tested), got 2 in line 2 of '{tmp_path / 'lists' / 'test.txt'}'; correct it."
     )
     assert load_data(replace(config, classes=str(names))).num_classes == 3
     # what the labels of the training images are is of no matter then

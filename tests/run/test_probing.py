@@ -20,8 +20,8 @@ from gendd.cli import main
 from gendd.config import RunConfig, dump, load_config
 from gendd.errors import UserError
 from gendd.evaluation import memory_format
-from gendd.probing import probe_run
-from gendd.run import Run, evaluate_run, predict
+from gendd.predict import predict
+from gendd.run import Run, evaluate_run, probe_run
 
 Capture = pytest.CaptureFixture[str]
 
@@ -482,7 +482,7 @@ def test_classifiers_that_cannot_be_fitted(
 ) -> None:
     student = gendd.load(run)
     student.backbone.classifier = nn.Linear(16, 10, bias=False)
-    monkeypatch.setattr("gendd.run.load", lambda *_, **__: student)
+    monkeypatch.setattr("gendd.run.folder.load", lambda *_, **__: student)
     assert refused(capsys, str(run)) == (
         f"The run at '{run}': expected a student whose classifier has a bias, got cifar/resnet8x0.25 without."
     )
@@ -499,7 +499,7 @@ def test_classifiers_that_cannot_be_fitted(
     )
 
 
-@pytest.mark.parametrize("place", ["gendd.probing.refit_linear", "gendd.probing.write_card"])
+@pytest.mark.parametrize("place", ["gendd.run.probing.refit_linear", "gendd.run.probing.write_card"])
 def test_an_interruption_leaves_the_run_as_it_was(
     run: Path, place: str, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,16 +18,19 @@ from typing import Any, get_args
 import torch
 from torch import nn
 
-from gendd import exhibits, report
+from gendd import report
 from gendd.config import RunConfig, dump
 from gendd.data import Data, load_data
 from gendd.errors import UserError, did_you_mean
 from gendd.evaluation import Scores, evaluate, latency_images, pick_readout, readout_costs
 from gendd.files import write_json
+from gendd.messages import say
 from gendd.modelcard import write_card
 from gendd.models import Frozen
 from gendd.refit import SAID, Refit, Target, check_bias, refit_linear, targets_of
-from gendd.run import Run, open_teacher
+from gendd.run import exhibits
+from gendd.run.folder import RunFolder
+from gendd.run.teacher import open_teacher
 from gendd.shots import shots_of
 from gendd.student import Student
 from gendd.training import autocast_type, resolve_device
@@ -36,8 +38,6 @@ from gendd.training import autocast_type, resolve_device
 _FIGURES = ("top1", "top5", "agreement")
 # by what held-out images were judged, as `readout: auto` calls it
 _METRICS = {"labels": "top1", "teacher": "agreement"}
-
-
 _JUDGES = {"teacher": "the teacher", "mean": "readout mean"}
 
 
@@ -150,13 +150,13 @@ def probe_run(
         return update.write(stage, ask, start)
 
 
-def _opened(path: str | Path) -> Run:
+def _opened(path: str | Path) -> RunFolder:
     folder = Path(path)
     if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
         own = (folder.parent / "config.yaml").is_file()
         where = f"give {str(folder.parent)!r}" if own else "it tells which images to fit to"
         raise UserError(f"Expected a run's folder, got that of a student alone, {str(path)!r}; {where}.")
-    return Run.open(path)
+    return RunFolder.open(path)
 
 
 def _lay_out(network: nn.Module, config: RunConfig) -> None:
@@ -313,7 +313,7 @@ def _staged(folder: Path) -> Iterator[Path]:
 class _Update:
     """A run and its student after a fit; writes what changes."""
 
-    run: Run
+    run: RunFolder
     config: RunConfig
     data: Data
     student: Student
@@ -355,7 +355,7 @@ class _Update:
         fresh = "multiply_adds" not in entry
         teacher = ask() if fresh or before["agreement"] is not None else None
         if ask.missing is not None and before["agreement"] is not None:
-            _say(f"the agreement with the teacher is not known any more: {ask.missing}")
+            say(f"the agreement with the teacher is not known any more: {ask.missing}")
         scores = evaluate(
             student,
             data.test,
@@ -389,7 +389,7 @@ class _Update:
         found = {name: Scores(value, None, value, confusion=None) for name, value in pick["percent"].items()}
         again = pick_readout(found, pick["metric"])
         if again.name != self.student.readout:
-            _say(str(again))
+            say(str(again))
             self.student.readout = again.name
 
     def _labels_seen_by(self, last: dict[str, Any]) -> str | None:
@@ -424,7 +424,3 @@ class _Update:
         files = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
         for file in sorted(files, key=lambda file: file.name == "metrics.json"):
             (stage / file).replace(self.run.folder / file)
-
-
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)

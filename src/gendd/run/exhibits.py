@@ -18,16 +18,19 @@ from gendd.evaluation import BATCH_SIZE
 from gendd.models import Frozen
 from gendd.student import Student
 
+# logged figures of a step, by name
+Row = dict[str, float]
+
 _FEATURES = 1000
 _EXAMPLES = 24
 
 
-def curves(folder: Path, readout: ReadoutChoice = "mean") -> list[dict[str, float]]:
+def curves(folder: Path, readout: ReadoutChoice = "mean") -> list[Row]:
     """Logged rows of a training, over its interruptions: where steps repeat, the later one holds.
 
     val/top1 is that of the readout that chose the checkpoint.
     """
-    rows: dict[int, dict[str, float]] = {}
+    rows: dict[int, Row] = {}
     files = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda p: int(p.parent.name.split("_")[1]))
     for file in files:
         with file.open(newline="", encoding="utf-8") as stream:

@@ -9,13 +9,12 @@ import pytest
 import torch
 from sklearn.datasets import load_digits
 from sklearn.linear_model import LogisticRegression
-from sklearn.neighbors import KNeighborsClassifier
 from torch import Tensor
 from torch.nn import functional as F
 
-from gendd import probe
+from gendd import linear_fit
 from gendd.errors import UserError
-from gendd.probe import agreement, choose_classifier, fit_classifier, neighbour_votes
+from gendd.linear_fit import agreement, choose_classifier, fit_classifier
 
 
 def digits(count: int = 400) -> tuple[Tensor, Tensor]:
@@ -103,13 +102,13 @@ def test_float32_gives_the_same_predictions_and_its_own_type() -> None:
 def test_the_passes_add_up(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = digits(100)
     whole = fit_classifier(features, labels, l2=0.01)
-    monkeypatch.setattr(probe, "_CHUNK_NUMBERS", 7 * 64)  # seven rows
+    monkeypatch.setattr(linear_fit, "_CHUNK_NUMBERS", 7 * 64)  # seven rows
     # also where they are standardised as they are read
-    for held in (probe.HELD_NUMBERS, 1000):
-        monkeypatch.setattr(probe, "HELD_NUMBERS", held)
+    for held in (linear_fit.HELD_NUMBERS, 1000):
+        monkeypatch.setattr(linear_fit, "HELD_NUMBERS", held)
         for came, wanted in zip(fit_classifier(features, labels, l2=0.01), whole, strict=True):
             torch.testing.assert_close(came, wanted, atol=1e-7, rtol=1e-6)
-        assert probe.accuracy(*whole, features, labels) == agreement(F.linear(features, *whole), labels)
+        assert linear_fit.accuracy(*whole, features, labels) == agreement(F.linear(features, *whole), labels)
 
 
 def test_a_class_without_rows_is_kept() -> None:
@@ -148,7 +147,7 @@ def test_the_penalty_is_chosen_on_the_held_out_rows() -> None:
             ),
             labels[held],
         )
-        for l2 in probe.STRENGTHS
+        for l2 in linear_fit.STRENGTHS
     }
     assert choice.accuracy == pytest.approx(max(alone.values()), abs=0.01)
     assert choice.accuracy > 0.8
@@ -170,8 +169,8 @@ def test_rows_too_many_to_hold_all_count(soft: bool, part: int, monkeypatch: pyt
     given = features[train], targets[train], features[held], labels[held]
     wanted = choose_classifier(*given, strengths=[1e-2], max_iterations=500)
     # 64 numbers a row, and 10 of probabilities
-    monkeypatch.setattr(probe, "HELD_NUMBERS", 9_000)
-    monkeypatch.setattr(probe, "_FURTHER_ITERATIONS", 200)
+    monkeypatch.setattr(linear_fit, "HELD_NUMBERS", 9_000)
+    monkeypatch.setattr(linear_fit, "_FURTHER_ITERATIONS", 200)
     rounds: list[list[float]] = []
     counts: list[int] = []
 
@@ -183,7 +182,7 @@ def test_rows_too_many_to_hold_all_count(soft: bool, part: int, monkeypatch: pyt
         counts.append(len(features))
         return fit_classifier(features, *others, **options)
 
-    monkeypatch.setattr(probe, "fit_classifier", fitted)
+    monkeypatch.setattr(linear_fit, "fit_classifier", fitted)
     came = choose_classifier(*given, strengths=[1e-2], max_iterations=500, watch=watch)
     assert counts == [part, 400] and rounds == [[1e-2], [1e-2]]
     some = fit_classifier(features[train][:: 400 // part + 1], targets[train][:: 400 // part + 1], l2=1e-2)
@@ -193,7 +192,7 @@ def test_rows_too_many_to_hold_all_count(soft: bool, part: int, monkeypatch: pyt
 
 def test_of_rows_too_many_to_hold_the_best_penalties_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     features, labels = digits(300)
-    monkeypatch.setattr(probe, "HELD_NUMBERS", 9_000)
+    monkeypatch.setattr(linear_fit, "HELD_NUMBERS", 9_000)
     rounds: list[list[float]] = []
 
     def watch(penalties: Sequence[float]) -> Sequence[float]:
@@ -201,7 +200,7 @@ def test_of_rows_too_many_to_hold_the_best_penalties_go_on(monkeypatch: pytest.M
         return penalties
 
     choice = choose_classifier(features[:200], labels[:200], features[200:], labels[200:], watch=watch)
-    assert rounds[0] == sorted(probe.STRENGTHS, reverse=True)
+    assert rounds[0] == sorted(linear_fit.STRENGTHS, reverse=True)
     first = rounds[0].index(rounds[1][0])
     assert rounds[1] == rounds[0][first : first + 2] and choice.l2 in rounds[1]
 
@@ -210,29 +209,3 @@ def test_agreement_takes_classes_and_probabilities() -> None:
     logits = torch.tensor([[2.0, 1.0], [0.0, 1.0], [3.0, 1.0], [0.0, 5.0]])
     assert agreement(logits, torch.tensor([0, 1, 1, 1])) == 0.75
     assert agreement(logits, torch.tensor([[0.9, 0.1], [0.1, 0.9], [0.4, 0.6], [0.6, 0.4]])) == 0.5
-
-
-# --- neighbours ---
-
-
-def test_votes_are_counted_by_hand() -> None:
-    bank = torch.tensor([[1.0, 0.0], [0.0, 2.0], [3.0, 3.0]])
-    votes = neighbour_votes(
-        torch.tensor([[5.0, 0.0]]), bank, torch.tensor([0, 1, 1]), 3, neighbours=3, temperature=0.5
-    )
-    # cosines 1, 0 and √½, less the largest
-    wanted = [1.0, math.exp(-2.0) + math.exp((math.sqrt(0.5) - 1) / 0.5), 0.0]
-    torch.testing.assert_close(votes, torch.tensor([wanted]))
-
-
-def test_one_neighbour_is_scikit_learns(monkeypatch: pytest.MonkeyPatch) -> None:
-    features, labels = digits(500)
-    reference = KNeighborsClassifier(1, metric="cosine").fit(features[:300].numpy(), labels[:300].numpy())
-    monkeypatch.setattr(probe, "_CHUNK_NUMBERS", 300 * 64)
-    votes = neighbour_votes(features[300:], features[:300], labels[:300], 10, neighbours=1)
-    assert votes.argmax(-1).tolist() == reference.predict(features[300:].numpy()).tolist()
-
-
-def test_a_bank_smaller_than_the_neighbours_votes_whole() -> None:
-    votes = neighbour_votes(torch.ones(2, 3), torch.eye(3), torch.tensor([0, 1, 1]), 2, neighbours=20)
-    torch.testing.assert_close(votes, torch.tensor([[1.0, 2.0], [1.0, 2.0]]))

@@ -1,4 +1,4 @@
-"""What can be read off features that stay as they are: classifiers fitted to them, neighbours, cosines.
+"""Linear classifiers fitted to features that stay as they are.
 
 Shapes: N fitted rows · n scored rows · d feature width · K classes.
 """
@@ -205,41 +205,6 @@ def agreement(logits: Tensor, targets: Tensor) -> float:
 def _right(logits: Tensor, targets: Tensor) -> int:
     wanted = targets.argmax(-1) if targets.ndim == 2 else targets
     return int((logits.argmax(-1) == wanted).sum())
-
-
-def neighbour_votes(
-    features: Tensor,
-    bank: Tensor,
-    labels: Tensor,
-    num_classes: int,
-    *,
-    neighbours: int = 20,
-    temperature: float = 0.07,
-) -> Tensor:
-    """Votes of the nearest neighbours by cosine, each weighing exp(cosine / temperature) (Wu et al. 2018).
-
-    Args:
-        features: (n, d).
-        bank: (N, d) features whose classes are known.
-        labels: (N,) int64, theirs.
-        num_classes: K.
-        neighbours: How many vote; all of a smaller bank.
-        temperature: Positive; the smaller, the more the nearest decide.
-
-    Returns:
-        (n, K), float32; their argmax is the class.
-    """
-    count = min(neighbours, len(bank))
-    known = F.normalize(bank.float(), dim=-1)
-    votes = []
-    size = max(1, _CHUNK_NUMBERS // len(bank))
-    for rows in torch.split(F.normalize(features.float(), dim=-1), size):
-        cosines, nearest = (rows @ known.T).topk(count)
-        # less the nearest's: only ratios count, and exp can't overflow
-        weights = ((cosines - cosines[:, :1]) / temperature).exp()
-        vote = weights.new_zeros(len(rows), num_classes)
-        votes.append(vote.scatter_add_(1, labels[nearest], weights))
-    return torch.cat(votes)
 
 
 def _check_rows(features: Tensor, targets: Tensor, num_classes: int | None) -> None:

@@ -1,0 +1,111 @@
+"""What is said before anything is trained or written, of settings that can't work together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+from torch import nn
+
+from gendd.config import MethodName, RunConfig
+from gendd.data import Data
+from gendd.errors import UserError
+from gendd.methods import Method, Pretraining, build_method
+from gendd.models import Backbone
+from gendd.models.registry import check_name
+from gendd.refit import check_refit
+from gendd.run.networks import student_network
+from gendd.run.settings import is_taught, methods_of, sees_labels, trains_teacher
+from gendd.training import choose_monitor
+
+
+def check_names(config: RunConfig, networks: Mapping[str, nn.Module]) -> None:
+    """Raise :class:`UserError` at a network's name that isn't known, before images are loaded for it."""
+    if is_taught(config) and "teacher" not in networks:
+        try:
+            check_name(config.teacher.name)
+        except UserError as error:
+            raise UserError(f"Teacher: {error}") from error
+    if "student" not in networks:
+        check_name(config.student.name)
+
+
+def check_networks(
+    config: RunConfig, data: Data, teacher: Backbone | None, networks: Mapping[str, nn.Module]
+) -> None:
+    """Raise :class:`UserError` where the student or a method can't be built, or can't learn.
+
+    It is said before anything is trained or written, of this teacher and these labels.
+    """
+    _check_teacher(config, data)
+    if config.readout.name == "auto" and data.val is None:
+        raise UserError(
+            "data.validation: expected a fraction above 0, as readout.name is auto, got 0; hold some images "
+            "out, or name the readout."
+        )
+    seen = sees_labels(config, data)
+    student = student_network(config, data, teacher, networks.get("student"))
+    for name in methods_of(config):
+        method = build_method(dataclasses.replace(config, method=name), student, teacher, seen)
+        _check_labels(name, method, config, data)
+        if data.val is not None:
+            monitor = config.training.monitor
+            choose_monitor(method, monitor, seen, data.num_classes, config.readout.name)
+        if name == "gendd" and method.teacher is not None and config.gendd.refit != "none":
+            check_refit(method.student(), method.teacher, config.gendd.refit, seen)
+    if "linear_probe" in methods_of(config) and not (config.student.weights or config.student.pretrained):
+        raise UserError(
+            "student.weights: expected a trained student for method 'linear_probe', got none; "
+            "give its run or its file."
+        )
+    if config.method == "gendd" and config.training.stage1_epochs > 0:
+        if not seen:
+            raise UserError(
+                f"training.stage1_epochs: expected 0 without labels, got {config.training.stage1_epochs}."
+            )
+        assert teacher is not None
+        Pretraining(student, teacher)
+    if trains_teacher(config) and not data.labelled:
+        raise UserError(
+            "teacher.weights: expected a trained teacher for images without labels; give its file."
+        )
+    if data.test.labels is None and not is_taught(config):
+        raise UserError(
+            f"data.test_path: expected labelled test images for method {config.method!r}, which has no "
+            "teacher to agree with, got unlabelled ones; set data.test_path."
+        )
+
+
+def _check_labels(name: MethodName, method: Method, config: RunConfig, data: Data) -> None:
+    """Raise :class:`UserError` where a method of a run needs labels that are absent or may not be seen."""
+    if not method.needs_labels or sees_labels(config, data):
+        return
+    if config.data.labels:
+        raise UserError(
+            f"Method {name!r} learns from labels, and {data.name!r} has none: use method gendd or kl, "
+            "or give labelled images."
+        )
+    if name == config.method:
+        raise UserError(
+            f"data.labels: expected true for method {name!r}, which learns from labels, got False."
+        )
+    raise UserError(
+        f"baselines: expected methods without labels (gendd, kl) where data.labels is false, "
+        f"got {name!r}. Give --baselines '[kl]' or '[]'."
+    )
+
+
+def _check_teacher(config: RunConfig, data: Data) -> None:
+    """Raise :class:`UserError` where a teacher would have to be trained that can't be."""
+    if not trains_teacher(config):
+        return
+    if not config.teacher.classifier:
+        raise UserError(
+            "teacher.classifier: expected true for a teacher that is trained on the labels first, got False. "
+            "Give --teacher.weights, or a pretrained one."
+        )
+    if config.teacher.classes not in (None, data.num_classes):
+        raise UserError(
+            f"teacher.classes: expected null for a teacher that is trained on the labels first, got "
+            f"{config.teacher.classes}. Give --teacher.weights, or leave it out."
+        )

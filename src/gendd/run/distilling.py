@@ -1,0 +1,69 @@
+"""``gendd.distill``: a run from Python."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from gendd.config import DataConfig, ModelConfig, RunConfig, from_dict, to_dict
+from gendd.models.registry import describe_module
+from gendd.models.weights import network_of
+from gendd.run.experiment import execute
+from gendd.run.finished import Run
+
+
+def distill(
+    config: RunConfig | None = None,
+    *,
+    teacher: str | ModelConfig | nn.Module | None = None,
+    student: str | ModelConfig | nn.Module | None = None,
+    data: str | DataConfig | None = None,
+    out: str | Path | None = None,
+    overwrite: bool = False,
+    resume: bool = False,
+    **settings: Any,
+) -> Run:
+    """Distil a teacher into a student.
+
+    Args:
+        config: The whole configuration; what else is given replaces parts of it.
+        teacher: Name or configuration of the teacher, a run's folder, whose student it is, or a trained
+            network: a :class:`gendd.Backbone` (see :func:`gendd.wrap`) or any module. It is frozen in place.
+        student: Name, configuration or run's folder of the student, or a network, whose copy is trained
+            from the weights it has; ``gendd.load(run, backbone=module)`` gives the distilled one.
+        data: Name or configuration of the images.
+        out: Output folder.
+        overwrite: Replace a run in that folder. Only what a run writes is deleted, and nothing at all
+            where other files are beside it.
+        resume: Go on with the run in that folder.
+        settings: Any other section or key of :class:`RunConfig`; sections may be dictionaries.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        UserError: something given can't be used.
+    """
+    values = to_dict(config or RunConfig())
+    given = {"teacher": teacher, "student": student, "data": data, "out": out, **settings}
+    networks: dict[str, nn.Module] = {}
+    for key, value in given.items():
+        if value is None:
+            continue
+        if key in ("teacher", "student") and isinstance(value, nn.Module):
+            networks[key] = value
+            values[key] = to_dict(describe_module(from_dict(values[key], ModelConfig), value))
+        elif dataclasses.is_dataclass(value) and not isinstance(value, type):
+            values[key] = to_dict(value)
+        elif isinstance(value, dict):
+            values[key] = {**values.get(key, {}), **value}
+        elif key in ("teacher", "student"):
+            values[key] = {**values[key], **network_of(str(value))}
+        elif key == "data":
+            values[key] = {**values[key], "name": str(value)}
+        else:
+            values[key] = str(value) if key == "out" else value
+    return execute(from_dict(values, RunConfig), overwrite=overwrite, resume=resume, networks=networks)

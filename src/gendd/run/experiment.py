@@ -1,0 +1,162 @@
+"""A run from configuration to report: the teacher, the baselines, the student, its figures and its files."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gendd import report
+from gendd.config import RunConfig, dump
+from gendd.data import Data, describe, load_data
+from gendd.files import write_json
+from gendd.messages import say
+from gendd.modelcard import write_card
+from gendd.models import Backbone, Frozen, load_weights, teacher_class_names
+from gendd.provenance import provenance
+from gendd.run import exhibits
+from gendd.run.checks import check_names, check_networks
+from gendd.run.finished import Run
+from gendd.run.measuring import measure
+from gendd.run.networks import teacher_network, with_classes
+from gendd.run.output import check_folder, claim
+from gendd.run.settings import methods_of, trains_teacher
+from gendd.run.teacher import freeze, teacher_run
+from gendd.run.training import Trained, settle_readout, train
+from gendd.training import resolve_device
+
+
+def execute(
+    config: RunConfig,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    networks: Mapping[str, nn.Module] | None = None,
+) -> Run:
+    """Carry a configuration out, from data to report; see :func:`gendd.distill`.
+
+    Args:
+        config: What is to be done.
+        overwrite: As there.
+        resume: As there.
+        networks: The ``teacher`` or ``student`` that was made in Python.
+    """
+    networks = networks or {}
+    if config.out is None:
+        config = dataclasses.replace(config, out=f"runs/{config.method}-{config.data.name}")
+    assert config.out is not None
+    folder = Path(config.out)
+    device = resolve_device(config.training.device)
+    check_folder(folder, config, overwrite, resume)
+    check_names(config, networks)
+    data = load_data(config.data)
+    network = teacher_network(config, data, networks)
+    data = with_classes(config, data, network)
+    say(describe(data))
+    check_networks(config, data, network, networks)
+    if network is not None:
+        say(f"teacher {network.describe()}")
+    if config.data.labels and not data.labelled:
+        kept = " (a folder of images holds train/CLASS/)" if data.name == "folder" else ""
+        say(
+            f"data.labels is true, but the training images of {data.name!r} have no labels{kept}: training "
+            "without; data.labels false says that it is meant"
+        )
+    # before the teacher is trained: a run that is stopped there can be resumed too
+    if not resume:
+        claim(folder, config)
+    for skipped in data.skipped:
+        skipped.record(folder / "logs" / "skipped.txt")
+    teacher, teacher_folder = prepared_teacher(config, data, network, device)
+
+    results: dict[str, Trained] = {}
+    for name in methods_of(config):
+        part = dataclasses.replace(config, method=name)
+        place = _place(folder, config, name)
+        results[name] = train(part, data, teacher, place, resume, networks.get("student"))
+    main = results[config.method].student
+    pick = settle_readout(main, config, data, teacher, device)
+    main.info |= _info(config, data, teacher)
+    # before the evaluation, which a sampling readout can make long
+    main.save(folder / "student")
+    metrics, confusion = measure(config, data, teacher, results, device)
+    if pick is not None:
+        metrics["student"]["readout_pick"] = {"metric": pick.metric, "percent": pick.percent}
+    write_card(folder / "student" / "README.md", main, metrics)
+    content = report.ReportData(
+        title=folder.name,
+        metrics=metrics,
+        curves=_curves(folder, config, teacher_folder),
+        confusion=confusion,
+        class_names=data.class_names,
+        examples=exhibits.examples(main, data, device, config.seed),
+        config_yaml=dump(config),
+        **exhibits.features(main, teacher, data.test, device, config.seed),
+    )
+    report.write_report(content, folder / "report.html")
+    # last: a folder with it is a finished run
+    write_json(folder / "metrics.json", metrics)
+    return Run(folder)
+
+
+def prepared_teacher(
+    config: RunConfig, data: Data, network: Backbone | None, device: torch.device
+) -> tuple[Frozen | None, Path | None]:
+    """The frozen teacher, and the folder it was trained in, if it was."""
+    if network is None:
+        return None, None
+    folder = None
+    if trains_teacher(config):
+        folder = trained_teacher(config, data, device)
+        load_weights(network, folder)
+    return freeze(network, config, device), folder
+
+
+def trained_teacher(config: RunConfig, data: Data, device: torch.device) -> Path:
+    """The run folder of a teacher trained on the labels, from the cache or trained now."""
+    folder, training = teacher_run(config, data, device)
+    if (folder / "metrics.json").is_file():
+        say(f"teacher {config.teacher.name}: cached")
+        return folder
+    say(f"teacher {config.teacher.name}: training (cached afterwards in {folder})")
+    again = (folder / "config.yaml").is_file()
+    execute(dataclasses.replace(training, out=str(folder)), resume=again)
+    return folder
+
+
+def _info(config: RunConfig, data: Data, teacher: Frozen | None) -> dict[str, Any]:
+    """What a student's folder tells of where it comes from and what it takes."""
+    info = {
+        "class_names": data.class_names,
+        "image_size": data.image_size,
+        "framing": data.test.framing,
+        "data": data.name,
+        "method": config.method,
+        "teacher": None if teacher is None else config.teacher.name,
+        **provenance(config.student, None if teacher is None else config.teacher),
+    }
+    if teacher is not None and teacher.num_classes not in (0, data.num_classes):
+        names = teacher_class_names(config.teacher, teacher.num_classes)
+        if names is not None:
+            info["teacher_class_names"] = names
+    return info
+
+
+def _curves(folder: Path, config: RunConfig, teacher_folder: Path | None) -> dict[str, list[exhibits.Row]]:
+    """How each training went, that of the teacher too where it was trained."""
+    found: dict[str, list[exhibits.Row]] = {
+        name: exhibits.curves(_place(folder, config, name), config.readout.name)
+        for name in methods_of(config)
+    }
+    if teacher_folder is not None:
+        found["teacher"] = exhibits.curves(teacher_folder)
+    return found
+
+
+def _place(folder: Path, config: RunConfig, name: str) -> Path:
+    """Where a method of the run is trained."""
+    return folder if name == config.method else folder / "baselines" / name

@@ -1,0 +1,39 @@
+"""A finished run, and what can be done with it from Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from gendd.refit import Target
+from gendd.run.folder import RunFolder
+from gendd.run.probing import Probed, probe_run
+
+
+@dataclass(frozen=True)
+class Run(RunFolder):
+    """A finished run."""
+
+    def probe(
+        self,
+        target: Target | None = None,
+        *,
+        train_images: int | None = None,
+        allow_labels: bool = False,
+        device: str | None = None,
+        backbone: nn.Module | None = None,
+        teacher: nn.Module | None = None,
+        progress: bool = False,
+    ) -> Probed:
+        """Fit the linear readout of its student anew; see :func:`gendd.run.probing.probe_run`."""
+        return probe_run(
+            self.folder,
+            target,
+            train_images=train_images,
+            allow_labels=allow_labels,
+            device=device,
+            backbone=backbone,
+            teacher=teacher,
+            progress=progress,
+        )

@@ -1,0 +1,197 @@
+"""The figures of a run, what ``metrics.json`` holds: of the teacher, the student and the baselines."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gendd.config import ReadoutName, RunConfig, to_dict
+from gendd.data import Data
+from gendd.embedding import embedding_scores
+from gendd.evaluation import OutputName, Scores, evaluate, latency_images, memory_format, readout_costs
+from gendd.models import Frozen, count_parameters
+from gendd.run.settings import sees_labels
+from gendd.run.training import Trained
+from gendd.shots import Shots, shots_of
+from gendd.student import Student
+from gendd.training import FitResult, is_share, resolve_precision, shows_progress
+
+
+def measure(
+    config: RunConfig,
+    data: Data,
+    teacher: Frozen | None,
+    results: dict[str, Trained],
+    device: torch.device,
+) -> tuple[dict[str, Any], Tensor | None]:
+    """All figures of a run, JSON-ready, and the confusion matrix (K, K) of the student's own readout.
+
+    Args:
+        config: The run's.
+        data: Its images.
+        teacher: On the device; None where no method has one.
+        results: What was trained, by method.
+        device: Where to compute.
+    """
+    images, shots = latency_images(data.test, device), shots_of(data, config.data)
+    measuring = _Measuring(config, data, device, images, shots)
+    main = results[config.method].student.to(device).eval()
+    metrics: dict[str, Any] = {
+        "run": measuring.circumstances(main),
+        "teacher": None,
+        "student": None,
+        "baselines": {},
+    }
+    embedding: dict[str, Any] = {}
+    if teacher is not None and (not teacher.has_classifier or teacher.num_classes != data.num_classes):
+        embedding = embedding_scores(
+            main, teacher, data.train, data.test, data.num_classes, device=device, workers=config.data.workers
+        )
+    if teacher is not None:
+        metrics["teacher"] = measuring.teacher(teacher)
+        if embedding:
+            metrics["teacher"]["embedding"] = embedding.pop("teacher")
+    confusion = None
+    for name, trained in results.items():
+        scores = measuring.scores(trained.student.to(device).eval(), teacher)
+        if name != config.method:
+            metrics["baselines"][name] = measuring.baseline(trained, scores)
+            continue
+        metrics["student"] = measuring.student(trained, scores, embedding)
+        if main.readouts:
+            confusion = scores[main.readout].confusion
+            metrics["run"]["test_images"] = scores[main.readout].images
+    # last: streamed images are found unreadable while others are measured
+    metrics["run"]["skipped"] = {each.part: len(each) for each in data.skipped}
+    if shots is not None:
+        metrics["run"]["shot_thresholds"] = [shots.few, shots.many]
+    return metrics, confusion
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """What all figures of a run are measured with.
+
+    Attributes:
+        config: The run's.
+        data: Its images.
+        device: Where to compute.
+        images: A batch to take the time of, on the device.
+        shots: Groups of classes by their training images; None where none are told apart.
+    """
+
+    config: RunConfig
+    data: Data
+    device: torch.device
+    images: Tensor
+    shots: Shots | None
+
+    def circumstances(self, student: Student) -> dict[str, Any]:
+        """What the figures were measured on, and with what."""
+        config, data = self.config, self.data
+        return {
+            "method": config.method,
+            "name": Path(config.out or "").name,
+            "seed": config.seed,
+            "train_images": len(data.train),
+            "val_images": 0 if data.val is None else len(data.val),
+            "test_images": len(data.test),
+            "tested_on": data.tested_on,
+            "labels_used": sees_labels(config, data),
+            "epochs": config.training.epochs,
+            "device": str(self.device),
+            "threads": torch.get_num_threads(),
+            "precision": resolve_precision(config.training.precision, self.device),
+            "latency_batch": len(self.images),
+            "latency_memory_format": str(memory_format(student)).removeprefix("torch."),
+            "versions": {
+                "gendd": version("gendd"),
+                "python": platform.python_version(),
+                "torch": torch.__version__,
+                "lightning": version("lightning"),
+            },
+        }
+
+    def scores(self, student: Student, teacher: Frozen | None = None) -> dict[ReadoutName, Scores]:
+        """Scores on the test images by readout; with a teacher, the agreement with it too."""
+        return evaluate(
+            student,
+            self.data.test,
+            teacher=teacher,
+            shots=self.shots,
+            num_classes=self.data.num_classes,
+            device=self.device,
+            seed=self.config.seed,
+            workers=self.config.data.workers,
+            progress=shows_progress(self.config.training),
+        )
+
+    def teacher(self, teacher: Frozen) -> dict[str, Any]:
+        """The teacher's own figures."""
+        reader = Student(teacher.backbone).to(self.device).eval()
+        scores = self.scores(reader)
+        if reader.readouts:
+            own = self._figures(reader, "linear", scores)
+        else:
+            own = {"top1": None, "top5": None, **readout_costs(reader, "feature", self.images)}
+        own.pop("agreement", None)
+        return {"name": self.config.teacher.name, **own}
+
+    def baseline(self, trained: Trained, scores: dict[ReadoutName, Scores]) -> dict[str, Any]:
+        """Figures of a baseline, of its linear readout."""
+        figures = self._figures(trained.student, "linear", scores)
+        return {"name": self.config.student.name, **figures, **_fitted(trained.result)}
+
+    def student(
+        self, trained: Trained, scores: dict[ReadoutName, Scores], embedding: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Figures of the student itself, of each readout; of its features those of ``embedding``."""
+        student = trained.student
+        readouts = {each: self._figures(student, each, scores) for each in student.readouts}
+        if "sample" in readouts:
+            sampler = to_dict(student.settings)
+            sampler.pop("name")
+            readouts["sample"].update(sampler)
+        told: dict[str, Any] = {
+            "name": self.config.student.name,
+            "parameters": count_parameters(student.backbone),
+            "readouts": readouts,
+            "readout": student.readout if student.readouts else None,
+            **_fitted(trained.result),
+        }
+        if trained.refit is not None:
+            told["refit"] = dataclasses.asdict(trained.refit)
+        if embedding:
+            outputs: tuple[OutputName, ...] = ("feature", "generated")
+            told["embedding"] = {
+                each: {**embedding[each], **readout_costs(student, each, self.images)}
+                for each in outputs
+                if each in embedding
+            }
+        return told
+
+    def _figures(
+        self, student: Student, name: ReadoutName, scores: dict[ReadoutName, Scores]
+    ) -> dict[str, Any]:
+        return {**scores[name].as_dict(), **readout_costs(student, name, self.images)}
+
+
+def _fitted(result: FitResult) -> dict[str, Any]:
+    """How a training went."""
+    return {"train_seconds": round(result.seconds, 2), "validation": _validation(result)}
+
+
+def _validation(result: FitResult) -> dict[str, Any] | None:
+    """What the checkpoint was chosen by; None where nothing is held out."""
+    if result.monitor is None or result.best is None:
+        return None
+    if not is_share(result.monitor):
+        return {"metric": result.monitor, "loss": round(result.best, 5)}
+    return {"metric": result.monitor, "percent": round(100 * result.best, 2)}

@@ -1,0 +1,61 @@
+"""The networks of a run as they are built, before anything is trained."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+from collections.abc import Mapping
+
+from torch import nn
+
+from gendd.config import RunConfig
+from gendd.data import Data
+from gendd.errors import UserError
+from gendd.models import Backbone, Frozen, build_model, build_teacher, teacher_class_names
+from gendd.run.settings import is_taught, sees_labels
+
+
+def teacher_network(config: RunConfig, data: Data, networks: Mapping[str, nn.Module]) -> Backbone | None:
+    """The teacher, untrained where it comes without weights; None where no method has one."""
+    if not is_taught(config):
+        return None
+    try:
+        return build_teacher(config.teacher, data.num_classes, data.channels, networks.get("teacher"))
+    except UserError as error:
+        raise UserError(f"Teacher: {error}") from error
+
+
+def with_classes(config: RunConfig, data: Data, teacher: Backbone | None) -> Data:
+    """The data with the classes of the teacher, where it doesn't tell its own and the teacher has some."""
+    if data.class_names or teacher is None:
+        return data
+    classes = teacher.num_classes
+    names = teacher_class_names(config.teacher, classes)
+    return dataclasses.replace(data, class_names=names or [str(number) for number in range(classes)])
+
+
+def student_network(
+    config: RunConfig, data: Data, teacher: Backbone | Frozen | None, given: nn.Module | None
+) -> Backbone:
+    """The student as training finds it; each method trains its own."""
+    classes = _student_classes(config, data, teacher)
+    # where nothing tells the classes its classifier is no readout
+    backbone = build_model(config.student, classes or 1, data.channels, given)
+    if not backbone.has_classifier:
+        raise UserError(
+            f"student.feature: expected a module before the classifier of {backbone.name}, got "
+            f"{config.student.feature!r}, which none follows; leave it out."
+        )
+    if classes and backbone.num_classes != classes:
+        raise UserError(
+            f"Student: expected {backbone.name} with {classes} classes, those of the data or of the teacher "
+            f"that it learns from without labels, got one with {backbone.num_classes}; build it anew."
+        )
+    return backbone if given is None else copy.deepcopy(backbone)
+
+
+def _student_classes(config: RunConfig, data: Data, teacher: Backbone | Frozen | None) -> int:
+    """K of the student: the data's where it sees labels, else the teacher's, whose predictions it learns."""
+    if sees_labels(config, data) or teacher is None or not teacher.has_classifier:
+        return data.num_classes
+    return teacher.num_classes

@@ -1,0 +1,115 @@
+"""Which folder a run may write into, and what of an earlier run makes room for it."""
+
+from __future__ import annotations
+
+import shutil
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from gendd.config import RunConfig, dump, load_config, to_dict
+from gendd.errors import UserError
+from gendd.files import write_text
+from gendd.run.folder import RunFolder
+from gendd.run.settings import absolute, binding, data_paths
+
+# all that a run writes into its folder
+_WRITTEN = (
+    "config.yaml",
+    "metrics.json",
+    "report.html",
+    "student",
+    "checkpoints",
+    "logs",
+    "wandb",
+    "baselines",
+    "stage1",
+    "export",
+    # left where writing was cut short
+    "probe.tmp",
+    "config.yaml.tmp",
+    "metrics.json.tmp",
+    "report.html.tmp",
+)
+
+
+def claim(folder: Path, config: RunConfig) -> None:
+    """Make a checked output folder this run's."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for entry in folder.iterdir():
+        if not _is_written(entry):
+            continue
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
+    write_text(folder / "config.yaml", dump(config))
+
+
+def _is_written(entry: Path) -> bool:
+    return any(fnmatchcase(entry.name, pattern) for pattern in _WRITTEN)
+
+
+def check_folder(folder: Path, config: RunConfig, overwrite: bool, resume: bool) -> None:
+    """Raise :class:`UserError` where the output folder can't be this run's; nothing is written."""
+    saved = folder / "config.yaml"
+    if resume:
+        if not saved.is_file():
+            raise UserError(
+                f"--resume: expected a run in {str(folder)!r}, found none. Leave --resume out to start it."
+            )
+        if (folder / "metrics.json").is_file() and "imported" in RunFolder(folder).metrics.get("run", {}):
+            raise UserError(
+                f"--resume: expected a run trained in {str(folder)!r}, found an imported checkpoint; "
+                f"start from its weights with --student.weights {folder} and another --out."
+            )
+        ours, theirs = binding(to_dict(load_config(saved))), binding(to_dict(config))
+        changed = [
+            f"{name} was {value!r} and is {theirs[name]!r}"
+            for name, value in ours.items()
+            if value != theirs[name]
+        ]
+        if changed:
+            more = ", …" if len(changed) > 4 else ""
+            raise UserError(
+                f"--resume: expected the configuration of the run in {str(folder)!r}, but "
+                f"{', '.join(changed[:4])}{more}. Give the same, or another --out."
+            )
+        return
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        if not overwrite:
+            raise UserError(
+                f"Output folder {str(folder)!r} exists: give another --out, --resume to go on with its run, "
+                "or --overwrite to replace it."
+            )
+        _check_replaceable(folder, config)
+
+
+def _check_replaceable(folder: Path, config: RunConfig) -> None:
+    """Raise :class:`UserError` unless the folder holds a run, that run alone, and nothing this one reads."""
+    end = "Nothing was deleted; give another --out."
+    saved = folder / "config.yaml"
+    if not saved.is_file():
+        raise UserError(f"--overwrite: expected a run in {str(folder)!r}, found other files. {end}")
+    try:
+        load_config(saved)
+    except UserError as error:
+        raise UserError(
+            f"--overwrite: expected a run in {str(folder)!r}, but its config.yaml is of none ({error}) {end}"
+        ) from error
+    foreign = sorted(entry.name for entry in folder.iterdir() if not _is_written(entry))
+    if foreign:
+        shown = ", ".join(foreign[:3]) + (", …" if len(foreign) > 3 else "")
+        raise UserError(
+            f"--overwrite: expected a run alone in {str(folder)!r}, found {shown} beside it. {end}"
+        )
+    read = {
+        "teacher.weights": config.teacher.weights,
+        "student.weights": config.student.weights,
+        **{f"data.{key}": path for key, path in data_paths(config.data).items()},
+    }
+    for key, path in read.items():
+        if path is not None and Path(absolute(path)).is_relative_to(folder.resolve()):
+            raise UserError(
+                f"--overwrite: expected {key} outside of the folder to replace, got {path!r} in "
+                f"{str(folder)!r}. {end}"
+            )

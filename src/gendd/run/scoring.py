@@ -1,0 +1,66 @@
+"""Scores of a finished run, computed anew."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from gendd.config import ReadoutName
+from gendd.data import load_data
+from gendd.embedding import embedding_scores
+from gendd.evaluation import evaluate
+from gendd.run.experiment import prepared_teacher
+from gendd.run.folder import RunFolder
+from gendd.run.networks import teacher_network, with_classes
+from gendd.shots import shots_of
+from gendd.training import resolve_device
+
+
+def evaluate_run(
+    path: str | Path, readout: ReadoutName | None = None, progress: bool = False
+) -> dict[str, dict[str, Any]]:
+    """Scores of a run's student on its test images, computed anew, by readout.
+
+    Without labels, or where a readout is not of the data's classes, the teacher is loaded for its
+    agreement; of a student without readouts its features are scored as
+    :func:`gendd.embedding.embedding_scores` does.
+
+    Args:
+        path: The run folder.
+        readout: One readout; all by default.
+        progress: Show a progress bar.
+    """
+    run = RunFolder.open(path)
+    config = run.config
+    device = resolve_device(config.training.device)
+    student = run.student(device)
+    if readout is not None:
+        student.readout = readout
+    # streamed: the training images, which size and channels were taken from, need no decoding
+    data = load_data(dataclasses.replace(config.data, in_memory=False))
+    names = student.readouts if readout is None else (readout,)
+    teacher = None
+    unlabelled = data.test.labels is None
+    if unlabelled or not names or any(student.num_classes(name) != data.num_classes for name in names):
+        network = teacher_network(config, data, {})
+        data = with_classes(config, data, network)
+        teacher, _ = prepared_teacher(config, data, network, device)
+    if teacher is not None and not names:
+        workers = config.data.workers
+        return embedding_scores(
+            student, teacher, data.train, data.test, data.num_classes, device=device, workers=workers
+        )
+    scores = evaluate(
+        student,
+        data.test,
+        readouts=names,
+        teacher=teacher,
+        num_classes=data.num_classes,
+        shots=shots_of(data, config.data),
+        device=device,
+        seed=config.seed,
+        workers=config.data.workers,
+        progress=progress,
+    )
+    return {name: score.as_dict() for name, score in scores.items()}

@@ -1,0 +1,66 @@
+"""What a configuration asks of a run: which methods, with a teacher and labels or not, and what binds it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from gendd.config import DataConfig, MethodName, RunConfig
+from gendd.data import Data
+from gendd.data.tars import is_remote
+
+_TEACHERLESS = {"supervised", "linear_probe"}
+# settings that may differ between a run and its continuation, and do not make another teacher
+_FREE = (
+    {"out", "teacher.license", "student.license"}
+    | {f"data.{key}" for key in ("in_memory", "workers", "max_corrupt", "shot_thresholds")}
+    | {
+        f"{section}.{key}"
+        for section in ("training", "teacher_training")
+        for key in ("checkpoint_every", "device", "loggers", "progress")
+    }
+)
+
+
+def methods_of(config: RunConfig) -> list[MethodName]:
+    """What is trained, in order: the baselines, then the method itself."""
+    return list(dict.fromkeys([*config.baselines, config.method]))
+
+
+def is_taught(config: RunConfig) -> bool:
+    """Whether any of its methods has a teacher."""
+    return not set(methods_of(config)) <= _TEACHERLESS
+
+
+def trains_teacher(config: RunConfig) -> bool:
+    """Whether its teacher comes without weights, so that one is trained on the labels first."""
+    return is_taught(config) and config.teacher.weights is None and not config.teacher.pretrained
+
+
+def sees_labels(config: RunConfig, data: Data) -> bool:
+    """Whether training sees labels: there are some, and it may."""
+    return config.data.labels and data.labelled
+
+
+def binding(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """By dotted key, the settings of a plain configuration that its results depend on."""
+    found: dict[str, Any] = {}
+    for key, value in values.items():
+        name = prefix + key
+        if isinstance(value, dict):
+            found |= binding(value, name + ".")
+        elif name not in _FREE:
+            found[name] = value
+    return found
+
+
+def data_paths(config: DataConfig) -> dict[str, Any]:
+    """What the configuration of the images names on disk, by key."""
+    return {key: getattr(config, key) for key in ("path", "test_path", "root", "classes")}
+
+
+def absolute(path: str) -> str:
+    """The same path from everywhere; a URL is that already."""
+    if is_remote(path):
+        return path
+    return str(Path(path).expanduser().resolve())

@@ -1,0 +1,104 @@
+"""The frozen teacher of a run, and where in the cache one is kept that was trained on the labels."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import re
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from gendd.config import ReadoutConfig, RunConfig, to_dict
+from gendd.data import Data, load_data
+from gendd.errors import UserError
+from gendd.files import cache_folder
+from gendd.models import Backbone, Frozen, load_weights
+from gendd.models.module import digest
+from gendd.run.networks import teacher_network
+from gendd.run.settings import absolute, binding, data_paths, is_taught, trains_teacher
+from gendd.training import resolve_precision
+
+
+def freeze(network: Backbone, config: RunConfig, device: torch.device) -> Frozen:
+    """The teacher as it is asked, with its weights, on the device."""
+    dtype = torch.bfloat16 if config.teacher.dtype == "bf16" else None
+    return Frozen(network.to(device), dtype=dtype, compile=config.teacher.compile)
+
+
+def open_teacher(
+    config: RunConfig, data: Data, device: torch.device, given: nn.Module | None = None
+) -> Frozen:
+    """The teacher of a finished run; none is trained.
+
+    Args:
+        config: The run's.
+        data: The run's.
+        device: Where to put it.
+        given: The teacher, where it was made in Python.
+
+    Raises:
+        UserError: the run had none, or it is not to be had any more.
+    """
+    if not is_taught(config):
+        raise UserError(
+            f"Teacher: expected a run with one, got one of method {config.method!r}, which has none."
+        )
+    if given is None and config.teacher.name.startswith("module/"):
+        raise UserError(
+            f"Teacher: expected {config.teacher.name!r}, which was made in Python; give it there."
+        )
+    network = teacher_network(config, data, {} if given is None else {"teacher": given})
+    assert network is not None
+    if given is None and trains_teacher(config):
+        folder, _ = teacher_run(config, data, device)
+        if not (folder / "metrics.json").is_file():
+            raise UserError(
+                f"Teacher: expected the one that was trained for the run in {str(folder)!r}, found none; set "
+                "GENDD_CACHE to the cache folder of that time."
+            )
+        load_weights(network, folder)
+    return freeze(network, config, device)
+
+
+def teacher_run(config: RunConfig, data: Data, device: torch.device) -> tuple[Path, RunConfig]:
+    """Where in the cache a teacher trained on the labels is, and what trains it."""
+    seen = config.data
+    # resolved: the same teacher has the same settings wherever and however it is asked for
+    paths: dict[str, Any] = {
+        key: None if path is None else absolute(path) for key, path in data_paths(seen).items()
+    }
+    training = RunConfig(
+        method="supervised",
+        student=dataclasses.replace(config.teacher, classes=None, dtype="fp32", compile=False),
+        data=dataclasses.replace(seen, labels=True, **paths),
+        training=dataclasses.replace(
+            config.teacher_training, precision=resolve_precision(config.teacher_training.precision, device)
+        ),
+        readout=ReadoutConfig("linear"),
+        seed=config.seed,
+    )
+    # without labels the images are split otherwise; streamed, none is decoded to know them
+    own = data if seen.labels else load_data(dataclasses.replace(training.data, in_memory=False))
+    made_of = [binding(to_dict(training)), _contents(own), version("gendd")]
+    source = digest(config.teacher.name)
+    if source is not None:
+        made_of.append(source)
+    key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
+    # of a path its end, which names the network
+    stem = re.sub(r"[^\w.+-]+", "-", config.teacher.name)[-100:].lstrip("-.")
+    return cache_folder() / "teachers" / f"{stem}-{data.name}-{key}", training
+
+
+def _contents(data: Data) -> list[Any]:
+    """What tells these images from others of the same name and place: counts, classes and labels."""
+    parts = [data.train, data.test] if data.val is None else [data.train, data.test, data.val]
+    labels = [
+        None if part.labels is None else hashlib.sha256(part.labels.numpy().tobytes()).hexdigest()
+        for part in parts
+    ]
+    return [[len(part) for part in parts], data.class_names, labels]

@@ -1,0 +1,160 @@
+"""The training of one method of a run, and what is settled of its student afterwards."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from gendd.config import RunConfig
+from gendd.data import Data
+from gendd.embedding import collect_features
+from gendd.evaluation import ReadoutPick, evaluate, pick_readout
+from gendd.messages import say
+from gendd.methods import Pretraining, build_method
+from gendd.models import Backbone, Frozen
+from gendd.readout import choose_mean_time
+from gendd.refit import Refit, refit_linear
+from gendd.run.networks import student_network
+from gendd.run.settings import sees_labels
+from gendd.student import Student
+from gendd.training import FitResult, derive_seed, fit, resolve_device, shows_progress
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A student and how its training went; ``refit`` where its linear readout was fitted anew."""
+
+    student: Student
+    result: FitResult
+    refit: Refit | None = None
+
+
+def train(
+    config: RunConfig,
+    data: Data,
+    teacher: Frozen | None,
+    place: Path,
+    resume: bool,
+    given: nn.Module | None = None,
+) -> Trained:
+    """Train the student by ``config.method``.
+
+    Args:
+        config: Of the run, with this method.
+        data: Its images.
+        teacher: On the device; None for a method without one.
+        place: Where its logs and checkpoints go.
+        resume: Go on from the checkpoint there.
+        given: The student, where it was made in Python.
+    """
+    seen = sees_labels(config, data)
+    torch.manual_seed(derive_seed(config.seed, "student"))
+    backbone = student_network(config, data, teacher, given)
+    if config.method == "gendd" and config.training.stage1_epochs > 0:
+        assert teacher is not None
+        _pretrain(backbone, teacher, config, data, place / "stage1", resume)
+    torch.manual_seed(derive_seed(config.seed, "method"))
+    method = build_method(config, backbone, teacher, seen)
+    result = fit(
+        method,
+        data,
+        config.training,
+        config.data,
+        seed=config.seed,
+        folder=place,
+        readout=config.readout.name,
+        resume=resume,
+        title=config.method,
+    )
+    student = method.student()
+    _settle_mean_time(student, config, data, teacher)
+    if config.method != "gendd" or teacher is None or config.gendd.refit == "none":
+        return Trained(student, result)
+    refit = refit_linear(
+        student.eval(),
+        teacher,
+        data,
+        config.gendd.refit,
+        labels=seen,
+        device=resolve_device(config.training.device),
+        workers=config.data.workers,
+        progress=shows_progress(config.training),
+    )
+    say(str(refit))
+    return Trained(student, result, refit)
+
+
+def _pretrain(
+    backbone: Backbone, teacher: Frozen, config: RunConfig, data: Data, folder: Path, resume: bool
+) -> None:
+    """Stage 1: the backbone alone, before the head is there."""
+    # a training of its own: the milestones and warmup are those of stage 2
+    stage1 = dataclasses.replace(
+        config.training,
+        epochs=config.training.stage1_epochs,
+        lr=config.training.stage1_lr,
+        schedule="cosine",
+        milestones=[],
+        warmup_epochs=None,
+        stage1_epochs=0,
+    )
+    fit(
+        Pretraining(backbone, teacher),
+        data,
+        stage1,
+        config.data,
+        seed=derive_seed(config.seed, "stage1"),
+        folder=folder,
+        resume=resume,
+        title="stage 1",
+    )
+
+
+def _settle_mean_time(student: Student, config: RunConfig, data: Data, teacher: Frozen | None) -> None:
+    """Give an ε head its time on the validation images, where there are some and something reads it."""
+    generator, classifier = student.generator, student.classifier
+    if generator is None or classifier is None or teacher is None or data.val is None:
+        return
+    if generator.prediction == "epsilon":
+        device = resolve_device(config.training.device)
+        held = collect_features(
+            student.to(device).eval(), teacher, data.val, device=device, workers=config.data.workers
+        )
+        assert held.teacher is not None
+        share = choose_mean_time(generator, classifier, held.own.to(device), held.teacher.to(device))
+        say(
+            f"readout mean: asked of the noise-predicting head at t = {generator.mean_time}, where it says "
+            f"what the teacher says of {100 * share:.2f} % of validation images"
+        )
+
+
+def settle_readout(
+    student: Student, config: RunConfig, data: Data, teacher: Frozen | None, device: torch.device
+) -> ReadoutPick | None:
+    """Give the student its readout: as configured, else what ``auto`` picks, which is said and returned."""
+    name, pick = config.readout.name, None
+    student.settings = dataclasses.replace(config.readout, name="linear")
+    if name == "auto" and len(student.readouts) > 1:
+        assert data.val is not None
+        scores = evaluate(
+            student.to(device).eval(),
+            data.val,
+            teacher=teacher,
+            num_classes=data.num_classes,
+            device=device,
+            seed=config.seed,
+            workers=config.data.workers,
+            progress=shows_progress(config.training),
+        )
+        # without labels, or of the teacher's classes
+        seen = sees_labels(config, data) and any(score.top1 is not None for score in scores.values())
+        pick = pick_readout(scores, "top1" if seen else "agreement")
+        say(str(pick))
+        name = pick.name
+    if name in student.readouts:
+        student.readout = name
+    return pick

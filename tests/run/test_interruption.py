@@ -1,0 +1,117 @@
+"""Runs that are interrupted, killed or gone astray."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import TINY, Finished
+from runs import distil, untimed
+
+from gendd.cli import main
+from gendd.methods import GenDD
+from gendd.run import Run
+
+
+def test_resume_after_ctrl_c_ends_as_if_nothing_had_happened(
+    digits_run: Finished,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    no_report: None,
+) -> None:
+    forward, steps = GenDD.forward, 0
+
+    def stopped(self: GenDD, *args: Any, **options: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 9:
+            raise KeyboardInterrupt
+        return forward(self, *args, **options)
+
+    monkeypatch.setattr(GenDD, "forward", stopped)
+    folder = tmp_path / "run"
+    distil(folder, "--baselines=[]", code=130)
+    assert "Traceback" not in capsys.readouterr().err
+    assert (folder / "checkpoints" / "last.ckpt").is_file()
+    assert not (folder / "metrics.json").exists()
+
+    assert main(["distill", "--resume", "--out", str(folder), *TINY, "--seed=1", "--baselines=[]"]) == 2
+    assert "but seed was 0 and is 1. Give the same, or another --out." in capsys.readouterr().err
+    # nothing but the folder: the rest is in its config
+    assert main(["distill", "--resume", "--out", str(folder)]) == 0
+    assert steps == 9 + 6 * 2
+    metrics = Run.open(folder).metrics
+    first = Run.open(digits_run.folder).metrics
+    assert untimed(metrics["student"]) == untimed(first["student"])
+    # a finished run resumed trains nothing
+    assert main(["distill", "--resume", "--out", str(folder)]) == 0
+    assert steps == 9 + 6 * 2
+    assert untimed(Run.open(folder).metrics) == untimed(metrics)
+
+
+def test_a_killed_run_resumes_to_the_same_metrics(
+    digits_run: Finished, cache: Path, tmp_path: Path, no_report: None
+) -> None:
+    longer = ["--training.epochs=8", "--baselines=[]"]
+    folder = tmp_path / "killed"
+    last = folder / "checkpoints" / "last.ckpt"
+    command = [sys.executable, "-m", "gendd", "distill", "--out", str(folder), *TINY, *longer]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ.copy())
+    try:
+        deadline = time.monotonic() + 60
+        while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        _, err = process.communicate()
+    assert last.exists(), err
+    assert process.returncode == -signal.SIGKILL, err
+    assert not (folder / "checkpoints" / "finished.json").exists()
+    assert main(["distill", "--resume", "--out", str(folder)]) == 0
+    assert untimed(Run.open(folder).metrics) == untimed(distil(tmp_path / "whole", *longer))
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
+    digits_run: Finished,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    forward, steps = GenDD.forward, 0
+
+    def broken(self: GenDD, *args: Any, **options: Any) -> Any:
+        nonlocal steps
+        out = forward(self, *args, **options)
+        if steps == 8:
+            out.parts["probe"] = out.parts["probe"] * float("nan")
+            out.loss = out.loss * float("nan")
+        steps += 1
+        return out
+
+    monkeypatch.setattr(GenDD, "forward", broken)
+    distil(tmp_path, "--baselines=[]", code=2)
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "gendd: The loss is not finite at step 8 (part 'probe'): expected a number, got NaN or infinity. "
+        "Lower training.lr or set training.clip_grad_norm; the last good checkpoint is kept."
+    )
+    saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)
+    assert saved["global_step"] == 6
+    assert all(torch.isfinite(value.float()).all() for value in saved["state_dict"].values())
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_learning_rate_beyond_reason_is_told(
+    digits_run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    distil(tmp_path, "--baselines=[]", "--training.lr=1e30", code=2)
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert re.match(r"gendd: The loss is not finite at step \d+ \(part '(diffusion|probe)'\): ", last)

@@ -1,0 +1,126 @@
+"""Teachers that are trained on the way, and kept."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import Finished
+from runs import distil, teacher_of, untimed
+
+import gendd
+from gendd.methods import Supervised
+from gendd.run import Run
+from gendd.run.experiment import trained_teacher
+from gendd.training import resolve_precision
+
+
+def test_the_teacher_is_trained_once(
+    digits_run: Finished, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_report: None
+) -> None:
+    assert "teacher cifar/resnet8x0.5: training" in digits_run.err
+    assert f"(cached afterwards in {cache}" in digits_run.err
+    before = (teacher_of(cache) / "student" / "model.safetensors").stat().st_mtime_ns
+    metrics = distil(tmp_path / "again", "--baselines=[]")
+    err = capsys.readouterr().err
+    assert "teacher cifar/resnet8x0.5: cached" in err
+    assert "supervised" not in err
+    assert (teacher_of(cache) / "student" / "model.safetensors").stat().st_mtime_ns == before
+    first = Run.open(digits_run.folder).metrics
+    assert metrics["teacher"]["top1"] == first["teacher"]["top1"]
+    # the baselines beside it change nothing: the same seed gives the same student
+    assert untimed(metrics["student"]) == untimed(first["student"])
+
+
+def test_an_interrupted_teacher_goes_on_by_resume(
+    digits_run: Finished,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    no_report: None,
+) -> None:
+    monkeypatch.setenv("GENDD_CACHE", str(tmp_path / "cache"))
+    forward, steps = Supervised.forward, 0
+
+    def stopped(self: Supervised, *args: Any, **options: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 15:  # of 6 an epoch
+            raise KeyboardInterrupt
+        return forward(self, *args, **options)
+
+    monkeypatch.setattr(Supervised, "forward", stopped)
+    distil(tmp_path / "run", "--baselines=[]", code=130)
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "gendd: interrupted; what was written is kept. Go on with the same command and --resume."
+    )
+    (teacher,) = (tmp_path / "cache" / "teachers").iterdir()
+    assert not (teacher / "metrics.json").exists()
+    metrics = distil(tmp_path / "run", "--baselines=[]", "--resume")
+    first = Run.open(digits_run.folder).metrics
+    assert steps == 15 + 6 * 2  # two epochs were not repeated
+    assert untimed(metrics["teacher"]) == untimed(first["teacher"])
+    assert untimed(metrics["student"]) == untimed(first["student"])
+
+
+@pytest.fixture
+def teacher_folder(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Tells under which name the teacher of a configuration is cached; none is trained."""
+    from gendd.data import Data, load_data
+
+    monkeypatch.setattr("gendd.run.experiment.execute", lambda config, **flags: None)
+
+    def name(
+        changed: Callable[[Data], Data] = lambda data: data,
+        teacher: dict[str, Any] | None = None,
+        **data: Any,
+    ) -> str:
+        config = gendd.RunConfig(
+            data=gendd.DataConfig(train_images=100, **data),
+            teacher_training=gendd.TrainingConfig(**(teacher or {})),
+        )
+        found = changed(load_data(config.data))
+        return trained_teacher(config, found, torch.device("cpu")).name
+
+    return name
+
+
+def test_the_same_teacher_is_found_however_it_is_asked_for(
+    teacher_folder: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = teacher_folder(path=str(tmp_path / "images"))
+    monkeypatch.chdir(tmp_path)
+    assert teacher_folder(path="images") == first
+    assert teacher_folder(path="other/../images", workers=3, in_memory=False) == first
+    assert teacher_folder(path="images", labels=False) == first
+    free = {"loggers": [], "progress": True, "device": "cpu", "checkpoint_every": 7}
+    assert teacher_folder(teacher=free, path="images") == first
+    assert teacher_folder(path="elsewhere") != first
+    monkeypatch.chdir(tmp_path.parent)
+    assert teacher_folder(path="images") != first
+
+
+def test_another_teacher_has_another_name(teacher_folder: Callable[..., str]) -> None:
+    from gendd.data import Data
+
+    def relabelled(data: Data) -> Data:
+        assert data.train.labels is not None
+        return replace(data, train=replace(data.train, labels=data.train.labels.flip(0)))
+
+    def renamed(data: Data) -> Data:
+        return replace(data, class_names=[*data.class_names[:-1], "ten"])
+
+    def fewer(data: Data) -> Data:
+        return replace(data, val=None)
+
+    names = [teacher_folder(change) for change in (lambda data: data, relabelled, renamed, fewer)]
+    names += [teacher_folder(teacher={"lr": 0.5}), teacher_folder(batch_size=7), teacher_folder(split_seed=1)]
+    assert len(set(names)) == len(names)
+    # what "auto" stands for here
+    precisions = {name: teacher_folder(teacher={"precision": name}) for name in ("fp32", "bf16")}
+    assert len(set(precisions.values())) == 2
+    assert names[0] == precisions[resolve_precision("auto", torch.device("cpu"))]

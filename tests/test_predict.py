@@ -1,0 +1,25 @@
+"""What a saved student says of image files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from conftest import Finished
+
+import gendd
+from gendd.predict import predict
+
+
+def test_what_is_sampled_does_not_depend_on_the_global_generator(
+    digits_run: Finished, digit_files: Callable[[int], list[str]], tmp_path: Path
+) -> None:
+    student = gendd.load(digits_run.folder)
+    student.readout = "sample"
+    student.save(tmp_path / "sampling")
+    files = digit_files(2)
+    first = predict(tmp_path / "sampling", files, top=10)
+    torch.manual_seed(torch.initial_seed() + 1)
+    assert predict(tmp_path / "sampling", files, top=10) == first
+    assert predict(tmp_path / "sampling", files[1:], top=10) == first[1:]
