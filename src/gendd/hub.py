@@ -8,10 +8,7 @@ from pathlib import Path
 from gendd.errors import UserError
 from gendd.files import write_text
 from gendd.modelcard import card
-from gendd.student import Student, load
-
-# a student's folder may hold what was exported from it too, which is not asked for
-FILES = ["README.md", "config.json", "model.safetensors"]
+from gendd.student import FILES, Student, load
 
 
 def push(
@@ -77,7 +74,8 @@ def _upload(
             repo_id=made.repo_id,
             folder_path=folder,
             commit_message=commit_message or "Upload a student distilled with gendd",
-            allow_patterns=FILES,
+            # the folder may hold what was exported from it too, which is not asked for
+            allow_patterns=list(FILES),
         )
     except Exception as error:  # of the network, the Hub or its client, which raises many kinds
         reason = " ".join(str(error).split())[:300] or type(error).__name__

@@ -22,6 +22,8 @@ from gendd.models.module import is_file
 from gendd.uncertainty import PredictiveDistribution, check_samples, decompose, spread
 
 FORMAT = 1
+# what a student's folder holds; the card may be missing
+FILES = ("README.md", "config.json", "model.safetensors")
 
 # What files raise that are cut short, are no JSON object, or describe another network than their weights.
 _UNFIT = (

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from gendd.errors import UserError
+from gendd.errors import UserError, first_line
 from gendd.models.backbone import Backbone
 from gendd.models.feature import Reading, find, find_size, sample_images
 
@@ -136,6 +136,6 @@ def assemble(
 
 def unbuilt(library: str, name: str, error: Exception, pretrained: bool, end: str = "") -> UserError:
     """The error for what a library raised instead of building a network."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+    reason = first_line(error)
     remedy = "check the network or give a weights file" if pretrained else "choose another network"
     return UserError(f"{library} could not build {name}{end}: {reason} ({remedy}).")
