@@ -25,7 +25,10 @@ RESULTS = HERE / "results"
 DOCS = HERE.parent / "docs"
 PAGES = [
     HERE.parent / "README.md",
-    *(DOCS / f"{name}.md" for name in ("ablations", "recipes", "readouts", "transfer", "uncertainty")),
+    *(
+        DOCS / f"{name}.md"
+        for name in ("ablations", "export", "readouts", "recipes", "transfer", "uncertainty")
+    ),
 ]
 # 10 epochs of 20,000 images in batches of 128
 STEPS = 1560
@@ -190,6 +193,23 @@ def latency() -> str:
     return table([*head, "multiply-adds"], rows)
 
 
+def exports() -> str:
+    """Deviation, size and top-1 of every exported file; of students that differ in their seed the worst."""
+    groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
+    for row in read("exports.csv"):
+        method = row["student"].rpartition("-")[0]
+        student = f"`{row['network']}`" + (f", {LABELS[method]}" if method in LABELS else "")
+        groups[row["dataset"], student, row["readout"], row["format"]].append(row)
+    lines = []
+    for key, rows in groups.items():
+        size = statistics.mean(int(row["bytes"]) for row in rows) / 1e6
+        cells = [f"{max(float(row['deviation']) for row in rows):.1e}", f"{size:.2f}"]
+        cells += [mean_std([float(row[name]) for row in rows]) for name in ("top1", "fp32_top1")]
+        lines.append([*key, *cells])
+    head = ["data", "student", "readout", "format", "largest deviation", "MB"]
+    return table([*head, "top-1, %", "PyTorch's"], lines)
+
+
 def sampling() -> str:
     """How many times as fast as a direct implementation sampling is."""
     rows = [
@@ -350,6 +370,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "calibration_cifar10": partial(calibrated, "cifar10"),
     "detection_cifar10": partial(detected, "cifar10"),
     "latency": latency,
+    "exports": exports,
     "sampling": sampling,
     "samplers_digits": partial(samplers, "digits"),
     "samplers_cifar10": partial(samplers, "cifar10"),

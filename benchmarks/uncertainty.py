@@ -128,18 +128,18 @@ def train(folder: Path, seeds: int) -> None:
     for seed in range(seeds):
         for method in DIGITS:
             place = folder / f"{method}-{seed}"
-            if not _is_student(place):
+            if not is_student(place):
                 gendd.distill(config, method=method, baselines=[], seed=seed, out=place, overwrite=True)
 
 
-def _is_student(place: Path) -> bool:
+def is_student(place: Path) -> bool:
     return any((inner / "model.safetensors").is_file() for inner in (place, place / "student"))
 
 
 def students(folder: Path, seeds: int | None = None) -> Iterator[tuple[str, int, Path]]:
     """Method, seed and place of the students in a folder, by seed."""
     found = []
-    for place in filter(_is_student, folder.iterdir()):
+    for place in filter(is_student, folder.iterdir()):
         method, _, seed = place.name.rpartition("-")
         if method in cifar10.METHODS and seed.isdigit() and (seeds is None or int(seed) < seeds):
             found.append((int(seed), list(cifar10.METHODS).index(method), method, place))

@@ -17,13 +17,24 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+# a small file may hold a very large image
+MOST_PIXELS = 50_000_000
+
 
 class Classifier:
-    """A student that ``gendd export --to onnx`` wrote, with what its file tells of itself."""
+    """A student that ``gendd export --to onnx`` wrote, with what its file tells of itself.
+
+    Raises ValueError where ``path`` is no such file.
+    """
 
     def __init__(self, path: str | Path) -> None:
-        self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        try:
+            self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        except Exception as error:  # ONNX Runtime raises many kinds
+            raise ValueError(f"{path}: expected an ONNX file, got {' '.join(str(error).split())}") from error
         told = self.session.get_modelmeta().custom_metadata_map
+        if "class_names" not in told:
+            raise ValueError(f"{path}: expected a file of gendd export --to onnx, got another network")
         self.class_names: list[str] = json.loads(told["class_names"])
         self.size, self.channels = int(told["image_size"]), int(told["channels"])
         self.framing = float(told["framing"])
@@ -48,17 +59,26 @@ class Classifier:
 
 
 def decode(data: bytes, channels: int) -> np.ndarray:
-    """An encoded image -> uint8 (h, w, C), gray or RGB."""
+    """An encoded image -> uint8 (h, w, C), gray or RGB. Raises ValueError where it is none, or too large."""
     try:
         with Image.open(io.BytesIO(data)) as image:
-            if image.mode.startswith("I"):  # 16-bit gray
-                gray = (np.asarray(image).astype(np.float32) / 257).round().clip(0, 255).astype(np.uint8)
-                return np.repeat(gray[:, :, None], channels, axis=2)
-            whole = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
-            pixels = np.array(whole.convert("L" if channels == 1 else "RGB"))
-            return pixels[:, :, None] if channels == 1 else pixels
+            width, height = image.size
+            pixels = values(image, channels) if width * height <= MOST_PIXELS else None
     except Exception as error:  # Pillow raises many kinds at damaged files
         raise ValueError("expected an image, got a file that can't be decoded") from error
+    if pixels is None:
+        raise ValueError(f"expected at most {MOST_PIXELS:,} pixels, got {width}×{height}")
+    return pixels
+
+
+def values(image: Image.Image, channels: int) -> np.ndarray:
+    """An image of any mode -> uint8 (h, w, C)."""
+    if image.mode.startswith("I"):  # 16-bit gray
+        gray = (np.asarray(image).astype(np.float32) / 257).round().clip(0, 255).astype(np.uint8)
+        return np.repeat(gray[:, :, None], channels, axis=2)
+    whole = image.convert("RGBA") if image.mode == "P" and "transparency" in image.info else image
+    pixels = np.array(whole.convert("L" if channels == 1 else "RGB"))
+    return pixels[:, :, None] if channels == 1 else pixels
 
 
 def frame(pixels: np.ndarray, size: int, framing: float) -> np.ndarray:
@@ -104,7 +124,10 @@ def main() -> None:
     parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
     given = parser.parse_args()
-    classifier = Classifier(given.model)
+    try:
+        classifier = Classifier(given.model)
+    except ValueError as error:
+        parser.exit(2, f"{error}\n")
     failed = False
     for path in given.images:
         try:

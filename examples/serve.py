@@ -70,7 +70,11 @@ def main() -> None:
     parser.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
     parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
     given = parser.parse_args()
-    uvicorn.run(create_app(given.model, given.top), host=given.host, port=given.port)
+    try:
+        app = create_app(given.model, given.top)
+    except ValueError as error:
+        parser.exit(2, f"{error}\n")
+    uvicorn.run(app, host=given.host, port=given.port)
 
 
 if __name__ == "__main__":

@@ -145,3 +145,63 @@ def test_uncertainty_of_cifar(scripts: tuple[ModuleType, ModuleType], tmp_path: 
     assert {row["images"] for row in found} == {"6"}
     assert tables.detected("cifar10").startswith(f"| method | score | {' | '.join(sets)} |")
     assert measuring.clothes(str(tmp_path), 2).shape == (2, 3, 32, 32)
+
+
+# --- exports ---
+
+
+@pytest.fixture
+def exports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
+    """benchmarks/exports.py, with results of its own."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    measuring, tables = importlib.import_module("exports"), importlib.import_module("tables")
+    monkeypatch.setattr(measuring, "RESULTS", tmp_path / "exports.csv")
+    monkeypatch.setattr(tables, "RESULTS", tmp_path)
+    return measuring
+
+
+def saved_timm(folder: Path) -> Path:
+    torch.manual_seed(0)
+    backbone = gendd.create_backbone("timm/test_resnet", 10, in_channels=1)
+    return gendd.Student(backbone, info={"image_size": 32}).save(folder)
+
+
+def test_exports_of_every_format_are_measured(exports: ModuleType, tmp_path: Path) -> None:
+    tables = importlib.import_module("tables")
+    assert tables.exports() == "Not measured yet."
+    place, data = saved_timm(tmp_path / "timm"), load_data(DataConfig(image_size=32))
+    for _ in range(2):  # what has rows is not measured again
+        exports.measure("digits", iter([("timm", place)]), data, 40)
+        found = rows_of(tmp_path / "exports.csv")
+        assert [row["format"] for row in found] == [
+            "onnx",
+            "onnx int8",
+            "timm",
+            "torch-export",
+            "safetensors",
+        ]
+    assert {(row["readout"], row["images"], row["test_images"]) for row in found} == {("linear", "40", "40")}
+    assert all(float(row["deviation"]) < 1e-4 for row in found if row["format"] != "onnx int8")
+    assert 1e-4 < float(found[1]["deviation"]) < 1
+    assert int(found[1]["bytes"]) < 0.5 * int(found[0]["bytes"])
+    assert data.test.labels is not None
+    taken = torch.linspace(0, len(data.test) - 1, 40).round().long()
+    with torch.no_grad():
+        said = gendd.load(place)(data.test.images(taken).float() / 255).argmax(-1)
+    right = 100 * float((said == data.test.labels[taken]).double().mean())
+    assert {float(row["fp32_top1"]) for row in found} == {right} == {float(found[0]["top1"])}
+    lines = tables.exports().splitlines()
+    assert len(lines) == 2 + 5
+    assert lines[2].startswith("| digits | `timm/test_resnet` | linear | onnx | ")
+
+
+def test_a_file_that_deviates_is_seen(
+    exports: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    student = gendd.load(saved_timm(tmp_path / "timm"))
+    monkeypatch.setattr(exports, "FORMATS", ("safetensors",))
+    monkeypatch.setattr(exports, "opened", lambda found: lambda images: 1.25 * student(images))
+    data = load_data(DataConfig(image_size=32))
+    images, labels = exports.taken(data.test, 8)
+    (row,) = exports.rows(student, images, data, labels)
+    assert row["deviation"] == "2.5e-01"

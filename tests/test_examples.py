@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import itertools
 import platform
@@ -133,6 +134,55 @@ def test_the_script_needs_no_torch(
     errors = done.stderr.splitlines()
     assert errors[0] == f"{broken}: expected an image, got a file that can't be decoded"
     assert "No such file" in errors[1] and len(errors) == 2
+
+
+@pytest.mark.parametrize("script", ["predict_onnx", "serve"])
+@pytest.mark.parametrize(
+    "content, reason", [(None, "expected an ONNX file, got "), (b"x" * 100, "expected an ONNX file, got ")]
+)
+def test_a_model_that_is_none_is_told_in_one_line(
+    script: str,
+    content: bytes | None,
+    reason: str,
+    example: ModuleType,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.syspath_prepend(str(EXAMPLES))
+    path = tmp_path / "m.onnx"
+    if content is not None:
+        path.write_bytes(content)
+    monkeypatch.setattr(sys, "argv", [script, str(path), *(["a.png"] if script == "predict_onnx" else [])])
+    monkeypatch.setitem(sys.modules, "uvicorn", ModuleType("uvicorn"))
+    with pytest.raises(SystemExit) as caught:
+        importlib.import_module(script).main()
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"{path}: {reason}") and error.count("\n") == 1
+
+
+def test_other_networks_are_told_from_students(example: ModuleType, model: Path, tmp_path: Path) -> None:
+    import onnx
+
+    network = onnx.load(model)
+    onnx.helper.set_model_props(network, {})
+    onnx.save(network, tmp_path / "other.onnx")
+    with pytest.raises(ValueError, match="expected a file of gendd export --to onnx, got another network"):
+        example.Classifier(tmp_path / "other.onnx")
+
+
+def test_very_large_images_are_refused_before_they_are_decoded(
+    example: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = encoded(np.zeros((30, 40), np.uint8), "L")
+    assert example.decode(data, 1).shape == (30, 40, 1)
+    monkeypatch.setattr(example, "MOST_PIXELS", 1199)
+    with pytest.raises(ValueError, match="expected at most 1,199 pixels, got 40×30"):
+        example.decode(data, 1)
+    broken = encoded(np.zeros((30, 40), np.uint8), "L")[:60]
+    with pytest.raises(ValueError, match="pixels"):  # the header alone is read
+        example.decode(broken, 1)
 
 
 # --- the server ---

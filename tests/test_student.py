@@ -423,7 +423,7 @@ def test_a_hub_id_that_is_out_of_reach(error: Exception, monkeypatch: pytest.Mon
         raise error
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
-    with pytest.raises(UserError, match=r"neither as a folder nor on the Hub: .+") as caught:
+    with pytest.raises(UserError, match=r"a repository of the Hub, got neither: .+") as caught:
         load("someone/student")
     one_line(caught)
 

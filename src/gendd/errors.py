@@ -14,6 +14,11 @@ class UserError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, of at most 300 characters; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """The end of a sentence that names the choice nearest to ``name``, or lists the first few.
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from gendd.errors import UserError
+from gendd.online import hub_or_cache, unreached
 
-# a student's folder may hold what was exported from it too, which is not asked for
-FILES = ["README.md", "config.json", "model.safetensors"]
+# of a student's folder, which may hold what was exported from it too
+FILES = ("README.md", "config.json", "model.safetensors")
 
 
 def upload(
@@ -39,7 +40,8 @@ def upload(
             repo_id=made.repo_id,
             folder_path=folder,
             commit_message=commit_message or "Upload a student distilled with gendd",
-            allow_patterns=FILES,
+            # the folder may hold what was exported from it too, which is not asked for
+            allow_patterns=list(FILES),
         )
     except Exception as error:  # of the network, the Hub or its client, which raises many kinds
         reason = " ".join(str(error).split())[:300] or type(error).__name__
@@ -58,10 +60,13 @@ def download(repo_id: str, revision: str | None = None) -> Path:
     """
     from huggingface_hub import snapshot_download
 
-    try:
-        return Path(
-            snapshot_download(repo_id, revision=revision, allow_patterns=["config.json", "*.safetensors"])
-        )
-    except Exception as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"No student at {repo_id!r}, neither as a folder nor on the Hub: {reason}") from error
+    with hub_or_cache() as host:
+        try:
+            return Path(
+                snapshot_download(repo_id, revision=revision, allow_patterns=["config.json", "*.safetensors"])
+            )
+        except Exception as error:
+            raise UserError(
+                f"No student at {repo_id!r}: expected a run folder, one with config.json and "
+                f"model.safetensors, or a repository of the Hub, got neither: {unreached(error, host)}."
+            ) from error

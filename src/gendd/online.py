@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
-from gendd.errors import UserError
+from gendd.errors import UserError, first_line
 
 
 def reachable(host: str) -> bool:
@@ -23,7 +23,7 @@ def reachable(host: str) -> bool:
 
 
 @contextmanager
-def hub() -> Iterator[str]:
+def hub_or_cache() -> Iterator[str]:
     """The Hugging Face Hub's host; without a connection, its cache alone instead of minutes of retries."""
     from huggingface_hub import constants
 
@@ -36,12 +36,15 @@ def hub() -> Iterator[str]:
         constants.HF_HUB_OFFLINE = offline
 
 
-def first_line(error: Exception) -> str:
-    """What an exception says first, or its type where it says nothing."""
-    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+def unreached(error: Exception, host: str) -> str:
+    """Why something did not come from ``host``, in one line without a full stop."""
+    if not reachable(host):
+        return f"{host} can't be reached, and the cache has none"
+    return first_line(error).rstrip(".")
 
 
 def unfetched(what: str, error: Exception, host: str, remedy: str) -> UserError:
     """The error for something that was to come from ``host``, and neither did nor is in its cache."""
-    came = first_line(error) if reachable(host) else f"{host} can't be reached, and the cache has none"
-    return UserError(f"{what} could not be fetched: {came}. Check the connection, or {remedy}.")
+    return UserError(
+        f"{what} could not be fetched: {unreached(error, host)}. Check the connection, or {remedy}."
+    )

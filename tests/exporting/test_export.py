@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -19,9 +20,9 @@ from gendd.cli import main
 from gendd.config import ReadoutName
 from gendd.deploy import deploy
 from gendd.errors import UserError
-from gendd.exporting import Exported, Format, check, front, to_torch
+from gendd.exporting import Exported, Format, check, exporter, to_torch
 from gendd.exporting.check import deviation
-from gendd.exporting.job import Job, Network
+from gendd.exporting.source import Network, Source
 from gendd.run import Run
 from gendd.student import Student
 
@@ -102,7 +103,7 @@ def test_what_a_file_says_of_itself(exported: ExportOf, small_run: Path) -> None
 @pytest.mark.parametrize("to", ["onnx", "torch-export"])
 def test_a_file_tells_nothing_of_the_machine_it_was_made_on(to: Format, exported: ExportOf) -> None:
     content = exported(to, "mean").path.read_bytes()
-    for place in (str(Path(torch.__file__).parent), str(Path(front.__file__).parents[1])):
+    for place in (str(Path(torch.__file__).parent), str(Path(exporter.__file__).parents[1])):
         assert place.encode() not in content
 
 
@@ -116,7 +117,6 @@ def test_the_folder_of_the_linear_readout_has_no_head(exported: ExportOf, small_
     assert "| linear (default) |" in card and "| mean" not in card and "| teacher |" in card
     whole = exported("safetensors", "sample").path
     assert gendd.load(whole).settings == dataclasses.replace(student_of(small_run).settings, name="sample")
-    assert "| sample (default) |" in (whole / "README.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("settings", [{"sampler": "ddpm", "guidance": 2.0}, {"sampler": "ddim", "eta": 0.5}])
@@ -142,9 +142,13 @@ def test_many_steps_are_remarked_upon() -> None:
 # --- where from, where to ---
 
 
-@pytest.mark.parametrize("kind", ["run", "student folder"])
-def test_a_run_is_found_from_its_student_too(kind: str, small_run: Path, tmp_path: Path) -> None:
-    source = Run(small_run) if kind == "run" else small_run / "student"
+@pytest.mark.parametrize("kind", ["run", "student folder", "."])
+def test_a_run_is_found_from_its_student_too(
+    kind: str, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if kind == ".":
+        monkeypatch.chdir(small_run / "student")
+    source = {"run": Run(small_run), "student folder": small_run / "student", ".": "."}[kind]
     result = gendd.export(source, "safetensors", readout="linear", out=tmp_path / "there")
     assert result.path == tmp_path / "there" and result.checked_on == "64 test images"
 
@@ -210,6 +214,31 @@ def test_nothing_is_replaced_unless_asked(small_run: Path, tmp_path: Path) -> No
     assert {entry.name for entry in tmp_path.iterdir()} == {"there"} and (out / "mine.txt").is_file()
 
 
+def test_an_export_never_replaces_the_student_it_is_made_of(small_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run, ignore=shutil.ignore_patterns("export"))
+    before = {file.name: file.read_bytes() for file in (run / "student").iterdir()}
+    for source, out in ((run, run / "student"), (run, run), (run / "student", run / "student")):
+        with pytest.raises(UserError, match="expected another place than that of the student"):
+            gendd.export(source, "safetensors", readout="linear", out=out, overwrite=True)
+    assert {file.name: file.read_bytes() for file in (run / "student").iterdir()} == before
+    home = timm_student("test_resnet").save(tmp_path / "timm")
+    weights = (home / "model.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"expected another place .* got '.*model\.safetensors'"):
+        gendd.export(home, "timm", out=home / "model.safetensors", overwrite=True)
+    assert (home / "model.safetensors").read_bytes() == weights
+
+
+def test_a_card_has_no_figures_of_another_sampler(small_run: Path, tmp_path: Path) -> None:
+    same, other = (
+        gendd.export(small_run, "safetensors", readout="sample", steps=steps, out=tmp_path / str(steps))
+        for steps in (gendd.load(small_run).settings.steps, 3)
+    )
+    assert "| sample (default) |" in (same.path / "README.md").read_text(encoding="utf-8")
+    card = (other.path / "README.md").read_text(encoding="utf-8")
+    assert "| sample" not in card and "| mean |" in card
+
+
 def test_a_folder_is_a_place_for_a_file(small_run: Path, tmp_path: Path) -> None:
     result = gendd.export(small_run, "torch-export", readout="linear", out=tmp_path)
     assert result.path == tmp_path / "student-linear.pt2"
@@ -231,11 +260,11 @@ def test_deviation_is_in_units_of_the_largest_logit() -> None:
 def test_a_file_that_deviates_is_not_kept(
     error: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(job: Job, to: Format, path: Path) -> Network:
+    def write(source: Source, path: Path) -> Network:
         path.write_bytes(b"something")
-        return lambda images: job.deployed(images) + error * job.deployed(images).abs().max()
+        return lambda images: source.deployed(images) + error * source.deployed(images).abs().max()
 
-    monkeypatch.setattr(front, "_write", write)
+    monkeypatch.setitem(exporter._WRITERS, "torch-export", write)
     with pytest.raises(UserError, match=r"to 0\.0001 of the largest, got a deviation of (nan|[3-6]\.)"):
         gendd.export(sized(make()), "torch-export", out=tmp_path / "new" / "s.pt2")
     assert not (tmp_path / "new").exists()
@@ -245,12 +274,14 @@ def test_the_images_of_the_check_are_random_where_the_run_s_are_gone(small_run: 
     folder = moved(small_run, tmp_path, {"name": "folder", "path": "nowhere/at/all"})
     result = gendd.export(folder, "safetensors", readout="linear")
     assert result.checked_on.startswith("16 random images (the run's are not there: ")
-    with pytest.raises(UserError, match=r"images to calibrate on, but they are not there: .*nowhere"):
+    with pytest.raises(UserError, match=r"to calibrate on, found none \(the run's are not there: .*nowhere"):
         gendd.export(folder, "onnx", quantize="int8")
     # an imported checkpoint's run may name other images than it was trained on
     folder = moved(small_run, tmp_path / "other", {"name": "digits", "image_size": 12})
     result = gendd.export(folder, "safetensors", readout="linear")
     assert result.checked_on == "16 random images (the run's are of another shape)"
+    with pytest.raises(UserError, match=r"to calibrate on, found none \(the run's are of another shape\)"):
+        gendd.export(folder, "onnx", quantize="int8")
 
 
 def moved(run: Path, folder: Path, data: dict[str, Any]) -> Path:
@@ -264,9 +295,10 @@ def moved(run: Path, folder: Path, data: dict[str, Any]) -> Path:
 
 def test_images_are_spread_over_the_test_set(small_run: Path) -> None:
     student = sized(gendd.load(small_run))
-    job = Job(student, deploy(student, "linear"), Run(small_run), 8, 0)
-    images, what = check.images_of(job, 5)
-    test = check.run_data(Run(small_run)).test
+    source = Source(student, deploy(student, "linear"), Run(small_run), 8, 0)
+    images, what = check.images_of(source, 5)
+    assert not isinstance(source.data, str)
+    test = source.data.test
     picked = torch.linspace(0, len(test) - 1, 5).round().long()
     assert what == "5 test images"
     assert torch.equal(images, test.images(picked).float() / 255)
@@ -316,7 +348,10 @@ def test_a_network_that_cannot_be_traced(tmp_path: Path) -> None:
             {"to": "onnx", "out": "{folder}/s.onnx", "readout": "sample", "steps": 201, "timesteps": 300},
             "at most 200 sampling steps, .* got 201; give --steps 10 --sampler dpm-solver, or --readout mean",
         ),
-        ({"quantize": "int8", "to": "onnx", "out": "{folder}/s.onnx"}, "calibrate on, got a student alone"),
+        (
+            {"quantize": "int8", "to": "onnx", "out": "{folder}/s.onnx"},
+            r"calibrate on, found none \(no run beside",
+        ),
     ],
 )
 def test_what_cannot_be_is_told_in_one_line(options: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -423,6 +458,79 @@ def test_the_command_exports_and_says_what(
     assert capsys.readouterr().err.count("\n") == 1
     assert main(["export", str(small_run)]) == 2
     assert "--to. See: gendd export --help" in capsys.readouterr().err
+
+
+WITHOUT_HEAD = r"Readout: this student has linear \(it has no generator\), got '(mean|sample)'"
+
+
+@pytest.mark.parametrize("place", ["folder", "hub"])
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("export {headless} --to onnx --readout mean --out {out}/s.onnx", WITHOUT_HEAD),
+        ("export {headless} --to torch-export --readout sample --out {out}/s.pt2", WITHOUT_HEAD),
+        ("export {headless} --to safetensors --readout sample --steps 2 --out {out}/s", WITHOUT_HEAD),
+        (
+            "export {timm} --to timm --readout sample --out {out}/s.safetensors",
+            "timm: expected readout",
+        ),
+        ("export {timm} --to timm --readout mean --out {out}/s.safetensors", "timm: expected readout"),
+        ("export {headless} --to timm --out {out}/s.safetensors", "timm: expected a student timm/NAME"),
+        ("export {headless} --to onyx --out {out}/s.onnx", "known format, got 'onyx'"),
+        ("export {headless} --to onnx --out {out}/s.pt2", r"--out: expected a file name that ends in \.onnx"),
+        ("export {headless} --to onnx --out {out}/file/s.onnx", "--out: expected a place to write to"),
+        ("export {headless} --to safetensors --out {out}/file", "--out: expected a folder for safetensors"),
+        ("export {headless} --to safetensors --seed one", "--seed: invalid int value"),
+        ("predict {headless} {out}/digit.png --uncertainty 4", "generator"),
+    ],
+)
+def test_the_command_s_errors_are_one_line(
+    place: str,
+    words: str,
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    homes = {"headless": make(generative=False), "timm": timm_student("test_resnet")}
+    named = {name: str(sized(student).save(tmp_path / name)) for name, student in homes.items()}
+    if place == "hub":
+        monkeypatch.setattr(
+            "huggingface_hub.snapshot_download", lambda name, **k: named[name.removeprefix("someone/")]
+        )
+    sources = {name: f"someone/{name}" for name in homes} if place == "hub" else named
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "file").touch()
+    assert main(words.format(**sources, out=out).split()) == 2
+    said = capsys.readouterr()
+    assert said.out == "" and said.err.startswith("gendd: ") and said.err.count("\n") == 1
+    assert re.search(message, said.err)
+    assert [entry.name for entry in out.iterdir()] == ["file"]
+
+
+def test_a_student_of_the_hub_without_a_head_generates_nothing(
+    exported: ExportOf, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = exported("safetensors", "linear").path
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *args, **options: str(folder))
+    student = gendd.load("someone/student")
+    for ask in (student.generate, student.embed, lambda images: student.predict(images, 4)):
+        with pytest.raises(UserError, match="generator"):
+            ask(digits(2))
+    for readout in ("mean", "sample"):
+        with pytest.raises(UserError, match=WITHOUT_HEAD):
+            student.readout = readout
+
+
+@pytest.mark.parametrize("more", [[], ["--quantize", "int8"]])
+def test_the_command_names_a_missing_package(
+    more: list[str], small_run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    assert main(["export", str(small_run), "--to", "onnx", *more]) == 2
+    said = "gendd: Export to onnx needs onnxruntime: pip install 'gendd[export]'\n"
+    assert capsys.readouterr().err == said
 
 
 def test_a_run_with_exports_is_replaced_as_a_whole(

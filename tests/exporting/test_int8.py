@@ -12,10 +12,14 @@ from test_export import ExportOf
 
 import gendd
 from gendd.cli import main
+from gendd.data import Data, load_data
 from gendd.errors import UserError
 from gendd.exporting import Exported, int8
-from gendd.exporting.check import run_data
 from gendd.run import Run
+
+
+def run_data(run: Run) -> Data:
+    return load_data(dataclasses.replace(run.config.data, in_memory=False))
 
 
 @pytest.fixture(scope="module")
@@ -96,13 +100,25 @@ def test_logits_that_are_no_numbers_are_no_file(exported: ExportOf, small_run: P
         int8._scored(source, broken, run_data(Run(small_run)), False)
 
 
+def test_a_graph_that_cannot_be_quantised_is_told(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise RuntimeError("Incomplete symbolic shape inference\nat node 3")
+
+    monkeypatch.setattr("onnxruntime.quantization.quantize_static", refuse)
+    with pytest.raises(UserError, match=r"\(Incomplete symbolic shape inference\); export it without"):
+        gendd.export(small_run, "onnx", readout="linear", quantize="int8", out=tmp_path / "new" / "s.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_the_command_needs_the_run(
     digits_run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = gendd.load(digits_run.folder).save(tmp_path / "alone")
     assert main(["export", str(folder), "--to", "onnx", "--quantize", "int8"]) == 2
     assert (
-        "expected a run with its training images to calibrate on, got a student alone"
+        "expected a run with its training images to calibrate on, found none (no run beside the student)"
         in capsys.readouterr().err
     )
     assert not (folder / "export").exists()

@@ -3,7 +3,7 @@
 Every file is written under another name, checked against PyTorch, and only then takes its own.
 """
 
-from gendd.exporting.front import FORMATS, Exported, Format, export
+from gendd.exporting.exporter import FORMATS, Exported, Format, export
 from gendd.exporting.int8 import Quantized
 
 __all__ = ["FORMATS", "Exported", "Format", "Quantized", "export"]

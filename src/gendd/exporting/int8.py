@@ -20,11 +20,9 @@ from rich.console import Console
 from rich.progress import Progress
 
 from gendd.data import Data, eval_loader, sample_loader
-from gendd.errors import UserError
+from gendd.errors import UserError, first_line
 from gendd.evaluation import BATCH_SIZE
-from gendd.exporting.check import run_data
-from gendd.exporting.job import Job
-from gendd.exporting.needed import need
+from gendd.exporting.source import Source
 from gendd.exporting.to_onnx import load
 
 CALIBRATION = 256
@@ -65,19 +63,18 @@ class Quantized:
         )
 
 
-def data_of(job: Job) -> Data:
-    """The images of the job's run.
+def data_of(source: Source) -> Data:
+    """The images of the source's run.
 
     Raises:
-        UserError: there is no run, or its images are gone.
+        UserError: there are none.
     """
-    expected = "--quantize int8: expected a run with its training images to calibrate on"
-    if job.run is None:
-        raise UserError(f"{expected}, got a student alone; give the run's folder.")
-    try:
-        return run_data(job.run)
-    except UserError as error:
-        raise UserError(f"{expected}, but they are not there: {error}") from error
+    if isinstance(source.data, str):
+        raise UserError(
+            f"--quantize int8: expected a run with its training images to calibrate on, found none "
+            f"({source.data}); give the folder of a run whose images are where they were."
+        )
+    return source.data
 
 
 class _Calibration:
@@ -98,38 +95,48 @@ class _Calibration:
         return next(self._batches, None)
 
 
-def quantize(source: Path, target: Path, data: Data, count: int, progress: bool = False) -> Quantized:
+def quantize(plain: Path, target: Path, data: Data, count: int, progress: bool = False) -> Quantized:
     """Write an int8 copy of an ONNX file, and score both.
 
     Args:
-        source: The float file.
+        plain: The float file.
         target: The int8 file.
         data: Training images to calibrate on, as they are, and test images to score on.
         count: How many to calibrate on at most.
         progress: Show progress bars.
+
+    Raises:
+        UserError: ONNX Runtime can't quantise the graph, or gets logits that are no numbers of it.
     """
-    need("--quantize int8", "onnx", "onnxruntime")
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
 
     with tempfile.TemporaryDirectory() as folder, _quiet():
         prepared = Path(folder) / "prepared.onnx"
-        quant_pre_process(str(source), str(prepared))
-        quantize_static(
-            str(prepared),
-            str(target),
-            _Calibration(data, count, progress),
-            quant_format=QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=QuantType.QInt8,
-            weight_type=QuantType.QInt8,
-        )
+        try:
+            quant_pre_process(str(plain), str(prepared))
+            quantize_static(
+                str(prepared),
+                str(target),
+                _Calibration(data, count, progress),
+                quant_format=QuantFormat.QDQ,
+                per_channel=True,
+                activation_type=QuantType.QInt8,
+                weight_type=QuantType.QInt8,
+            )
+        except UserError:  # of the images
+            raise
+        except Exception as error:  # of the quantiser, which raises many kinds
+            raise UserError(
+                "--quantize int8: expected a network that ONNX Runtime can quantise, got another "
+                f"({first_line(error)}); export it without."
+            ) from error
     model = onnx.load(target)
-    kept = {entry.key: entry.value for entry in onnx.load(source).metadata_props}
+    kept = {entry.key: entry.value for entry in onnx.load(plain).metadata_props}
     onnx.helper.set_model_props(model, {**kept, "quantization": "int8, QDQ, per channel"})
     onnx.save(model, target)
-    return _scored(source, target, data, progress)
+    return _scored(plain, target, data, progress)
 
 
 @contextmanager
@@ -145,14 +152,14 @@ def _quiet() -> Iterator[None]:
             logging.disable(disabled)
 
 
-def _scored(source: Path, target: Path, data: Data, progress: bool) -> Quantized:
-    plain, small = load(source), load(target)
+def _scored(plain: Path, target: Path, data: Data, progress: bool) -> Quantized:
+    network, small = load(plain), load(target)
     seen = agreed = right = small_right = 0
     labelled = False
     with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
         loader = eval_loader(data.test, BATCH_SIZE, None)
         for batch in bar.track(loader, total=len(loader), description="evaluating"):
-            logits, found = plain(batch.images), small(batch.images)
+            logits, found = network(batch.images), small(batch.images)
             if not math.isfinite(float(found.sum())):
                 raise UserError("--quantize int8: expected finite logits, got others; export without it.")
             said, small_said = logits.argmax(-1), found.argmax(-1)
@@ -168,6 +175,6 @@ def _scored(source: Path, target: Path, data: Data, progress: bool) -> Quantized
         100 * agreed / seen,
         seen,
         target.stat().st_size,
-        source.stat().st_size,
+        plain.stat().st_size,
     )
     return figures if labelled else dataclasses.replace(figures, top1=None, fp32_top1=None)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gendd.exporting.job import Job, Network
-from gendd.exporting.needed import need
+from gendd.errors import UserError
+from gendd.exporting.source import Network, Source
 from gendd.exporting.to_torch import dynamic_batch, traced, unwritten
 
 SUFFIX = ".onnx"
@@ -20,13 +21,15 @@ OPSET = 18
 
 
 def needs() -> None:
-    """Raise :class:`UserError` where a package is missing."""
-    need("Export to onnx", "onnx", "onnxscript", "onnxruntime")
+    """Raise :class:`UserError` where a package is missing, of those that the extra ``export`` brings."""
+    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    if missing:
+        raise UserError(f"Export to onnx needs {', '.join(missing)}: pip install 'gendd[export]'")
 
 
-def write(job: Job, path: Path) -> Network:
+def write(source: Source, path: Path) -> Network:
     """Write the graph, its weights inside, and load it."""
-    program = traced(job)
+    program = traced(source)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -40,13 +43,13 @@ def write(job: Job, path: Path) -> Network:
                 verbose=False,
             )
     except Exception as error:  # of the converter, which raises many kinds
-        raise unwritten(job, "a network that torch.onnx can convert", error) from error
+        raise unwritten(source, "a network that torch.onnx can convert", error) from error
     assert made is not None
     for node in made.model.graph.all_nodes():
         # how PyTorch came to it: as large as the weights of a small network
         node.metadata_props.clear()
     made.model.metadata_props.clear()
-    made.model.metadata_props.update(job.metadata())
+    made.model.metadata_props.update(source.metadata())
     made.model.producer_name = "gendd"
     made.save(path, external_data=False)
     return load(path)

@@ -5,40 +5,47 @@ from __future__ import annotations
 import copy
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 from gendd.deploy import deploy
-from gendd.exporting.job import Job, Network
+from gendd.exporting.source import Network, Source
 from gendd.modelcard import write_card
+from gendd.run import Run
 from gendd.student import Student, load
 
 SUFFIX = ""
-FILES = {"config.json", "model.safetensors", "README.md"}
 
 
-def reduced(job: Job) -> Student:
+def reduced(source: Source) -> Student:
     """The student with one readout: without the head for ``linear``."""
-    student, linear = job.student, job.readout == "linear"
+    student, linear = source.student, source.readout == "linear"
     kept = Student(
         student.backbone,
         None if linear else student.generator,
         None if linear else student.classifier,
-        dataclasses.replace(student.settings, name=job.readout),
+        dataclasses.replace(student.settings, name=source.readout),
         student.info,
         student.linear,
     )
     return kept.eval()
 
 
-def write(job: Job, path: Path) -> Network:
+def _figures(run: Run, student: Student, resampled: bool) -> dict[str, Any]:
+    """The run's figures, less those of readouts that the exported student hasn't, or samples otherwise."""
+    metrics = run.metrics
+    kept = set(student.readouts) - ({"sample"} if resampled else set())
+    own = metrics["student"]
+    own["readouts"] = {name: each for name, each in own["readouts"].items() if name in kept}
+    own["readout"] = student.readout
+    return metrics
+
+
+def write(source: Source, path: Path) -> Network:
     """Write the folder, with the model card of a run's student, and load it."""
-    student = reduced(job)
+    student = reduced(source)
     student.save(path)
     # an imported checkpoint has none
-    if job.run is not None and (job.run.folder / "student" / "README.md").is_file():
-        metrics = copy.deepcopy(job.run.metrics)
-        own = metrics["student"]
-        own["readouts"] = {name: own["readouts"][name] for name in student.readouts}
-        own["readout"] = job.readout
-        write_card(path / "README.md", student, metrics)
-    backbone = job.student.backbone.net if job.student.backbone.name.startswith("module/") else None
-    return deploy(load(path, backbone=copy.deepcopy(backbone)), job.readout, seed=job.seed)
+    if source.run is not None and (source.run.folder / "student" / "README.md").is_file():
+        write_card(path / "README.md", student, _figures(source.run, student, source.resampled))
+    backbone = source.student.backbone.net if source.student.backbone.name.startswith("module/") else None
+    return deploy(load(path, backbone=copy.deepcopy(backbone)), source.readout, seed=source.seed)

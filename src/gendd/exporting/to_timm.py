@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gendd.errors import UserError
-from gendd.exporting.job import Job, Network
+from gendd.exporting.source import Network, Source
 from gendd.models import save_weights
 from gendd.student import Student
 
@@ -31,13 +31,13 @@ def check(student: Student, readout: str | None) -> None:
         )
 
 
-def arguments(job: Job) -> dict[str, Any]:
+def arguments(source: Source) -> dict[str, Any]:
     """What timm.create_model takes beside name and file: the network's shape, then its input's."""
-    backbone = job.student.backbone
+    backbone = source.student.backbone
     given: dict[str, Any] = {"num_classes": backbone.num_classes}
     if backbone.channels != 3:
         given["in_chans"] = backbone.channels
-    height, width = backbone.image_size or (job.size, job.size)
+    height, width = backbone.image_size or (source.size, source.size)
     fixed = getattr(backbone.net, "pretrained_cfg", {}).get("fixed_input_size")
     if fixed:
         given["img_size"] = height
@@ -45,28 +45,28 @@ def arguments(job: Job) -> dict[str, Any]:
         "mean": tuple(backbone.input_mean),
         "std": tuple(backbone.input_std),
         "input_size": (backbone.channels, height, width),
-        "crop_pct": job.framing,
+        "crop_pct": source.framing,
         "interpolation": "bilinear",
     }
     return given
 
 
-def call(job: Job, path: Path) -> str:
+def call(source: Source, path: Path) -> str:
     """The Python that loads the file."""
-    name = job.student.backbone.name.removeprefix("timm/")
-    given = [f"{key}={value!r}" for key, value in arguments(job).items()]
+    name = source.student.backbone.name.removeprefix("timm/")
+    given = [f"{key}={value!r}" for key, value in arguments(source).items()]
     return f"timm.create_model({', '.join([repr(name), f'checkpoint_path={str(path)!r}', *given])})"
 
 
-def write(job: Job, path: Path) -> Network:
+def write(source: Source, path: Path) -> Network:
     """Write the plain state dict, and load it as timm does."""
     import timm
 
-    backbone = job.student.backbone
+    backbone = source.student.backbone
     save_weights(backbone, path)
-    name = backbone.name.removeprefix("timm/")
+    name, given = backbone.name.removeprefix("timm/"), arguments(source)
     try:
-        loaded: torch.nn.Module = timm.create_model(name, checkpoint_path=str(path), **arguments(job)).eval()
+        loaded: torch.nn.Module = timm.create_model(name, checkpoint_path=str(path), **given).eval()
     except Exception as error:  # keys that don't fit, or arguments
         reason = " ".join(str(error).split())[:200]
         raise UserError(

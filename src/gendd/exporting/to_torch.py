@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
-from gendd.errors import UserError
-from gendd.exporting.job import Job, Network
+from gendd.errors import UserError, first_line
+from gendd.exporting.source import Network, Source
 
 SUFFIX = ".pt2"
 METADATA = "metadata.json"
@@ -23,30 +23,29 @@ def dynamic_batch() -> tuple[dict[int, Dim]]:
     return ({0: Dim("batch", min=1)},)
 
 
-def traced(job: Job) -> ExportedProgram:
+def traced(source: Source) -> ExportedProgram:
     """The deployed student as a graph for any number of images.
 
     Raises:
         UserError: its network can't be traced.
     """
-    images = torch.zeros(2, job.channels, job.size, job.size)
+    images = torch.zeros(2, source.channels, source.size, source.size)
     try:
         with torch.no_grad():
-            program = torch.export.export(job.deployed, (images,), dynamic_shapes=dynamic_batch())
+            program = torch.export.export(source.deployed, (images,), dynamic_shapes=dynamic_batch())
     except Exception as error:  # of the tracer, which raises many kinds
-        raise unwritten(job, "a network that torch.export can trace", error) from error
+        raise unwritten(source, "a network that torch.export can trace", error) from error
     for node in program.graph.nodes:
         # the places of this machine's files, which are no one else's business
         node.meta.pop("stack_trace", None)
     return program
 
 
-def unwritten(job: Job, expected: str, error: Exception) -> UserError:
+def unwritten(source: Source, expected: str, error: Exception) -> UserError:
     """The error for what torch raised instead of exporting a student."""
-    reason = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
     return UserError(
-        f"Export: expected {expected}, got {job.student.backbone.name} ({reason}); export it to safetensors "
-        "and run it with gendd."
+        f"Export: expected {expected}, got {source.student.backbone.name} ({first_line(error)}); export it "
+        "to safetensors and run it with gendd."
     )
 
 
@@ -66,15 +65,15 @@ def check_steps(steps: int) -> str | None:
     return f"{steps} sampling steps are as many copies of the head in the graph: large, and slow to export"
 
 
-def write(job: Job, path: Path) -> Network:
+def write(source: Source, path: Path) -> Network:
     """Write the program with the metadata in a file of its own, and load it."""
-    files = {METADATA: json.dumps(job.metadata(), indent=2, ensure_ascii=False)}
-    program = traced(job)
+    files = {METADATA: json.dumps(source.metadata(), indent=2, ensure_ascii=False)}
+    program = traced(source)
     try:
         torch.export.save(program, path, extra_files=files)
         loaded = torch.export.load(path).module()
     except RuntimeError as error:
-        raise unwritten(job, "a network that torch.export can save", error) from error
+        raise unwritten(source, "a network that torch.export can save", error) from error
 
     def network(images: Tensor) -> Tensor:
         logits: Tensor = loaded(images)

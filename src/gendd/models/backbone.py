@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gendd.errors import UserError
+from gendd.errors import UserError, first_line
 from gendd.models.feature import FeatureNetwork, Reading, View, sample_images, still
 
 _MEASURED_SIDE = 32
@@ -369,7 +369,7 @@ class Frozen(nn.Module):
                 return self.backbone._as_feature(self._compiled(x))
             except Exception as error:  # of the compiler, of which there may be none
                 feature = self.backbone.read(x)  # the network's own are raised here
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                reason = first_line(error)
                 warnings.warn(f"{self.backbone.name}: not compiled ({reason})", stacklevel=2)
                 self._compiled = None
                 return feature

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gendd.errors import UserError, did_you_mean
+from gendd.errors import UserError, did_you_mean, first_line
 
 # Sides of square images, in the order they are tried on a network whose own is unknown.
 _SIDES = (32, 64, 128, 224, 256, 299, 384, 448, 518, 28, 16, 8)
@@ -229,7 +229,7 @@ def _failure(net: nn.Module, channels: int, side: int) -> str | None:
         with still(net):
             net(sample_images(net, channels, (side, side)))
     except Exception as error:  # whatever a foreign network raises at images it does not take
-        return (str(error).strip() or type(error).__name__).splitlines()[0]
+        return first_line(error)
     return None
 
 
@@ -332,7 +332,7 @@ def _reading(
     try:
         feature = View(net, tried)(images)
     except Exception as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = first_line(error)
         raise UserError(
             f"{name}: expected a module that runs and gives a feature, got {spelled or module!r} ({reason}); "
             f"give another as feature.{_candidates(net, images)}"

@@ -22,7 +22,7 @@ from gendd.models.network import (
     unbuilt,
     without_weights,
 )
-from gendd.online import hub, unfetched
+from gendd.online import hub_or_cache, unfetched
 
 _PREPROCESSOR = "preprocessor_config.json"
 # Of a configuration saved with a student: what it says of classes and of who wrote it is of no use.
@@ -55,7 +55,7 @@ def create(source: str, wanted: Wanted) -> Network:
             f"{name}: expected a folder with a model of transformers, found none; check the path."
         )
     local = Path(source).is_dir()
-    with hub() as host:
+    with hub_or_cache() as host:
         try:
             net, classes = _built(transformers, source, wanted, name)
         except UserError:

@@ -8,10 +8,10 @@ from typing import Any
 
 from torch import nn
 
-from gendd.errors import UserError
+from gendd.errors import UserError, first_line
 from gendd.models.backbone import Backbone
 from gendd.models.feature import Reading, find, find_size, sample_images
-from gendd.online import first_line, unfetched
+from gendd.online import unfetched
 
 DEFAULT_MEAN = 0.5
 DEFAULT_STD = 0.25

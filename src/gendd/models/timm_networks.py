@@ -11,7 +11,7 @@ from torch import nn
 from gendd.errors import UserError
 from gendd.models.feature import FeatureNetwork, fits, no_classifier, sample_images, still
 from gendd.models.network import Network, Wanted, assemble, square, unbuilt, without_weights
-from gendd.online import hub
+from gendd.online import hub_or_cache
 
 
 def names() -> list[str]:
@@ -93,7 +93,7 @@ def _built(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserEr
     settings = timm.get_pretrained_cfg(name)
     if wanted.input_size is not None and settings is not None and settings.fixed_input_size:
         sized["img_size"] = wanted.input_size
-    with hub() as host:
+    with hub_or_cache() as host:
         try:
             net: nn.Module = timm.create_model(
                 name,

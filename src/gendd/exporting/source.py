@@ -1,31 +1,35 @@
-"""What is exported, as every format takes it.
+"""What is exported, as every format takes it, and where it comes from.
 
 Shapes: B images · C channels · S side · K classes.
 """
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from gendd.config import ReadoutName
+from gendd.data import Data, load_data
 from gendd.deploy import Deployed
 from gendd.errors import UserError
 from gendd.run import Run
-from gendd.student import Student
+from gendd.student import Student, load
 
 # images float32 (B, C, S, S) in [0, 1] -> logits (B, K)
 Network = Callable[[Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Job:
-    """One export.
+class Source:
+    """One readout of a student, to be exported.
 
     Args:
         student: On the CPU, its settings those of the sampler.
@@ -33,6 +37,7 @@ class Job:
         run: Where it comes from; None for a student without its run.
         size: S, side of the images it takes.
         seed: Of the noise of readout ``sample``.
+        resampled: Whether the sampler's settings are others than those the run was scored with.
     """
 
     student: Student
@@ -40,6 +45,7 @@ class Job:
     run: Run | None
     size: int
     seed: int
+    resampled: bool = False
 
     @property
     def readout(self) -> ReadoutName:
@@ -61,6 +67,20 @@ class Job:
         """Part of the shorter side that is kept of images larger than S."""
         return float(self.student.info.get("framing", 1.0))
 
+    @cached_property
+    def data(self) -> Data | str:
+        """The images of the run, streamed; or, in words, why there are none that the student takes."""
+        if self.run is None:
+            return "no run beside the student"
+        try:
+            data = load_data(dataclasses.replace(self.run.config.data, in_memory=False))
+        except UserError as error:
+            return f"the run's are not there: {str(error).rstrip('.')}"
+        # the run of an imported checkpoint may name other images than it was trained on
+        if (data.channels, data.image_size) != (self.channels, self.size):
+            return "the run's are of another shape"
+        return data
+
     def metadata(self) -> dict[str, str]:
         """What whoever runs the file has to know; of values that are no text the JSON."""
         shape = f"(B, {self.channels}, {self.size}, {self.size})"
@@ -79,6 +99,27 @@ class Job:
         if self.readout == "sample":
             told["seed"] = str(self.seed)
         return told
+
+
+def opened(
+    source: str | Path | Run | Student, backbone: nn.Module | None
+) -> tuple[Run | None, Path | None, Student]:
+    """The run, the folder that exports go into, and the student of what a user names; see ``export``."""
+    if isinstance(source, Student):
+        # its mode and settings stay
+        return None, None, copy.deepcopy(source).cpu().eval()
+    path = source.folder if isinstance(source, Run) else source
+    student, folder = load(path, backbone=backbone), Path(path)
+    if not folder.is_dir():  # of the Hub
+        return None, None, student
+    whole = folder.resolve()
+    if whole.name == "student" and _is_run(whole.parent):
+        folder = whole.parent if folder.name != "student" else folder.parent
+    return Run(folder) if _is_run(folder) else None, folder, student
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and (folder / "metrics.json").is_file()
 
 
 def image_size(student: Student, folder: Path | None) -> int:

@@ -1,13 +1,9 @@
-"""One door to every format: what is exported, where to, and whether it came out right."""
+"""One readout of a student to one format, checked: what every format has in common."""
 
 from __future__ import annotations
 
-import contextlib
-import copy
 import dataclasses
-import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -18,12 +14,13 @@ from gendd.config import ReadoutName
 from gendd.deploy import deploy
 from gendd.errors import UserError, did_you_mean
 from gendd.exporting import int8, to_onnx, to_safetensors, to_timm, to_torch
-from gendd.exporting.check import IMAGES, checked, images_of
+from gendd.exporting.check import checked, images_of
 from gendd.exporting.int8 import CALIBRATION, Quantized
-from gendd.exporting.job import Job, Network, image_size
+from gendd.exporting.source import Network, Source, image_size, opened
+from gendd.exporting.target import files, fresh, target
 from gendd.generator import SamplerName
 from gendd.run import Run
-from gendd.student import Student, load
+from gendd.student import Student
 
 Format = Literal["onnx", "timm", "torch-export", "safetensors"]
 FORMATS: tuple[Format, ...] = get_args(Format)
@@ -32,6 +29,12 @@ _SUFFIXES: dict[Format, str] = {
     "timm": to_timm.SUFFIX,
     "torch-export": to_torch.SUFFIX,
     "safetensors": to_safetensors.SUFFIX,
+}
+_WRITERS: dict[Format, Callable[[Source, Path], Network]] = {
+    "onnx": to_onnx.write,
+    "timm": to_timm.write,
+    "torch-export": to_torch.write,
+    "safetensors": to_safetensors.write,
 }
 
 
@@ -61,9 +64,10 @@ class Exported:
     quantized: Quantized | None = None
 
     def __str__(self) -> str:
+        of = "" if self.quantized is None else " of the fp32 file"
         lines = [
             f"{self.path}   {self.format}, readout {self.readout}, {self.bytes / 1e6:.2f} MB",
-            f"largest deviation from PyTorch {self.deviation:.1e} on {self.checked_on}",
+            f"largest deviation{of} from PyTorch {self.deviation:.1e} on {self.checked_on}",
         ]
         if self.quantized is not None:
             lines.append(str(self.quantized))
@@ -110,22 +114,22 @@ def export(
             the logits differ by more than 1e-4 of the largest. Nothing is then written.
     """
     _check(to, quantize, calibration, sampler)
-    run, folder, student = _opened(source, backbone)
-    readout = _configured(student, to, readout, steps, sampler)
-    path = _target(out, folder, to, readout, quantize)
-    if path.exists() and not overwrite:
-        raise UserError(f"Export: {str(path)!r} exists: give another --out, or --overwrite to replace it.")
+    run, folder, student = opened(source, backbone)
+    readout = _readout(student, to, readout)
+    changed = _resample(student, readout, steps, sampler)
+    more = [quantize] if quantize else ["timm"] if to == "timm" else []
+    path = target(out, folder, "-".join(["student", readout, *more]), to, _SUFFIXES[to])
     notes = []
     unrolled = readout == "sample" and to in ("onnx", "torch-export")
     if unrolled and (remark := to_torch.check_steps(student.settings.steps)) is not None:
         notes.append(remark)
     size = image_size(student, folder)
-    job = Job(student, deploy(student, readout, seed=seed), run, size, seed)
-    with _fresh(path) as temporary:
-        deviation, checked_on, figures = _written(job, to, temporary, quantize, calibration, progress)
+    exported = Source(student, deploy(student, readout, seed=seed), run, size, seed, changed)
+    with fresh(path, folder, overwrite) as temporary:
+        deviation, checked_on, figures = _written(exported, to, temporary, quantize, calibration, progress)
     if to == "timm":
-        notes.append(to_timm.call(job, path))
-    written = sum(file.stat().st_size for file in _files(path))
+        notes.append(to_timm.call(exported, path))
+    written = sum(file.stat().st_size for file in files(path))
     return Exported(path, to, readout, written, deviation, checked_on, tuple(notes), figures)
 
 
@@ -147,30 +151,8 @@ def _check(to: str, quantize: str | None, calibration: int, sampler: str | None)
         to_onnx.needs()
 
 
-def _opened(
-    source: str | Path | Run | Student, backbone: nn.Module | None
-) -> tuple[Run | None, Path | None, Student]:
-    """The run, the folder that exports go into, and the student."""
-    if isinstance(source, Student):
-        # its mode and settings stay
-        return None, None, copy.deepcopy(source).cpu().eval()
-    path = source.folder if isinstance(source, Run) else source
-    student, folder = load(path, backbone=backbone), Path(path)
-    if not folder.is_dir():  # of the Hub
-        return None, None, student
-    if folder.name == "student" and _is_run(folder.parent):
-        folder = folder.parent
-    return Run(folder) if _is_run(folder) else None, folder, student
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "config.yaml").is_file() and (folder / "metrics.json").is_file()
-
-
-def _configured(
-    student: Student, to: Format, readout: ReadoutName | None, steps: int | None, sampler: SamplerName | None
-) -> ReadoutName:
-    """The readout that is exported; the sampler's settings are put into the student's."""
+def _readout(student: Student, to: Format, readout: ReadoutName | None) -> ReadoutName:
+    """The readout that is exported."""
     if not student.readouts:
         raise UserError(
             "Export: expected a student that classifies, got one of features alone; use its embed(images) "
@@ -179,97 +161,34 @@ def _configured(
     if to == "timm":
         to_timm.check(student, readout)
         readout = "linear"
-    readout = student.checked(readout)
+    return student.checked(readout)
+
+
+def _resample(student: Student, readout: ReadoutName, steps: int | None, sampler: SamplerName | None) -> bool:
+    """Put what is given of the sampler into the student's settings; whether that changed them."""
     given: dict[str, Any] = {"steps": steps, "sampler": sampler}
-    changed = {key: value for key, value in given.items() if value is not None}
-    if changed and readout != "sample":
+    given = {key: value for key, value in given.items() if value is not None}
+    if given and readout != "sample":
         raise UserError(
-            f"Export: expected readout sample for {' and '.join(f'--{key}' for key in changed)}, got "
+            f"Export: expected readout sample for {' and '.join(f'--{key}' for key in given)}, got "
             f"{readout!r}; leave the option out."
         )
-    student.settings = dataclasses.replace(student.settings, **changed)
-    return readout
-
-
-def _target(
-    out: str | Path | None, folder: Path | None, to: Format, readout: ReadoutName, quantize: str | None
-) -> Path:
-    suffix = _SUFFIXES[to]
-    more = [quantize] if quantize else ["timm"] if to == "timm" else []
-    name = "-".join(["student", readout, *more]) + suffix
-    if out is None:
-        if folder is None:
-            raise UserError("Export: expected --out for a student without a folder of its own, got none.")
-        return folder / "export" / name
-    path = Path(out)
-    if suffix and path.is_dir():
-        return path / name
-    if suffix and path.suffix != suffix:
-        raise UserError(f"--out: expected a file name that ends in {suffix} for {to}, got {str(out)!r}.")
-    if not suffix and path.is_file():
-        raise UserError(f"--out: expected a folder for {to}, got the file {str(out)!r}.")
-    return path
-
-
-@contextlib.contextmanager
-def _fresh(path: Path) -> Iterator[Path]:
-    """A temporary name beside ``path``, which takes its place at the end, or of which nothing is left."""
-    if path.is_dir() and (foreign := {entry.name for entry in path.iterdir()} - to_safetensors.FILES):
-        raise UserError(
-            f"--overwrite: expected an exported student alone in {str(path)!r}, found "
-            f"{', '.join(sorted(foreign)[:3])} beside it; give another --out."
-        )
-    made = [each for each in path.parents if not each.exists()]
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        for file in _files(temporary):
-            # safetensors writes for the owner alone, whatever the umask
-            file.chmod(0o644)
-        if path.is_dir():
-            shutil.rmtree(path)
-        temporary.replace(path)
-    except BaseException as error:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-            for each in made:
-                each.rmdir()
-        if isinstance(error, OSError):
-            reason = error.strerror or type(error).__name__
-            raise UserError(
-                f"--out: expected a place to write to, got {str(path)!r} ({reason}); give another."
-            ) from error
-        raise
-
-
-def _files(path: Path) -> list[Path]:
-    return [path] if path.is_file() else list(path.iterdir())
+    before, student.settings = student.settings, dataclasses.replace(student.settings, **given)
+    return student.settings != before
 
 
 def _written(
-    job: Job, to: Format, path: Path, quantized: str | None, calibration: int, progress: bool
+    source: Source, to: Format, path: Path, quantized: str | None, calibration: int, progress: bool
 ) -> tuple[float, str, Quantized | None]:
     """Write to ``path`` and check: the deviation, on what images, and the figures of an int8 file."""
-    data = int8.data_of(job) if quantized else None
-    images, checked_on = images_of(job, IMAGES)
-    if data is None:
-        return checked(_write(job, to, path), job, images, f"the {to} file"), checked_on, None
-    plain = path.with_name(f"{path.stem}-fp32{path.suffix}")
+    data = int8.data_of(source) if quantized else None
+    images, checked_on = images_of(source)
+    plain = path if data is None else path.with_name(f"{path.stem}-fp32{path.suffix}")
     try:
-        deviation = checked(_write(job, to, plain), job, images, f"the {to} file")
+        deviation = checked(_WRITERS[to](source, plain), source, images, f"the {to} file")
+        if data is None:
+            return deviation, checked_on, None
         return deviation, checked_on, int8.quantize(plain, path, data, calibration, progress)
     finally:
-        plain.unlink(missing_ok=True)
-
-
-def _write(job: Job, to: Format, path: Path) -> Network:
-    if to == "onnx":
-        return to_onnx.write(job, path)
-    if to == "torch-export":
-        return to_torch.write(job, path)
-    if to == "timm":
-        return to_timm.write(job, path)
-    return to_safetensors.write(job, path)
+        if data is not None:
+            plain.unlink(missing_ok=True)
