@@ -25,7 +25,7 @@ def teacher_network(config: RunConfig, data: Data, networks: Mapping[str, nn.Mod
         raise UserError(f"Teacher: {error}") from error
 
 
-def with_classes(config: RunConfig, data: Data, teacher: Backbone | None) -> Data:
+def with_classes(config: RunConfig, data: Data, teacher: Backbone | Frozen | None) -> Data:
     """The data with the classes of the teacher, where it doesn't tell its own and the teacher has some."""
     if data.class_names or teacher is None:
         return data

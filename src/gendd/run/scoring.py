@@ -10,9 +10,10 @@ from gendd.config import ReadoutName
 from gendd.data import load_data
 from gendd.embedding import embedding_scores
 from gendd.evaluation import evaluate
-from gendd.run.experiment import prepared_teacher
 from gendd.run.folder import RunFolder
-from gendd.run.networks import teacher_network, with_classes
+from gendd.run.networks import with_classes
+from gendd.run.settings import is_taught
+from gendd.run.teacher import open_teacher
 from gendd.shots import shots_of
 from gendd.training import resolve_device
 
@@ -23,13 +24,17 @@ def evaluate_run(
     """Scores of a run's student on its test images, computed anew, by readout.
 
     Without labels, or where a readout is not of the data's classes, the teacher is loaded for its
-    agreement; of a student without readouts its features are scored as
+    agreement (none is trained); of a student without readouts its features are scored as
     :func:`gendd.embedding.embedding_scores` does.
 
     Args:
         path: The run folder.
         readout: One readout; all by default.
         progress: Show a progress bar.
+
+    Raises:
+        UserError: no finished run there, it hasn't that readout, or its images or the teacher that it is
+            judged by are not to be had any more.
     """
     run = RunFolder.open(path)
     config = run.config
@@ -42,10 +47,10 @@ def evaluate_run(
     names = student.readouts if readout is None else (readout,)
     teacher = None
     unlabelled = data.test.labels is None
-    if unlabelled or not names or any(student.num_classes(name) != data.num_classes for name in names):
-        network = teacher_network(config, data, {})
-        data = with_classes(config, data, network)
-        teacher, _ = prepared_teacher(config, data, network, device)
+    others = unlabelled or any(student.num_classes(name) != data.num_classes for name in names)
+    if is_taught(config) and (others or not names):
+        teacher = open_teacher(config, data, device)
+        data = with_classes(config, data, teacher)
     if teacher is not None and not names:
         workers = config.data.workers
         return embedding_scores(
