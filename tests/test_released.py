@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -16,6 +17,7 @@ from gendd.cli import main
 from gendd.config import GenDDConfig, ModelConfig
 from gendd.diffusion import ancestral
 from gendd.errors import UserError
+from gendd.exporting import export
 from gendd.generator import FeatureGenerator, GuidedDenoiser
 from gendd.models import Backbone, build_model, create_backbone, save_weights
 from gendd.released import head_state, import_released, read_released, released_student
@@ -218,6 +220,24 @@ def test_stage_2_becomes_a_run(form: str, tmp_path: Path) -> None:
         2,
     )
     assert (gendd_settings.contraction, gendd_settings.repeats) == (0.9, 30)
+
+
+def test_an_import_is_exported(tmp_path: Path) -> None:
+    state, backbone = checkpoint()
+    run = import_released(write(tmp_path, {"model": state}), STUDENT, TEACHER, out=tmp_path / "run")
+    images = torch.rand(5, 1, 32, 32)
+    with torch.no_grad():
+        student = run.student()
+        features = student.features(images)
+        expected = {name: student.logits(features, name) for name in student.readouts[:2]}
+    torch.testing.assert_close(expected["linear"], backbone.eval()(images)[1])
+    for readout, logits in expected.items():
+        file = export(run, "onnx", readout=readout).path
+        (found,) = onnxruntime.InferenceSession(str(file)).run(["logits"], {"images": images.numpy()})
+        torch.testing.assert_close(torch.from_numpy(found), logits, rtol=1e-4, atol=1e-4)
+        folder = export(run, "safetensors", readout=readout).path
+        with torch.no_grad():
+            torch.testing.assert_close(gendd.load(folder)(images), logits, rtol=1e-4, atol=1e-4)
 
 
 def test_stage_1_of_cifar_is_normalised_as_it_was(tmp_path: Path) -> None:
