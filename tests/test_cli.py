@@ -917,3 +917,12 @@ def test_predict_refuses_an_uncertainty_that_is_not_to_be_had(
     )
     message = refused(capsys, "predict", "run", file, "--uncertainty", "many")
     assert message == "argument --uncertainty: invalid int value: 'many'. See: gendd predict --help."
+
+
+@pytest.mark.parametrize(
+    "words", [["distill", "--help"], ["train", "--print_config"], ["distill", "--epoch=3"]]
+)
+def test_what_needs_no_network_is_told_without_loading_one(words: list[str]) -> None:
+    code = f"import sys; from gendd.cli import main; main({words}); print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "False"

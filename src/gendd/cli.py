@@ -112,14 +112,15 @@ class _Parser(argparse.ArgumentParser):
 
 
 def _execute(command: str, words: list[str]) -> int:
+    config, flags = parse_run(command, words)
+    if config is None:
+        return 0
+    # after the options: these take seconds to load
     from rich.console import Console
 
     from gendd import report
     from gendd.run import execute
 
-    config, flags = parse_run(command, words)
-    if config is None:
-        return 0
     run = execute(config, overwrite=flags.overwrite, resume=flags.resume)
     console = Console()
     report.print_table(run.metrics, console)
