@@ -67,7 +67,7 @@ def measure(name: str) -> dict[str, Any]:
     }
     if config.method == "gendd":
         assert teacher is not None
-        tokens = -(-teacher.feature_dim // config.gendd.token_width)
+        tokens = method.generator.num_tokens
         row |= {
             "head_parameters": count_parameters(method.generator),
             "tokens": tokens,

@@ -365,6 +365,16 @@ def test_resume_wants_a_run(tmp_path: Path, capsys: Capture) -> None:
         )
 
 
+def test_resume_and_overwrite_exclude_each_other(
+    digits_run: Finished, tmp_path: Path, capsys: Capture
+) -> None:
+    folder = str(digits_run.folder)
+    words = ["distill", "--resume", "--overwrite", "--out", folder, *TINY]
+    assert refused(capsys, *words) == (
+        f"Output folder {folder!r}: expected --resume or --overwrite, got both; leave one out."
+    )
+
+
 def test_a_moved_run_is_resumed_where_it_is(digits_run: Finished, tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text((digits_run.folder / "config.yaml").read_text())
     config = parsed("--resume", "--out", str(tmp_path))

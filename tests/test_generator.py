@@ -33,6 +33,13 @@ def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
 
 
+def test_a_token_is_at_most_the_whole_feature() -> None:
+    wide = generator(token_width=64)
+    assert (wide.token_width, wide.num_tokens) == (10, 1)
+    assert wide.sample(conditions(), steps=2, generator=seeded()).shape == (1, 3, 10)
+    assert FeatureGenerator(6, 10, wide.config).state_dict().keys() == wide.state_dict().keys()
+
+
 def conditions(images: int = 3) -> Tensor:
     return torch.randn(images, 6, generator=seeded(9))
 

@@ -272,7 +272,8 @@ class GenDDConfig:
         centre_scale: ``none`` takes the centres as they are; ``match`` scales them so that their
             mean squared norm equals that of the teacher's features.
         mixup: β of the feature mixup's Beta(β, β); 0 is off.
-        token_width: τ; where it does not divide the teacher's feature width, the last token is padded.
+        token_width: τ, at most the teacher's feature width; where it does not divide it, the last token is
+            padded.
         repeats: M, rows a token and step, each with its own t and noise.
         condition_dropout: Probability that a row's condition is zeroed, in [0, 1). Guided sampling
             needs it, and it costs the student as much of its gradient.

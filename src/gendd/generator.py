@@ -54,8 +54,9 @@ class FeatureGenerator(nn.Module):
         self.config = config
         self.condition_width = condition_width
         self.feature_width = feature_width
-        self.token_width = config.token_width
-        self.num_tokens = tokens.num_tokens(feature_width, config.token_width)
+        # a single token needs no padding
+        self.token_width = min(config.token_width, feature_width)
+        self.num_tokens = tokens.num_tokens(feature_width, self.token_width)
         self.prediction = config.prediction
         self.schedule: Schedule = cosine_schedule(config.timesteps)
         self.mean_time = len(self.schedule) - 1
@@ -64,12 +65,12 @@ class FeatureGenerator(nn.Module):
             self.mean_time = self.schedule.nearest(0.1)
         self.norm = nn.LayerNorm(condition_width)
         self.head = Head(
-            config.token_width,
+            self.token_width,
             condition_width,
             self.num_tokens,
             config.head_width,
             config.head_depth,
-            config.token_width * (2 if config.learned_variance else 1),
+            self.token_width * (2 if config.learned_variance else 1),
             config.zero_init,
         )
         self.register_buffer("feature_mean", torch.zeros(feature_width))

@@ -93,7 +93,7 @@ def predict(
         best = said.probabilities[0].topk(min(top, len(names)))
         classes = [names[index] for index in best.indices.tolist()]
         unsure = {"samples": uncertainty, **_entropies(said)} if uncertainty else None
-        return Prediction(file, classes, [round(p, 4) for p in best.values.tolist()], uncertainty=unsure)
+        return Prediction(file, classes, best.values.tolist(), uncertainty=unsure)
 
     found: list[Prediction] = []
 
@@ -111,7 +111,7 @@ def predict(
 def _entropies(said: PredictiveDistribution) -> dict[str, float]:
     """The figures of the first image."""
     names = ("total", "aleatoric", "mutual_information", "spread")
-    return {name: round(float(getattr(said, name)[0]), 4) for name in names}
+    return {name: float(getattr(said, name)[0]) for name in names}
 
 
 def _images_at(path: str) -> list[str]:

@@ -473,6 +473,22 @@ class Throughput(Callback):
         say(f"{self.title}: {done} · {parts} · {rate:,.0f} images/s")
 
 
+class Progress(RichProgressBar):
+    """Lightning's bar: epochs counted from 1, and nothing of its log's version."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        total = "" if self.trainer.max_epochs is None else f"/{self.trainer.max_epochs}"
+        return f"Epoch {current_epoch + 1}{total}".ljust(len(self.validation_description))
+
+    def get_metrics(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """What the bar shows, each by the name that lines without a bar have."""
+        items = super().get_metrics(trainer, pl_module)
+        items.pop("v_num", None)
+        return {name.removeprefix("train/"): value for name, value in items.items()}
+
+
 def is_share(name: str) -> bool:
     """Whether a logged metric is a share in [0, 1], of which more is better, and no loss."""
     return name.startswith("val/") and name != "val/diffusion"
@@ -593,7 +609,7 @@ def _fit(
     if config.ema is not None:
         callbacks.append(EMAWeightAveraging(device=device, decay=config.ema))
     if bar:
-        callbacks.append(RichProgressBar(leave=True))
+        callbacks.append(Progress(leave=True))
     precision = resolve_precision(config.precision, device)
     with _quiet():
         trainer = lightning.Trainer(

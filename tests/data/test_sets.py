@@ -21,7 +21,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from gendd.config import DataConfig
-from gendd.data import describe, load_data, train_loader
+from gendd.data import Data, ImageSet, describe, load_data, train_loader
 from gendd.data.images import Held
 from gendd.data.readers import read_parquet
 from gendd.data.split import random_split
@@ -641,3 +641,13 @@ def test_cifar10_as_jpeg() -> None:
     picture = np.array(Image.open(io.BytesIO(first["image"]["bytes"])).convert("RGB"))
     assert data.test.images([0])[0].permute(1, 2, 0).tolist() == picture.tolist()
     assert data.test.labels is not None and data.test.labels[0] == first["label"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "long_tailed"),
+    [((11, 3), False), ((16, 4), False), ((20, 1), True), ((300, 120), False), ((4500, 45), True)],
+)
+def test_a_long_tail_is_more_than_chance(counts: tuple[int, int], long_tailed: bool) -> None:
+    labels = torch.arange(2).repeat_interleave(torch.tensor(counts))
+    images = ImageSet(torch.zeros(len(labels), 1, 4, 4, dtype=torch.uint8), labels, 1, 4)
+    assert Data("x", images, None, images, ["a", "b"], 1, 4, "none").long_tailed is long_tailed

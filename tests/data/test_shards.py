@@ -261,6 +261,8 @@ def test_a_sample_is_of_whole_images_each_once(
     assert torch.cat(labels).tolist() == [number % 4 for number in taken]
     assert equal(batches, list(sample_loader(train, 5, 30)))
     assert sorted(seen(list(sample_loader(train, 8)))) == list(range(SHARDS * EACH))
+    # batches of 36 would leave a third of them out
+    assert sorted(seen(list(sample_loader(train, 36)))) == list(range(SHARDS * EACH))
     assert len(seen(list(sample_loader(train, 500, 7)))) == 7
 
 
@@ -499,6 +501,9 @@ def test_a_cut_shard_costs_its_end(
     data = load_data(config)
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and "about 6 images" in said[0] and "0002.tar" in said[0] and "cut short" in said[0]
+    assert [len(each) for each in data.skipped if each.part == "training"] == [6]
+    data.train.skipped.record(tmp_path / "skipped.txt")
+    assert (tmp_path / "skipped.txt").read_text().startswith(f"training: '{cut}'")
     # 24 to 29 are there, 30 to 35 are not
     assert sorted(seen(epoch_of(data, config))) == [*range(30), *range(36, 96)]
     assert capsys.readouterr().err == ""

@@ -21,7 +21,9 @@ from gendd.config import RunConfig, dump, load_config
 from gendd.errors import UserError
 from gendd.evaluation import memory_format
 from gendd.predict import predict
+from gendd.refit import Refit
 from gendd.run import Run, evaluate_run, probe_run
+from gendd.run.probing import Probed
 
 Capture = pytest.CaptureFixture[str]
 
@@ -511,3 +513,10 @@ def test_an_interruption_leaves_the_run_as_it_was(
     assert main(["probe", str(run)]) == 130
     assert capsys.readouterr().err.splitlines()[-1] == "gendd: interrupted; the run is as it was."
     assert contents(run) == before
+
+
+def test_validation_images_are_not_called_test_images() -> None:
+    refit = Refit("teacher", "teacher", 0.1, 4.0, 41.0, "refitted", 432, 48)
+    before: dict[str, float | None] = {"top1": None, "top5": None, "agreement": 4.0}
+    said = str(Probed(refit, before, {**before, "agreement": 41.0}, 1.0, "validation"))
+    assert said.splitlines()[1].startswith("validation agreement with the teacher ") and "test" not in said

@@ -32,18 +32,24 @@ class Skipped:
 
     def __init__(self, part: str = "set") -> None:
         self.part = part
-        self.names: dict[str, None] = {}
+        # of each what it stands for in images
+        self.names: dict[str, int] = {}
         self._told = 0
         self._file: Path | None = None
 
     def __len__(self) -> int:
-        return len(self.names)
+        return sum(self.names.values())
+
+    def add_missing(self, count: int, what: str) -> None:
+        """Tell of images that are missing altogether, about so many."""
+        say(f"unreadable, skipped: about {count} images ({what})")
+        self.names[what] = count
 
     def add(self, name: str) -> None:
         """Tell of an image, unless it was told before."""
         if name in self.names:
             return
-        self.names[name] = None
+        self.names[name] = 1
         if self._file is not None:
             self._write([name])
         self._told += 1
@@ -55,11 +61,11 @@ class Skipped:
 
     def record(self, file: Path) -> None:
         """Name those skipped so far and from now on in a file, a line each; those already in it count."""
-        before: dict[str, None] = {}
+        before: dict[str, int] = {}
         if file.is_file():
             start = f"{self.part}: "
             lines = file.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-            before = {line.removeprefix(start): None for line in lines if line.startswith(start)}
+            before = {line.removeprefix(start): 1 for line in lines if line.startswith(start)}
         self._file = file
         self._write([name for name in self.names if name not in before])
         self.names = before | self.names

@@ -333,6 +333,12 @@ def eval_loader(
     return Batches(image_set, order, batch_size, _workers(workers), None)
 
 
+def _divisor(count: int, most: int) -> int:
+    """Of the sizes from ``most`` down to half of it the one that leaves least of ``count`` over."""
+    most = min(most, count)
+    return min(range(most, most // 2, -1), key=lambda size: count % size)
+
+
 def sample_loader(
     images: ImageSet | Shards,
     batch_size: int,
@@ -343,7 +349,8 @@ def sample_loader(
     """Images as they are, each once at most: all of them, or a number that stands for them.
 
     Of a set they are evenly spread over it and given in order. Of shards, which are read in sequence, they
-    are those of the first of the shards in an order of their own; what fills no batch is left out.
+    are those of the first of the shards in an order of their own; their batches are all of one size, that
+    of up to ``batch_size`` which leaves out the fewest.
 
     Args:
         images: The images.
@@ -363,7 +370,7 @@ def sample_loader(
             return loader
         return replace(loader, order=torch.linspace(0, len(images) - 1, count).round().long())
     how = _Augmentation("none", (1.0, 1.0), seed=0, epoch=0, rank=0, framing=framing)
-    batch_size = min(batch_size, count)
+    batch_size = _divisor(count, batch_size)
     epoch = Epoch(
         shards=images,
         order=torch.randperm(len(images.urls), generator=how.generator("order")),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -95,9 +96,12 @@ class Data:
 
     @property
     def long_tailed(self) -> bool:
-        """Whether a class has at least three times the training images of another; less is often chance."""
-        counts = self.class_counts
-        return counts is not None and int(counts.max()) >= _LONG_TAILED * int(counts.min())
+        """Whether a class has at least three times the training images of another, by more than chance."""
+        if self.class_counts is None:
+            return False
+        low, high = int(self.class_counts.min()), int(self.class_counts.max())
+        # three standard deviations of the difference of counts that are drawn
+        return high >= _LONG_TAILED * low and high - low > 3 * math.sqrt(high + low)
 
     @property
     def skipped(self) -> list[Skipped]:

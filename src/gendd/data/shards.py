@@ -42,7 +42,6 @@ from gendd.data.tars import (
     survey,
 )
 from gendd.errors import UserError
-from gendd.messages import say
 
 # a step's stream depends on this number and not on the workers, which must divide it
 STREAMS = 24
@@ -389,7 +388,7 @@ def read_shards(config: DataConfig) -> Found:
     path, test_path = _paths(config)
     mask = int(torch.randint(_NO_BOUND, (), generator=torch.Generator().manual_seed(config.split_seed)))
     contents = survey(path, config.workers)
-    _check_whole(contents, config.max_corrupt, "mend them, or raise data.max_corrupt")
+    lost = _check_whole(contents, config.max_corrupt, "mend them, or raise data.max_corrupt")
     labels = _labels(contents, config.labels)
     test, names = (None, []) if test_path is None else _test(test_path, config)
     tested = None if test is None else test.labels
@@ -414,6 +413,8 @@ def read_shards(config: DataConfig) -> Found:
         choice=choice,
         max_corrupt=config.max_corrupt,
     )
+    for missing, what in lost:
+        train.skipped.add_missing(missing, what)
     # said before anything is trained
     steps_of(train, config, 1)
     channels = 1 if all(each.gray for each in contents if len(each)) else 3
@@ -494,8 +495,8 @@ def _test(given: str | list[str], config: DataConfig) -> tuple[Part, list[str]]:
     return Part(count, _labels(contents, True), lambda rows: images_at(contents, rows)), []
 
 
-def _check_whole(contents: Sequence[Contents], limit: float, remedy: str) -> None:
-    """Name the shards that lack images; raise :class:`UserError` where they lack too many, or all.
+def _check_whole(contents: Sequence[Contents], limit: float, remedy: str) -> list[tuple[int, str]]:
+    """How many images which shards lack; raises :class:`UserError` where they lack too many, or all.
 
     A damaged shard is taken to have lost what it lacks of the median whole one, and one image at least.
     """
@@ -520,8 +521,7 @@ def _check_whole(contents: Sequence[Contents], limit: float, remedy: str) -> Non
             f"Expected at most {limit:g} of the images of the shards to be missing or damaged, got about "
             f"{count} of {total + count} ({lost[0][1]}); {remedy}."
         )
-    for missing, what in lost:
-        say(f"unreadable, skipped: about {missing} images ({what})")
+    return lost
 
 
 def _labels(contents: Sequence[Contents], needed: bool) -> Tensor | None:

@@ -293,7 +293,7 @@ class GenDD(Method):
         if config.time_power != 1:
             u = 1 - (1 - u).pow(config.time_power)
         t = (u * config.timesteps).long().clamp(max=config.timesteps - 1)
-        noise = torch.randn(rows, config.token_width, generator=generator, device=device)
+        noise = torch.randn(rows, self.generator.token_width, generator=generator, device=device)
         keep = None
         if regularised and config.condition_dropout > 0:
             keep = torch.rand(rows, generator=generator, device=device) >= config.condition_dropout

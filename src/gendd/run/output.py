@@ -52,6 +52,10 @@ def _is_written(entry: Path) -> bool:
 def check_folder(folder: Path, config: RunConfig, overwrite: bool, resume: bool) -> None:
     """Raise :class:`UserError` where the output folder can't be this run's; nothing is written."""
     saved = folder / "config.yaml"
+    if resume and overwrite:
+        raise UserError(
+            f"Output folder {str(folder)!r}: expected --resume or --overwrite, got both; leave one out."
+        )
     if resume:
         if not saved.is_file():
             raise UserError(

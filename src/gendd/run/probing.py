@@ -51,12 +51,14 @@ class Probed:
             the run had them; None what was not measured.
         after: Likewise of the readout the run has now.
         seconds: It took.
+        tested_on: Which images those figures are of: ``test``, or ``validation`` where there are no others.
     """
 
     refit: Refit
     before: dict[str, float | None]
     after: dict[str, float | None]
     seconds: float
+    tested_on: str = "test"
 
     def as_dict(self) -> dict[str, Any]:
         """What the refit tells, ``before``, ``after`` and ``seconds``; JSON-ready."""
@@ -69,7 +71,7 @@ class Probed:
         lines = [_change(f"held-out {judge}", refit.trained, refit.refitted)]
         for name, title in (("top1", "top-1"), ("agreement", "agreement with the teacher")):
             if self.after[name] is not None:
-                lines.append(_change(f"test {title}", self.before[name], self.after[name]))
+                lines.append(_change(f"{self.tested_on} {title}", self.before[name], self.after[name]))
         fitted = f"fitted to {SAID[refit.target]} of {refit.images:,} images, weight decay {refit.l2:g}"
         kept = "kept" if refit.kept == "refitted" else "not better, so the old one was kept"
         lines.append(f"new classifier {kept}: {fitted}, judged on {refit.held_images:,}")
@@ -330,7 +332,8 @@ class _Update:
         changed = self.refit.kept == "refitted"
         scores = self._measure(own, before, ask) if changed else None
         after = {name: own["readouts"]["linear"].get(name) for name in _FIGURES}
-        probed = Probed(self.refit, before, after, round(time.perf_counter() - start, 2))
+        seconds = round(time.perf_counter() - start, 2)
+        probed = Probed(self.refit, before, after, seconds, self.data.tested_on)
         last = own.get("probe", {})
         by = self._labels_seen_by(last)
         own["probe"] = {
