@@ -222,6 +222,22 @@ def test_stage_2_becomes_a_run(form: str, tmp_path: Path) -> None:
     assert (gendd_settings.contraction, gendd_settings.repeats) == (0.9, 30)
 
 
+def test_an_import_of_imagenet_without_images(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    state, _ = checkpoint(student="timm/test_resnet")
+    file = write(tmp_path, wrapped(state, "imagenet"))
+    words = ["import-released", str(file), "--student", "timm/test_resnet", "--teacher", TEACHER]
+    assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    student = gendd.load(tmp_path / "run")
+    assert (student.info["image_size"], student.info["framing"]) == (224, 0.875)
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "run")]) == 2
+    assert capsys.readouterr().err == (
+        f"gendd: The run at {str(tmp_path / 'run')!r} was imported without images to score it on; import it "
+        "again with --data.name, --data.path and another --out.\n"
+    )
+    assert export(tmp_path / "run", "timm").path.is_file()
+
+
 def test_an_import_is_exported(tmp_path: Path) -> None:
     state, backbone = checkpoint()
     run = import_released(write(tmp_path, {"model": state}), STUDENT, TEACHER, out=tmp_path / "run")

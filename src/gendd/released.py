@@ -213,6 +213,9 @@ def released_student(
     info: dict[str, Any] = {"method": config.method}
     if name.startswith("cifar/"):
         info["image_size"] = 32
+    elif not isinstance(student, Backbone):
+        # as the released code scores ImageNet: the middle 224 of 256 pixels
+        info |= {"image_size": 224, "framing": 0.875}
     try:
         classifier = _teacher_classifier(released.state)
         if released.stage == 1:

@@ -67,7 +67,7 @@ def create(source: str, wanted: Wanted) -> Network:
                 raise unfetched(
                     f"Configuration of {name}", error, host, "give the path of a local folder"
                 ) from error
-            raise unbuilt("transformers", name, error) from error
+            raise unbuilt("transformers", name, error, pretrained=wanted.pretrained) from error
         mean, std, side = _input(source, name, wanted)
     size = getattr(net.config, "image_size", None) or side
     made = assemble(

@@ -135,9 +135,10 @@ def assemble(
     return made
 
 
-def unbuilt(library: str, name: str, error: Exception, end: str = "") -> UserError:
-    """The error for what a library raised instead of building a network of random weights."""
-    return UserError(f"{library} could not build {name}{end}: {first_line(error)} (choose another network).")
+def unbuilt(library: str, name: str, error: Exception, end: str = "", pretrained: bool = False) -> UserError:
+    """The error for what a library raised instead of building a network from what is on this machine."""
+    remedy = "leave pretrained out, or choose another network" if pretrained else "choose another network"
+    return UserError(f"{library} could not build {name}{end}: {first_line(error)} ({remedy}).")
 
 
 def without_weights(name: str, error: Exception, host: str) -> UserError:

@@ -9,6 +9,7 @@ from typing import Any
 from gendd.config import ReadoutName
 from gendd.data import load_data
 from gendd.embedding import embedding_scores
+from gendd.errors import UserError
 from gendd.evaluation import evaluate
 from gendd.run.folder import RunFolder
 from gendd.run.networks import with_classes
@@ -42,6 +43,11 @@ def evaluate_run(
     student = run.student(device)
     if readout is not None:
         student.readout = readout
+    if "imported" in run.metrics["run"] and "data" not in student.info:
+        raise UserError(
+            f"The run at {str(path)!r} was imported without images to score it on; import it again with "
+            "--data.name, --data.path and another --out."
+        )
     # streamed: the training images, which size and channels were taken from, need no decoding
     data = load_data(dataclasses.replace(config.data, in_memory=False))
     names = student.readouts if readout is None else (readout,)
