@@ -288,7 +288,7 @@ def transfer(case: str) -> str:
         "top1": "top-1, %",
         "agreement": "agreement, %",
         "knn": "nearest neighbours, %",
-        "probe": "linear probe, %",
+        "linear_probe": "linear probe, %",
         "cosine": "cosine",
     }
     rows = [row for row in read("transfer.csv") if row["case"] == case]

@@ -34,7 +34,7 @@ from gendd.config import DataConfig
 from gendd.data import load_data
 
 RESULTS = Path(__file__).parent / "results"
-DISTIL_FIELDS = ["case", "seed", "method", "output", "top1", "agreement", "knn", "probe", "cosine"]
+DISTIL_FIELDS = ["case", "seed", "method", "output", "top1", "agreement", "knn", "linear_probe", "cosine"]
 DISTIL_FIELDS += ["parameters", "multiply_adds", "train_seconds"]
 # a timm network of 0.47 M parameters with ImageNet's classifier
 STUDENT = "timm/test_resnet"
@@ -71,7 +71,7 @@ def figures(case: str, run: gendd.Run) -> list[dict[str, Any]]:
     for method, output, values in found:
         embedding = values.get("embedding", {}) if method == "teacher" else values
         row = {name: values.get(name) for name in DISTIL_FIELDS}
-        row |= {name: embedding.get(name) for name in ("knn", "probe", "cosine")}
+        row |= {name: embedding.get(name) for name in ("knn", "linear_probe", "cosine")}
         rows.append(row | {"case": case, "seed": metrics["run"]["seed"], "method": method, "output": output})
     return rows
 
@@ -123,6 +123,7 @@ def main() -> None:
     settings: dict[str, dict[str, Any]] = {
         "gendd": {"token_width": 320},
         "training": {"epochs": arguments.epochs or 10, "lr": 0.006},
+        "readout": {"name": "mean", "sampler": "ddim", "steps": 10, "num_samples": 1},
     }
     with TemporaryDirectory() as name:
         folder = Path(name)
@@ -133,8 +134,9 @@ def main() -> None:
                 {**efficientnet(wheel, folder), "classifier": False},
                 seed,
                 data={"name": "fashion-mnist", "path": str(fashion), "train_images": 20_000},
-                gendd={**settings["gendd"], "centres": "means"},
+                gendd={**settings["gendd"], "centres": "means", "refit": "labels"},
                 training=settings["training"],
+                readout=settings["readout"],
                 baselines=["supervised"],
             )
         elif arguments.what == "imagenet":

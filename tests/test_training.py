@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+import lightning
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -28,6 +29,7 @@ from gendd.student import Student
 from gendd.training import (
     FitResult,
     LightningMethod,
+    Progress,
     beta2,
     choose_monitor,
     derive_seed,
@@ -1054,3 +1056,15 @@ def test_the_student_of_a_fit_predicts(done: Done) -> None:
     assert isinstance(student, Student) and isinstance(student.backbone, nn.Module)
     with torch.no_grad():
         assert student(torch.rand(2, 1, 8, 8)).shape == (2, 10)
+
+
+def test_the_bar_counts_epochs_from_one() -> None:
+    bar = Progress()
+    bar._trainer = lightning.Trainer(
+        max_epochs=3, logger=False, enable_checkpointing=False, accelerator="cpu"
+    )
+    assert [bar._get_train_description(epoch).strip() for epoch in range(3)] == [
+        "Epoch 1/3",
+        "Epoch 2/3",
+        "Epoch 3/3",
+    ]
