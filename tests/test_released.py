@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,6 +237,43 @@ def test_an_import_of_imagenet_without_images(tmp_path: Path, capsys: pytest.Cap
         "again with --data.name, --data.path and another --out.\n"
     )
     assert export(tmp_path / "run", "timm").path.is_file()
+
+
+@pytest.mark.parametrize("stage", [1, 2])
+@pytest.mark.parametrize(
+    ("network", "words", "size", "framing"),
+    [
+        ("timm/test_resnet", [], 224, 0.875),
+        ("timm/test_resnet", ["--data.image_size", "160"], 160, 0.875),
+        ("timm/test_resnet", ["--data.image_size=64"], 64, 1.0),
+        ("timm/test_vit", [], 160, 0.875),
+        (STUDENT, [], 32, 1.0),
+        (STUDENT, ["--data.image_size", "48"], 48, 1.0),
+    ],
+)
+def test_the_image_size_needs_no_images(
+    network: str, words: list[str], size: int, framing: float, stage: int, tmp_path: Path
+) -> None:
+    state, _ = checkpoint(stage, student=network)
+    file, out = write(tmp_path, state), tmp_path / "run"
+    command = ["import-released", str(file), "--student", network, "--teacher", TEACHER, "--out", str(out)]
+    assert main([*command, *words]) == 0
+    run = Run.open(out)
+    assert (run.student().info["image_size"], run.student().info["framing"]) == (size, framing)
+    assert run.config.data.image_size == (size if words else None)
+    assert run.metrics["student"]["readouts"]["linear"]["top1"] is None
+    folder = export(run, "safetensors", readout="linear").path
+    assert gendd.load(folder).info["image_size"] == size
+
+
+def test_a_network_of_ones_own_tells_its_image_size_or_is_given_it(tmp_path: Path) -> None:
+    state, backbone = checkpoint(1, student="timm/test_resnet")
+    file = write(tmp_path, state)
+    own = Backbone(backbone.net, name="own", in_channels=1, mean=[0.5], std=[0.5])
+    assert "image_size" not in released_student(file, own).info
+    run = import_released(file, own, TEACHER, out=tmp_path / "run", data={"image_size": 96})
+    info = json.loads((run.folder / "student" / "config.json").read_text(encoding="utf-8"))["info"]
+    assert (info["image_size"], info["framing"]) == (96, 0.875)
 
 
 def test_an_import_is_exported(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from gendd.config import DataConfig, RunConfig, dump, from_dict, read_yaml, to_dict
+from gendd.data.images import SMALL
 from gendd.errors import UserError
 from gendd.files import write_json, write_text
 from gendd.generator import FeatureGenerator
@@ -77,6 +78,10 @@ _CIFAR_MEAN = [0.5071, 0.4867, 0.4408]
 _CIFAR_STD = [0.2675, 0.2565, 0.2761]
 # where its ImageNet settings differ from those of CIFAR
 _IMAGENET = {"gendd": {"repeats": 10}, "training": {"beta2": [0.96, 0.999]}, "readout": {"steps": 64}}
+# as it scores ImageNet: the middle 224 of 256 pixels; images as small as those of CIFAR are kept whole
+_CIFAR_SIZE, _IMAGENET_SIZE, _IMAGENET_FRAMING = 32, 224, 0.875
+# the settings that say which images; without any nothing is measured
+_WHICH_IMAGES = {"name", "path", "test_path"}
 
 
 def head_state(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -211,11 +216,9 @@ def released_student(
         )
     load_state(backbone, released.student, released.path)
     info: dict[str, Any] = {"method": config.method}
-    if name.startswith("cifar/"):
-        info["image_size"] = 32
-    elif not isinstance(student, Backbone):
-        # as the released code scores ImageNet: the middle 224 of 256 pixels
-        info |= {"image_size": 224, "framing": 0.875}
+    size = config.data.image_size or _own_size(backbone, made_here=not isinstance(student, Backbone))
+    if size is not None:
+        info |= {"image_size": size, "framing": _IMAGENET_FRAMING if size > SMALL else 1.0}
     try:
         classifier = _teacher_classifier(released.state)
         if released.stage == 1:
@@ -258,7 +261,9 @@ def import_released(
         teacher: Name of the teacher network.
         out: Output folder; None: below ``runs/``.
         teacher_weights: The teacher's weights, which add its figures and the agreement with it.
-        data: The images to evaluate on; None: no figures are measured.
+        data: The images to evaluate on. None, or a dictionary without ``name``, ``path`` and ``test_path``:
+            no figures are measured, and ``image_size`` is that of the images the student takes (by default
+            32 for ``cifar/``, else what the network is built for, else 224).
         settings: Any other section of :class:`RunConfig` as a dictionary, and ``seed``;
             ``teacher={"pretrained": True}`` takes the teacher's weights from timm.
 
@@ -284,7 +289,7 @@ def import_released(
     config = _config(released, student.name if isinstance(student, Backbone) else student, given)
     imported = released_student(released, student, config)
     network = _teacher(released, config)
-    images = None if data is None else _images(released, config)
+    images = _images(released, config) if _WHICH_IMAGES & set(given.get("data", {})) else None
     metrics = _metrics(released, imported, config, network, images)
     imported.info["teacher"] = config.teacher.name
     if images is not None:
@@ -304,6 +309,15 @@ def _section(data: str | dict[str, Any] | DataConfig) -> dict[str, Any]:
     if isinstance(data, DataConfig):
         return to_dict(data)
     return {"name": data} if isinstance(data, str) else data
+
+
+def _own_size(backbone: Backbone, made_here: bool) -> int | None:
+    """Side of the images a released student takes; None where a user's own network doesn't tell."""
+    if backbone.name.startswith("cifar/"):
+        return _CIFAR_SIZE
+    if backbone.image_size is not None:
+        return backbone.image_size[0]
+    return _IMAGENET_SIZE if made_here else None
 
 
 def _below(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

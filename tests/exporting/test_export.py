@@ -366,7 +366,7 @@ def test_what_cannot_be_is_told_in_one_line(options: dict[str, Any], message: st
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_students_that_cannot_be_exported(tmp_path: Path) -> None:
+def test_students_that_cannot_be_exported(small_run: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"expected a student that classifies, .* use its embed\(images\)"):
         gendd.export(bare(), "onnx", out=tmp_path / "s.onnx")
     student = make()
@@ -381,6 +381,17 @@ def test_students_that_cannot_be_exported(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(UserError, match=r"images in .*saved/config\.json \(info\.image_size\), found none"):
         gendd.export(folder, "safetensors")
+    run = moved(small_run, tmp_path / "run", {"name": "digits"})
+    file = run / "student" / "config.json"
+    config = json.loads(file.read_text(encoding="utf-8"))
+    del config["info"]["image_size"]
+    file.write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(UserError, match=r"images in .*run/student/config\.json \(info\.image_size\)"):
+        gendd.export(run, "safetensors")
+    # as it says
+    config["info"]["image_size"] = 8
+    file.write_text(json.dumps(config), encoding="utf-8")
+    assert gendd.export(run, "safetensors").path.exists()
 
 
 @pytest.mark.parametrize("missing", ["onnx", "onnxscript", "onnxruntime"])

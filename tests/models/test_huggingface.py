@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 import torch
 
+from gendd.config import ModelConfig
 from gendd.errors import UserError
-from gendd.models import create_backbone
+from gendd.models import build_model, create_backbone, save_weights
 from gendd.models.registry import pretrained_classes
 
 transformers = pytest.importorskip("transformers", reason="needs the extra hf")
@@ -145,6 +146,23 @@ def test_what_is_no_image_classifier_is_refused_in_one_line(tmp_path: Path) -> N
         create_backbone(f"hf/{tmp_path}", 5, pretrained=True)
     with pytest.raises(UserError, match="Unknown model 'hf/'"):
         create_backbone("hf/", 5)
+
+
+def test_a_folder_without_weights_names_the_ways_out(tmp_path: Path) -> None:
+    saved(tmp_path, "resnet")
+    (tmp_path / "model.safetensors").unlink()
+    name = f"hf/{tmp_path}"
+    with pytest.raises(UserError) as caught:
+        create_backbone(name, 5, pretrained=True)
+    message = str(caught.value)
+    assert message.startswith(f"transformers could not build {name}: ") and "\n" not in message
+    assert message.endswith(
+        "(leave pretrained out, give weights as a file (weights FILE, pretrained false), or choose another "
+        "network)."
+    )
+    backbone = create_backbone(name, 5)
+    save_weights(backbone, tmp_path / "w.safetensors")
+    build_model(ModelConfig(name, str(tmp_path / "w.safetensors")), 5, 3)
 
 
 def test_what_can_not_be_fetched_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return net
 
     monkeypatch.setattr(torchvision.models, "get_model", made)
+    monkeypatch.setattr("gendd.online.reachable", lambda host: True)
     return asked
 
 
@@ -60,6 +62,7 @@ def test_an_inception_is_alike_with_weights_and_without(monkeypatch: pytest.Monk
         return nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1000))
 
     monkeypatch.setattr(torchvision.models, "get_model", made)
+    monkeypatch.setattr("gendd.online.reachable", lambda host: True)
     for pretrained in (True, False):
         create_backbone("torchvision/googlenet", 1000, pretrained=pretrained)
     trained, untrained = given
@@ -152,7 +155,18 @@ def test_a_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no route to host\nmore")
 
     monkeypatch.setattr(torchvision.models, "get_model", fail)
+    monkeypatch.setattr("gendd.online.reachable", lambda host: True)
+    with pytest.raises(UserError, match=r"could not be fetched: no route to host\. Check the connection"):
+        create_backbone("torchvision/resnet18", 10, pretrained=True)
+
+
+def test_without_a_connection_no_download_is_told_of(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("gendd.online.reachable", lambda host: host != "download.pytorch.org")
+    # what torch tries is not to leave this machine
+    monkeypatch.setattr("torch.hub.urlopen", lambda *_, **__: pytest.fail("a download was tried"))
     with pytest.raises(UserError) as caught:
         create_backbone("torchvision/resnet18", 10, pretrained=True)
     assert str(caught.value) == (
@@ -160,3 +174,18 @@ def test_a_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         "reached, and the cache has none. Check the connection, or give them as a file (weights FILE, "
         "pretrained false)."
     )
+    captured = capsys.readouterr()
+    assert captured.out + captured.err == ""
+
+
+def test_without_a_connection_the_cache_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    monkeypatch.setattr("gendd.online.reachable", lambda host: False)
+    net = torchvision.models.shufflenet_v2_x0_5()
+    weights = torchvision.models.ShuffleNet_V2_X0_5_Weights.DEFAULT
+    file = tmp_path / "hub" / "checkpoints" / weights.url.rpartition("/")[2]
+    file.parent.mkdir(parents=True)
+    torch.save(net.state_dict(), file)
+    monkeypatch.setattr(weights, "get_state_dict", partial(weights.get_state_dict, check_hash=False))
+    backbone = create_backbone("torchvision/shufflenet_v2_x0_5", 1000, pretrained=True)
+    torch.testing.assert_close(dict(backbone.net.state_dict()), dict(net.state_dict()), rtol=0, atol=0)

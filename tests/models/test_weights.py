@@ -4,6 +4,7 @@ import argparse
 import io
 import pickle
 import shlex
+from collections import OrderedDict
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import numpy
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gendd.errors import UserError
-from gendd.models import Backbone, create_backbone, load_weights, save_weights, weights
-from gendd.models.weights import read_checkpoint
+from gendd.models import Backbone, create_backbone, load_weights, save_weights, weights, wrap
+from gendd.models.weights import OtherClassesError, read_checkpoint
 
 
 @pytest.fixture
@@ -57,6 +58,59 @@ def test_wrappers_are_removed(trained: Backbone, tmp_path: Path, wrapper: str) -
     other = fresh()
     load_weights(other, tmp_path / "w.pth")
     assert_same(other, trained)
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    [
+        "model.",
+        "net.",
+        "backbone.",
+        "student.",
+        "network.",
+        "module.model.",
+        "model.module.",
+        "model._orig_mod.",
+    ],
+)
+def test_what_a_trainer_put_before_every_key_is_removed(
+    trained: Backbone, tmp_path: Path, prefix: str
+) -> None:
+    state = {f"{prefix}{key}": value for key, value in trained.net.state_dict().items()}
+    # as Lightning writes it
+    content = {"epoch": 3, "state_dict": state, "loops": {"fit_loop": {}}, "hyper_parameters": {"lr": 0.1}}
+    torch.save(content, tmp_path / "w.ckpt")
+    other = fresh()
+    load_weights(other, tmp_path / "w.ckpt")
+    assert_same(other, trained)
+    fewer = create_backbone("cifar/resnet8", 3)
+    with pytest.raises(OtherClassesError, match="has 4 classes, not the expected 3"):
+        load_weights(fewer, tmp_path / "w.ckpt")
+
+
+def test_a_prefix_that_is_the_networks_own_stays(tmp_path: Path) -> None:
+    def network(name: str) -> Backbone:
+        net = nn.Sequential(
+            OrderedDict({name: nn.Sequential(nn.Flatten(), nn.Linear(12, 5), nn.Linear(5, 4))})
+        )
+        return wrap(net, in_channels=3, input_size=2)
+
+    one, other = network("model"), network("model")
+    for prefix in ("", "model."):
+        state = {f"{prefix}{key}": value for key, value in one.net.state_dict().items()}
+        torch.save(state, tmp_path / "w.pt")
+        load_weights(other, tmp_path / "w.pt")
+        assert_same(other, one)
+
+
+def test_a_prefix_of_another_networks_keys_is_told_as_it_is(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"model.a.weight": torch.zeros(1)}}, tmp_path / "w.ckpt")
+    with pytest.raises(UserError, match=r"1 keys unexpected \(model\.a\.weight\)"):
+        load_weights(fresh(), tmp_path / "w.ckpt")
+    state = {f"model.{key}": value for key, value in fresh().net.state_dict().items()}
+    torch.save({"state_dict": {**state, "loss.scale": torch.zeros(1)}}, tmp_path / "w.ckpt")
+    with pytest.raises(UserError, match=r"keys unexpected \(loss\.scale, model\.bn1\.bias"):
+        load_weights(fresh(), tmp_path / "w.ckpt")
 
 
 def test_batch_counts_may_be_missing(trained: Backbone, tmp_path: Path) -> None:

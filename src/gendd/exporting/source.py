@@ -132,9 +132,12 @@ def image_size(student: Student, folder: Path | None) -> int:
     if size is None and student.backbone.image_size is not None:
         size = student.backbone.image_size[0]
     if size is None:
-        where = "the student" if folder is None else f"{folder}/config.json"
+        where, remedy = "the student", 'set student.info["image_size"] and save the student'
+        if folder is not None:
+            inside = folder / "student" / "config.json"
+            where = str(inside if inside.is_file() else folder / "config.json")
+            remedy = 'add "image_size" to its "info", in pixels'
         raise UserError(
-            f"Export: expected the side of the images in {where} (info.image_size), found none; set "
-            'student.info["image_size"] and save the student.'
+            f"Export: expected the side of the images in {where} (info.image_size), found none; {remedy}."
         )
     return int(size)

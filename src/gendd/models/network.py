@@ -137,8 +137,10 @@ def assemble(
 
 def unbuilt(library: str, name: str, error: Exception, end: str = "", pretrained: bool = False) -> UserError:
     """The error for what a library raised instead of building a network from what is on this machine."""
-    remedy = "leave pretrained out, or choose another network" if pretrained else "choose another network"
-    return UserError(f"{library} could not build {name}{end}: {first_line(error)} ({remedy}).")
+    remedy = "choose another network"
+    if pretrained:
+        remedy = f"leave pretrained out, give weights as a file (weights FILE, pretrained false), or {remedy}"
+    return UserError(f"{library} could not build {name}{end}: {first_line(error).rstrip('.')} ({remedy}).")
 
 
 def without_weights(name: str, error: Exception, host: str) -> UserError:

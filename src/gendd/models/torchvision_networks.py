@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import torch
+
+from gendd import online
 from gendd.errors import UserError
 from gendd.models.network import Network, Wanted, assemble, unbuilt, without_weights
 
@@ -50,6 +54,7 @@ def create(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserEr
     if architecture in ("googlenet", "inception_v3"):
         settings = {**_INCEPTION, **({} if wanted.pretrained else {"init_weights": True})}
     if wanted.pretrained:
+        _check_there(f"torchvision/{name}", weights.url)
         settings["weights"] = weights
     elif wanted.classifier:
         settings["num_classes"] = wanted.num_classes
@@ -57,8 +62,7 @@ def create(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserEr
         net = models.get_model(architecture, **settings)
     except Exception as error:  # no network, no disk, a damaged download
         if wanted.pretrained:
-            host = urlsplit(weights.url).hostname or weights.url
-            raise without_weights(f"torchvision/{name}", error, host) from error
+            raise without_weights(f"torchvision/{name}", error, _host(weights.url)) from error
         raise unbuilt("torchvision", name, error) from error
     known_input: dict[str, Any] = {}
     classes = None
@@ -69,3 +73,15 @@ def create(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserEr
     return assemble(
         net, f"torchvision/{name}", wanted, channels=(3,), pretrained_classes=classes, **known_input
     )
+
+
+def _host(url: str) -> str:
+    return urlsplit(url).hostname or url
+
+
+def _check_there(name: str, url: str) -> None:
+    """Refuse weights neither cached nor to be had, before torch announces a download."""
+    host = _host(url)
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
+    if not cached.exists() and not online.reachable(host):
+        raise without_weights(name, ConnectionError(f"{host} can't be reached"), host)

@@ -36,6 +36,8 @@ class OtherClassesError(UserError):
 _STUDENT_WEIGHTS = "model.safetensors"
 # where the state dict is in a checkpoint that holds more
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "net")
+# what trainers put before every key of a network that is part of theirs
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "student.")
 # what public checkpoints call their classifier
 _CLASSIFIERS = ("fc", "linear", "classifier", "head", "classifier.0", "last_linear")
 
@@ -69,7 +71,8 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
 
     Takes ``.safetensors``, or any other suffix for what ``torch.save`` wrote (code in a pickle is
     refused), or a run's or student's folder. See :func:`read_checkpoint` for what may be around the
-    state dict, and :func:`load_state` for what may be called otherwise.
+    state dict, and :func:`load_state` for what may be called otherwise. What a trainer put before every
+    key (``model.`` in Lightning's checkpoints, ``module.model.``) is removed.
 
     Raises:
         UserError: no such file, an unreadable file, a classifier of another number of classes, or
@@ -77,6 +80,7 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
     """
     stripped = tuple(f"{name}." for name in backbone.stripped)
     state, _ = read_checkpoint(path)
+    state = _without_prefixes(state, set(backbone.net.state_dict()))
     state = {key: value for key, value in state.items() if not key.startswith(stripped)}
     load_state(backbone, state, path)
 
@@ -191,6 +195,17 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     if isinstance(loaded, Mapping) and (inner := _inner(loaded)) is not None:
         beside = {key: value for key, value in loaded.items() if value is not inner}
     return _plain_keys(_unwrap(loaded, Path(path))), beside
+
+
+def _without_prefixes(state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
+    """The state dict without what is before every key; as it is where no key is then the network's."""
+    bare = state
+    while bare and own.isdisjoint(bare):
+        prefix = next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in bare)), None)
+        if prefix is None:
+            return state
+        bare = {key.removeprefix(prefix): value for key, value in bare.items()}
+    return bare
 
 
 def _own_classifier(
