@@ -8,9 +8,10 @@ Every seed trains its own teacher. One CSV row a seed and method.
 from __future__ import annotations
 
 import argparse
-import csv
 from pathlib import Path
 from tempfile import TemporaryDirectory
+
+import records
 
 import gendd
 from gendd.config import load_config
@@ -41,10 +42,7 @@ def main() -> None:
         for method, readout, figures, seconds in found:
             values = [seed, method, readout, figures["top1"], figures["multiply_adds"], seconds]
             rows.append(dict(zip(FIELDS, values, strict=True)))
-    with RESULTS.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    records.write(RESULTS, FIELDS, rows)
 
 
 if __name__ == "__main__":

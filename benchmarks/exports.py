@@ -13,7 +13,6 @@ and test, as the test set is small. Students that have rows already are left out
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import tempfile
 from collections.abc import Callable, Iterator
@@ -22,6 +21,7 @@ from typing import Any
 
 import cifar10
 import onnxruntime
+import records
 import timm
 import torch
 from torch import Tensor
@@ -140,10 +140,7 @@ def measure(dataset: str, found: Iterator[tuple[str, Path]], data: Data | None, 
             and not on the test images alone.
         limit: Test images, at most.
     """
-    done = set()
-    if RESULTS.is_file():
-        with RESULTS.open(newline="") as stream:
-            done = {(row["dataset"], row["student"]) for row in csv.DictReader(stream)}
+    done = {(row["dataset"], row["student"]) for row in records.read(RESULTS)}
     for name, place in found:
         if (dataset, name) in done:
             continue
@@ -157,12 +154,7 @@ def measure(dataset: str, found: Iterator[tuple[str, Path]], data: Data | None, 
         steps = min(student.settings.steps, STEPS)
         student.settings = dataclasses.replace(student.settings, steps=steps)
         made = list(rows(student, images, dataclasses.replace(own, test=test), labels))
-        new = not RESULTS.exists()
-        with RESULTS.open("a", newline="") as stream:
-            writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerows({"dataset": dataset, "student": name, **row} for row in made)
+        records.append(RESULTS, FIELDS, ({"dataset": dataset, "student": name, **row} for row in made))
         worst = max(float(row["deviation"]) for row in made if row["format"] != "onnx int8")
         print(f"{dataset} {name}: largest deviation {worst:.1e} on {len(images):,} images", flush=True)
 

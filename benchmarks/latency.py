@@ -11,7 +11,6 @@ they don't change what a layer costs.
 from __future__ import annotations
 
 import argparse
-import csv
 import random
 import statistics
 import time
@@ -20,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import records
 import torch
 from torch import Tensor, nn
 
@@ -228,10 +228,7 @@ def main() -> None:
         rows, fields, file = readouts(arguments.repeats, arguments.threads), READOUT_FIELDS, "latency.csv"
     else:
         rows, fields, file = sampling(arguments.repeats, arguments.threads), SAMPLING_FIELDS, "sampling.csv"
-    with (RESULTS / file).open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, fields, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
+    records.write(RESULTS / file, fields, rows)
 
 
 if __name__ == "__main__":

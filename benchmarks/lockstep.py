@@ -14,13 +14,13 @@ is trained on labels alone, the teacher's passes.
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import statistics
 import time
 from pathlib import Path
 from typing import Any
 
+import records
 import torch
 import yaml
 from torch import Tensor
@@ -196,19 +196,13 @@ def run(base: RunConfig, changes: list[dict[str, Any]], results: Path, students:
         if variant.name not in best or found > best[variant.name][0]:
             best[variant.name] = (found, variant)
     fields = FIELDS if data.class_counts is None or not data.long_tailed else [*FIELDS, *GROUPS]
-    new = not results.exists()
-    with results.open("a", newline="") as stream:
-        writer = csv.DictWriter(stream, fields, lineterminator="\n")
-        if new:
-            writer.writeheader()
-        for variant in variants:
-            chosen = best[variant.name][1] is variant
-            if chosen and students is not None:
-                variant.student(data).save(students / f"{variant.name}-{variant.config.seed}")
-            row = variant.row(data, loading, teacher.seconds, chosen)
-            writer.writerow(row)
-            stream.flush()
-            print(row, flush=True)
+    for variant in variants:
+        chosen = best[variant.name][1] is variant
+        if chosen and students is not None:
+            variant.student(data).save(students / f"{variant.name}-{variant.config.seed}")
+        row = variant.row(data, loading, teacher.seconds, chosen)
+        records.append(results, fields, [row])
+        print(row, flush=True)
 
 
 def step_seconds(base: RunConfig, changes: list[dict[str, Any]], steps: int) -> dict[str, float]:

@@ -11,13 +11,14 @@ head, gradients and the optimiser's state, and about 0.5 GiB of Python and its l
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import resource
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+
+import records
 
 from gendd.config import RunConfig, load_config
 from gendd.recipes import is_base, recipe_path, recipes
@@ -99,10 +100,7 @@ def main() -> None:
     if arguments.measure:
         print(json.dumps(measure(arguments.measure)))
         return
-    rows: dict[str, dict[str, Any]] = {}
-    if RESULTS.is_file():
-        with RESULTS.open(newline="") as stream:
-            rows = {row["recipe"]: row for row in csv.DictReader(stream)}
+    rows: dict[str, dict[str, Any]] = {row["recipe"]: row for row in records.read(RESULTS)}
     for name in experiments():
         if not name.startswith(arguments.only):
             continue
@@ -110,10 +108,7 @@ def main() -> None:
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
         rows[name] = json.loads(done.stdout)
         print(name, rows[name]["peak_mib"], "MiB", flush=True)
-        with RESULTS.open("w", newline="") as stream:
-            writer = csv.DictWriter(stream, FIELDS, restval="", lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(rows[each] for each in experiments() if each in rows)
+        records.write(RESULTS, FIELDS, (rows[each] for each in experiments() if each in rows))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ students saved by `benchmarks/cifar10.py DATA --students DIR`. Rows replace thos
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import sys
 from collections.abc import Iterator
@@ -20,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import cifar10
+import records
 import torch
 
 import gendd
@@ -112,7 +112,12 @@ def digits(seeds: int) -> Iterator[tuple[dict[str, Any], gendd.Student, ImageSet
 
 def cifar(data: Path, students: Path) -> Iterator[tuple[dict[str, Any], gendd.Student, ImageSet]]:
     images = load_data(cifar10.base(data, 0, 1).data).test
-    settings = {"gendd": "practical", "gendd_unlabelled": "no labels", "gendd_published": "published"}
+    settings = {
+        "gendd": "practical",
+        "gendd_dropout": "practical, condition dropout 0.2",
+        "gendd_unlabelled": "no labels",
+        "gendd_published": "published",
+    }
     for method, name in settings.items():
         for folder in sorted(students.glob(f"{method}-*")):
             key = {"data": "cifar10", "setting": name, "seed": int(folder.name.rpartition("-")[2])}
@@ -138,23 +143,7 @@ def main() -> None:
         found = [{**key, **row} for row in rows(student, images, key["seed"])]
         for row in found:
             print(row, file=sys.stderr)
-        replace(key, found)
-
-
-def replace(key: dict[str, Any], found: list[dict[str, Any]]) -> None:
-    """Write rows in the place of those with the same key."""
-    kept: list[dict[str, Any]] = []
-    if RESULTS.exists():
-        with RESULTS.open(newline="") as stream:
-            kept = [
-                row
-                for row in csv.DictReader(stream)
-                if any(row[name] != str(value) for name, value in key.items())
-            ]
-    with RESULTS.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(kept + found)
+        records.replace(RESULTS, FIELDS, key, found)
 
 
 if __name__ == "__main__":

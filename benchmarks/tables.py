@@ -7,7 +7,6 @@ python benchmarks/tables.py --check  # exit 1 if a table is not what its CSV say
 from __future__ import annotations
 
 import argparse
-import csv
 import json
 import re
 import statistics
@@ -17,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
+import records
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -40,6 +40,7 @@ LABELS = {
     "gendd_published": "GenDD as published",
     "gendd": "GenDD",
     "gendd_unlabelled": "GenDD, no labels",
+    "gendd_dropout": "GenDD, condition dropout 0.2",
 }
 SCORES = {
     "max_softmax": "max softmax",
@@ -52,10 +53,7 @@ SCORES = {
 
 def read(name: str) -> list[dict[str, str]]:
     """The rows of a result; none where it is not measured yet."""
-    if not (RESULTS / name).exists():
-        return []
-    with (RESULTS / name).open(newline="") as stream:
-        return list(csv.DictReader(stream))
+    return records.read(RESULTS / name)
 
 
 def mean_std(values: list[float], digits: int = 2) -> str:

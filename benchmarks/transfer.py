@@ -13,7 +13,6 @@ package dataset-fashion-mnist or as torchvision's files (FASHION).
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 import io
 from pathlib import Path
@@ -24,6 +23,7 @@ import cifar10
 import lockstep
 import pyarrow as pa
 import pyarrow.parquet as pq
+import records
 import timm
 import torch
 from PIL import Image
@@ -87,13 +87,7 @@ def distil(case: str, teacher: dict[str, Any], seed: int, **settings: Any) -> No
             **settings,
         )
         rows = figures(case, run)
-    path = RESULTS / "transfer.csv"
-    old = list(csv.DictReader(path.open(newline=""))) if path.exists() else []
-    old = [row for row in old if (row["case"], row["seed"]) != (case, str(seed))]
-    with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, DISTIL_FIELDS, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows([*old, *rows])
+    records.replace(RESULTS / "transfer.csv", DISTIL_FIELDS, {"case": case, "seed": seed}, rows)
 
 
 def colour_parquet(fashion: Path, target: Path) -> None:

@@ -11,13 +11,13 @@ Students that have rows already are left out, so that a call may be repeated aft
 from __future__ import annotations
 
 import argparse
-import csv
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import cifar10
+import records
 import torch
 from torch import Tensor
 from torchvision.transforms.v2 import functional as VF
@@ -155,10 +155,7 @@ def measure(
     fashion: str | None,
 ) -> None:
     """Append the rows of students that have none yet."""
-    done = set()
-    if RESULTS.is_file():
-        with RESULTS.open(newline="") as stream:
-            done = {(row["dataset"], row["method"], row["seed"]) for row in csv.DictReader(stream)}
+    done = {(row["dataset"], row["method"], row["seed"]) for row in records.read(RESULTS)}
     inside, labels = taken(images, limit)
     outside = {"uniform noise": noise(inside)}
     if dataset == "digits":
@@ -171,12 +168,7 @@ def measure(
             continue
         shared = {"dataset": dataset, "method": method, "seed": seed, "images": len(inside)}
         made = [shared | row for row in rows(gendd.load(place), inside, labels, outside)]
-        new = not RESULTS.exists()
-        with RESULTS.open("a", newline="") as stream:
-            writer = csv.DictWriter(stream, FIELDS, lineterminator="\n")
-            if new:
-                writer.writeheader()
-            writer.writerows(made)
+        records.append(RESULTS, FIELDS, made)
         print(
             dataset, method, seed, {row["readout"]: row["top1"] for row in made if "top1" in row}, flush=True
         )

@@ -46,6 +46,40 @@ def test_every_recipe_is_measured_as_it_is() -> None:
             assert int(row["rows"]) == batch * int(row["tokens"]) * repeats
 
 
+# --- the CSVs ---
+
+
+@pytest.fixture
+def records(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    return importlib.import_module("records")
+
+
+def test_rows_of_a_key_are_replaced_and_the_others_kept(records: ModuleType, tmp_path: Path) -> None:
+    path, fields = tmp_path / "found.csv", ["case", "seed", "top1"]
+    assert records.read(path) == []
+    for case, seed, top1 in [("a", 0, 1.5), ("a", 1, 2.5), ("b", 0, 3.5), ("a", 0, 4.5)]:
+        key = {"case": case, "seed": seed}
+        records.replace(path, fields, key, [{**key, "top1": top1}])
+    found = [(row["case"], row["seed"], row["top1"]) for row in records.read(path)]
+    assert found == [("a", "1", "2.5"), ("b", "0", "3.5"), ("a", "0", "4.5")]
+
+
+def test_a_row_that_does_not_fit_leaves_the_file_as_it_was(records: ModuleType, tmp_path: Path) -> None:
+    path = tmp_path / "found.csv"
+    records.append(path, ["case", "top1"], [{"case": "a", "top1": 1}, {"case": "b"}])
+    before = path.read_bytes()
+    assert before == b"case,top1\na,1\nb,\n"
+    with pytest.raises(ValueError, match="agreement"):
+        records.replace(path, ["case", "top1"], {"case": "a"}, [{"case": "a", "agreement": 2}])
+    with pytest.raises(ValueError, match="agreement"):
+        records.append(path, ["case", "top1"], [{"case": "c", "top1": 1}, {"agreement": 2}])
+    with pytest.raises(ValueError, match="move it away"):
+        records.append(path, ["case", "agreement"], [{"case": "c", "agreement": 2}])
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
 # --- uncertainty ---
 
 

@@ -36,7 +36,7 @@ def test_folding_changes_no_logits(prediction: Prediction, learned: bool, classe
         20, classes, prediction=prediction, learned_variance=learned, head_depth=depth
     )
     folded = FoldedMean(generator, classifier)
-    assert folded.final.collapsed is (classes == 3)
+    assert (folded.final.output is None) is (classes == 3)
     features = 3 * torch.randn(5, 6) + 1
     with torch.no_grad():
         expected = mean_logits(generator, classifier, features)
@@ -68,7 +68,7 @@ def test_folding_saves_multiply_adds(classes: int) -> None:
     time, start, first_block = 256 * 32 + 32 * 32, 64 * 32, 2 * 32 * 32
     apart, together = 2 * 32 * 32 + 32 * 64 + 64 * classes, 32 * 32 + 2 * 32 * classes
     assert saved == time + start + first_block + max(0, apart - together)
-    assert folded.final.collapsed is (together < apart)
+    assert (folded.final.output is None) is (together < apart)
 
 
 @pytest.mark.parametrize("classes", [3, 200])
@@ -96,3 +96,19 @@ def test_folding_leaves_the_student_as_it_is() -> None:
         for parameter in folded.parameters():
             parameter.zero_()
     assert all(torch.equal(value, before[key]) for key, value in generator.state_dict().items())
+
+
+@pytest.mark.parametrize("feature_width", [8, 20])
+def test_the_fold_keeps_its_precision_under_autocast(feature_width: int) -> None:
+    # one token, and three
+    generator, classifier = parts(feature_width, 3)
+    folded = FoldedMean(generator, classifier)
+    features = torch.randn(4, 6).bfloat16()
+    with torch.no_grad():
+        expected = folded(features.float())
+        with torch.autocast("cpu", torch.bfloat16):
+            found = folded(features)
+        low = folded.to(torch.bfloat16)(features)
+    assert found.dtype == torch.float32 and torch.equal(found, expected)
+    assert low.dtype == torch.bfloat16
+    torch.testing.assert_close(low.float(), expected, rtol=0.05, atol=0.05)

@@ -41,8 +41,13 @@ class FoldedMean(nn.Module):
         # y = silu(condition(LayerNorm(s)) + time(t) + position(n))
         t = torch.tensor([generator.mean_time], device=head.condition.weight.device)
         constant = head.time(time_embedding(t))[0] + head.condition(generator.norm.bias)
-        self.condition = _linear(head.condition.weight * generator.norm.weight, None)
-        self.register_buffer("table", constant + head.position.weight)
+        table = constant + head.position.weight
+        # of one token the table is the condition's bias
+        self.tokens = len(table)
+        self.condition = _linear(
+            head.condition.weight * generator.norm.weight, table[0] if self.tokens == 1 else None
+        )
+        self.register_buffer("table", table)
         # first block: its normed input is one vector a, so that MLP[0](a (1 + scale) + shift) is linear in y
         start = head.input.bias
         first, *others = (block for block in head.blocks if isinstance(block, Block))
@@ -53,85 +58,115 @@ class FoldedMean(nn.Module):
         assert isinstance(inner, nn.Linear) and isinstance(outer, nn.Linear)
         mixed = normed.double().unsqueeze(1) * scale + shift
         mixed_bias = normed.double() * (1 + scale_bias) + shift_bias
-        weight = torch.cat([inner.weight.double() @ mixed, gate])
-        bias = torch.cat([inner.weight.double() @ mixed_bias + inner.bias.double(), gate_bias])
-        self.first_inner = _linear(weight, bias)
+        layers = [
+            (inner.weight.double() @ mixed, inner.weight.double() @ mixed_bias + inner.bias.double()),
+            (gate, gate_bias),
+        ]
         self.first_outer = _linear(outer.weight, outer.bias)
         self.register_buffer("first_bias", start.clone())
-        self.blocks = nn.ModuleList(copy.deepcopy(others))
-        self.final = FoldedOutput(generator, classifier)
+        self.blocks = nn.ModuleList(FoldedBlock(block) for block in others)
+        for block in others:
+            ones = torch.tensor([0.0, 1.0, 0.0]).repeat_interleave(len(start)).to(start.device)
+            layers.append((block.modulation.weight.double(), block.modulation.bias.double() + ones))
+        self.final, modulation = _fold_output(generator, classifier)
+        layers.append(modulation)
+        # whatever reads y is one layer, and split after it
+        self.modulation = _linear(*(torch.cat(parts) for parts in zip(*layers, strict=True)))
+        self.sizes = [len(bias) for _, bias in layers]
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, d) -> (B, K)."""
-        normed = F.layer_norm(features, features.shape[-1:], eps=self.epsilon)
-        y = F.silu(self.condition(normed).unsqueeze(1) + self.table)
-        inner, gate = self.first_inner(y).chunk(2, dim=-1)
-        x = self.first_bias + gate * self.first_outer(F.silu(inner))
-        for block in self.blocks:
-            assert isinstance(block, Block)
-            x = block(x, block.modulation(y))
-        logits: Tensor = self.final(x, y)
+        """(B, d) -> (B, K), in the precision of the weights: of few rows, casting them would cost most."""
+        if torch.is_autocast_enabled(features.device.type):
+            with torch.autocast(features.device.type, enabled=False):
+                return self(features)  # type: ignore[no-any-return]
+        features = features.to(self.condition.weight.dtype)
+        y = self.condition(F.layer_norm(features, features.shape[-1:], eps=self.epsilon))
+        if self.tokens > 1:
+            y = (y.unsqueeze(1) + self.table).flatten(0, 1)
+        y = F.silu(y)
+        inner, gate, *blocks, last = self.modulation(y).split(self.sizes, dim=-1)
+        x = torch.addcmul(self.first_bias, gate, self.first_outer(F.silu(inner)))
+        for block, modulation in zip(self.blocks, blocks, strict=True):
+            x = block(x, modulation)
+        logits: Tensor = self.final(x, y, last)
         return logits
+
+
+class FoldedBlock(nn.Module):
+    """A block of the head whose modulation has 1 + scale for scale: (R, W) and (R, 3 W) -> (R, W)."""
+
+    def __init__(self, block: Block) -> None:
+        super().__init__()
+        self.norm, self.mlp = copy.deepcopy(block.norm), copy.deepcopy(block.mlp)
+
+    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        shift, scale, gate = modulation.chunk(3, dim=-1)
+        return torch.addcmul(x, gate, self.mlp(torch.addcmul(shift, self.norm(x), scale)))
 
 
 class FoldedOutput(nn.Module):
-    """Hidden states and modulation inputs (B, N, W) -> logits (B, K): final layer, scale, classifier.
+    """Hidden states, y and its modulation, (B · N, W) each or more -> logits (B, K).
 
     Args:
-        generator: Of the student.
-        classifier: D -> K.
+        output: Hidden states -> tokens (B · N, C); None where it is one with the classifier.
+        classifier: Of all tokens, or of all hidden states and y, to logits.
+        tokens: N.
     """
 
-    @torch.no_grad()
-    def __init__(self, generator: FeatureGenerator, classifier: nn.Linear) -> None:
+    def __init__(self, output: nn.Linear | None, classifier: nn.Linear, tokens: int) -> None:
         super().__init__()
-        head, width, tokens = generator.head, generator.head.condition.out_features, generator.num_tokens
-        shift, scale = head.final_modulation.weight.double().chunk(2)
-        shift_bias, scale_bias = head.final_modulation.bias.double().chunk(2)
-        # x̂_0 = factor · output at x_t = 0
-        t = torch.tensor([generator.mean_time])
-        one, zero = torch.ones(1, 1), torch.zeros(1, 1)
-        factor = float(predicted_x0(one, zero, t, generator.schedule, generator.prediction))
-        channels = generator.token_width
-        output = factor * head.final.weight[:channels].double()
-        output_bias = factor * head.final.bias[:channels].double()
-        classes = classifier.out_features
-        # the classifier acts on features of their own scale, of which padded channels are none
-        weight = classifier.weight.double() * generator.feature_scale.double()
-        padded = F.pad(weight, (0, tokens * channels - weight.shape[1]))
-        by_token = padded.reshape(classes, tokens, channels)
-        bias = classifier.weight.double() @ generator.feature_mean.double()
-        if classifier.bias is not None:
-            bias = bias + classifier.bias.double()
-        bias = bias + (by_token @ output_bias).sum(1)
-        # multiply-adds a token: of scale and classifier, or of scale, shift, output and classifier
-        together, apart = width**2 + 2 * classes * width, 2 * width**2 + (width + classes) * channels
-        self.collapsed = together < apart
-        if self.collapsed:
-            # logits = Σ_n P_n (LN(x_n) (1 + scale y_n) + shift y_n), P_n (K, W)
-            matrix = (by_token @ output).transpose(0, 1)
-            self.scale = _linear(scale, scale_bias + 1)
-            from_shift = matrix @ shift
-            bias = bias + (matrix @ shift_bias).sum(0)
-            joined = torch.cat([matrix, from_shift], dim=-1)
-            self.classifier = _linear(joined.transpose(0, 1).reshape(classes, -1), bias)
-        else:
-            self.scale = _linear(torch.cat([shift, scale]), torch.cat([shift_bias, scale_bias + 1]))
-            self.output = _linear(output, None)
-            self.classifier = _linear(padded, bias)
+        self.output, self.classifier, self.tokens = output, classifier, tokens
 
-    def forward(self, x: Tensor, y: Tensor) -> Tensor:
-        """(B, N, W) twice -> (B, K)."""
+    def forward(self, x: Tensor, y: Tensor, modulation: Tensor) -> Tensor:
+        """(B · N, W), (B · N, W), (B · N, W or 2 W) -> (B, K)."""
         normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)
-        if self.collapsed:
-            hidden = torch.cat([normed * self.scale(y), y], dim=-1)
+        if self.output is None:
+            hidden = torch.cat([normed * modulation, y], dim=-1)
         else:
-            shift, scale = self.scale(y).chunk(2, dim=-1)
-            hidden = self.output(normed * scale + shift)
-        logits: Tensor = self.classifier(hidden.flatten(1))
+            shift, scale = modulation.chunk(2, dim=-1)
+            hidden = self.output(torch.addcmul(shift, normed, scale))
+        if self.tokens > 1:
+            hidden = hidden.reshape(-1, self.tokens * hidden.shape[-1])
+        logits: Tensor = self.classifier(hidden)
         return logits
 
 
+def _fold_output(
+    generator: FeatureGenerator, classifier: nn.Linear
+) -> tuple[FoldedOutput, tuple[Tensor, Tensor]]:
+    """Final layer, scale and classifier, and weight and bias of the modulation that it takes."""
+    head, width, tokens = generator.head, generator.head.condition.out_features, generator.num_tokens
+    shift, scale = head.final_modulation.weight.double().chunk(2)
+    shift_bias, scale_bias = head.final_modulation.bias.double().chunk(2)
+    # x̂_0 = factor · output at x_t = 0
+    t = torch.tensor([generator.mean_time])
+    one, zero = torch.ones(1, 1), torch.zeros(1, 1)
+    factor = float(predicted_x0(one, zero, t, generator.schedule, generator.prediction))
+    channels = generator.token_width
+    output = factor * head.final.weight[:channels].double()
+    output_bias = factor * head.final.bias[:channels].double()
+    classes = classifier.out_features
+    # the classifier acts on features of their own scale, of which padded channels are none
+    weight = classifier.weight.double() * generator.feature_scale.double()
+    padded = F.pad(weight, (0, tokens * channels - weight.shape[1]))
+    by_token = padded.reshape(classes, tokens, channels)
+    bias = classifier.weight.double() @ generator.feature_mean.double()
+    if classifier.bias is not None:
+        bias = bias + classifier.bias.double()
+    bias = bias + (by_token @ output_bias).sum(1)
+    # multiply-adds a token: of scale and classifier, or of scale, shift, output and classifier
+    together, apart = width**2 + 2 * classes * width, 2 * width**2 + (width + classes) * channels
+    if together < apart:
+        # logits = Σ_n P_n (LN(x_n) (1 + scale y_n) + shift y_n), P_n (K, W)
+        matrix = (by_token @ output).transpose(0, 1)
+        bias = bias + (matrix @ shift_bias).sum(0)
+        joined = torch.cat([matrix, matrix @ shift], dim=-1).transpose(0, 1).reshape(classes, -1)
+        return FoldedOutput(None, _linear(joined, bias), tokens), (scale, scale_bias + 1)
+    modulation = torch.cat([shift, scale]), torch.cat([shift_bias, scale_bias + 1])
+    return FoldedOutput(_linear(output, None), _linear(padded, bias), tokens), modulation
+
+
+@torch.no_grad()
 def savings(generator: FeatureGenerator, classifier: nn.Linear) -> dict[str, int]:
     """Multiply-adds that each fold takes from one image's :func:`gendd.readout.mean_logits`.
 
@@ -139,10 +174,11 @@ def savings(generator: FeatureGenerator, classifier: nn.Linear) -> dict[str, int
     """
     head, tokens = generator.head, generator.num_tokens
     width, channels = head.condition.out_features, generator.token_width
-    output = FoldedOutput(generator, classifier)
+    output, (modulation, _) = _fold_output(generator, classifier)
     plain = tokens * (_weights(head.final_modulation) + _weights(head.final)) + _weights(classifier)
     # its classifier runs once an image, the rest once a token
-    folded = tokens * (_weights(output) - _weights(output.classifier)) + _weights(output.classifier)
+    by_token = modulation.numel() + (0 if output.output is None else _weights(output.output))
+    folded = tokens * by_token + _weights(output.classifier)
     return {
         "time embedding": _weights(head.time),
         "input layer": channels * width,
