@@ -57,7 +57,7 @@ def make_student(name: str, width: int, classes: int, head: int, **settings: Any
 
 
 def paired(
-    candidates: Mapping[str, Callable[[], object]], repeats: int, seconds: float = 0.2
+    candidates: Mapping[str, Callable[[], object]], repeats: int, seconds: float = 0.1
 ) -> dict[str, list[float]]:
     """Seconds of a call by candidate and repeat; what is short is called often enough to fill ``seconds``."""
     calls = {}
@@ -114,7 +114,9 @@ def readouts(repeats: int, threads: int) -> list[dict[str, Any]]:
                     each: partial(_call, network, images, precision == "bf16")
                     for each, network in networks.items()
                 }
-                found = paired(candidates, repeats)
+                # of short calls more, as a disturbance is longer than a call
+                times = repeats if size > 32 else 6 * repeats
+                found = paired(candidates, times)
                 for each, network in networks.items():
                     row: dict[str, Any] = {
                         "student": name,
@@ -127,7 +129,7 @@ def readouts(repeats: int, threads: int) -> list[dict[str, Any]]:
                         "multiply_adds": multiply_adds(network, images[:1]),
                         **ratios(found, each, "student"),
                         "ms": round(1000 * statistics.median(found[each]) / batch, 4),
-                        "repeats": repeats,
+                        "repeats": times,
                         "threads": threads,
                     }
                     print(row, flush=True)
@@ -220,7 +222,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("what", choices=["readouts", "sampling"])
-    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--repeats", type=int, default=11)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -2,7 +2,8 @@
 
 Digits: distils a teacher a seed, as the recipe says, likewise with the condition dropout that guidance needs,
 and with the published settings of the diffusion (head, repeats and epochs are the recipe's). CIFAR-10: of
-students saved by `benchmarks/cifar10.py DATA --students DIR`. Rows replace those of the same student.
+students saved by `benchmarks/cifar10.py DATA --students DIR`, the first seed's by every sampler, the others'
+by the published one. Students that have rows are left out.
 
     python benchmarks/samplers.py digits --seeds 5
     python benchmarks/samplers.py cifar10 DATA DIR
@@ -24,10 +25,11 @@ import torch
 
 import gendd
 from gendd.config import ReadoutConfig, ReadoutName, RunConfig, from_dict, merge, read_yaml
-from gendd.data import ImageSet, eval_loader, load_data
+from gendd.data import Data, eval_loader, load_data
 from gendd.deploy import deploy
-from gendd.models import multiply_adds
+from gendd.models import Frozen, build_model, multiply_adds
 from gendd.recipes import recipe_path
+from gendd.refit import refit_linear, targets_of
 
 RESULTS = Path(__file__).parent / "results" / "samplers.csv"
 FIELDS = ["data", "setting", "seed", "readout", "sampler", "steps", "num_samples", "guidance"]
@@ -58,14 +60,36 @@ SAMPLERS: list[tuple[str, int, int, float]] = [
 ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A student and what it is measured with.
+
+    Attributes:
+        setting: What the rows call it.
+        seed: Of its training.
+        data: Its images; the test images are what it is scored on.
+        student: In eval mode.
+        teacher: What the linear readout of a student without labels is fitted to.
+        labels: Whether it may see labels.
+    """
+
+    setting: str
+    seed: int
+    data: Data
+    student: gendd.Student
+    teacher: Frozen | None = None
+    labels: bool = True
+
+
 @torch.no_grad()
-def rows(student: gendd.Student, images: ImageSet, seed: int) -> Iterator[dict[str, Any]]:
-    """Top-1 of every readout; the student's features are computed once."""
+def rows(subject: Subject, everything: bool) -> Iterator[dict[str, Any]]:
+    """Top-1 of the readouts, by every sampler or by the published one; features are computed once."""
+    student, images = subject.student, subject.data.test
     parts = [(student.features(batch.images), batch.labels) for batch in eval_loader(images, 250)]
     labels = torch.cat([label for _, label in parts if label is not None])
 
-    def top1(readout: ReadoutName) -> float:
-        generator = torch.Generator().manual_seed(seed)
+    def top1(student: gendd.Student, readout: ReadoutName) -> float:
+        generator = torch.Generator().manual_seed(subject.seed)
         said = torch.cat([student.logits(feature, readout, generator).argmax(-1) for feature, _ in parts])
         return round(100 * float((said == labels).double().mean()), 2)
 
@@ -73,19 +97,25 @@ def rows(student: gendd.Student, images: ImageSet, seed: int) -> Iterator[dict[s
 
     def figures(readout: ReadoutName, passes: int) -> dict[str, Any]:
         cost = multiply_adds(deploy(student, readout), one)
-        return {"passes": passes, "multiply_adds": cost, "test_top1": top1(readout)}
+        return {"passes": passes, "multiply_adds": cost, "test_top1": top1(student, readout)}
 
     yield {"readout": "linear", **figures("linear", 0)}
     yield {"readout": "mean", **figures("mean", 1)}
     assert student.generator is not None
     guidable = student.generator.config.condition_dropout > 0
-    for sampler, steps, samples, guidance in SAMPLERS:
+    published: tuple[str, int, int, float] = ("ddpm", 100, 5, 2 if guidable else 1)
+    for sampler, steps, samples, guidance in SAMPLERS if everything else [published]:
         if guidance != 1 and not guidable:
             continue
         values = {"sampler": sampler, "steps": steps, "num_samples": samples, "guidance": guidance}
         student.settings = from_dict({"name": "sample", **values}, ReadoutConfig)
         passes = steps * samples * (1 if guidance == 1 else 2)
         yield {"readout": "sample", **values, **figures("sample", passes)}
+    # what `gendd probe` makes of the linear readout
+    targets = targets_of(student, subject.teacher, subject.labels)
+    with torch.enable_grad():
+        refit_linear(student, subject.teacher, subject.data, targets[0], labels=subject.labels)
+    yield {"readout": "probed", **figures("linear", 0)}
 
 
 def digits_with(changes: dict[str, Any]) -> RunConfig:
@@ -96,7 +126,7 @@ def digits_with(changes: dict[str, Any]) -> RunConfig:
     return from_dict(values, RunConfig)
 
 
-def digits(seeds: int) -> Iterator[tuple[dict[str, Any], gendd.Student, ImageSet]]:
+def digits(seeds: int, done: set[tuple[str, int]]) -> Iterator[Subject]:
     settings = {
         "practical": digits_with({}),
         "practical, condition dropout 0.2": digits_with({"condition_dropout": 0.2}),
@@ -104,24 +134,29 @@ def digits(seeds: int) -> Iterator[tuple[dict[str, Any], gendd.Student, ImageSet
     }
     for seed in range(seeds):
         for name, config in settings.items():
+            if (name, seed) in done:
+                continue
             with TemporaryDirectory() as folder:
                 config = dataclasses.replace(config, seed=seed, baselines=[], out=str(Path(folder) / "run"))
                 student = gendd.distill(config).student()
-            yield {"data": "digits", "setting": name, "seed": seed}, student, load_data(config.data).test
+            yield Subject(name, seed, load_data(config.data), student)
 
 
-def cifar(data: Path, students: Path) -> Iterator[tuple[dict[str, Any], gendd.Student, ImageSet]]:
-    images = load_data(cifar10.base(data, 0, 1).data).test
+def cifar(place: Path, students: Path, done: set[tuple[str, int]]) -> Iterator[Subject]:
+    base = cifar10.base(place, 0, 1)
+    data = load_data(base.data)
+    teacher = Frozen(build_model(base.teacher, data.num_classes, data.channels))
     settings = {
         "gendd": "practical",
         "gendd_dropout": "practical, condition dropout 0.2",
-        "gendd_unlabelled": "no labels",
         "gendd_published": "published",
+        "gendd_unlabelled": "no labels",
     }
     for method, name in settings.items():
         for folder in sorted(students.glob(f"{method}-*")):
-            key = {"data": "cifar10", "setting": name, "seed": int(folder.name.rpartition("-")[2])}
-            yield key, gendd.load(folder), images
+            seed = int(folder.name.rpartition("-")[2])
+            if (name, seed) not in done:
+                yield Subject(name, seed, data, gendd.load(folder), teacher, method != "gendd_unlabelled")
 
 
 def main() -> None:
@@ -133,17 +168,21 @@ def main() -> None:
     command = commands.add_parser("cifar10")
     command.add_argument("data", type=Path)
     command.add_argument("students", type=Path)
+    command.add_argument("--all", action="store_true", help="every sampler for every seed")
     arguments = parser.parse_args()
-    work = (
-        digits(arguments.seeds)
-        if arguments.command == "digits"
-        else cifar(arguments.data, arguments.students)
-    )
-    for key, student, images in work:
-        found = [{**key, **row} for row in rows(student, images, key["seed"])]
-        for row in found:
-            print(row, file=sys.stderr)
-        records.replace(RESULTS, FIELDS, key, found)
+    there = [row for row in records.read(RESULTS) if row["data"] == arguments.command]
+    done = {(row["setting"], int(row["seed"])) for row in there}
+    if arguments.command == "digits":
+        subjects, everything = digits(arguments.seeds, done), True
+    else:
+        subjects, everything = cifar(arguments.data, arguments.students, done), arguments.all
+    for subject in subjects:
+        key = {"data": arguments.command, "setting": subject.setting, "seed": subject.seed}
+        found = []
+        for row in rows(subject, everything or subject.seed == 0):
+            found.append({**key, **row})
+            print(found[-1], file=sys.stderr, flush=True)
+        records.append(RESULTS, FIELDS, found)
 
 
 if __name__ == "__main__":

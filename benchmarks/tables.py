@@ -27,7 +27,7 @@ PAGES = [
     HERE.parent / "README.md",
     *(
         DOCS / f"{name}.md"
-        for name in ("ablations", "export", "readouts", "recipes", "transfer", "uncertainty")
+        for name in ("ablations", "export", "probe", "readouts", "recipes", "transfer", "uncertainty")
     ),
 ]
 # 10 epochs of 20,000 images in batches of 128
@@ -235,7 +235,7 @@ def samplers(data: str) -> str:
     for (readout, sampler, steps, count, guidance, passes), values in sorted(
         found.items(), key=lambda item: (int(item[0][-1]), item[0])
     ):
-        named = f"`{readout}`"
+        named = "`linear`, probed" if readout == "probed" else f"`{readout}`"
         if readout == "sample":
             guided = f", guidance {float(guidance):g}" if float(guidance) != 1 else ""
             named = f"{sampler}, {count} × {steps} steps{guided}"
@@ -244,6 +244,27 @@ def samplers(data: str) -> str:
     seeds = {each: len({row["seed"] for row in rows if row["setting"] == each}) for each in settings}
     heads = [f"{each} ({seeds[each]} seed{'s' if seeds[each] != 1 else ''})" for each in settings]
     return table(["readout", "passes", *heads], lines)
+
+
+def probes() -> str:
+    """Top-1 of the linear readout before and after it is fitted anew, by what it is fitted to."""
+    fitted = {"labels": "the labels", "teacher": "the teacher's answers", "mean": "readout mean's answers"}
+    groups: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
+    for row in read("probes.csv"):
+        groups[row["method"], row["target"]].append(row)
+    lines = []
+    for (method, target), rows in groups.items():
+        before, after = ([float(row[f"test_{when}"]) for row in rows] for when in ("before", "after"))
+        gains = [new - old for old, new in zip(before, after, strict=True)]
+        cells = [LABELS[method], fitted[target], mean_std(before), mean_std(after), f"{min(gains):+.2f}"]
+        lines.append([*cells, str(len(rows))])
+    return table(["student", "fitted to", "before", "after", "smallest gain", "seeds"], lines)
+
+
+def probe_seconds() -> str:
+    """Seconds of the whole command."""
+    rows = [[f"{int(row['images']):,}", row["seconds"], row["threads"]] for row in read("probe_seconds.csv")]
+    return table(["training images", "seconds", "threads"], rows)
 
 
 def lockstep_rows(name: str) -> dict[str, list[dict[str, str]]]:
@@ -304,8 +325,8 @@ def plot_readouts() -> None:
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    colours = {"practical": "#0072b2", "no labels": "#009e73", "published": "#d55e00"}
-    rows = [row for row in read("samplers.csv") if row["data"] == "cifar10"]
+    colours = {"practical, condition dropout 0.2": "#0072b2", "published": "#d55e00"}
+    rows = [row for row in read("samplers.csv") if row["data"] == "cifar10" and row["readout"] != "probed"]
     for setting, colour in colours.items():
         points: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
         for row in rows:
@@ -372,6 +393,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "sampling": sampling,
     "samplers_digits": partial(samplers, "digits"),
     "samplers_cifar10": partial(samplers, "cifar10"),
+    "probes": probes,
+    "probe_seconds": probe_seconds,
     "elsewhere": elsewhere,
     "longtail": longtail,
     "transfer_fashion": partial(transfer, "fashion"),

@@ -1,0 +1,115 @@
+"""What `gendd probe` makes of the linear readout, and how long it takes.
+
+STUDENTS is a folder of students from `benchmarks/cifar10.py DATA … --students STUDENTS`. Each is fitted three
+times, from the classifier that its training left: to the labels of the 20,000 training images, judged by the
+validation images' labels; and without labels, to what the teacher and readout mean say, judged by the
+teacher. Students that have rows are left out.
+
+`time` trains one epoch into a run's folder and times the whole command `gendd probe` on copies of it.
+
+    python benchmarks/probes.py fit DATA STUDENTS
+    python benchmarks/probes.py time DATA
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import cifar10
+import records
+import torch
+
+import gendd
+from gendd.data import Data, load_data
+from gendd.evaluation import evaluate
+from gendd.models import Frozen, build_model
+from gendd.refit import refit_linear, targets_of
+
+RESULTS = Path(__file__).parent / "results"
+FIELDS = ["method", "seed", "target", "images", "weight_decay", "held_before", "held_after", "kept"]
+FIELDS += ["test_before", "test_after"]
+TIMES = ["images", "seconds", "test_before", "test_after", "threads"]
+
+
+def fits(place: Path, data: Data, teacher: Frozen) -> Iterator[dict[str, Any]]:
+    """A row a target of one student."""
+    for target in targets_of(gendd.load(place), teacher, True):
+        student = gendd.load(place)
+        before = evaluate(student, data.test, readouts=["linear"])["linear"].as_dict()["top1"]
+        fit = refit_linear(student, teacher, data, target, labels=target == "labels")
+        yield {
+            "target": target,
+            "images": fit.images,
+            "weight_decay": fit.l2,
+            "held_before": round(fit.trained or 0, 2),
+            "held_after": round(fit.refitted, 2),
+            "kept": fit.kept,
+            "test_before": before,
+            "test_after": evaluate(student, data.test, readouts=["linear"])["linear"].as_dict()["top1"],
+        }
+
+
+def fit(place: Path, students: Path) -> None:
+    base = cifar10.base(place, 0, 1)
+    data = load_data(base.data)
+    teacher = Frozen(build_model(base.teacher, data.num_classes, data.channels))
+    path = RESULTS / "probes.csv"
+    done = {(row["method"], row["seed"]) for row in records.read(path)}
+    for folder in sorted(students.glob("gendd*-*")):
+        method, _, seed = folder.name.rpartition("-")
+        if (method, seed) not in done:
+            found = [{"method": method, "seed": seed, **row} for row in fits(folder, data, teacher)]
+            records.append(path, FIELDS, found)
+            print(*found, sep="\n", flush=True)
+
+
+def timed(place: Path, repeats: int) -> None:
+    """Rows of whole commands, each on a copy of one run."""
+    config = cifar10.base(place, 0, 1)
+    rows = []
+    with TemporaryDirectory() as name:
+        folder = Path(name)
+        gendd.distill(dataclasses.replace(config, out=str(folder / "run"), baselines=[]))
+        for repeat in range(repeats):
+            copy = folder / f"copy{repeat}"
+            shutil.copytree(folder / "run", copy)
+            command = [sys.executable, "-m", "gendd", "probe", str(copy)]
+            start = time.perf_counter()
+            subprocess.run(command, check=True)
+            seconds = round(time.perf_counter() - start, 1)
+            probe = gendd.Run.open(copy).metrics["student"]["probe"]
+            row = {"images": probe["images"], "seconds": seconds, "threads": torch.get_num_threads()}
+            rows.append(row | {f"test_{when}": probe[when]["top1"] for when in ("before", "after")})
+            print(rows[-1], flush=True)
+    records.write(RESULTS / "probe_seconds.csv", TIMES, rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("fit")
+    command.add_argument("data", type=Path)
+    command.add_argument("students", type=Path)
+    command = commands.add_parser("time")
+    command.add_argument("data", type=Path)
+    command.add_argument("--repeats", type=int, default=3)
+    arguments = parser.parse_args()
+    if arguments.command == "fit":
+        fit(arguments.data, arguments.students)
+    else:
+        timed(arguments.data, arguments.repeats)
+
+
+if __name__ == "__main__":
+    main()
