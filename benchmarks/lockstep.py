@@ -4,6 +4,7 @@ For ablations and learning-rate grids: every variant sees the same images, order
 teacher, which costs about as much as a student's step, runs once. Optimisation is the library's own. Of the
 variants of one name only the best on the validation images (by agreement where they have no labels) is
 sampled from, which can take longest of all.
+Test figures are top-1, or the agreement with a teacher of other classes than the images'.
 Variants are a JSON file, a list of {"name": …, "dotted.key": value, …} over a base configuration; a row a
 variant is appended to the CSV. Seconds are a variant's own steps, the loading of the batches and, unless it
 is trained on labels alone, the teacher's passes.
@@ -30,8 +31,9 @@ from gendd.data import Batch, Data, load_data, train_loader
 from gendd.embedding import collect_features
 from gendd.evaluation import evaluate
 from gendd.methods import Method, build_method
-from gendd.models import Backbone, Frozen, build_model
+from gendd.models import Backbone, Frozen
 from gendd.readout import choose_mean_time
+from gendd.run.networks import student_network, teacher_network
 from gendd.shots import shots_of
 from gendd.student import Student
 from gendd.training import beta2, derive_seed, learning_rate_factor, parameter_groups, resolve_precision
@@ -79,7 +81,7 @@ class Variant:
         self.changes = {key: value for key, value in change.items() if key != "name"}
         self.config = config = override(base, self.changes)
         torch.manual_seed(derive_seed(config.seed, "student"))
-        backbone = build_model(config.student, data.num_classes, data.channels)
+        backbone = student_network(config, data, teacher, None)
         torch.manual_seed(derive_seed(config.seed, "method"))
         self.method: Method = build_method(config, backbone, teacher)
         self.method.to(memory_format=torch.channels_last)
@@ -122,7 +124,8 @@ class Variant:
     def student(self, data: Data) -> Student:
         """The student as it is, which samples as the configuration says."""
         student = self.method.student().eval()
-        student.info["class_names"] = data.class_names
+        if student.backbone.num_classes == data.num_classes:
+            student.info["class_names"] = data.class_names
         if len(student.readouts) > 1:
             student.settings = self.config.readout
         return student
@@ -141,8 +144,18 @@ class Variant:
         }
         readouts = student.readouts if sampled else student.readouts[:2]
         shots = shots_of(data, config.data)
-        for readout, score in evaluate(student, data.test, readouts=readouts, shots=shots).items():
-            row[f"test_{readout}"] = score.as_dict()["top1"]
+        # of a student of other classes than the images': how often it says the teacher's class
+        foreign = student.backbone.num_classes != data.num_classes
+        scores = evaluate(
+            student,
+            data.test,
+            readouts=readouts,
+            shots=shots,
+            num_classes=data.num_classes,
+            teacher=self.method.teacher if foreign else None,
+        )
+        for readout, score in scores.items():
+            row[f"test_{readout}"] = score.as_dict()["agreement" if foreign else "top1"]
             if score.groups is not None:
                 top1 = {name: group["top1"] for name, group in score.groups.items()}
                 row[f"groups_{readout}"] = json.dumps(top1)
@@ -152,7 +165,9 @@ class Variant:
 def _set_up(base: RunConfig, changes: list[dict[str, Any]]) -> tuple[Data, Shared, list[Variant], bool]:
     """The data, the teacher, the variants ready to train, and whether to compute in bf16."""
     data = load_data(base.data)
-    teacher = Shared(build_model(base.teacher, data.num_classes, data.channels))
+    network = teacher_network(base, data, {})
+    assert network is not None
+    teacher = Shared(network)
     teacher.to(memory_format=torch.channels_last)
     bf16 = resolve_precision(base.training.precision, torch.device("cpu")) == "bf16"
     variants = [Variant(change, base, data, teacher) for change in changes]

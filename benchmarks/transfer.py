@@ -30,7 +30,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import gendd
-from gendd.config import DataConfig
+from gendd.config import DataConfig, GenDDConfig, ModelConfig
 from gendd.data import load_data
 
 RESULTS = Path(__file__).parent / "results"
@@ -38,6 +38,8 @@ DISTIL_FIELDS = ["case", "seed", "method", "output", "top1", "agreement", "knn",
 DISTIL_FIELDS += ["parameters", "multiply_adds", "train_seconds"]
 # a timm network of 0.47 M parameters with ImageNet's classifier
 STUDENT = "timm/test_resnet"
+# 20 tokens of 64 would cost many times the student
+TOKEN_WIDTH = 320
 
 
 def efficientnet(wheel: Path, folder: Path) -> dict[str, Any]:
@@ -76,18 +78,23 @@ def figures(case: str, run: gendd.Run) -> list[dict[str, Any]]:
     return rows
 
 
-def distil(case: str, teacher: dict[str, Any], seed: int, **settings: Any) -> None:
-    with TemporaryDirectory() as folder:
-        student = gendd.ModelConfig(STUDENT, channels=3, input_size=64)
+def fashion(wheel: Path, images: Path, seed: int, epochs: int) -> None:
+    """Distil the embedding of the teacher, and train the student on labels alone."""
+    with TemporaryDirectory() as name:
+        folder = Path(name)
         run = gendd.distill(
-            teacher=gendd.ModelConfig(**teacher),
-            student=student,
-            out=Path(folder) / "run",
+            teacher=ModelConfig(**efficientnet(wheel, folder), classifier=False),
+            student=ModelConfig(STUDENT, channels=3, input_size=64),
+            data={"name": "fashion-mnist", "path": str(images), "train_images": 20_000},
+            gendd={"token_width": TOKEN_WIDTH, "centres": "means", "refit": "labels"},
+            training={"epochs": epochs, "lr": 0.006},
+            readout={"name": "mean", "sampler": "ddim", "steps": 10, "num_samples": 1},
+            baselines=["supervised"],
+            out=folder / "run",
             seed=seed,
-            **settings,
         )
-        rows = figures(case, run)
-    records.replace(RESULTS / "transfer.csv", DISTIL_FIELDS, {"case": case, "seed": seed}, rows)
+        rows = figures("fashion", run)
+    records.replace(RESULTS / "transfer.csv", DISTIL_FIELDS, {"case": "fashion", "seed": seed}, rows)
 
 
 def colour_parquet(fashion: Path, target: Path) -> None:
@@ -111,56 +118,47 @@ def main() -> None:
     parser.add_argument("folders", type=Path, nargs="+")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--epochs", type=int)
+    parser.add_argument("--rates", type=float, nargs="+", help="imagenet's learning rates")
     arguments = parser.parse_args()
     folders, seed = arguments.folders, arguments.seed
-    # 20 tokens of 64 would cost many times the student
-    settings: dict[str, dict[str, Any]] = {
-        "gendd": {"token_width": 320},
-        "training": {"epochs": arguments.epochs or 10, "lr": 0.006},
-        "readout": {"name": "mean", "sampler": "ddim", "steps": 10, "num_samples": 1},
-    }
     with TemporaryDirectory() as name:
         folder = Path(name)
         if arguments.what == "fashion":
-            wheel, fashion = folders
-            distil(
-                "fashion",
-                {**efficientnet(wheel, folder), "classifier": False},
-                seed,
-                data={"name": "fashion-mnist", "path": str(fashion), "train_images": 20_000},
-                gendd={**settings["gendd"], "centres": "means", "refit": "labels"},
-                training=settings["training"],
-                readout=settings["readout"],
-                baselines=["supervised"],
-            )
+            wheel, images = folders
+            fashion(wheel, images, seed, arguments.epochs or 10)
         elif arguments.what == "imagenet":
             wheel, data = folders
-            base = dataclasses.asdict(cifar10.base(data, seed, 1).data)
-            distil(
-                "imagenet",
-                efficientnet(wheel, folder),
-                seed,
-                data={**base, "labels": False},
-                baselines=["kl"],
-                **settings,
-            )
-        elif arguments.what == "elsewhere":
-            fashion, data = folders
-            file = folder / "fashion.parquet"
-            colour_parquet(fashion, file)
             shared = cifar10.base(data, seed, arguments.epochs or 10)
-            config = dataclasses.replace(shared.data, path=str(file), labels=False)
+            config = dataclasses.replace(
+                shared,
+                teacher=ModelConfig(**efficientnet(wheel, folder)),
+                student=ModelConfig(STUDENT, channels=3, input_size=64),
+                data=dataclasses.replace(shared.data, labels=False),
+                gendd=GenDDConfig(token_width=TOKEN_WIDTH),
+            )
+            changes = [
+                {"name": name, "method": method, "training.lr": rate}
+                for name, method in (("kl", "kl"), ("gendd_unlabelled", "gendd"))
+                for rate in arguments.rates or cifar10.RATES
+            ]
+            lockstep.run(config, changes, RESULTS / "imagenet.csv")
+        elif arguments.what == "elsewhere":
+            clothes, data = folders
+            file = folder / "fashion.parquet"
+            colour_parquet(clothes, file)
+            shared = cifar10.base(data, seed, arguments.epochs or 10)
+            seen = dataclasses.replace(shared.data, path=str(file), labels=False)
             rates = cifar10.best_rates()
             changes = [
                 {"name": "kl", "method": "kl", "training.lr": rates["kl"]},
                 {"name": "gendd_unlabelled", "training.lr": rates["gendd_unlabelled"]},
             ]
-            lockstep.run(dataclasses.replace(shared, data=config), changes, RESULTS / "elsewhere.csv")
+            lockstep.run(dataclasses.replace(shared, data=seen), changes, RESULTS / "elsewhere.csv")
         else:
             (data,) = folders
             shared = cifar10.base(data, seed, arguments.epochs or 20)
             # three classes of many training images, four of a medium number, three of few
-            config = dataclasses.replace(
+            seen = dataclasses.replace(
                 shared.data, train_images=None, imbalance=100.0, shot_thresholds=(200, 1000)
             )
             rates = cifar10.best_rates()
@@ -168,7 +166,7 @@ def main() -> None:
                 {"name": name, **cifar10.METHODS[name], "training.lr": rates[name]}
                 for name in ("supervised", "kd", "gendd", "gendd_unlabelled")
             ]
-            lockstep.run(dataclasses.replace(shared, data=config), changes, RESULTS / "longtail.csv")
+            lockstep.run(dataclasses.replace(shared, data=seen), changes, RESULTS / "longtail.csv")
 
 
 if __name__ == "__main__":
