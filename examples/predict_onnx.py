@@ -124,6 +124,8 @@ def main() -> None:
     parser.add_argument("images", nargs="+", help="image files")
     parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
     given = parser.parse_args()
+    if given.top < 1:
+        parser.error(f"--top: expected a positive integer, got {given.top}")
     try:
         classifier = Classifier(given.model)
     except ValueError as error:
@@ -133,7 +135,8 @@ def main() -> None:
         try:
             image = classifier.prepare(Path(path).read_bytes())
         except (OSError, ValueError) as error:
-            print(f"{path}: {error}", file=sys.stderr)
+            reason = error.strerror if isinstance(error, OSError) else None
+            print(f"{path}: {reason or error}", file=sys.stderr)
             failed = True
             continue
         found = classifier.best(classifier.probabilities(image[None])[0], given.top)

@@ -69,6 +69,17 @@ def test_without_validation_images_every_tenth_decides(data: Data) -> None:
     assert refit.kept == "refitted" and refit.refitted == round(100 * right, 2)
 
 
+def test_too_few_images_to_hold_some_out_are_refused(data: Data) -> None:
+    whole = student()
+    before = whole.backbone.classifier.weight.clone()
+    with pytest.raises(UserError, match=r"expected at least 20 training images, as .*, got 19; take more"):
+        refit_linear(whole, None, replace(data, val=None), "labels", labels=True, limit=19)
+    assert torch.equal(whole.backbone.classifier.weight, before)
+    refit = refit_linear(whole, None, replace(data, val=None), "labels", labels=True, limit=20)
+    assert (refit.images, refit.held_images) == (18, 2)
+    assert refit_linear(whole, None, data, "labels", labels=True, limit=1).images == 1
+
+
 def test_all_images_are_fitted_to_however_many(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that are too many to hold come from files, and give what they give in memory."""
     teacher = Frozen(flat(16, 1))

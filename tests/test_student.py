@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gendd.config import GenDDConfig, ReadoutConfig, ReadoutName
+from gendd.deploy import deploy
 from gendd.errors import UserError
 from gendd.generator import FeatureGenerator
 from gendd.models import create_backbone
@@ -222,7 +224,7 @@ def test_a_student_without_generator_says_so(name: ReadoutName) -> None:
     with pytest.raises(UserError, match=rf"has linear \(it has no generator\), got '{name}'") as caught:
         student.readout = name
     one_line(caught)
-    with pytest.raises(UserError, match="no generator: use readout 'linear'"):
+    with pytest.raises(UserError, match=r"no generator\), got .* Distil one with method gendd"):
         student.logits(student.features(images()), name)
     with pytest.raises(UserError, match="no generator: use readout 'linear'"):
         student.generate(images())
@@ -270,7 +272,7 @@ def test_a_generator_that_nothing_reads_leaves_the_linear_readout() -> None:
     assert student.readouts == ("linear",) and student.readout == "linear"
     with pytest.raises(UserError, match=r"has linear \(nothing reads generated features\), got 'mean'"):
         student.readout = "mean"
-    with pytest.raises(UserError, match=r"distil with gendd\.centres means") as caught:
+    with pytest.raises(UserError, match=r"Distil with gendd\.centres means") as caught:
         student.logits(student.features(images()), "mean")
     one_line(caught)
 
@@ -433,3 +435,67 @@ def test_a_repository_that_holds_no_student(tmp_path: Path, monkeypatch: pytest.
     with pytest.raises(UserError, match=r"config\.json") as caught:
         load("someone/student")
     one_line(caught)
+
+
+def test_names_that_are_wrong_are_refused_wherever_they_are_given() -> None:
+    student = make()
+    feature = student.features(images())
+    calls: list[tuple[Callable[[], object], str]] = [
+        (lambda: student.predict(images(), readout="men"), "Did you mean 'mean'"),  # type: ignore[arg-type]
+        (lambda: student.logits(feature, "liner"), "Did you mean 'linear'"),  # type: ignore[arg-type]
+        (lambda: student.generate(images(), sampler="DDIM"), "readout.sampler: expected one of ddpm"),
+        (lambda: student.predict(images(), 4, sampler="ddmp"), "got 'ddmp'"),  # type: ignore[arg-type]
+        (lambda: ReadoutConfig("men"), "readout.name: expected one of linear"),  # type: ignore[arg-type]
+        (lambda: student.predict(images(), 4, steps=2.5), "Sampling steps: expected 1 to"),  # type: ignore[arg-type]
+        (lambda: student.predict(images().numpy()), "expected a torch.Tensor"),  # type: ignore[arg-type]
+        (lambda: student(images()[0]), r"as images\[None\]"),
+    ]
+    for call, message in calls:
+        with pytest.raises(UserError, match=message) as caught:
+            call()
+        one_line(caught)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_a_student_in_other_numbers_gives_every_readout(dtype: torch.dtype) -> None:
+    student = make().eval()
+    expected = {name: deploy(student, name)(images()) for name in student.readouts}
+    other = copy.deepcopy(student).to(dtype)
+    near = {"rtol": 0.1, "atol": 0.1} if dtype == torch.bfloat16 else {"rtol": 1e-4, "atol": 1e-4}
+    for name, logits in expected.items():
+        for network in (deploy(other, name), deploy(student, name).to(dtype)):
+            found = network(images())
+            assert found.dtype == dtype
+            torch.testing.assert_close(found.float(), logits, **near)
+        with torch.no_grad():
+            assert other.logits(other.features(images()), name).dtype == dtype
+    told = other.predict(images(), uncertainty=4)
+    assert told.mixture is not None and bool(told.mixture.isfinite().all())
+
+
+def test_images_in_float64_are_those_in_float32() -> None:
+    student = make().eval()
+    with torch.no_grad():
+        torch.testing.assert_close(student(images().double()), student(images()))
+
+
+def test_no_images_give_no_logits() -> None:
+    student = make().eval()
+    none = images()[:0]
+    for name in student.readouts:
+        assert deploy(student, name)(none).shape == (0, student.num_classes(name))
+    told = student.predict(none, uncertainty=4)
+    assert told.spread is not None and told.spread.shape == (0,)
+
+
+def test_what_is_folded_under_autocast_is_exact() -> None:
+    student = make().eval()
+    feature = student.features(images())
+    with torch.no_grad():
+        expected = student.logits(feature, "mean")
+        other = copy.deepcopy(student)
+        with torch.autocast("cpu", torch.bfloat16):
+            assert torch.equal(other.logits(feature, "mean"), expected)
+            deployed = deploy(other, "mean")
+        assert torch.equal(other.logits(feature, "mean"), expected)
+        assert torch.equal(deployed.reader(feature), expected)

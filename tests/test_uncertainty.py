@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -190,10 +191,10 @@ def refused(student: Student, samples: int) -> str:
     return message
 
 
-@pytest.mark.parametrize("samples", [1, -3])
-def test_one_sample_tells_nothing(samples: int) -> None:
+@pytest.mark.parametrize("samples", [1, -3, 10_001, 10**30, 2.5, "8"])
+def test_numbers_of_samples_that_tell_nothing(samples: Any) -> None:
     assert refused(make(), samples) == (
-        f"Uncertainty: expected at least 2 generated features an image, got {samples}; "
+        f"Uncertainty: expected 2 to 10,000 generated features an image, got {samples!r}; "
         "ask for 8 or more, or for 0 to do without."
     )
     check_samples(2, True, True)

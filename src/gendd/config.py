@@ -20,6 +20,7 @@ from gendd.recipes import recipe_path
 MethodName = Literal["gendd", "kl", "kd", "supervised", "linear_probe"]
 ReadoutName = Literal["linear", "mean", "sample"]
 ReadoutChoice = Literal["linear", "mean", "sample", "auto"]
+SamplerName = Literal["ddpm", "ddim", "dpm-solver"]
 Prediction = Literal["sample", "epsilon", "v"]
 MonitorName = Literal["auto", "top1", "agreement", "diffusion"]
 # what in a file names the recipes it is laid over; no setting of a run
@@ -478,7 +479,7 @@ class ReadoutConfig:
     """
 
     name: ReadoutChoice = "mean"
-    sampler: Literal["ddpm", "ddim", "dpm-solver"] = "ddpm"
+    sampler: SamplerName = "ddpm"
     steps: int = 10
     guidance: float = 1.0
     num_samples: int = 5
@@ -486,6 +487,11 @@ class ReadoutConfig:
     eta: float = 0.0
 
     def __post_init__(self) -> None:
+        for key, choices in (("name", ReadoutChoice), ("sampler", SamplerName)):
+            value = getattr(self, key)
+            _check(
+                value in get_args(choices), f"readout.{key}", f"one of {', '.join(get_args(choices))}", value
+            )
         _check(0 <= self.eta <= 1, "readout.eta", "a number in [0, 1]", self.eta)
         _check(self.steps >= 1, "readout.steps", "a positive integer", self.steps)
         _check(self.num_samples >= 1, "readout.num_samples", "a positive integer", self.num_samples)

@@ -79,14 +79,14 @@ class FixedSamples(nn.Module):
         self.register_buffer("step_noise", torch.stack(drawn).to(device) if drawn else start.new_zeros(0))
         with torch.no_grad():
             # what the schedule keeps is made now: made while a graph is traced, it would be of no value later
-            self(torch.zeros(1, generator.condition_width, device=device))
+            self(classifier.weight.new_zeros(1, generator.condition_width))
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, d) -> (B, K)."""
         images, width = features.shape[0], self.start.shape[-1]
 
         def rows(noise: Tensor) -> Tensor:
-            return noise.expand(-1, images, -1, -1).reshape(-1, width)
+            return noise.expand(-1, images, -1, -1).reshape(-1, width).float()
 
         noise = [rows(self.step_noise[step]) for step in range(len(self.step_noise))]
         return sample_logits(

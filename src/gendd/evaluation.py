@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from gendd.config import ReadoutName
 from gendd.data import ImageSet, eval_loader
 from gendd.errors import UserError
+from gendd.folded import FoldedMean
 from gendd.models import Frozen, count_parameters, latency, multiply_adds
 from gendd.shots import Shots
 from gendd.student import Student
@@ -231,10 +232,13 @@ def readout_costs(student: Student, output: OutputName, images: Tensor) -> dict[
     parameters = count_parameters(student.backbone)
     if output != "linear" and student.backbone.has_classifier:
         parameters -= count_parameters(student.backbone.classifier)
-    if output not in ("linear", "feature") and student.generator is not None:
-        parameters += count_parameters(student.generator)
-    if output in ("mean", "sample") and student.classifier is not None:
-        parameters += count_parameters(student.classifier)
+    if student.generator is not None:
+        if output in ("sample", "generated"):
+            parameters += count_parameters(student.generator)
+        if output == "sample" and student.classifier is not None:
+            parameters += count_parameters(student.classifier)
+        if output == "mean" and student.classifier is not None:
+            parameters += count_parameters(FoldedMean(student.generator, student.classifier))
     sampled = output == "sample"
     seconds = latency(reading, images, warmup=1 if sampled else 3, repeats=3 if sampled else 10)
     return {

@@ -12,6 +12,7 @@ scale and the teacher's classifier are one Linear from hidden state to logits.
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +21,8 @@ from torch.nn import functional as F
 from gendd.diffusion import predicted_x0, time_embedding
 from gendd.diffusion.head import Block
 from gendd.generator import FeatureGenerator
+
+Module = TypeVar("Module", bound=nn.Module)
 
 
 class FoldedMean(nn.Module):
@@ -36,11 +39,13 @@ class FoldedMean(nn.Module):
     @torch.no_grad()
     def __init__(self, generator: FeatureGenerator, classifier: nn.Linear) -> None:
         super().__init__()
+        weight = generator.head.condition.weight
+        generator, classifier = _exact(generator), _exact(classifier)
         head = generator.head
         self.epsilon = generator.norm.eps
         # y = silu(condition(LayerNorm(s)) + time(t) + position(n))
-        t = torch.tensor([generator.mean_time], device=head.condition.weight.device)
-        constant = head.time(time_embedding(t))[0] + head.condition(generator.norm.bias)
+        t = torch.tensor([generator.mean_time])
+        constant = head.time(time_embedding(t).double())[0] + head.condition(generator.norm.bias)
         table = constant + head.position.weight
         # of one token the table is the condition's bias
         self.tokens = len(table)
@@ -52,27 +57,25 @@ class FoldedMean(nn.Module):
         start = head.input.bias
         first, *others = (block for block in head.blocks if isinstance(block, Block))
         normed = first.norm(start)
-        shift, scale, gate = first.modulation.weight.double().chunk(3)
-        shift_bias, scale_bias, gate_bias = first.modulation.bias.double().chunk(3)
+        shift, scale, gate = first.modulation.weight.chunk(3)
+        shift_bias, scale_bias, gate_bias = first.modulation.bias.chunk(3)
         inner, outer = first.mlp[0], first.mlp[2]
         assert isinstance(inner, nn.Linear) and isinstance(outer, nn.Linear)
-        mixed = normed.double().unsqueeze(1) * scale + shift
-        mixed_bias = normed.double() * (1 + scale_bias) + shift_bias
-        layers = [
-            (inner.weight.double() @ mixed, inner.weight.double() @ mixed_bias + inner.bias.double()),
-            (gate, gate_bias),
-        ]
+        mixed = normed.unsqueeze(1) * scale + shift
+        mixed_bias = normed * (1 + scale_bias) + shift_bias
+        layers = [(inner.weight @ mixed, inner.weight @ mixed_bias + inner.bias), (gate, gate_bias)]
         self.first_outer = _linear(outer.weight, outer.bias)
         self.register_buffer("first_bias", start.clone())
         self.blocks = nn.ModuleList(FoldedBlock(block) for block in others)
         for block in others:
-            ones = torch.tensor([0.0, 1.0, 0.0]).repeat_interleave(len(start)).to(start.device)
-            layers.append((block.modulation.weight.double(), block.modulation.bias.double() + ones))
+            ones = torch.tensor([0.0, 1.0, 0.0]).repeat_interleave(len(start))
+            layers.append((block.modulation.weight, block.modulation.bias + ones))
         self.final, modulation = _fold_output(generator, classifier)
         layers.append(modulation)
         # whatever reads y is one layer, and split after it
         self.modulation = _linear(*(torch.cat(parts) for parts in zip(*layers, strict=True)))
         self.sizes = [len(bias) for _, bias in layers]
+        self.to(weight.device, weight.dtype)
 
     def forward(self, features: Tensor) -> Tensor:
         """(B, d) -> (B, K), in the precision of the weights: of few rows, casting them would cost most."""
@@ -134,25 +137,30 @@ class FoldedOutput(nn.Module):
 def _fold_output(
     generator: FeatureGenerator, classifier: nn.Linear
 ) -> tuple[FoldedOutput, tuple[Tensor, Tensor]]:
-    """Final layer, scale and classifier, and weight and bias of the modulation that it takes."""
+    """Final layer, scale and classifier, and weight and bias of the modulation that it takes.
+
+    Args:
+        generator: In float64 on the CPU, like the classifier.
+        classifier: D -> K.
+    """
     head, width, tokens = generator.head, generator.head.condition.out_features, generator.num_tokens
-    shift, scale = head.final_modulation.weight.double().chunk(2)
-    shift_bias, scale_bias = head.final_modulation.bias.double().chunk(2)
+    shift, scale = head.final_modulation.weight.chunk(2)
+    shift_bias, scale_bias = head.final_modulation.bias.chunk(2)
     # x̂_0 = factor · output at x_t = 0
     t = torch.tensor([generator.mean_time])
     one, zero = torch.ones(1, 1), torch.zeros(1, 1)
     factor = float(predicted_x0(one, zero, t, generator.schedule, generator.prediction))
     channels = generator.token_width
-    output = factor * head.final.weight[:channels].double()
-    output_bias = factor * head.final.bias[:channels].double()
+    output = factor * head.final.weight[:channels]
+    output_bias = factor * head.final.bias[:channels]
     classes = classifier.out_features
     # the classifier acts on features of their own scale, of which padded channels are none
-    weight = classifier.weight.double() * generator.feature_scale.double()
+    weight = classifier.weight * generator.feature_scale
     padded = F.pad(weight, (0, tokens * channels - weight.shape[1]))
     by_token = padded.reshape(classes, tokens, channels)
-    bias = classifier.weight.double() @ generator.feature_mean.double()
+    bias = classifier.weight @ generator.feature_mean
     if classifier.bias is not None:
-        bias = bias + classifier.bias.double()
+        bias = bias + classifier.bias
     bias = bias + (by_token @ output_bias).sum(1)
     # multiply-adds a token: of scale and classifier, or of scale, shift, output and classifier
     together, apart = width**2 + 2 * classes * width, 2 * width**2 + (width + classes) * channels
@@ -174,7 +182,7 @@ def savings(generator: FeatureGenerator, classifier: nn.Linear) -> dict[str, int
     """
     head, tokens = generator.head, generator.num_tokens
     width, channels = head.condition.out_features, generator.token_width
-    output, (modulation, _) = _fold_output(generator, classifier)
+    output, (modulation, _) = _fold_output(_exact(generator), _exact(classifier))
     plain = tokens * (_weights(head.final_modulation) + _weights(head.final)) + _weights(classifier)
     # its classifier runs once an image, the rest once a token
     by_token = modulation.numel() + (0 if output.output is None else _weights(output.output))
@@ -188,15 +196,20 @@ def savings(generator: FeatureGenerator, classifier: nn.Linear) -> dict[str, int
     }
 
 
+def _exact(module: Module) -> Module:
+    """A copy on the CPU in float64, in which autocast changes nothing."""
+    return copy.deepcopy(module).cpu().double()
+
+
 def _weights(module: nn.Module) -> int:
     """Multiply-adds of a row through all linear layers of a module."""
     return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
 
 
 def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A frozen float32 layer of given weights."""
+    """A frozen layer of given weights."""
     layer: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-        nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None, device=weight.device
+        nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype
     )
     layer.weight.copy_(weight)
     if bias is not None:

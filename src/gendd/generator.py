@@ -7,13 +7,13 @@ S samples · R = M·B·N rows, repeat-major.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from gendd import tokens
-from gendd.config import GenDDConfig
+from gendd.config import GenDDConfig, SamplerName
 from gendd.diffusion import (
     Denoised,
     Head,
@@ -29,9 +29,7 @@ from gendd.diffusion import (
     interpolated_log_variance,
     predicted_x0,
 )
-from gendd.errors import UserError
-
-SamplerName = Literal["ddpm", "ddim", "dpm-solver"]
+from gendd.errors import UserError, did_you_mean
 
 
 class FeatureGenerator(nn.Module):
@@ -164,8 +162,14 @@ class FeatureGenerator(nn.Module):
             (S, B, D).
 
         Raises:
-            UserError: guidance is asked of a generator trained without condition dropout.
+            UserError: guidance is asked of a generator trained without condition dropout; an unknown
+                sampler, or steps that are no integer of 1 .. T.
         """
+        if sampler not in get_args(SamplerName):
+            raise UserError(
+                f"Sampler: expected ddpm, ddim or dpm-solver, got {sampler!r}."
+                + did_you_mean(str(sampler), get_args(SamplerName))
+            )
         if guidance != 1 and self.config.condition_dropout == 0:
             raise UserError(
                 f"Guidance: expected 1 for a generator trained without condition dropout, got {guidance}. "
@@ -188,7 +192,8 @@ class FeatureGenerator(nn.Module):
             x = ddim(denoise, x, schedule, eta=eta, step_noise=step_noise, generator=generator)
         else:
             x = dpm_solver(denoise, x, schedule)
-        merged = tokens.merge(x.reshape(num_samples, images, self.num_tokens, -1), self.feature_width)
+        grid = x.reshape(num_samples, images, self.num_tokens, self.token_width)
+        merged = tokens.merge(grid, self.feature_width)
         return self.restore(merged)
 
     def denoiser(self, condition: Tensor, schedule: Schedule, guidance: float = 1.0) -> GuidedDenoiser:
@@ -237,7 +242,9 @@ class GuidedDenoiser:
     def __call__(self, x: Tensor, step: int) -> Denoised:
         """x (S·B·N, C) at a step of the schedule -> its x̂_0 and log-variance."""
         channels = x.shape[-1]
-        grid = x.reshape(-1, self.images, len(self.position), channels)
+        # of no image the number of samples is open
+        samples = -1 if self.images else 0
+        grid = x.reshape(samples, self.images, len(self.position), channels)
         t = self.schedule.timesteps[step].reshape(1).to(x.device)
         modulations = self.head.modulate(t, self.condition, self.position)
         if self.guided:

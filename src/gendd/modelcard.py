@@ -243,16 +243,30 @@ _TARGETS = {
 }
 
 
+def fit_of(probe: dict[str, Any]) -> dict[str, Any] | None:
+    """Target and number of images that the linear readout was fitted to after the training, if it was.
+
+    Args:
+        probe: ``student.probe`` of a run's figures; empty where the run was not probed.
+    """
+    if "fit" in probe:
+        fit: dict[str, Any] | None = probe["fit"]
+        return fit
+    # written before there was such an entry
+    return {key: probe[key] for key in ("target", "images")} if probe.get("kept") == "refitted" else None
+
+
 def _probed(own: dict[str, Any]) -> list[str]:
     """Markdown lines of how the linear readout was fitted to the finished student, if it was."""
-    probe = own.get("probe")
-    if probe is None or probe["kept"] != "refitted":
+    probe = own.get("probe", {})
+    fit = fit_of(probe)
+    if fit is None:
         return []
     before = probe["trained_along"]["top1"]
     was = "" if before is None else f" (the one trained along had {_percent(before)} top-1)"
     return [
         "",
-        f"The linear readout was fitted afterwards, to {_TARGETS[probe['target']]} of {probe['images']:,} "
+        f"The linear readout was fitted afterwards, to {_TARGETS[fit['target']]} of {fit['images']:,} "
         f"images{was}.",
     ]
 

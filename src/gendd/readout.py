@@ -54,10 +54,15 @@ def nearest_mean_classifier(
     return classifier.requires_grad_(False)
 
 
+def read_features(classifier: nn.Linear, features: Tensor) -> Tensor:
+    """Logits (…, K) of teacher features (…, D), which are float32 whatever the student's weights are."""
+    logits: Tensor = classifier(features.to(classifier.weight.dtype))
+    return logits
+
+
 def mean_logits(generator: FeatureGenerator, classifier: nn.Linear, features: Tensor) -> Tensor:
     """Logits (B, K) of the expected teacher feature, from student features (B, d)."""
-    logits: Tensor = classifier(generator.mean(generator.condition(features)))
-    return logits
+    return read_features(classifier, generator.mean(generator.condition(features)))
 
 
 @torch.no_grad()
@@ -132,5 +137,4 @@ def sample_logits(
 ) -> Tensor:
     """Logits (B, K) of the mean of S generated teacher features; arguments as :func:`sampled_features`."""
     made = sampled_features(generator, features, config, random, start=start, step_noise=step_noise)
-    logits: Tensor = classifier(made.mean(0))
-    return logits
+    return read_features(classifier, made.mean(0))

@@ -28,6 +28,8 @@ Target = Literal["labels", "teacher", "mean"]
 BATCH_SIZE = 256
 # of training images, one is held out where no validation images are
 _HELD = 10
+# images to fit to where some of them are held out: two of them are then
+_LEAST = 2 * _HELD
 
 
 @dataclass
@@ -139,12 +141,17 @@ def refit_linear(
         progress: Show progress bars.
 
     Raises:
-        UserError: no room for the features.
+        UserError: no room for the features, or too few images.
     """
     classifier = student.backbone.classifier
     judge = targets_of(student, teacher, labels)[0]
     train = data.train
     count = len(train) if limit is None else min(limit, len(train))
+    if data.val is None and count < _LEAST:
+        raise UserError(
+            f"Linear readout: expected at least {_LEAST} training images, as there are no validation images "
+            f"and every tenth is held out to judge by, got {count}; take more."
+        )
     wide = classifier.in_features + (0 if target == "labels" else classifier.out_features)
     rows, held = _Rows(on_disk=count * wide > HELD_NUMBERS), _Rows()
     with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:

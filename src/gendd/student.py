@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from gendd import hub
 from gendd import readout as readouts
-from gendd.config import GenDDConfig, ReadoutConfig, ReadoutName, from_dict, to_dict
+from gendd.config import GenDDConfig, ReadoutConfig, ReadoutName, SamplerName, from_dict, to_dict
 from gendd.errors import UserError, did_you_mean
 from gendd.files import write_text
 from gendd.folded import FoldedMean
-from gendd.generator import FeatureGenerator, SamplerName
+from gendd.generator import FeatureGenerator
 from gendd.modelcard import card
 from gendd.models import Backbone, create_backbone, wrap
 from gendd.models.module import is_file
@@ -111,16 +111,14 @@ class Student(nn.Module):
         """
         name = name or self.readout
         if name not in self.readouts:
-            reason = ""
-            if name in ("mean", "sample"):
-                reason = (
-                    " (it has no generator)"
-                    if self.generator is None
-                    else " (nothing reads generated features)"
-                )
+            reason = advice = ""
+            if name in ("mean", "sample") and self.generator is None:
+                reason, advice = " (it has no generator)", " Distil one with method gendd."
+            elif name in ("mean", "sample"):
+                reason, advice = " (nothing reads generated features)", " Distil with gendd.centres means."
             raise UserError(
                 f"Readout: this student has {', '.join(self.readouts) or 'none'}{reason}, got {name!r}."
-                + did_you_mean(str(name), self.readouts)
+                f"{advice or did_you_mean(str(name), self.readouts)}"
             )
         return name
 
@@ -165,22 +163,21 @@ class Student(nn.Module):
             features: From :meth:`features`.
             readout: Which readout; the chosen one by default.
             generator: Source of the noise of ``sample``.
+
+        Raises:
+            UserError: it hasn't that readout, or none.
         """
-        name = readout or self.readout
         if not self.readouts:
             raise UserError(
                 "This student has no readout: its teacher has no classifier and it saw no labels. Use its "
                 "features(images), embed(images) or generate(images)."
             )
+        name = self.checked(readout)
         if name == "linear":
             logits: Tensor = self.backbone.classifier(features)
             return logits
         network = self._generator()
-        if self.classifier is None:
-            raise UserError(
-                "This student has nothing to read generated features by: use readout 'linear', or distil "
-                "with gendd.centres means."
-            )
+        assert self.classifier is not None
         if name == "mean":
             if self.training or torch.is_grad_enabled():
                 return readouts.mean_logits(network, self.classifier, features)
@@ -254,8 +251,8 @@ class Student(nn.Module):
             guidance: Likewise 1: guided samples, or colder ones, are not those of p(f | z).
 
         Raises:
-            UserError: n is 1 or negative; or there is to be an uncertainty and this student has no generator,
-                or no classifier of generated features.
+            UserError: n is neither 0 nor an integer of 2 to 10,000; or there is to be an uncertainty and
+                this student has no generator, or no classifier of generated features.
         """
         if uncertainty != 0:
             check_samples(uncertainty, self.generator is not None, self.classifier is not None)
@@ -271,7 +268,7 @@ class Student(nn.Module):
         network = self._generator()
         samples = readouts.sampled_features(network, features, config, generator).float()
         assert self.classifier is not None
-        parts = decompose(self.classifier(samples).float().softmax(-1))
+        parts = decompose(readouts.read_features(self.classifier, samples).float().softmax(-1))
         return PredictiveDistribution(probabilities, *parts, spread(network.standardise(samples)))
 
     def _folded_mean(self, generator: FeatureGenerator, classifier: nn.Linear) -> FoldedMean:

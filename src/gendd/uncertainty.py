@@ -24,6 +24,9 @@ from torch import Tensor
 
 from gendd.errors import UserError
 
+# they are all in memory at once
+MAX_SAMPLES = 10_000
+
 
 class Decomposition(NamedTuple):
     """Mean and entropies of class probabilities, entropies in nats.
@@ -86,7 +89,9 @@ def spread(samples: Tensor) -> Tensor:
     to their mean, a dimension. 1 is the spread of the prior N(0, I), which is that of the teacher's features
     of all training images; where ``gendd.standardise`` is false the unit is that of the feature itself.
     """
-    return samples.var(0).mean(-1).sqrt()
+    # var() warns of no images
+    variance = (samples - samples.mean(0)).square().sum(0) / (len(samples) - 1)
+    return variance.mean(-1).sqrt()
 
 
 def check_samples(samples: int, generates: bool, reads: bool) -> None:
@@ -97,9 +102,9 @@ def check_samples(samples: int, generates: bool, reads: bool) -> None:
         generates: Whether it has a generator.
         reads: Whether it has a classifier of generated features.
     """
-    if samples < 2:
+    if not isinstance(samples, int) or not 2 <= samples <= MAX_SAMPLES:
         raise UserError(
-            f"Uncertainty: expected at least 2 generated features an image, got {samples}; "
+            f"Uncertainty: expected 2 to {MAX_SAMPLES:,} generated features an image, got {samples!r}; "
             "ask for 8 or more, or for 0 to do without."
         )
     if not generates:

@@ -544,6 +544,30 @@ def test_the_command_names_a_missing_package(
     assert capsys.readouterr().err == said
 
 
+def test_a_package_that_cannot_be_imported_is_named(
+    small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    (broken / "onnxruntime.py").write_text("raise ImportError('libcudart.so.12:\\ncannot open')\n")
+    monkeypatch.syspath_prepend(str(broken))
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+    assert main(["export", str(small_run), "--to", "onnx"]) == 2
+    assert capsys.readouterr().err == (
+        "gendd: Export to onnx needs onnxruntime, which can't be imported (libcudart.so.12: cannot open): "
+        "pip install --force-reinstall 'gendd[export]'\n"
+    )
+
+
+@pytest.mark.parametrize("seed", ["-1", str(2**63)])
+def test_a_seed_out_of_range_is_refused(
+    seed: str, small_run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["export", str(small_run), "--to", "torch-export", "--readout", "sample", "--seed", seed]
+    assert main(words) == 2
+    assert f"Export: expected a seed from 0 to 2**63 - 1, got {seed}." in capsys.readouterr().err
+
+
 def test_a_run_with_exports_is_replaced_as_a_whole(
     small_run: Path, exported: ExportOf, tmp_path: Path, no_report: None
 ) -> None:

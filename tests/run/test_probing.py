@@ -20,6 +20,7 @@ from gendd.cli import main
 from gendd.config import RunConfig, dump, load_config
 from gendd.errors import UserError
 from gendd.evaluation import memory_format
+from gendd.modelcard import fit_of
 from gendd.predict import predict
 from gendd.refit import Refit
 from gendd.run import Run, evaluate_run, probe_run
@@ -183,7 +184,10 @@ def test_what_is_not_better_leaves_the_student(
     # what the run left is still known
     assert probe["trained_along"] == last["trained_along"] != probe["before"]
     assert told == {name: probe[name] for name in told}
-    assert set(probe) - set(told) == {"trained_along", "labels_seen_by"}
+    assert set(probe) - set(told) == {"trained_along", "labels_seen_by", "fit"}
+    # as is what the readout that stays was fitted to
+    assert probe["fit"] == last["fit"] == {"target": "labels", "images": last["images"]}
+    assert fit_of(probe) == probe["fit"]
 
 
 @pytest.mark.parametrize("target, least", [("teacher", 25), ("mean", 0)])
@@ -240,6 +244,22 @@ def test_auto_picks_its_readout_anew(run: Path, digits_run: Finished, capsys: Ca
             re.search(rf"<section><h2>{title}</h2>.*?</section>", text, re.DOTALL) for text in (page, old)
         )
         assert new is not None and was is not None and new[0] != was[0]
+
+
+def test_auto_says_where_it_does_not_pick_anew(run: Path, capsys: Capture) -> None:
+    metrics = figures(run)
+    pick = {"metric": "agreement", "percent": {"linear": 9.0, "mean": 20.0, "sample": 19.0}}
+    metrics["student"]["readout_pick"] = pick
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    # judged by labels now: not to be compared with what the others' agreement was
+    assert main(["probe", str(run)]) == 0
+    own = figures(run)["student"]
+    assert own["probe"]["kept"] == "refitted" and own["readout_pick"] == pick
+    assert own["readout"] == gendd.load(run).readout == "mean"
+    assert (
+        "readout.name auto: not picked again, as it was picked by agreement of the validation images; "
+        "the student still uses 'mean'"
+    ) in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_was_not_measured_before_is_measured(run: Path, capsys: Capture) -> None:
@@ -422,7 +442,8 @@ def test_folders_that_are_no_run(run: Path, tmp_path: Path, capsys: Capture) -> 
     alone = tmp_path / "alone"
     shutil.copytree(run / "student", alone)
     assert refused(capsys, str(alone)) == (
-        f"Expected a run's folder, got that of a student alone, '{alone}'; it tells which images to fit to."
+        f"Expected a run's folder, got that of a student alone, '{alone}'; "
+        "the run's config.yaml tells the images."
     )
     assert refused(capsys, str(tmp_path / "none")) == (
         f"No run at '{tmp_path}/none': expected a folder with config.yaml, written by gendd."

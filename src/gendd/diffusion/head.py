@@ -127,7 +127,8 @@ class Head(nn.Module):
         Returns:
             Shift, scale and gate (…, 3 W) of each block, then the final shift and scale (…, 2 W).
         """
-        y = self.time(time_embedding(t)) + self.condition(condition) + self.position(token)
+        embedded = time_embedding(t).to(self.condition.weight.dtype)
+        y = self.time(embedded) + self.condition(condition) + self.position(token)
         y = self.silu(y)
         blocks = [block.modulation(y) for block in self.blocks if isinstance(block, Block)]
         return [*blocks, self.final_modulation(y)]
@@ -135,7 +136,7 @@ class Head(nn.Module):
     def denoise(self, x: Tensor, modulations: list[Tensor]) -> Tensor:
         """The pass itself: x (…, C) and :meth:`modulate`'s, which broadcast to it -> (…, out_channels)."""
         *inner, last = modulations
-        x = self.input(x)
+        x = self.input(x.to(self.input.weight.dtype))
         for block, modulation in zip(self.blocks, inner, strict=True):
             x = block(x, modulation)
         shift, scale = last.chunk(2, dim=-1)

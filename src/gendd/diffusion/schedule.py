@@ -80,11 +80,11 @@ class Schedule:
         It is made once: asked again, the same is returned.
 
         Raises:
-            UserError: ``steps`` is not in 1 .. T.
+            UserError: ``steps`` is no integer of 1 .. T.
         """
         total = len(self)
-        if not 1 <= steps <= total:
-            raise UserError(f"Sampling steps: expected 1 to {total}, got {steps}.")
+        if not isinstance(steps, int) or not 1 <= steps <= total:
+            raise UserError(f"Sampling steps: expected 1 to {total}, got {steps!r}.")
         if steps not in self._respaced:
             self._respaced[steps] = self._spaced(steps)
         return self._respaced[steps]

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 
 from torch import nn
 
-from gendd.config import ReadoutName
+from gendd.config import ReadoutName, SamplerName
 from gendd.deploy import deploy
 from gendd.errors import UserError, did_you_mean
 from gendd.exporting import int8, to_onnx, to_safetensors, to_timm, to_torch
@@ -18,7 +18,6 @@ from gendd.exporting.check import checked, images_of
 from gendd.exporting.int8 import CALIBRATION, Quantized
 from gendd.exporting.source import Network, Source, image_size, opened
 from gendd.exporting.target import files, fresh, target
-from gendd.generator import SamplerName
 from gendd.run import Run
 from gendd.student import Student
 
@@ -113,7 +112,7 @@ def export(
         UserError: something given can't be used, a package is missing, the network can't be converted, or
             the logits differ by more than 1e-4 of the largest. Nothing is then written.
     """
-    _check(to, quantize, calibration, sampler)
+    _check(to, quantize, calibration, sampler, seed)
     run, folder, student = opened(source, backbone)
     readout = _readout(student, to, readout)
     changed = _resample(student, readout, steps, sampler)
@@ -133,7 +132,7 @@ def export(
     return Exported(path, to, readout, written, deviation, checked_on, tuple(notes), figures)
 
 
-def _check(to: str, quantize: str | None, calibration: int, sampler: str | None) -> None:
+def _check(to: str, quantize: str | None, calibration: int, sampler: str | None, seed: int) -> None:
     """Raise :class:`UserError` at what no student can be exported to, before one is loaded."""
     if to not in FORMATS:
         raise UserError(f"Export: expected a known format, got {to!r}.{did_you_mean(to, FORMATS)}")
@@ -143,6 +142,8 @@ def _check(to: str, quantize: str | None, calibration: int, sampler: str | None)
         raise UserError(f"Export: expected format onnx for quantize int8, got {to}; leave quantize out.")
     if calibration < 1:
         raise UserError(f"Export: expected a positive number of calibration images, got {calibration}.")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"Export: expected a seed from 0 to 2**63 - 1, got {seed}.")
     samplers = get_args(SamplerName)
     if sampler not in (None, *samplers):
         near = did_you_mean(str(sampler), samplers)

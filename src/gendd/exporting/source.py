@@ -97,7 +97,10 @@ class Source:
             "producer": f"gendd {version('gendd')}",
         }
         if self.readout == "sample":
+            settings = self.student.settings
             told["seed"] = str(self.seed)
+            told["sampler"] = f"{settings.sampler}, {settings.num_samples} × {settings.steps} steps"
+            told["guidance"] = f"{settings.guidance:g}"
         return told
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,10 +22,20 @@ OPSET = 18
 
 
 def needs() -> None:
-    """Raise :class:`UserError` where a package is missing, of those that the extra ``export`` brings."""
-    missing = [name for name in ("onnx", "onnxscript", "onnxruntime") if find_spec(name) is None]
+    """Raise :class:`UserError` where a package of the extra ``export`` is missing or can't be imported."""
+    names = ("onnx", "onnxscript", "onnxruntime")
+    missing = [name for name in names if find_spec(name) is None]
     if missing:
         raise UserError(f"Export to onnx needs {', '.join(missing)}: pip install 'gendd[export]'")
+    for name in names:
+        try:
+            import_module(name)
+        except ImportError as error:
+            reason = " ".join(str(error).split())
+            raise UserError(
+                f"Export to onnx needs {name}, which can't be imported ({reason}): "
+                "pip install --force-reinstall 'gendd[export]'"
+            ) from error
 
 
 def write(source: Source, path: Path) -> Network:

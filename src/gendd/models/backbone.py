@@ -200,11 +200,19 @@ class Backbone(nn.Module):
         Raises:
             UserError: as :meth:`features`.
         """
+        if not isinstance(images, Tensor):
+            raise UserError(
+                f"{self.name}: expected a torch.Tensor of images, got {type(images).__name__}; make one."
+            )
         if images.dim() != 4 or images.shape[1] != self.in_channels or not images.is_floating_point():
+            way = "build the network with their number of channels"
+            if images.dim() != 4:
+                way = "give a batch, of one image as images[None]"
+            elif not images.is_floating_point():
+                way = "scale them to [0, 1]"
             raise UserError(
                 f"{self.name}: expected floating-point images of shape (B, {self.in_channels}, H, W), got "
-                f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}; scale them to "
-                "[0, 1] or build the network with their number of channels."
+                f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}; {way}."
             )
         if self.channels < self.in_channels:
             images = (images * images.new_tensor(_LUMA).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
@@ -214,7 +222,7 @@ class Backbone(nn.Module):
             )
         # one channel meets three numbers here, and is repeated
         x = (images - self.mean) / self.std
-        return x if self._dtype is None else x.to(self._dtype)
+        return x.to(self._dtype or self.mean.dtype)
 
     def read(self, x: Tensor) -> Tensor:
         """The network's input, as :meth:`prepare` gives it -> feature (B, D)."""

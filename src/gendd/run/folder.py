@@ -29,6 +29,10 @@ class RunFolder:
             UserError: there is none, or it has not finished.
         """
         folder = Path(path)
+        if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
+            of_run = (folder.resolve().parent / "config.yaml").is_file()
+            way = f"give {str(folder.parent)!r}" if of_run else "the run's config.yaml tells the images"
+            raise UserError(f"Expected a run's folder, got that of a student alone, {str(path)!r}; {way}.")
         if not (folder / "config.yaml").is_file():
             raise UserError(f"No run at {str(path)!r}: expected a folder with config.yaml, written by gendd.")
         if not (folder / "metrics.json").is_file():

@@ -25,7 +25,7 @@ from gendd.errors import UserError, did_you_mean
 from gendd.evaluation import Scores, evaluate, latency_images, pick_readout, readout_costs
 from gendd.files import write_json
 from gendd.messages import say
-from gendd.modelcard import write_card
+from gendd.modelcard import fit_of, write_card
 from gendd.models import Frozen
 from gendd.refit import SAID, Refit, Target, check_bias, refit_linear, targets_of
 from gendd.run import exhibits
@@ -61,21 +61,22 @@ class Probed:
     tested_on: str = "test"
 
     def as_dict(self) -> dict[str, Any]:
-        """What the refit tells, ``before``, ``after`` and ``seconds``; JSON-ready."""
-        rest = {"before": self.before, "after": self.after, "seconds": self.seconds}
-        return {**dataclasses.asdict(self.refit), **rest}
+        """What the refit tells, ``before``, ``after``, ``tested_on`` and ``seconds``; JSON-ready."""
+        rest = {"before": self.before, "after": self.after, "tested_on": self.tested_on}
+        return {**dataclasses.asdict(self.refit), **rest, "seconds": self.seconds}
 
     def __str__(self) -> str:
         refit = self.refit
         judge = "top-1" if refit.judged_by == "labels" else f"agreement with {_JUDGES[refit.judged_by]}"
         lines = [_change(f"held-out {judge}", refit.trained, refit.refitted)]
+        fitted = f"fitted to {SAID[refit.target]} of {refit.images:,} images, weight decay {refit.l2:g}"
+        judged = f"{fitted}, judged on {refit.held_images:,}"
+        if refit.kept != "refitted":
+            return "\n".join([*lines, f"new classifier not better, so the old one was kept: {judged}"])
         for name, title in (("top1", "top-1"), ("agreement", "agreement with the teacher")):
             if self.after[name] is not None:
                 lines.append(_change(f"{self.tested_on} {title}", self.before[name], self.after[name]))
-        fitted = f"fitted to {SAID[refit.target]} of {refit.images:,} images, weight decay {refit.l2:g}"
-        kept = "kept" if refit.kept == "refitted" else "not better, so the old one was kept"
-        lines.append(f"new classifier {kept}: {fitted}, judged on {refit.held_images:,}")
-        return "\n".join(lines)
+        return "\n".join([*lines, f"new classifier kept: {judged}"])
 
 
 def _change(what: str, before: float | None, after: float | None) -> str:
@@ -120,7 +121,7 @@ def probe_run(
             student has no classifier of their classes, or its folder can't be written.
     """
     start = time.perf_counter()
-    run = _opened(path)
+    run = RunFolder.open(path)
     config = run.config
     _check_settings(target, train_images)
     place = resolve_device(config.training.device) if device is None else resolve_device(device, "--device")
@@ -150,15 +151,6 @@ def probe_run(
         )
         update = _Update(run, config, data, student, refit, place, progress)
         return update.write(stage, ask, start)
-
-
-def _opened(path: str | Path) -> RunFolder:
-    folder = Path(path)
-    if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
-        own = (folder.parent / "config.yaml").is_file()
-        where = f"give {str(folder.parent)!r}" if own else "it tells which images to fit to"
-        raise UserError(f"Expected a run's folder, got that of a student alone, {str(path)!r}; {where}.")
-    return RunFolder.open(path)
 
 
 def _lay_out(network: nn.Module, config: RunConfig) -> None:
@@ -341,6 +333,8 @@ class _Update:
             "labels_seen_by": by,
             # what the run itself left, however often it is probed
             "trained_along": last.get("trained_along", before),
+            # what the readout that is there now was fitted to; None: it is the run's own
+            "fit": self._fit(last),
         }
         if "labels_used" in metrics["run"]:
             metrics["run"]["labels_used"] = by is not None
@@ -383,10 +377,28 @@ class _Update:
             return data
         return dataclasses.replace(data, class_names=self.student.class_names("linear"))
 
+    def _fit(self, last: dict[str, Any]) -> dict[str, Any] | None:
+        """Target and number of images of the fit that the present readout is of."""
+        refit = self.refit
+        if refit.kept == "refitted":
+            return {"target": refit.target, "images": refit.images}
+        return fit_of(last)
+
     def _pick(self, own: dict[str, Any]) -> None:
         """Settle ``readout.name: auto`` anew, by the figures it was settled by."""
         pick, metric = own.get("readout_pick"), _METRICS.get(self.refit.judged_by)
-        if pick is None or pick["metric"] != metric or self.data.val is None:
+        if pick is None:
+            return
+        if pick["metric"] != metric or self.data.val is None:
+            by = (
+                "by other images"
+                if self.data.val is None
+                else f"by {pick['metric']} of the validation images"
+            )
+            say(
+                f"readout.name auto: not picked again, as it was picked {by}; the student still uses "
+                f"{self.student.readout!r}"
+            )
             return
         pick["percent"]["linear"] = self.refit.refitted
         found = {name: Scores(value, None, value, confusion=None) for name, value in pick["percent"].items()}
