@@ -25,6 +25,26 @@ from gendd.generator import FeatureGenerator
 Module = TypeVar("Module", bound=nn.Module)
 
 
+class Affine(nn.Module):
+    """A frozen Linear whose weight (in, out) lies in memory so that a single row is multiplied fast.
+
+    Args:
+        weight: (out, in).
+        bias: (out,).
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight.t().contiguous(), requires_grad=False)
+        self.bias = None if bias is None else nn.Parameter(bias.clone(), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(R, in) -> (R, out)."""
+        if self.bias is None:
+            return torch.mm(x, self.weight)
+        return torch.addmm(self.bias, x, self.weight)
+
+
 class FoldedMean(nn.Module):
     """Student features (B, d) -> logits (B, K): :func:`gendd.readout.mean_logits` with its constants folded.
 
@@ -49,7 +69,7 @@ class FoldedMean(nn.Module):
         table = constant + head.position.weight
         # of one token the table is the condition's bias
         self.tokens = len(table)
-        self.condition = _linear(
+        self.condition = Affine(
             head.condition.weight * generator.norm.weight, table[0] if self.tokens == 1 else None
         )
         self.register_buffer("table", table)
@@ -64,16 +84,17 @@ class FoldedMean(nn.Module):
         mixed = normed.unsqueeze(1) * scale + shift
         mixed_bias = normed * (1 + scale_bias) + shift_bias
         layers = [(inner.weight @ mixed, inner.weight @ mixed_bias + inner.bias), (gate, gate_bias)]
-        self.first_outer = _linear(outer.weight, outer.bias)
+        self.first_outer = Affine(outer.weight, outer.bias)
         self.register_buffer("first_bias", start.clone())
-        self.blocks = nn.ModuleList(FoldedBlock(block) for block in others)
+        self.blocks = nn.ModuleList()
         for block in others:
-            ones = torch.tensor([0.0, 1.0, 0.0]).repeat_interleave(len(start))
-            layers.append((block.modulation.weight, block.modulation.bias + ones))
+            folded, modulation = _fold_block(block)
+            self.blocks.append(folded)
+            layers += modulation
         self.final, modulation = _fold_output(generator, classifier)
-        layers.append(modulation)
+        layers += modulation
         # whatever reads y is one layer, and split after it
-        self.modulation = _linear(*(torch.cat(parts) for parts in zip(*layers, strict=True)))
+        self.modulation = Affine(*(torch.cat(parts) for parts in zip(*layers, strict=True)))
         self.sizes = [len(bias) for _, bias in layers]
         self.to(weight.device, weight.dtype)
 
@@ -82,33 +103,34 @@ class FoldedMean(nn.Module):
         if torch.is_autocast_enabled(features.device.type):
             with torch.autocast(features.device.type, enabled=False):
                 return self(features)  # type: ignore[no-any-return]
-        features = features.to(self.condition.weight.dtype)
+        features = features.to(self.first_bias.dtype)
         y = self.condition(F.layer_norm(features, features.shape[-1:], eps=self.epsilon))
         if self.tokens > 1:
             y = (y.unsqueeze(1) + self.table).flatten(0, 1)
         y = F.silu(y)
-        inner, gate, *blocks, last = self.modulation(y).split(self.sizes, dim=-1)
+        inner, gate, *rest = torch.split(self.modulation(y), self.sizes, dim=-1)
         x = torch.addcmul(self.first_bias, gate, self.first_outer(F.silu(inner)))
-        for block, modulation in zip(self.blocks, blocks, strict=True):
-            x = block(x, modulation)
-        logits: Tensor = self.final(x, y, last)
+        for number, block in enumerate(self.blocks):
+            x = block(x, *rest[3 * number : 3 * number + 3])
+        logits: Tensor = self.final(x, y, *rest[3 * len(self.blocks) :])
         return logits
 
 
 class FoldedBlock(nn.Module):
-    """A block of the head whose modulation has 1 + scale for scale: (R, W) and (R, 3 W) -> (R, W)."""
+    """A block of the head, its norm's weights in its modulation: (R, W) and three of (R, W) -> (R, W)."""
 
-    def __init__(self, block: Block) -> None:
+    def __init__(self, inner: Affine, outer: Affine, epsilon: float) -> None:
         super().__init__()
-        self.norm, self.mlp = copy.deepcopy(block.norm), copy.deepcopy(block.mlp)
+        self.inner, self.outer, self.epsilon = inner, outer, epsilon
 
-    def forward(self, x: Tensor, modulation: Tensor) -> Tensor:
-        shift, scale, gate = modulation.chunk(3, dim=-1)
-        return torch.addcmul(x, gate, self.mlp(torch.addcmul(shift, self.norm(x), scale)))
+    def forward(self, x: Tensor, shift: Tensor, scale: Tensor, gate: Tensor) -> Tensor:
+        normed = F.layer_norm(x, x.shape[-1:], eps=self.epsilon)
+        hidden = F.silu(self.inner(torch.addcmul(shift, normed, scale)))
+        return torch.addcmul(x, gate, self.outer(hidden))
 
 
 class FoldedOutput(nn.Module):
-    """Hidden states, y and its modulation, (B · N, W) each or more -> logits (B, K).
+    """Hidden states, y and its modulation, (B · N, W) each -> logits (B, K).
 
     Args:
         output: Hidden states -> tokens (B · N, C); None where it is one with the classifier.
@@ -116,28 +138,47 @@ class FoldedOutput(nn.Module):
         tokens: N.
     """
 
-    def __init__(self, output: nn.Linear | None, classifier: nn.Linear, tokens: int) -> None:
+    def __init__(self, output: Affine | None, classifier: Affine, tokens: int) -> None:
         super().__init__()
         self.output, self.classifier, self.tokens = output, classifier, tokens
 
-    def forward(self, x: Tensor, y: Tensor, modulation: Tensor) -> Tensor:
-        """(B · N, W), (B · N, W), (B · N, W or 2 W) -> (B, K)."""
-        normed = F.layer_norm(x, x.shape[-1:], eps=1e-6)
+    def forward(self, x: Tensor, y: Tensor, *modulation: Tensor) -> Tensor:
+        """(B · N, W), (B · N, W), then scale, or shift and scale, (B · N, W) -> (B, K)."""
+        hidden = F.layer_norm(x, x.shape[-1:], eps=1e-6)
         if self.output is None:
-            hidden = torch.cat([normed * modulation, y], dim=-1)
+            hidden = torch.cat([hidden * modulation[0], y], dim=-1)
         else:
-            shift, scale = modulation.chunk(2, dim=-1)
-            hidden = self.output(torch.addcmul(shift, normed, scale))
+            shift, scale = modulation
+            hidden = self.output(torch.addcmul(shift, hidden, scale))
         if self.tokens > 1:
             hidden = hidden.reshape(-1, self.tokens * hidden.shape[-1])
         logits: Tensor = self.classifier(hidden)
         return logits
 
 
+def _fold_block(block: Block) -> tuple[FoldedBlock, list[tuple[Tensor, Tensor]]]:
+    """A block without its modulation, and weights and biases of its shift, scale and gate.
+
+    LN is of weight w and bias b: (n w + b)(1 + scale) + shift = n · w (1 + scale) + b (1 + scale) + shift.
+    """
+    shift, scale, gate = block.modulation.weight.chunk(3)
+    shift_bias, scale_bias, gate_bias = block.modulation.bias.chunk(3)
+    weight, bias = block.norm.weight, block.norm.bias
+    modulation = [
+        (shift + bias.unsqueeze(1) * scale, shift_bias + bias * (1 + scale_bias)),
+        (weight.unsqueeze(1) * scale, weight * (1 + scale_bias)),
+        (gate, gate_bias),
+    ]
+    inner, outer = block.mlp[0], block.mlp[2]
+    assert isinstance(inner, nn.Linear) and isinstance(outer, nn.Linear)
+    layers = Affine(inner.weight, inner.bias), Affine(outer.weight, outer.bias)
+    return FoldedBlock(*layers, block.norm.eps), modulation
+
+
 def _fold_output(
     generator: FeatureGenerator, classifier: nn.Linear
-) -> tuple[FoldedOutput, tuple[Tensor, Tensor]]:
-    """Final layer, scale and classifier, and weight and bias of the modulation that it takes.
+) -> tuple[FoldedOutput, list[tuple[Tensor, Tensor]]]:
+    """Final layer, scale and classifier, and weights and biases of the modulation that it takes.
 
     Args:
         generator: In float64 on the CPU, like the classifier.
@@ -169,9 +210,9 @@ def _fold_output(
         matrix = (by_token @ output).transpose(0, 1)
         bias = bias + (matrix @ shift_bias).sum(0)
         joined = torch.cat([matrix, matrix @ shift], dim=-1).transpose(0, 1).reshape(classes, -1)
-        return FoldedOutput(None, _linear(joined, bias), tokens), (scale, scale_bias + 1)
-    modulation = torch.cat([shift, scale]), torch.cat([shift_bias, scale_bias + 1])
-    return FoldedOutput(_linear(output, None), _linear(padded, bias), tokens), modulation
+        return FoldedOutput(None, Affine(joined, bias), tokens), [(scale, scale_bias + 1)]
+    modulation = [(shift, shift_bias), (scale, scale_bias + 1)]
+    return FoldedOutput(Affine(output, None), Affine(padded, bias), tokens), modulation
 
 
 @torch.no_grad()
@@ -182,10 +223,11 @@ def savings(generator: FeatureGenerator, classifier: nn.Linear) -> dict[str, int
     """
     head, tokens = generator.head, generator.num_tokens
     width, channels = head.condition.out_features, generator.token_width
-    output, (modulation, _) = _fold_output(_exact(generator), _exact(classifier))
+    output, modulation = _fold_output(_exact(generator), _exact(classifier))
     plain = tokens * (_weights(head.final_modulation) + _weights(head.final)) + _weights(classifier)
     # its classifier runs once an image, the rest once a token
-    by_token = modulation.numel() + (0 if output.output is None else _weights(output.output))
+    by_token = sum(weight.numel() for weight, _ in modulation)
+    by_token += 0 if output.output is None else _weights(output.output)
     folded = tokens * by_token + _weights(output.classifier)
     return {
         "time embedding": _weights(head.time),
@@ -203,15 +245,5 @@ def _exact(module: Module) -> Module:
 
 def _weights(module: nn.Module) -> int:
     """Multiply-adds of a row through all linear layers of a module."""
-    return sum(layer.weight.numel() for layer in module.modules() if isinstance(layer, nn.Linear))
-
-
-def _linear(weight: Tensor, bias: Tensor | None) -> nn.Linear:
-    """A frozen layer of given weights."""
-    layer: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-        nn.Linear, weight.shape[1], weight.shape[0], bias=bias is not None, dtype=weight.dtype
-    )
-    layer.weight.copy_(weight)
-    if bias is not None:
-        layer.bias.copy_(bias)
-    return layer.requires_grad_(False)
+    layers = (layer for layer in module.modules() if isinstance(layer, (nn.Linear, Affine)))
+    return sum(layer.weight.numel() for layer in layers)
