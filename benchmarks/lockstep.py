@@ -90,6 +90,10 @@ class Variant:
         self.seconds = 0.0
         self.validation: dict[str, float | None] = {}
 
+    def foreign(self, data: Data) -> bool:
+        """Whether its classes are others than the images', so that only the teacher tells what is right."""
+        return self.method.backbone.num_classes != data.num_classes
+
     def step(self, batch: Batch, step: int, per_epoch: int, bf16: bool) -> float:
         start, training = time.perf_counter(), self.config.training
         for group in self.optimiser.param_groups:
@@ -115,16 +119,22 @@ class Variant:
             held = collect_features(student, self.method.teacher, data.val)
             assert held.teacher is not None
             choose_mean_time(student.generator, student.classifier, held.own, held.teacher)
-        teacher = self.method.teacher if data.val.labels is None else None
-        scores = evaluate(student, data.val, readouts=student.readouts[:2], teacher=teacher)
-        figure = "agreement" if data.val.labels is None else "top1"
+        said = data.val.labels is None or self.foreign(data)
+        scores = evaluate(
+            student,
+            data.val,
+            readouts=student.readouts[:2],
+            num_classes=data.num_classes,
+            teacher=self.method.teacher if said else None,
+        )
+        figure = "agreement" if said else "top1"
         self.validation = {f"val_{name}": score.as_dict()[figure] for name, score in scores.items()}
         return float(self.validation.get("val_mean") or self.validation["val_linear"] or 0)
 
     def student(self, data: Data) -> Student:
         """The student as it is, which samples as the configuration says."""
         student = self.method.student().eval()
-        if student.backbone.num_classes == data.num_classes:
+        if not self.foreign(data):
             student.info["class_names"] = data.class_names
         if len(student.readouts) > 1:
             student.settings = self.config.readout
@@ -144,18 +154,16 @@ class Variant:
         }
         readouts = student.readouts if sampled else student.readouts[:2]
         shots = shots_of(data, config.data)
-        # of a student of other classes than the images': how often it says the teacher's class
-        foreign = student.backbone.num_classes != data.num_classes
         scores = evaluate(
             student,
             data.test,
             readouts=readouts,
             shots=shots,
             num_classes=data.num_classes,
-            teacher=self.method.teacher if foreign else None,
+            teacher=self.method.teacher if self.foreign(data) else None,
         )
         for readout, score in scores.items():
-            row[f"test_{readout}"] = score.as_dict()["agreement" if foreign else "top1"]
+            row[f"test_{readout}"] = score.as_dict()["agreement" if self.foreign(data) else "top1"]
             if score.groups is not None:
                 top1 = {name: group["top1"] for name, group in score.groups.items()}
                 row[f"groups_{readout}"] = json.dumps(top1)
