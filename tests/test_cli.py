@@ -917,7 +917,7 @@ def test_predict_refuses_an_uncertainty_that_is_not_to_be_had(
     (file,) = digit_files(1)
     for count in ("1", "-2"):
         assert refused(capsys, "predict", str(digits_run.folder), file, "--uncertainty", count) == (
-            f"Uncertainty: expected at least 2 generated features an image, got {count}; "
+            f"Uncertainty: expected 2 to 10,000 generated features an image, got {count}; "
             "ask for 8 or more, or for 0 to do without."
         )
     gendd.Student(gendd.load(digits_run.folder).backbone).save(tmp_path / "alone")
