@@ -136,6 +136,7 @@ class Variant:
         student = self.method.student().eval()
         if not self.foreign(data):
             student.info["class_names"] = data.class_names
+        student.info |= {"image_size": data.image_size, "framing": data.test.framing}
         if len(student.readouts) > 1:
             student.settings = self.config.readout
         return student
