@@ -20,6 +20,8 @@ import records
 import torch
 
 from gendd.config import RunConfig, from_dict, read_yaml
+from gendd.data import Data, load_data
+from gendd.models import Frozen, build_model
 from gendd.recipes import recipe_path
 
 RESULTS = Path(__file__).parent / "results" / "cifar10.csv"
@@ -65,6 +67,13 @@ def base(data: Path, seed: int, epochs: int) -> RunConfig:
         "seed": seed,
     }
     return from_dict(values, RunConfig)
+
+
+def opened(data: Path) -> tuple[Data, Frozen]:
+    """The images, and the teacher."""
+    config = base(data, 0, 1)
+    found = load_data(config.data)
+    return found, Frozen(build_model(config.teacher, found.num_classes, found.channels))
 
 
 def best_rates() -> dict[str, float]:

@@ -26,15 +26,15 @@ import torch
 import yaml
 from torch import Tensor
 
-from gendd.config import RunConfig, from_dict, to_dict
-from gendd.data import Batch, Data, load_data, train_loader
+from gendd.config import ReadoutName, RunConfig, from_dict, to_dict
+from gendd.data import Batch, Data, ImageSet, load_data, train_loader
 from gendd.embedding import collect_features
-from gendd.evaluation import evaluate
+from gendd.evaluation import Scores, evaluate
 from gendd.methods import Method, build_method
 from gendd.models import Backbone, Frozen
 from gendd.readout import choose_mean_time
 from gendd.run.networks import student_network, teacher_network
-from gendd.shots import shots_of
+from gendd.shots import Shots, shots_of
 from gendd.student import Student
 from gendd.training import beta2, derive_seed, learning_rate_factor, parameter_groups, resolve_precision
 
@@ -111,6 +111,22 @@ class Variant:
         self.seconds += time.perf_counter() - start
         return float(out.loss.detach())
 
+    def scores(
+        self,
+        student: Student,
+        data: Data,
+        images: ImageSet,
+        readouts: tuple[ReadoutName, ...],
+        shots: Shots | None = None,
+    ) -> tuple[dict[ReadoutName, Scores], str]:
+        """Scores on images of the data, and which figure of theirs tells what is right."""
+        said = images.labels is None or self.foreign(data)
+        teacher = self.method.teacher if said else None
+        scores = evaluate(
+            student, images, readouts=readouts, shots=shots, num_classes=data.num_classes, teacher=teacher
+        )
+        return scores, "agreement" if said else "top1"
+
     def validate(self, data: Data) -> float:
         """Score every readout of one pass on the validation images; the best of the two that choose."""
         assert data.val is not None
@@ -119,15 +135,7 @@ class Variant:
             held = collect_features(student, self.method.teacher, data.val)
             assert held.teacher is not None
             choose_mean_time(student.generator, student.classifier, held.own, held.teacher)
-        said = data.val.labels is None or self.foreign(data)
-        scores = evaluate(
-            student,
-            data.val,
-            readouts=student.readouts[:2],
-            num_classes=data.num_classes,
-            teacher=self.method.teacher if said else None,
-        )
-        figure = "agreement" if said else "top1"
+        scores, figure = self.scores(student, data, data.val, student.readouts[:2])
         self.validation = {f"val_{name}": score.as_dict()[figure] for name, score in scores.items()}
         return float(self.validation.get("val_mean") or self.validation["val_linear"] or 0)
 
@@ -154,17 +162,9 @@ class Variant:
             "train_seconds": round(seconds),
         }
         readouts = student.readouts if sampled else student.readouts[:2]
-        shots = shots_of(data, config.data)
-        scores = evaluate(
-            student,
-            data.test,
-            readouts=readouts,
-            shots=shots,
-            num_classes=data.num_classes,
-            teacher=self.method.teacher if self.foreign(data) else None,
-        )
+        scores, figure = self.scores(student, data, data.test, readouts, shots_of(data, config.data))
         for readout, score in scores.items():
-            row[f"test_{readout}"] = score.as_dict()["agreement" if self.foreign(data) else "top1"]
+            row[f"test_{readout}"] = score.as_dict()[figure]
             if score.groups is not None:
                 top1 = {name: group["top1"] for name, group in score.groups.items()}
                 row[f"groups_{readout}"] = json.dumps(top1)

@@ -14,6 +14,7 @@ teacher. Students that have rows are left out.
 from __future__ import annotations
 
 import argparse
+import copy
 import dataclasses
 import shutil
 import subprocess
@@ -29,9 +30,9 @@ import records
 import torch
 
 import gendd
-from gendd.data import Data, load_data
+from gendd.data import Data
 from gendd.evaluation import evaluate
-from gendd.models import Frozen, build_model
+from gendd.models import Frozen
 from gendd.refit import refit_linear, targets_of
 
 RESULTS = Path(__file__).parent / "results"
@@ -40,11 +41,17 @@ FIELDS += ["test_before", "test_after"]
 TIMES = ["images", "seconds", "test_before", "test_after", "threads"]
 
 
+def top1(student: gendd.Student, data: Data) -> Any:
+    """Of the linear readout on the test images, in percent."""
+    return evaluate(student, data.test, readouts=("linear",))["linear"].as_dict()["top1"]
+
+
 def fits(place: Path, data: Data, teacher: Frozen) -> Iterator[dict[str, Any]]:
     """A row a target of one student."""
-    for target in targets_of(gendd.load(place), teacher, True):
-        student = gendd.load(place)
-        before = evaluate(student, data.test, readouts=["linear"])["linear"].as_dict()["top1"]
+    trained = gendd.load(place)
+    before = top1(trained, data)
+    for target in targets_of(trained, teacher, True):
+        student = copy.deepcopy(trained)
         fit = refit_linear(student, teacher, data, target, labels=target == "labels")
         yield {
             "target": target,
@@ -54,14 +61,12 @@ def fits(place: Path, data: Data, teacher: Frozen) -> Iterator[dict[str, Any]]:
             "held_after": round(fit.refitted, 2),
             "kept": fit.kept,
             "test_before": before,
-            "test_after": evaluate(student, data.test, readouts=["linear"])["linear"].as_dict()["top1"],
+            "test_after": top1(student, data),
         }
 
 
 def fit(place: Path, students: Path) -> None:
-    base = cifar10.base(place, 0, 1)
-    data = load_data(base.data)
-    teacher = Frozen(build_model(base.teacher, data.num_classes, data.channels))
+    data, teacher = cifar10.opened(place)
     path = RESULTS / "probes.csv"
     done = {(row["method"], row["seed"]) for row in records.read(path)}
     for folder in sorted(students.glob("gendd*-*")):

@@ -27,7 +27,7 @@ import gendd
 from gendd.config import ReadoutConfig, ReadoutName, RunConfig, from_dict, merge, read_yaml
 from gendd.data import Data, eval_loader, load_data
 from gendd.deploy import deploy
-from gendd.models import Frozen, build_model, multiply_adds
+from gendd.models import Frozen, multiply_adds
 from gendd.recipes import recipe_path
 from gendd.refit import refit_linear, targets_of
 
@@ -88,7 +88,7 @@ def rows(subject: Subject, everything: bool) -> Iterator[dict[str, Any]]:
     parts = [(student.features(batch.images), batch.labels) for batch in eval_loader(images, 250)]
     labels = torch.cat([label for _, label in parts if label is not None])
 
-    def top1(student: gendd.Student, readout: ReadoutName) -> float:
+    def top1(readout: ReadoutName) -> float:
         generator = torch.Generator().manual_seed(subject.seed)
         said = torch.cat([student.logits(feature, readout, generator).argmax(-1) for feature, _ in parts])
         return round(100 * float((said == labels).double().mean()), 2)
@@ -97,7 +97,7 @@ def rows(subject: Subject, everything: bool) -> Iterator[dict[str, Any]]:
 
     def figures(readout: ReadoutName, passes: int) -> dict[str, Any]:
         cost = multiply_adds(deploy(student, readout), one)
-        return {"passes": passes, "multiply_adds": cost, "test_top1": top1(student, readout)}
+        return {"passes": passes, "multiply_adds": cost, "test_top1": top1(readout)}
 
     yield {"readout": "linear", **figures("linear", 0)}
     yield {"readout": "mean", **figures("mean", 1)}
@@ -143,9 +143,7 @@ def digits(seeds: int, done: set[tuple[str, int]]) -> Iterator[Subject]:
 
 
 def cifar(place: Path, students: Path, done: set[tuple[str, int]]) -> Iterator[Subject]:
-    base = cifar10.base(place, 0, 1)
-    data = load_data(base.data)
-    teacher = Frozen(build_model(base.teacher, data.num_classes, data.channels))
+    data, teacher = cifar10.opened(place)
     settings = {
         "gendd": "practical",
         "gendd_dropout": "practical, condition dropout 0.2",

@@ -54,7 +54,7 @@ class FoldedMean(nn.Module):
     """
 
     first_bias: Tensor
-    table: Tensor
+    table: Tensor | None
 
     @torch.no_grad()
     def __init__(self, generator: FeatureGenerator, classifier: nn.Linear) -> None:
@@ -68,11 +68,9 @@ class FoldedMean(nn.Module):
         constant = head.time(time_embedding(t).double())[0] + head.condition(generator.norm.bias)
         table = constant + head.position.weight
         # of one token the table is the condition's bias
-        self.tokens = len(table)
-        self.condition = Affine(
-            head.condition.weight * generator.norm.weight, table[0] if self.tokens == 1 else None
-        )
-        self.register_buffer("table", table)
+        single = len(table) == 1
+        self.condition = Affine(head.condition.weight * generator.norm.weight, table[0] if single else None)
+        self.register_buffer("table", None if single else table)
         # first block: its normed input is one vector a, so that MLP[0](a (1 + scale) + shift) is linear in y
         start = head.input.bias
         first, *others = (block for block in head.blocks if isinstance(block, Block))
@@ -105,7 +103,7 @@ class FoldedMean(nn.Module):
                 return self(features)  # type: ignore[no-any-return]
         features = features.to(self.first_bias.dtype)
         y = self.condition(F.layer_norm(features, features.shape[-1:], eps=self.epsilon))
-        if self.tokens > 1:
+        if self.table is not None:
             y = (y.unsqueeze(1) + self.table).flatten(0, 1)
         y = F.silu(y)
         inner, gate, *rest = torch.split(self.modulation(y), self.sizes, dim=-1)
