@@ -34,7 +34,7 @@ from gendd.models import create_backbone, multiply_adds
 
 RESULTS = Path(__file__).parent / "results"
 READOUT_FIELDS = ["student", "teacher_width", "tokens", "head_width", "precision", "batch", "readout"]
-READOUT_FIELDS += ["multiply_adds", "ratio", "lowest", "highest", "ms", "repeats", "threads"]
+READOUT_FIELDS += ["multiply_adds", "ratio", "lowest", "highest", "ratio_linear", "ms", "repeats", "threads"]
 SAMPLING_FIELDS = ["case", "images", "ratio", "lowest", "highest", "seconds", "direct_seconds"]
 SAMPLING_FIELDS += ["deviation", "repeats", "threads"]
 # student, image size, teacher's width and classes, head width
@@ -128,6 +128,8 @@ def readouts(repeats: int, threads: int) -> list[dict[str, Any]]:
                         "readout": each,
                         "multiply_adds": multiply_adds(network, images[:1]),
                         **ratios(found, each, "student"),
+                        # a plain student deployed likewise costs what the linear readout does
+                        "ratio_linear": ratios(found, each, "linear")["ratio"],
                         "ms": round(1000 * statistics.median(found[each]) / batch, 4),
                         "repeats": times,
                         "threads": threads,

@@ -186,10 +186,10 @@ def latency() -> str:
         size = f"{row['teacher_width']}-d, {row['tokens']} token{'s' if row['tokens'] != '1' else ''}"
         spread = f"{float(row['lowest']):.2f} – {float(row['highest']):.2f}"
         cells = [f"`{row['student']}`", size, row["head_width"], row["readout"], row["precision"]]
-        cells += [row["batch"], f"**{float(row['ratio']):.3f}**", spread]
+        cells += [row["batch"], f"**{float(row['ratio']):.3f}**", spread, f"{float(row['ratio_linear']):.3f}"]
         rows.append([*cells, f"{int(row['multiply_adds']) / 1e6:,.2f} M"])
     head = ["student", "teacher", "head", "readout", "precision", "batch", "× student", "range"]
-    return table([*head, "multiply-adds"], rows)
+    return table([*head, "× deployed student", "multiply-adds"], rows)
 
 
 def exports() -> str:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gendd.config import ReadoutConfig, ReadoutName
 from gendd.folded import FoldedMean
 from gendd.generator import FeatureGenerator
+from gendd.models import fold_batch_norms
 from gendd.readout import sample_logits
 from gendd.student import Student
 
@@ -29,7 +30,9 @@ class Deployed(nn.Module):
     def __init__(self, student: Student, readout: ReadoutName, seed: int = 0) -> None:
         super().__init__()
         self.readout = readout
-        self.backbone = copy.deepcopy(student.backbone).settle()
+        self.backbone = copy.deepcopy(student.backbone).eval()
+        fold_batch_norms(self.backbone)
+        self.backbone.settle()
         self.reader: nn.Module
         if readout == "linear":
             self.reader = self.backbone.classifier

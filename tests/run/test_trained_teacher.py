@@ -11,11 +11,15 @@ import pytest
 import torch
 from conftest import Finished
 from runs import distil, teacher_of, untimed
+from torch import nn
 
 import gendd
+from gendd.config import load_config
+from gendd.data import load_data
 from gendd.methods import Supervised
 from gendd.run import Run
 from gendd.run.experiment import trained_teacher
+from gendd.run.teacher import open_teacher
 from gendd.training import resolve_precision
 
 
@@ -124,3 +128,14 @@ def test_another_teacher_has_another_name(teacher_folder: Callable[..., str]) ->
     precisions = {name: teacher_folder(teacher={"precision": name}) for name in ("fp32", "bf16")}
     assert len(set(precisions.values())) == 2
     assert names[0] == precisions[resolve_precision("auto", torch.device("cpu"))]
+
+
+def test_the_teacher_of_a_finished_run_has_its_norms_folded(digits_run: Finished, cache: Path) -> None:
+    config = load_config(digits_run.folder / "config.yaml")
+    data = load_data(config.data)
+    teacher = open_teacher(config, data, torch.device("cpu"))
+    assert not any(isinstance(module, nn.BatchNorm2d) for module in teacher.modules())
+    images = data.test.images(range(8)).float() / 255
+    with torch.no_grad():
+        expected = gendd.load(teacher_of(cache)).backbone(images)[1]
+    torch.testing.assert_close(teacher(images)[1], expected, rtol=0, atol=1e-5 * float(expected.abs().max()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gendd.models.backbone import Backbone, Frozen
+from gendd.models.batch_norm import fold_batch_norms
 from gendd.models.costs import count_parameters, latency, multiply_adds
 from gendd.models.feature import FeatureNetwork
 from gendd.models.module import wrap
@@ -18,6 +19,7 @@ __all__ = [
     "build_teacher",
     "count_parameters",
     "create_backbone",
+    "fold_batch_norms",
     "latency",
     "list_models",
     "load_weights",

@@ -17,7 +17,7 @@ from gendd.config import ReadoutConfig, RunConfig, to_dict
 from gendd.data import Data, load_data
 from gendd.errors import UserError
 from gendd.files import cache_folder
-from gendd.models import Backbone, Frozen, load_weights
+from gendd.models import Backbone, Frozen, fold_batch_norms, load_weights
 from gendd.models.module import digest
 from gendd.run.networks import teacher_network
 from gendd.run.settings import absolute, binding, data_paths, is_taught, trains_teacher
@@ -62,6 +62,9 @@ def open_teacher(
                 "GENDD_CACHE to the cache folder of that time."
             )
         load_weights(network, folder)
+    if given is None:
+        # it is only asked from now on, and nothing else has it
+        fold_batch_norms(network.eval())
     return freeze(network, config, device)
 
 

@@ -1,0 +1,137 @@
+"""BatchNorm as a part of the convolution before it, for a network that isn't trained further."""
+
+from __future__ import annotations
+
+import copy
+from collections import Counter
+from typing import Any, cast
+
+import torch
+from timm.layers.conv2d_same import Conv2dSame
+from timm.layers.norm_act import BatchNormAct2d
+from torch import Tensor, fx, nn
+
+from gendd.models.backbone import Backbone
+from gendd.models.feature import FeatureNetwork, Reading
+
+# exact types alone: what derives from them may compute with its weights, or with its output
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)
+_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
+
+
+class _Features(nn.Module):
+    """What is read of a network that tells its feature by itself, as a module that can be traced."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x: Tensor) -> Any:
+        net = cast(FeatureNetwork, self.net)
+        return net.forward_head(net.forward_features(x), pre_logits=True)
+
+
+class _Tracer(fx.Tracer):
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return type(m) in _CONVOLUTIONS + _NORMS or super().is_leaf_module(m, module_qualified_name)
+
+
+def fold_batch_norms(backbone: Backbone) -> int:
+    """Make every BatchNorm that follows a convolution, and nothing else reads, a part of it; in place.
+
+    y = γ (W x + b - μ) / √(σ² + ε) + β is a convolution of other weights and bias; they are computed in
+    float64. What can't be known to be the same is left as it is: a network that ``torch.fx`` can't trace,
+    layers with hooks, called more than once or in another type than float32 and float64.
+
+    Args:
+        backbone: In eval mode; its own convolutions change.
+
+    Returns:
+        How many were folded.
+    """
+    net = backbone.net
+    pairs = _pairs(net, backbone.reading)
+    for convolution, norm in pairs:
+        following = net.get_submodule(norm)
+        _merge(net.get_submodule(convolution), following)
+        net.set_submodule(norm, _remainder(following))
+    return len(pairs)
+
+
+def _pairs(net: nn.Module, reading: Reading | None) -> list[tuple[str, str]]:
+    """Names of convolutions and of the BatchNorms that alone read them."""
+    if not any(type(module) in _NORMS for module in net.modules()):
+        return []
+    # a copy: a network that keeps what it computed would keep the tracer's stand-ins
+    copied = copy.deepcopy(net)
+    try:
+        graph = _Tracer().trace(copied if reading else _Features(copied))
+    except Exception:  # of any network: what it does can depend on its input, and fx can't follow that
+        return []
+    prefix = "" if reading else "net."
+    # every use of a module, and of its parameters without it; by identity, as one can have many names
+    uses = Counter(
+        id(copied.get_submodule(name))
+        for node in graph.nodes
+        if node.op in ("call_module", "get_attr")
+        for name in [_owner(node, prefix)]
+    )
+    owners = Counter(id(value) for module in copied.modules() for value in module._parameters.values())
+    found = []
+    for node in graph.nodes:
+        before = node.args[0] if len(node.args) == 1 else None
+        if (
+            not isinstance(before, fx.Node)
+            or {node.op, before.op} != {"call_module"}
+            or len(before.users) != 1
+        ):
+            continue
+        names = _owner(before, prefix), _owner(node, prefix)
+        layer, norm = (cast(Any, copied.get_submodule(name)) for name in names)
+        if (
+            type(layer) in _CONVOLUTIONS
+            and type(norm) in _NORMS
+            and norm.running_mean is not None
+            and layer.weight.dtype in (torch.float32, torch.float64)
+            # nothing but their forward is called, and once
+            and not any(
+                each.training or each._forward_hooks or each._forward_pre_hooks for each in (layer, norm)
+            )
+            and all(uses[id(each)] == 1 for each in (layer, norm))
+            and all(owners[id(value)] == 1 for value in layer.parameters())
+            # and what is between them is not the feature
+            and (reading is None or reading.module not in names)
+        ):
+            found.append(names)
+    return found
+
+
+def _owner(node: fx.Node, prefix: str) -> str:
+    """Name in the network of the module that is called, or that has the tensor that is read."""
+    name = str(node.target)
+    if node.op == "get_attr":
+        name = name.rpartition(".")[0]
+    return name.removeprefix(prefix)
+
+
+@torch.no_grad()
+def _merge(layer: Any, norm: Any) -> None:
+    dtype, weight = layer.weight.dtype, layer.weight.double()
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    if norm.weight is not None:
+        scale = scale * norm.weight.double()
+    bias = -norm.running_mean.double() * scale
+    if layer.bias is not None:
+        bias = bias + layer.bias.double() * scale
+    if norm.bias is not None:
+        bias = bias + norm.bias.double()
+    merged = weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
+    layer.weight = nn.Parameter(torch.empty_like(layer.weight).copy_(merged), layer.weight.requires_grad)
+    layer.bias = nn.Parameter(bias.to(dtype), layer.weight.requires_grad)
+
+
+def _remainder(norm: Any) -> nn.Module:
+    """What a norm does after its arithmetic."""
+    if type(norm) is BatchNormAct2d:
+        return nn.Sequential(norm.drop, norm.act)
+    return nn.Identity()
