@@ -96,8 +96,7 @@ def cifar10() -> str:
         if not mine:
             continue
         first = [row for row in mine if row["seed"] == "0"]
-        key = "mean" if first[0]["val_mean"] else "linear"
-        rate = max(first, key=lambda row: float(row[f"val_{key}"]))["lr"]
+        rate = max(first, key=lambda row: float(row["val_mean"] or row["val_linear"]))["lr"]
         chosen = [row for row in mine if row["lr"] == rate]
         cells = [LABELS[method], f"{float(rate):g}"]
         for readout in ("linear", "mean", "sample"):

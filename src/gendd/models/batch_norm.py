@@ -7,16 +7,22 @@ from collections import Counter
 from typing import Any, cast
 
 import torch
-from timm.layers.conv2d_same import Conv2dSame
-from timm.layers.norm_act import BatchNormAct2d
 from torch import Tensor, fx, nn
 
 from gendd.models.backbone import Backbone
 from gendd.models.feature import FeatureNetwork, Reading
 
-# exact types alone: what derives from them may compute with its weights, or with its output
-_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, Conv2dSame)
-_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, BatchNormAct2d)
+# exact types alone: what derives from them may compute with its weights, or with its output;
+# timm's by name, as it is imported only where it is used
+_WITH_ACTIVATION = "timm.layers.norm_act.BatchNormAct2d"
+_CONVOLUTIONS = {f"torch.nn.modules.conv.Conv{n}d" for n in (1, 2, 3)} | {
+    "timm.layers.conv2d_same.Conv2dSame"
+}
+_NORMS = {f"torch.nn.modules.batchnorm.BatchNorm{n}d" for n in (1, 2, 3)} | {_WITH_ACTIVATION}
+
+
+def _kind(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__name__}"
 
 
 class _Features(nn.Module):
@@ -33,7 +39,7 @@ class _Features(nn.Module):
 
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return type(m) in _CONVOLUTIONS + _NORMS or super().is_leaf_module(m, module_qualified_name)
+        return _kind(m) in _CONVOLUTIONS | _NORMS or super().is_leaf_module(m, module_qualified_name)
 
 
 def fold_batch_norms(backbone: Backbone) -> int:
@@ -60,7 +66,7 @@ def fold_batch_norms(backbone: Backbone) -> int:
 
 def _pairs(net: nn.Module, reading: Reading | None) -> list[tuple[str, str]]:
     """Names of convolutions and of the BatchNorms that alone read them."""
-    if not any(type(module) in _NORMS for module in net.modules()):
+    if not any(_kind(module) in _NORMS for module in net.modules()):
         return []
     # a copy: a network that keeps what it computed would keep the tracer's stand-ins
     copied = copy.deepcopy(net)
@@ -89,8 +95,8 @@ def _pairs(net: nn.Module, reading: Reading | None) -> list[tuple[str, str]]:
         names = _owner(before, prefix), _owner(node, prefix)
         layer, norm = (cast(Any, copied.get_submodule(name)) for name in names)
         if (
-            type(layer) in _CONVOLUTIONS
-            and type(norm) in _NORMS
+            _kind(layer) in _CONVOLUTIONS
+            and _kind(norm) in _NORMS
             and norm.running_mean is not None
             and layer.weight.dtype in (torch.float32, torch.float64)
             # nothing but their forward is called, and once
@@ -132,6 +138,6 @@ def _merge(layer: Any, norm: Any) -> None:
 
 def _remainder(norm: Any) -> nn.Module:
     """What a norm does after its arithmetic."""
-    if type(norm) is BatchNormAct2d:
+    if _kind(norm) == _WITH_ACTIVATION:
         return nn.Sequential(norm.drop, norm.act)
     return nn.Identity()
