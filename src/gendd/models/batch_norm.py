@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from gendd.models.backbone import Backbone
-from gendd.models.feature import FeatureNetwork, Reading
+from gendd.models.feature import FeatureNetwork, Reading, sample_images, still
 
 # exact types alone: what derives from them may compute with its weights, or with its output;
 # timm's by name, as it is imported only where it is used
@@ -18,6 +18,10 @@ _WITH_ACTIVATION = "timm.layers.norm_act.BatchNormAct2d"
 _CONVOLUTIONS = {f"torch.nn.modules.conv.Conv{n}d" for n in (1, 2, 3)} | {
     "timm.layers.conv2d_same.Conv2dSame"
 }
+# sides of square images to compare with, of a network whose own is not known
+_SIDES = (32, 64, 128, 224, 299)
+# in units of the largest number of the feature
+_DEVIATION = 1e-4
 _NORMS = {f"torch.nn.modules.batchnorm.BatchNorm{n}d" for n in (1, 2, 3)} | {_WITH_ACTIVATION}
 
 
@@ -46,8 +50,9 @@ def fold_batch_norms(backbone: Backbone) -> int:
     """Make every BatchNorm that follows a convolution, and nothing else reads, a part of it; in place.
 
     y = γ (W x + b - μ) / √(σ² + ε) + β is a convolution of other weights and bias; they are computed in
-    float64. What can't be known to be the same is left as it is: a network that ``torch.fx`` can't trace,
-    layers with hooks, called more than once or in another type than float32 and float64.
+    float64. What can't be known to be the same is left as it is: a network that ``torch.fx`` can't trace or
+    that has hooks, layers called more than once or in another type than float32 and float64. A network
+    whose feature of noise is another afterwards is put back as it was.
 
     Args:
         backbone: In eval mode; its own convolutions change.
@@ -57,16 +62,56 @@ def fold_batch_norms(backbone: Backbone) -> int:
     """
     net = backbone.net
     pairs = _pairs(net, backbone.reading)
+    seen = _seen(backbone) if pairs else None
+    if seen is None:
+        return 0
+    images, expected = seen
+    before = []
     for convolution, norm in pairs:
-        following = net.get_submodule(norm)
-        _merge(net.get_submodule(convolution), following)
+        layer, following = net.get_submodule(convolution), net.get_submodule(norm)
+        before.append((norm, layer, layer.weight, layer.bias, following))
+        _merge(layer, following)
         net.set_submodule(norm, _remainder(following))
-    return len(pairs)
+    found = _read(backbone, images)
+    if float((found - expected).abs().max()) <= _DEVIATION * float(expected.abs().max()):
+        return len(pairs)
+    # what ran was not what was traced
+    for norm, layer, weight, bias, following in before:
+        layer.weight, layer.bias = weight, bias
+        net.set_submodule(norm, following)
+    return 0
+
+
+def _seen(backbone: Backbone) -> tuple[Tensor, Tensor] | None:
+    """Noise of a size that the network takes, and its feature; None where it takes none that is tried."""
+    net = backbone.net
+    sizes = [(side, side) for side in _SIDES] if backbone.image_size is None else [backbone.image_size]
+    for size in sizes:
+        images = sample_images(net, backbone.channels, size)
+        try:
+            return images, _read(backbone, images)
+        except Exception:  # whatever a foreign network raises at images it does not take
+            continue
+    return None
+
+
+def _read(backbone: Backbone, images: Tensor) -> Tensor:
+    """The feature, in full precision."""
+    with (
+        still(backbone.net),
+        torch.autocast(images.device.type, enabled=False),
+        torch.backends.cudnn.flags(allow_tf32=False),
+    ):
+        return backbone.read(images)
 
 
 def _pairs(net: nn.Module, reading: Reading | None) -> list[tuple[str, str]]:
     """Names of convolutions and of the BatchNorms that alone read them."""
-    if not any(_kind(module) in _NORMS for module in net.modules()):
+    modules = list(net.modules())
+    if not any(_kind(module) in _NORMS for module in modules):
+        return []
+    # tracing would call them
+    if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
         return []
     # a copy: a network that keeps what it computed would keep the tracer's stand-ins
     copied = copy.deepcopy(net)
@@ -99,10 +144,7 @@ def _pairs(net: nn.Module, reading: Reading | None) -> list[tuple[str, str]]:
             and _kind(norm) in _NORMS
             and norm.running_mean is not None
             and layer.weight.dtype in (torch.float32, torch.float64)
-            # nothing but their forward is called, and once
-            and not any(
-                each.training or each._forward_hooks or each._forward_pre_hooks for each in (layer, norm)
-            )
+            and not (layer.training or norm.training)
             and all(uses[id(each)] == 1 for each in (layer, norm))
             and all(owners[id(value)] == 1 for value in layer.parameters())
             # and what is between them is not the feature
