@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import threading
 from collections.abc import Callable
 
 import pytest
@@ -180,6 +181,50 @@ def test_a_network_that_was_traced_on_another_way_is_put_back() -> None:
     assert fold_batch_norms(backbone) == 0
     assert torch.equal(backbone(images(8))[1], expected)
     assert list(net.state_dict()) == keys and norms(net) == 2
+
+
+def aliased(net: Net, x: Tensor) -> Tensor:
+    found: Tensor = net.again(net.first(x))  # type: ignore[operator]
+    return found
+
+
+def asking(net: Net, x: Tensor) -> Tensor:
+    found: Tensor = net.norm(net.first(x)) * net.norm.num_features
+    return found
+
+
+@pytest.mark.parametrize("way", [aliased, asking])
+def test_a_norm_that_is_reached_otherwise_too_stays(way: Callable[[Net, Tensor], Tensor]) -> None:
+    torch.manual_seed(0)
+    net = Net(way)
+    # under its second name it is found first
+    net.again = net.norm
+    backbone = moved(wrap(net, in_channels=3, input_size=8))
+    expected = backbone(images(8))[1]
+    fold_batch_norms(backbone)
+    torch.testing.assert_close(backbone(images(8))[1], expected)
+
+
+def test_a_feature_that_a_container_gives_stays() -> None:
+    torch.manual_seed(0)
+    net = Net(lambda net, x: net.norm(net.stem(x)).relu())  # type: ignore[operator]
+    net.stem = nn.Sequential(nn.Conv2d(3, 3, 3))
+    backbone = moved(wrap(net, in_channels=3, input_size=8, feature="stem", classifier=False))
+    expected = backbone.features(images(8))
+    fold_batch_norms(backbone)
+    torch.testing.assert_close(backbone.features(images(8)), expected)
+
+
+def test_a_network_with_parameters_of_its_own_is_folded() -> None:
+    backbone = moved(create_backbone("timm/visformer_tiny", 3, input_size=224))
+    assert fold_batch_norms(backbone) > 0
+
+
+def test_a_network_that_cannot_be_copied_stays() -> None:
+    net = Net(straight)
+    backbone = moved(wrap(net, in_channels=3, input_size=8))
+    net.lock = threading.Lock()
+    assert fold_batch_norms(backbone) == 0
 
 
 def test_a_network_of_one_size_of_images_is_folded() -> None:

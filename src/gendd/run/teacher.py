@@ -62,8 +62,8 @@ def open_teacher(
                 "GENDD_CACHE to the cache folder of that time."
             )
         load_weights(network, folder)
-    if given is None:
-        # it is only asked from now on, and nothing else has it
+    if given is None and config.teacher.dtype != "bf16":
+        # it is only asked from now on, and nothing else has it; rounded weights would answer otherwise
         fold_batch_norms(network.eval())
     return freeze(network, config, device)
 
