@@ -78,12 +78,11 @@ def opened(data: Path) -> tuple[Data, Frozen]:
 
 def best_rates() -> dict[str, float]:
     """Each method's rate with the best validation accuracy among the rows of the first seed."""
-    best: dict[str, tuple[float, float]] = {}
-    for row in records.read(RESULTS):
-        if row["seed"] == "0":
-            found = (float(row["val_mean"] or row["val_linear"]), float(row["lr"]))
-            best[row["name"]] = max(best.get(row["name"], (0.0, 0.0)), found)
-    rates = {name: rate for name, (_, rate) in best.items()}
+    first = [row for row in records.read(RESULTS) if row["seed"] == "0"]
+    rates = {
+        name: float(records.best_rate(row for row in first if row["name"] == name))
+        for name in {row["name"] for row in first}
+    }
     return rates | {"gendd_dropout": rates["gendd"]}
 
 

@@ -19,6 +19,11 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
+def best_rate(rows: Iterable[Mapping[str, str]]) -> str:
+    """The learning rate of the row that does best on validation images, by readout mean where it has one."""
+    return max(rows, key=lambda row: float(row["val_mean"] or row["val_linear"]))["lr"]
+
+
 def _text(fields: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bool) -> str:
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fields, restval="", lineterminator="\n")

@@ -96,7 +96,7 @@ def cifar10() -> str:
         if not mine:
             continue
         first = [row for row in mine if row["seed"] == "0"]
-        rate = max(first, key=lambda row: float(row["val_mean"] or row["val_linear"]))["lr"]
+        rate = records.best_rate(first)
         chosen = [row for row in mine if row["lr"] == rate]
         cells = [LABELS[method], f"{float(rate):g}"]
         for readout in ("linear", "mean", "sample"):
@@ -284,7 +284,7 @@ def lockstep_table(name: str, figure: str) -> str:
         first = [row for row in rows if row["seed"] == rows[0]["seed"]]
         rates = [row["lr"] for row in first]
         if all(row["val_linear"] for row in first):
-            rates = [max(first, key=lambda row: float(row["val_mean"] or row["val_linear"]))["lr"]]
+            rates = [records.best_rate(first)]
         for rate, readout in itertools.product(rates, ("linear", "mean", "sample")):
             chosen = [row[f"test_{readout}"] for row in rows if row["lr"] == rate]
             values = [float(value) for value in chosen if value]

@@ -8,21 +8,19 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from gendd.models.backbone import Backbone
-from gendd.models.feature import FeatureNetwork, Reading, sample_images, still
+from gendd.models.feature import FeatureNetwork, Reading, find_size, sample_images, still
 
 # exact types alone: what derives from them may compute with its weights, or with its output;
 # timm's by name, as it is imported only where it is used
+_PADDED = "timm.layers.conv2d_same.Conv2dSame"
 _WITH_ACTIVATION = "timm.layers.norm_act.BatchNormAct2d"
-_CONVOLUTIONS = {f"torch.nn.modules.conv.Conv{n}d" for n in (1, 2, 3)} | {
-    "timm.layers.conv2d_same.Conv2dSame"
-}
-# sides of square images to compare with, of a network whose own is not known
-_SIDES = (32, 64, 128, 224, 299)
+_CONVOLUTIONS = {f"torch.nn.modules.conv.Conv{n}d" for n in (1, 2, 3)} | {_PADDED}
+_NORMS = {f"torch.nn.modules.batchnorm.BatchNorm{n}d" for n in (1, 2, 3)} | {_WITH_ACTIVATION}
 # in units of the largest number of the feature
 _DEVIATION = 1e-4
-_NORMS = {f"torch.nn.modules.batchnorm.BatchNorm{n}d" for n in (1, 2, 3)} | {_WITH_ACTIVATION}
 
 
 def _kind(module: nn.Module) -> str:
@@ -89,15 +87,14 @@ def fold_batch_norms(backbone: Backbone) -> int:
 
 def _seen(backbone: Backbone) -> tuple[Tensor, Tensor] | None:
     """Noise of a size that the network takes, and its feature; None where it takes none that is tried."""
-    net = backbone.net
-    sizes = [(side, side) for side in _SIDES] if backbone.image_size is None else [backbone.image_size]
-    for size in sizes:
-        images = sample_images(net, backbone.channels, size)
-        try:
-            return images, _read(backbone, images)
-        except Exception:  # whatever a foreign network raises at images it does not take
-            continue
-    return None
+    size = backbone.image_size
+    try:
+        if size is None:
+            _, size, _ = find_size(backbone.net, [backbone.channels], None, backbone.name)
+        images = sample_images(backbone.net, backbone.channels, size)
+        return images, _read(backbone, images)
+    except Exception:  # whatever a foreign network raises at images it does not take
+        return None
 
 
 def _read(backbone: Backbone, images: Tensor) -> Tensor:
@@ -128,10 +125,9 @@ def _pairs(net: nn.Module, reading: Reading | None) -> list[tuple[str, str]]:
     prefix = "" if reading else "net."
     # every use of a module, and of its parameters without it; by identity, as one can have many names
     uses = Counter(
-        id(copied.get_submodule(name))
+        id(copied.get_submodule(_owner(node, prefix)))
         for node in graph.nodes
         if node.op in ("call_module", "get_attr")
-        for name in [_owner(node, prefix)]
     )
     owners = Counter(id(value) for module in copied.modules() for value in module._parameters.values())
     found = []
@@ -171,18 +167,12 @@ def _owner(node: fx.Node, prefix: str) -> str:
 
 @torch.no_grad()
 def _merge(layer: Any, norm: Any) -> None:
-    dtype, weight = layer.weight.dtype, layer.weight.double()
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    if norm.weight is not None:
-        scale = scale * norm.weight.double()
-    bias = -norm.running_mean.double() * scale
-    if layer.bias is not None:
-        bias = bias + layer.bias.double() * scale
-    if norm.bias is not None:
-        bias = bias + norm.bias.double()
-    merged = weight * scale.reshape(-1, *[1] * (weight.dim() - 1))
-    layer.weight = nn.Parameter(torch.empty_like(layer.weight).copy_(merged), layer.weight.requires_grad)
-    layer.bias = nn.Parameter(bias.to(dtype), layer.weight.requires_grad)
+    parts = (layer.weight, layer.bias, norm.running_mean, norm.running_var, norm.weight, norm.bias)
+    exact: list[Any] = [None if part is None else part.double() for part in parts]
+    weight, bias, mean, variance, scale, shift = exact
+    merged = fuse_conv_bn_weights(weight, bias, mean, variance, norm.eps, scale, shift)
+    dtype, learned = layer.weight.dtype, layer.weight.requires_grad
+    layer.weight, layer.bias = (nn.Parameter(part.to(dtype), learned) for part in merged)
 
 
 def _remainder(norm: Any) -> nn.Module:
