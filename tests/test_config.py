@@ -10,7 +10,6 @@ import yaml
 from gendd.config import (
     DataConfig,
     GenDDConfig,
-    KDConfig,
     ModelConfig,
     ReadoutConfig,
     RunConfig,
@@ -23,8 +22,10 @@ from gendd.config import (
     one_line,
     read_yaml,
     to_dict,
+    with_settings,
 )
 from gendd.errors import UserError
+from gendd.methods import KDConfig
 
 CHANGED: dict[str, Any] = {
     "method": "kd",
@@ -69,7 +70,9 @@ def test_only_what_is_given_changes() -> None:
     assert (config.method, config.seed, config.baselines) == ("kd", 7, ["kl", "supervised"])
     assert config.gendd == GenDDConfig(contraction=0.9, centres="means", token_width=32)
     assert config.training.beta2 == (0.9, 0.95) and config.data.crop_scale == (0.6, 1.0)
-    assert config.kd == KDConfig(2.0, 0.9) and config.readout == ReadoutConfig("sample", guidance=2.0)
+    assert config.settings_of("kd") == KDConfig(2.0, 0.9) and config.readout == ReadoutConfig(
+        "sample", guidance=2.0
+    )
     assert config.teacher.name == "timm/resnet18" and config.student == ModelConfig()
 
 
@@ -120,12 +123,11 @@ def test_keys_are_complete() -> None:
         "student": ModelConfig,
         "data": DataConfig,
         "gendd": GenDDConfig,
-        "kd": KDConfig,
         "training": TrainingConfig,
         "teacher_training": TrainingConfig,
         "readout": ReadoutConfig,
     }
-    wanted = {entry.name for entry in dataclasses.fields(RunConfig)}
+    wanted = {entry.name for entry in dataclasses.fields(RunConfig)} - {"settings"}
     for name, section in sections.items():
         wanted |= {f"{name}.{entry.name}" for entry in dataclasses.fields(section)}
     assert set(keys()) == wanted and len(keys()) == len(wanted)
@@ -171,7 +173,6 @@ def test_a_key_that_is_no_text_is_unknown() -> None:
         ("data.name", None, "text"),
         ("training.ema", "no", "number or null"),
         ("training.schedule", "cosin", "one of cosine, step, constant"),
-        ("method", "gend", "one of gendd, kl, kd, supervised, linear_probe"),
         ("training.beta2", [0.9], "[number, number]"),
         ("data.crop_scale", "big", "[number, number]"),
         ("training.loggers", ["tb"], "a list of one of csv, tensorboard, wandb"),
@@ -336,3 +337,28 @@ def test_a_file_with_an_unknown_key(tmp_path: Path) -> None:
     path.write_text("data:\n  batchsize: 3\n")
     with pytest.raises(UserError, match=r"'data\.batchsize'\. Did you mean 'data\.batch_size'\?"):
         read_yaml(path)
+
+
+@pytest.mark.parametrize("key, value", [("method", "gend"), ("baselines", ["gend"])])
+def test_a_method_is_known_by_name_or_by_its_file(key: str, value: Any) -> None:
+    message = refused({key: value})
+    assert message.startswith(f"{key}: expected one of gendd, ")
+    assert message.endswith("or path/to/file.py:CLASS, got 'gend'. Did you mean 'gendd'?")
+    assert from_dict({"method": "own.py:Mine"}, RunConfig).method == "own.py:Mine"  # read when it is built
+
+
+def test_settings_of_other_methods_are_sections_too() -> None:
+    config = from_dict({"kd": {"temperature": 2}}, RunConfig)
+    assert config.settings_of("kd") == KDConfig(2.0, 0.9) and to_dict(config)["kd"] == {
+        "temperature": 2.0,
+        "weight": 0.9,
+    }
+    assert RunConfig().settings_of("kd") == KDConfig() and "kd" not in to_dict(RunConfig())
+    # in full for the methods that are used, and for no others
+    assert with_settings(config).settings == {}
+    assert with_settings(RunConfig(baselines=["kd", "kl"])).settings == {"kd": KDConfig()}
+    assert refused({"kd": {"temperatur": 2}}) == (
+        "Unknown config key 'kd.temperatur'. Did you mean 'kd.temperature'?"
+    )
+    assert refused({"kd": {"temperature": "warm"}}) == "kd.temperature: expected number, got warm."
+    assert refused({"kd": {"weight": 2}}) == "kd.weight: expected a number in [0, 1], got 2.0."

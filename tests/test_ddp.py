@@ -8,8 +8,7 @@ import torch
 from torch import Tensor, distributed, multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 
-from gendd.config import KDConfig
-from gendd.methods import KD, GenDD, Method
+from gendd.methods import KD, GenDD, KDConfig, Method
 from gendd.models import create_backbone
 
 RANKS = 2

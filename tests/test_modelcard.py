@@ -72,7 +72,7 @@ def card(path: Path, method: str, **changes: Any) -> str:
 def test_where_a_student_comes_from(tmp_path: Path) -> None:
     path = tmp_path / "README.md"
     assert "Distilled from big by Generative Distribution Distillation" in card(path, "gendd")
-    assert "Distilled from big through its logits (method kl)." in card(path, "kl")
+    assert "Distilled from big through its logits (KL distillation)." in card(path, "kl")
     alone = card(path, "supervised", teacher=None)
     assert "Trained on labels alone." in alone and "| teacher |" not in alone
 

@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendd import training
-from gendd.config import DataConfig, KDConfig, TrainingConfig
+from gendd.config import DataConfig, TrainingConfig
 from gendd.data import Data, Mixing, load_data, train_loader
 from gendd.errors import UserError
-from gendd.methods import KD, GenDD, LinearProbe, Method, StepOutput, Supervised
+from gendd.methods import KD, GenDD, KDConfig, LinearProbe, Method, StepOutput, Supervised
 from gendd.models import Backbone, create_backbone
 from gendd.student import Student
 from gendd.training import (

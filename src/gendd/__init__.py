@@ -13,7 +13,6 @@ if TYPE_CHECKING:
     from gendd.config import (
         DataConfig,
         GenDDConfig,
-        KDConfig,
         ModelConfig,
         ReadoutConfig,
         RunConfig,
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     )
     from gendd.errors import UserError
     from gendd.exporting import export
-    from gendd.methods import KD, GenDD, Method, StepOutput, Supervised
+    from gendd.methods import KD, GenDD, KDConfig, Method, StepOutput, Supervised
     from gendd.models import Backbone, build_model, create_backbone, wrap
     from gendd.released import import_released
     from gendd.run import Run, distill
@@ -34,7 +33,6 @@ _HOMES = {
     "gendd.config": (
         "DataConfig",
         "GenDDConfig",
-        "KDConfig",
         "ModelConfig",
         "ReadoutConfig",
         "RunConfig",
@@ -42,7 +40,7 @@ _HOMES = {
     ),
     "gendd.errors": ("UserError",),
     "gendd.exporting": ("export",),
-    "gendd.methods": ("KD", "GenDD", "Method", "StepOutput", "Supervised"),
+    "gendd.methods": ("KD", "GenDD", "KDConfig", "Method", "StepOutput", "Supervised"),
     "gendd.models": ("Backbone", "build_model", "create_backbone", "wrap"),
     "gendd.released": ("import_released",),
     "gendd.run": ("Run", "distill"),

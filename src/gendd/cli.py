@@ -6,7 +6,9 @@ import argparse
 import dataclasses
 import json
 import re
+import shlex
 import sys
+from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +31,15 @@ _COMMANDS = {
     "push": "upload a finished student to the Hugging Face Hub",
     "recipes": "list the recipes, the published experiments among them",
     "models": "list the networks",
+    "methods": "list the methods, or what can be set of one",
+    "compare": "compare methods as a file says: rates, seeds, tables and a report",
     "import-released": "make a run of a checkpoint of the authors' released code",
     "verify": "recompute the method's reference numbers on this machine",
 }
 # what 'gendd train' is, whatever a recipe says
 _TRAIN: dict[str, Any] = {"method": "supervised", "baselines": []}
 # what of a recipe has no part in it
-_UNUSED = ("teacher", "teacher_training", "gendd", "kd", "readout")
+_UNUSED = ("teacher", "teacher_training", "gendd", "readout")
 # options that are short for a dotted one, and what they take
 _SHORT = {
     "teacher": ("teacher.name", "NETWORK", "the teacher: a name (gendd models lists them) or a run's folder"),
@@ -84,6 +88,8 @@ def _dispatch(words: list[str]) -> int:
         "push": _push,
         "recipes": _recipes,
         "models": _models,
+        "methods": _methods,
+        "compare": _compare,
         "import-released": _import_released,
         "verify": _verify,
     }
@@ -165,14 +171,17 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
             )
         # the folder may have been moved since
         return dataclasses.replace(load_config(saved), out=flags.out), flags
-    _check_options(command, rest)
-    parser = run_parser(command)
+    names = list(flags.recipe)
+    layers = [read_mapping(source) for source in [*map(recipe_path, names), *map(Path, flags.config)]]
+    asked = _asked(layers, rest)
+    _check_options(command, rest, asked)
 
     def parsed(values: dict[str, Any]) -> dict[str, Any]:
         """The settings of files with the options laid over them."""
         base = to_dict(from_dict(values, RunConfig))
         for key in _fixed(command):
-            base.pop(key)
+            base.pop(key, None)
+        parser = run_parser(command, _sections(asked, rest, base))
         try:
             found: dict[str, Any] = parser.parse_args(rest, namespace=parser.parse_object(base)).as_dict()
         except UserError:
@@ -181,12 +190,10 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
             raise UserError(f"{one_line(error)} See: gendd {command} --help.") from error
         return found
 
-    names = list(flags.recipe)
     # the recipe's settings suit no other images
-    if command == "distill" and not names and not flags.config and parsed({})["data"]["name"] == "digits":
+    if command == "distill" and not layers and parsed({})["data"]["name"] == "digits":
         names = ["digits"]
-    sources = [*map(recipe_path, names), *map(Path, flags.config)]
-    layers = [read_mapping(source) for source in sources]
+        layers = [read_mapping(recipe_path("digits"))]
     chosen = any("baselines" in layer for layer in layers[len(names) :])
     chosen = chosen or any(_option(word) == "--baselines" for word in rest)
     defaults: dict[str, Any] = {}
@@ -237,7 +244,9 @@ def _without_labels(values: dict[str, Any]) -> list[str]:
     baselines: list[str] = values["baselines"]
     if values["data"]["labels"]:
         return baselines
-    left = [name for name in baselines if name not in ("supervised", "kd", "linear_probe")]
+    from gendd.methods.registry import method_class
+
+    left = [name for name in baselines if not method_class(name).needs_labels]
     if left != baselines:
         dropped = ", ".join(name for name in baselines if name not in left)
         print(f"gendd: left out the recipe's baselines that need labels: {dropped}", file=sys.stderr)
@@ -276,14 +285,43 @@ def _run_flags(command: str) -> _Parser:
     return parser
 
 
-def run_parser(command: str) -> ArgumentParser:
-    """The typed parser of every dotted option of a run."""
+def _asked(layers: list[dict[str, Any]], words: list[str]) -> dict[str, Any]:
+    """The methods that files and options name, as a configuration does."""
+    import yaml
+
+    asked: dict[str, Any] = {}
+    for layer in layers:
+        asked |= {key: layer[key] for key in ("method", "baselines") if key in layer}
+    for index, word in enumerate(words):
+        key = (_option(word) or "").removeprefix("--")
+        if key in ("method", "baselines"):
+            value = word.partition("=")[2] if "=" in word else " ".join(words[index + 1 : index + 2])
+            asked[key] = yaml.safe_load(value) if key == "baselines" else value
+    if not isinstance(asked.get("baselines", []), list):
+        asked.pop("baselines")  # refused later, in the words of the others
+    return asked
+
+
+def _sections(asked: dict[str, Any], words: list[str], values: dict[str, Any]) -> list[str]:
+    """The sections of methods that options or values set something in."""
+    from gendd.methods import registry
+
+    known = registry.sections(asked)
+    named = {option.removeprefix("--").split(".")[0] for option in map(_option, words) if option}
+    return [name for name in dict.fromkeys(known) if name in named or name in values]
+
+
+def run_parser(command: str, sections: Iterable[str] = ()) -> ArgumentParser:
+    """The typed parser of every dotted option of a run, and of those of some methods' sections."""
     from jsonargparse import ArgumentParser
 
     from gendd.config import RunConfig
+    from gendd.methods.registry import settings_type
 
     parser = ArgumentParser(prog=f"gendd {command}", exit_on_error=False, add_help=False)
-    parser.add_class_arguments(RunConfig, None, fail_untyped=True, skip=_fixed(command))
+    parser.add_class_arguments(RunConfig, None, fail_untyped=True, skip={*_fixed(command), "settings"})
+    for name in sections:
+        parser.add_class_arguments(settings_type(name), name, fail_untyped=True)
     return parser
 
 
@@ -293,13 +331,22 @@ def _run_help(command: str) -> str:
     body = settings.split("\n\n", 1)[1]
     # sections given as files of their own are the short options here
     body = re.sub(r"^ +--\S+ CONFIG +Path to a configuration file\.\n", "", body, flags=re.MULTILINE)
-    return f"{flags}\nEvery setting is an option too, by its dotted name:\n\n{body}"
+    more = (
+        ""
+        if command == "train"
+        else "\nThe settings of other methods, --kd.temperature: gendd methods NAME.\n"
+    )
+    return f"{flags}\nEvery setting is an option too, by its dotted name:\n\n{body}{more}"
 
 
-def _check_options(command: str, words: list[str]) -> None:
+def _check_options(command: str, words: list[str], asked: dict[str, Any] | None = None) -> None:
     from gendd.config import keys
+    from gendd.methods.registry import settings_type
 
     known = [f"--{key}" for key in keys()]
+    if command != "train":
+        for section in _sections(asked or {}, words, {}):
+            known += [f"--{key}" for key in keys(settings_type(section), f"{section}.")]
     flags = [option for action in _run_flags(command)._actions for option in action.option_strings]
     for name in filter(None, map(_option, words)):
         if name.removeprefix("--").split(".")[0] in _fixed(command) - {"out"}:
@@ -498,6 +545,75 @@ def _models(words: list[str]) -> int:
     return 0
 
 
+def _methods(words: list[str]) -> int:
+    parser = _Parser(prog="gendd methods", description=_COMMANDS["methods"])
+    parser.add_argument("name", metavar="NAME", nargs="?", help="a method, or path/to/file.py:CLASS")
+    given = parser.parse_args(words)
+    from gendd.methods.registry import method_class, names
+
+    if given.name is None:
+        shown = [method_class(name) for name in names()]
+        width = max(len(method.name) for method in shown)
+        for method in shown:
+            print(f"{method.name:<{width}}  {method.summary()}")
+        return 0
+    method = method_class(given.name)
+    print(f"{method.name}: {method.summary()}")
+    if not dataclasses.fields(method.Settings):
+        print("It has no settings.")
+        return 0
+    from jsonargparse import ArgumentParser
+
+    settings = ArgumentParser(prog="gendd distill", add_help=False)
+    settings.add_class_arguments(method.Settings, method.section(), fail_untyped=True)
+    print(
+        re.sub(r"^ +--\S+ CONFIG +Path to .*\n", "", settings.format_help().split("\n\n", 1)[1], flags=re.M),
+        end="",
+    )
+    return 0
+
+
+def _compare(words: list[str]) -> int:
+    parser = _Parser(
+        prog="gendd compare",
+        description=_COMMANDS["compare"],
+        epilog="The same command goes on with a comparison that was interrupted; finished cells are kept. "
+        "docs/compare.md describes the file.",
+    )
+    parser.add_argument("file", metavar="FILE.yaml", help="methods, pairs, data, rates, seeds and budget")
+    parser.add_argument("--out", metavar="DIR", help="output folder (default: runs/compare/ and its name)")
+    parser.add_argument("--jobs", metavar="N", type=int, default=1, help="cells at a time (default: 1)")
+    parser.add_argument(
+        "--results", metavar="CSV", help="the rows, read and written (default: results.csv in the folder)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be run and stop")
+    parser.add_argument("--only", metavar="METHOD", nargs="+", default=[], help="methods of the file to run")
+    parser.add_argument(
+        "--time", metavar="STEPS", type=int, help="time so many training steps of all methods side by side"
+    )
+    given = parser.parse_args(words)
+    from gendd.compare import compare
+
+    try:
+        done = compare(
+            given.file,
+            given.out,
+            jobs=given.jobs,
+            results=given.results,
+            only=given.only,
+            time_steps=given.time,
+            dry_run=given.dry_run,
+        )
+    except KeyboardInterrupt:
+        again = " ".join(["gendd compare", *map(shlex.quote, words)])
+        print(f"gendd: interrupted; what is done is kept. Go on with: {again}", file=sys.stderr)
+        return 130
+    if given.dry_run:
+        return 0
+    print(f"{done}\nreport  {done.report}")
+    return 1 if done.errors else 0
+
+
 def _import_released(words: list[str]) -> int:
     parser = _Parser(
         prog="gendd import-released",
@@ -540,7 +656,8 @@ def _given(command: str, words: list[str]) -> dict[str, Any]:
 
     _check_options(command, words)
     try:
-        values: dict[str, Any] = run_parser(command).parse_args(words).as_dict()
+        parser = run_parser(command, _sections({}, words, {}))
+        values: dict[str, Any] = parser.parse_args(words).as_dict()
     except UserError:
         raise
     except Exception as error:

@@ -10,14 +10,14 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
 from gendd.errors import UserError, did_you_mean
+from gendd.methods import registry
 from gendd.recipes import recipe_path
 
-MethodName = Literal["gendd", "kl", "kd", "supervised", "linear_probe"]
 ReadoutName = Literal["linear", "mean", "sample"]
 ReadoutChoice = Literal["linear", "mean", "sample", "auto"]
 SamplerName = Literal["ddpm", "ddim", "dpm-solver"]
@@ -31,7 +31,8 @@ _RANDAUGMENT = re.compile(
 )
 
 
-def _check(ok: bool, key: str, expected: str, came: object) -> None:
+def check(ok: bool, key: str, expected: str, came: object) -> None:
+    """Raise :class:`UserError` of a config key where what came is not as expected."""
     if not ok:
         raise UserError(f"{key}: expected {expected}, got {came!r}.")
 
@@ -135,64 +136,62 @@ class DataConfig:
     shuffle_buffer: int = 12_000
 
     def __post_init__(self) -> None:
-        _check(self.shuffle_buffer >= 1, "data.shuffle_buffer", "a positive integer", self.shuffle_buffer)
-        _check(
+        check(self.shuffle_buffer >= 1, "data.shuffle_buffer", "a positive integer", self.shuffle_buffer)
+        check(
             self.steps_per_epoch is None or self.steps_per_epoch >= 1,
             "data.steps_per_epoch",
             "a positive integer or null",
             self.steps_per_epoch,
         )
         if self.name == "webdataset":
-            _check(self.imbalance is None, "data.imbalance", "null for tar shards", self.imbalance)
+            check(self.imbalance is None, "data.imbalance", "null for tar shards", self.imbalance)
         else:
             alone = f"for data.name {self.name!r} (webdataset has it)"
-            _check(not self.resampled, "data.resampled", f"false {alone}", self.resampled)
-            _check(
-                self.steps_per_epoch is None, "data.steps_per_epoch", f"null {alone}", self.steps_per_epoch
-            )
-        _check(0 <= self.validation < 1, "data.validation", "a fraction in [0, 1)", self.validation)
-        _check(
+            check(not self.resampled, "data.resampled", f"false {alone}", self.resampled)
+            check(self.steps_per_epoch is None, "data.steps_per_epoch", f"null {alone}", self.steps_per_epoch)
+        check(0 <= self.validation < 1, "data.validation", "a fraction in [0, 1)", self.validation)
+        check(
             self.imbalance is None or self.imbalance >= 1,
             "data.imbalance",
             "a factor of at least 1 or null",
             self.imbalance,
         )
-        _check(0 <= self.max_corrupt < 1, "data.max_corrupt", "a fraction in [0, 1)", self.max_corrupt)
+        check(0 <= self.max_corrupt < 1, "data.max_corrupt", "a fraction in [0, 1)", self.max_corrupt)
         few, many = self.shot_thresholds or (1, 1)
-        _check(1 <= few <= many, "data.shot_thresholds", "1 <= few <= many, or null", self.shot_thresholds)
-        _check(self.batch_size >= 1, "data.batch_size", "a positive integer", self.batch_size)
-        _check(
+        check(1 <= few <= many, "data.shot_thresholds", "1 <= few <= many, or null", self.shot_thresholds)
+        check(self.batch_size >= 1, "data.batch_size", "a positive integer", self.batch_size)
+        check(
             self.train_images is None or self.train_images >= 1,
             "data.train_images",
             "a positive integer or null",
             self.train_images,
         )
-        _check(
+        check(
             self.image_size is None or self.image_size >= 4,
             "data.image_size",
             "an integer of at least 4 or null",
             self.image_size,
         )
-        _check(
+        check(
             self.workers is None or self.workers >= 0,
             "data.workers",
             "a non-negative integer or null",
             self.workers,
         )
         low, high = self.crop_scale
-        _check(0 < low <= high <= 1, "data.crop_scale", "0 < low <= high <= 1", self.crop_scale)
-        _check(
+        check(0 < low <= high <= 1, "data.crop_scale", "0 < low <= high <= 1", self.crop_scale)
+        check(
             self.randaugment is None or _RANDAUGMENT.fullmatch(self.randaugment) is not None,
             "data.randaugment",
             "timm's words for it such as 'rand-m7-n2-mstd0.5', or null",
             self.randaugment,
         )
         for name in ("color_jitter", "mixup", "cutmix"):
-            _check(getattr(self, name) >= 0, f"data.{name}", "a non-negative number", getattr(self, name))
+            check(getattr(self, name) >= 0, f"data.{name}", "a non-negative number", getattr(self, name))
         for name in ("erase_prob", "mixup_prob", "mixup_switch_prob"):
             value = getattr(self, name)
-            _check(0 <= value <= 1, f"data.{name}", "a probability in [0, 1]", value)
-        _check(
+            check(0 <= value <= 1, f"data.{name}", "a probability in [0, 1]", value)
+        check(
             0 <= self.label_smoothing < 1,
             "data.label_smoothing",
             "a number in [0, 1)",
@@ -245,10 +244,10 @@ class ModelConfig:
     license: str | None = None
 
     def __post_init__(self) -> None:
-        _check(
+        check(
             self.classes is None or self.classes >= 1, "classes", "a positive integer or null", self.classes
         )
-        _check(
+        check(
             self.std is None or all(value > 0 for value in self.std),
             "std",
             "positive numbers",
@@ -256,7 +255,7 @@ class ModelConfig:
         )
         for name in ("input_size", "channels"):
             value = getattr(self, name)
-            _check(value is None or value >= 1, name, "a positive integer or null", value)
+            check(value is None or value >= 1, name, "a positive integer or null", value)
 
 
 @dataclass
@@ -315,36 +314,19 @@ class GenDDConfig:
     refit: Literal["none", "labels", "teacher", "mean"] = "none"
 
     def __post_init__(self) -> None:
-        _check(0 <= self.contraction <= 1, "gendd.contraction", "a number in [0, 1]", self.contraction)
-        _check(0 <= self.alpha <= 1, "gendd.alpha", "a number in [0, 1]", self.alpha)
-        _check(self.time_power > 0, "gendd.time_power", "a positive number", self.time_power)
-        _check(self.mixup >= 0, "gendd.mixup", "a non-negative number", self.mixup)
-        _check(
+        check(0 <= self.contraction <= 1, "gendd.contraction", "a number in [0, 1]", self.contraction)
+        check(0 <= self.alpha <= 1, "gendd.alpha", "a number in [0, 1]", self.alpha)
+        check(self.time_power > 0, "gendd.time_power", "a positive number", self.time_power)
+        check(self.mixup >= 0, "gendd.mixup", "a non-negative number", self.mixup)
+        check(
             0 <= self.condition_dropout < 1,
             "gendd.condition_dropout",
             "a probability in [0, 1)",
             self.condition_dropout,
         )
         for name in ("token_width", "repeats", "head_width", "head_depth"):
-            _check(getattr(self, name) >= 1, f"gendd.{name}", "a positive integer", getattr(self, name))
-        _check(self.timesteps >= 2, "gendd.timesteps", "an integer of at least 2", self.timesteps)
-
-
-@dataclass
-class KDConfig:
-    """Logit distillation (Hinton et al. 2015): (1-w) CE + w τ² KL(teacher ‖ student) at temperature τ.
-
-    Args:
-        temperature: τ, positive.
-        weight: w in [0, 1]. Method ``kl`` uses temperature 1 and weight 1 whatever is set here.
-    """
-
-    temperature: float = 4.0
-    weight: float = 0.9
-
-    def __post_init__(self) -> None:
-        _check(self.temperature > 0, "kd.temperature", "a positive number", self.temperature)
-        _check(0 <= self.weight <= 1, "kd.weight", "a number in [0, 1]", self.weight)
+            check(getattr(self, name) >= 1, f"gendd.{name}", "a positive integer", getattr(self, name))
+        check(self.timesteps >= 2, "gendd.timesteps", "an integer of at least 2", self.timesteps)
 
 
 @dataclass
@@ -377,7 +359,8 @@ class TrainingConfig:
             is evaluated and saved.
         precision: ``fp32``, ``bf16`` or ``fp16`` (autocast); ``auto``: bf16 where the device
             computes in it, else fp32.
-        channels_last: Memory format of images and convolutions; null: on.
+        channels_last: Memory format of images and convolutions; null: on. Never on where it would corrupt
+            memory (see :func:`gendd.training.overruns`).
         stage1_epochs: Epochs of pretraining on the labels through the frozen teacher classifier, with a
             warmup of a tenth and a cosine.
         stage1_lr: Peak learning rate of the pretraining.
@@ -420,41 +403,39 @@ class TrainingConfig:
     progress: bool | None = None
 
     def __post_init__(self) -> None:
-        _check(self.epochs >= 1, "training.epochs", "a positive integer", self.epochs)
-        _check(self.lr > 0, "training.lr", "a positive number", self.lr)
-        _check(self.weight_decay >= 0, "training.weight_decay", "a non-negative number", self.weight_decay)
-        _check(0 <= self.momentum < 1, "training.momentum", "a number in [0, 1)", self.momentum)
-        _check(0 < self.gamma <= 1, "training.gamma", "a number in (0, 1]", self.gamma)
-        _check(self.accumulate >= 1, "training.accumulate", "a positive integer", self.accumulate)
-        _check(0 <= self.beta1 < 1, "training.beta1", "a number in [0, 1)", self.beta1)
-        _check(
+        check(self.epochs >= 1, "training.epochs", "a positive integer", self.epochs)
+        check(self.lr > 0, "training.lr", "a positive number", self.lr)
+        check(self.weight_decay >= 0, "training.weight_decay", "a non-negative number", self.weight_decay)
+        check(0 <= self.momentum < 1, "training.momentum", "a number in [0, 1)", self.momentum)
+        check(0 < self.gamma <= 1, "training.gamma", "a number in (0, 1]", self.gamma)
+        check(self.accumulate >= 1, "training.accumulate", "a positive integer", self.accumulate)
+        check(0 <= self.beta1 < 1, "training.beta1", "a number in [0, 1)", self.beta1)
+        check(
             all(0 <= beta < 1 for beta in self.beta2), "training.beta2", "two numbers in [0, 1)", self.beta2
         )
-        _check(
+        check(
             self.warmup_epochs is None or 0 <= self.warmup_epochs < self.epochs,
             "training.warmup_epochs",
             f"null or a number in [0, {self.epochs}), the training's epochs",
             self.warmup_epochs,
         )
-        _check(self.ema is None or 0 < self.ema < 1, "training.ema", "a number in (0, 1) or null", self.ema)
-        _check(self.min_lr >= 0, "training.min_lr", "a non-negative number", self.min_lr)
-        _check(self.stage1_lr > 0, "training.stage1_lr", "a positive number", self.stage1_lr)
-        _check(
+        check(self.ema is None or 0 < self.ema < 1, "training.ema", "a number in (0, 1) or null", self.ema)
+        check(self.min_lr >= 0, "training.min_lr", "a non-negative number", self.min_lr)
+        check(self.stage1_lr > 0, "training.stage1_lr", "a positive number", self.stage1_lr)
+        check(
             all(epoch >= 0 for epoch in self.milestones),
             "training.milestones",
             "non-negative integers",
             self.milestones,
         )
-        _check(
+        check(
             self.clip_grad_norm is None or self.clip_grad_norm > 0,
             "training.clip_grad_norm",
             "a positive number or null",
             self.clip_grad_norm,
         )
-        _check(
-            self.stage1_epochs >= 0, "training.stage1_epochs", "a non-negative integer", self.stage1_epochs
-        )
-        _check(
+        check(self.stage1_epochs >= 0, "training.stage1_epochs", "a non-negative integer", self.stage1_epochs)
+        check(
             self.checkpoint_every >= 1,
             "training.checkpoint_every",
             "a positive integer",
@@ -489,13 +470,13 @@ class ReadoutConfig:
     def __post_init__(self) -> None:
         for key, choices in (("name", ReadoutChoice), ("sampler", SamplerName)):
             value = getattr(self, key)
-            _check(
+            check(
                 value in get_args(choices), f"readout.{key}", f"one of {', '.join(get_args(choices))}", value
             )
-        _check(0 <= self.eta <= 1, "readout.eta", "a number in [0, 1]", self.eta)
-        _check(self.steps >= 1, "readout.steps", "a positive integer", self.steps)
-        _check(self.num_samples >= 1, "readout.num_samples", "a positive integer", self.num_samples)
-        _check(self.temperature >= 0, "readout.temperature", "a non-negative number", self.temperature)
+        check(0 <= self.eta <= 1, "readout.eta", "a number in [0, 1]", self.eta)
+        check(self.steps >= 1, "readout.steps", "a positive integer", self.steps)
+        check(self.num_samples >= 1, "readout.num_samples", "a positive integer", self.num_samples)
+        check(self.temperature >= 0, "readout.temperature", "a non-negative number", self.temperature)
 
 
 @dataclass
@@ -503,15 +484,16 @@ class RunConfig:
     """Everything a run depends on; saved as ``config.yaml`` in its folder.
 
     Args:
-        method: gendd, kl (teacher's predictions only), kd (labels and teacher), supervised, or
-            linear_probe (a new linear classifier on the frozen backbone of ``student.weights``).
+        method: What trains the student: a method's name (``gendd methods`` lists them), or
+            ``path/to/file.py:CLASS`` for one of your own.
         baselines: Methods trained beside it from the same seed for the table and the report.
         teacher: The frozen network that is distilled. Without weights it is trained first, on the
             labels, by ``teacher_training``, and cached.
         student: The network that is trained.
         data: The images.
         gendd: Settings of method gendd.
-        kd: Settings of method kd.
+        settings: Settings of other methods by name; in files and options each is a section of its own,
+            ``kd.temperature``.
         training: Optimisation of the student.
         teacher_training: Optimisation of a teacher that comes without weights.
         readout: How the finished student gives its logits, and the sampler's settings.
@@ -519,13 +501,13 @@ class RunConfig:
         out: Output folder; null: below ``runs/``.
     """
 
-    method: MethodName = "gendd"
-    baselines: list[MethodName] = field(default_factory=list)
+    method: str = "gendd"
+    baselines: list[str] = field(default_factory=list)
     teacher: ModelConfig = field(default_factory=lambda: ModelConfig("cifar/resnet20"))
     student: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
     gendd: GenDDConfig = field(default_factory=GenDDConfig)
-    kd: KDConfig = field(default_factory=KDConfig)
+    settings: dict[str, Any] = field(default_factory=dict)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     teacher_training: TrainingConfig = field(default_factory=TrainingConfig)
     readout: ReadoutConfig = field(default_factory=ReadoutConfig)
@@ -533,38 +515,55 @@ class RunConfig:
     out: str | None = None
 
     def __post_init__(self) -> None:
-        _check(
+        registry.check_name("method", self.method)
+        for name in self.baselines:
+            registry.check_name("baselines", name)
+        check(
             self.student.classes is None,
             "student.classes",
             "null, as the student's classes follow from the data and the teacher",
             self.student.classes,
         )
-        _check(
+        check(
             self.data.labels or self.gendd.refit != "labels",
             "gendd.refit",
             "none, teacher or mean where data.labels is false",
             self.gendd.refit,
         )
-        _check(
+        check(
             self.method != "gendd" or self.readout.guidance == 1 or self.gendd.condition_dropout > 0,
             "readout.guidance",
             "1 where gendd.condition_dropout is 0 (dropout trains the unconditional branch)",
             self.readout.guidance,
         )
         frozen = "{} (only the frozen teacher has another)"
-        _check(self.student.dtype == "fp32", "student.dtype", frozen.format("fp32"), self.student.dtype)
-        _check(not self.student.compile, "student.compile", frozen.format("false"), self.student.compile)
-        _check(self.student.classifier, "student.classifier", frozen.format("true"), self.student.classifier)
+        check(self.student.dtype == "fp32", "student.dtype", frozen.format("fp32"), self.student.dtype)
+        check(not self.student.compile, "student.compile", frozen.format("false"), self.student.compile)
+        check(self.student.classifier, "student.classifier", frozen.format("true"), self.student.classifier)
+
+    def settings_of(self, method: str) -> Any:
+        """The settings of a method, by default its own defaults."""
+        if method in _OWN_SECTIONS:
+            return getattr(self, method)
+        return self.settings.get(registry.section(method)) or registry.settings_type(method)()
 
 
 C = TypeVar("C")
+# methods whose settings have a section that is a field of its own
+_OWN_SECTIONS = {"gendd"}
+
+
+# of a run what is no section or key by its own name
+_UNSPELLED = {"settings"}
 
 
 def keys(section: type[Any] = RunConfig, prefix: str = "") -> list[str]:
-    """Every valid dotted key below ``section``, sections included."""
+    """Every valid dotted key below ``section``, sections included; of a run without those of its methods."""
     found: list[str] = []
     hints = get_type_hints(section)
     for entry in dataclasses.fields(section):
+        if section is RunConfig and entry.name in _UNSPELLED:
+            continue
         found.append(prefix + entry.name)
         if dataclasses.is_dataclass(hints[entry.name]):
             found += keys(hints[entry.name], f"{prefix}{entry.name}.")
@@ -578,25 +577,52 @@ def check_keys(
     root: type[Any] | None = None,
 ) -> None:
     """Raise :class:`UserError` at the first key that ``section`` does not know, or null it can't be."""
-    root = root or section
+    known = keys(root or section) if root is not None or not prefix else keys(section, prefix)
     hints = get_type_hints(section)
     for key, value in values.items():
-        if key not in hints:
+        if section is RunConfig and key not in hints and key in registry.sections(values):
+            _check_section(key, value)
+            continue
+        if key not in hints or prefix + str(key) not in known:
             name = prefix + str(key)
-            raise UserError(f"Unknown config key {name!r}.{did_you_mean(name, keys(root))}")
+            choices = [*known, *registry.names()] if section is RunConfig else known
+            raise UserError(f"Unknown config key {name!r}.{did_you_mean(name, choices)}")
         if dataclasses.is_dataclass(hints[key]):
             if not isinstance(value, dict):
                 raise UserError(f"{prefix}{key}: expected a section (key: value lines), got {value!r}.")
-            check_keys(value, hints[key], f"{prefix}{key}.", root)
+            check_keys(value, hints[key], f"{prefix}{key}.", root or section)
         elif value is None and type(None) not in get_args(hints[key]):
             # jsonargparse lets null pass for any type
             raise UserError(f"{prefix}{key}: expected {_words(hints[key])}, got null.")
 
 
+def _check_section(name: str, values: Any) -> None:
+    """Raise :class:`UserError` where values are no settings of the method of that name."""
+    if not isinstance(values, dict):
+        raise UserError(f"{name}: expected a section (key: value lines), got {values!r}.")
+    check_keys(values, registry.settings_type(name), f"{name}.")
+
+
 def to_dict(config: Any) -> dict[str, Any]:
     """The config as plain nested dictionaries and lists, ready for YAML or JSON."""
     plain: dict[str, Any] = _plain(dataclasses.asdict(config))
+    if isinstance(config, RunConfig):
+        # each method's settings are a section by its name, where the others are
+        sections = plain.pop("settings")
+        place = list(plain).index("gendd") + 1
+        items = list(plain.items())
+        plain = dict([*items[:place], *sections.items(), *items[place:]])
     return plain
+
+
+def with_settings(config: RunConfig) -> RunConfig:
+    """The configuration with the settings of the methods it names in full, and of no others."""
+    sections = {}
+    for name in dict.fromkeys([*config.baselines, config.method]):
+        section, kind = registry.section(name), registry.settings_type(name)
+        if section not in _OWN_SECTIONS and dataclasses.fields(kind):
+            sections[section] = config.settings.get(section) or kind()
+    return dataclasses.replace(config, settings=sections)
 
 
 def _plain(value: Any) -> Any:
@@ -614,18 +640,33 @@ def from_dict(values: dict[str, Any], section: type[C]) -> C:
         UserError: an unknown key, or a value of the wrong type or range.
     """
     check_keys(values, section)
+    if section is not RunConfig:
+        return _built(values, section)
+    names = [name for name in values if name not in get_type_hints(RunConfig)]
+    settings = {name: _built(values[name], registry.settings_type(name), name) for name in names}
+    return _built({key: value for key, value in values.items() if key not in names}, section, given=settings)
+
+
+def _built(
+    values: dict[str, Any], section: type[C], name: str | None = None, given: dict[str, Any] | None = None
+) -> C:
+    """A section, called ``name`` where it is one of several, of values whose keys were checked."""
     from jsonargparse import ArgumentParser
 
+    skipped = set(_UNSPELLED) if section is RunConfig else set()
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(section, None, fail_untyped=True)
+    parser.add_class_arguments(section, name, fail_untyped=True, skip=skipped)
     try:
-        parsed = parser.instantiate(parser.parse_object(values))
-        built: C = section(**{key: getattr(parsed, key) for key in get_type_hints(section)})
+        parsed = parser.instantiate(parser.parse_object(values if name is None else {name: values}))
+        parsed = parsed if name is None or not dataclasses.fields(cast(Any, section)) else parsed[name]
+        if name is not None:
+            return parsed if isinstance(parsed, section) else section()
+        fields = {key: getattr(parsed, key) for key in get_type_hints(section) if key not in skipped}
+        return section(**fields, **({} if given is None else {"settings": given}))
     except UserError:
         raise
     except Exception as error:
-        raise UserError(one_line(error, section)) from error
-    return built
+        raise UserError(one_line(error, section, name)) from error
 
 
 def load_config(path: Path) -> RunConfig:
@@ -689,14 +730,21 @@ def merge(into: dict[str, Any], values: dict[str, Any]) -> None:
             into[key] = value
 
 
-def one_line(error: BaseException, section: type[Any] = RunConfig) -> str:
-    """The message of an exception on one line; jsonargparse's in the words of the others."""
+def one_line(error: BaseException, section: type[Any] = RunConfig, name: str | None = None) -> str:
+    """The message of an exception on one line; jsonargparse's in the words of the others.
+
+    Args:
+        error: What was raised.
+        section: Whose keys it may name.
+        name: What the section is called in front of its keys.
+    """
     text = " ".join(str(error).split())
     key = re.search(r"[Kk]ey \"([\w.]+)\"", text)
     values = re.findall(r"(?:Got|Given) value: (.*?)(?= Given value| Got value| - |$)", text)
     if key is None or not values:
         return text
-    return f"{key[1]}: expected {_expected(key[1], section)}, got {values[-1]}."
+    own = key[1] if name is None else key[1].removeprefix(f"{name}.")
+    return f"{key[1]}: expected {_expected(own, section)}, got {values[-1]}."
 
 
 def _expected(key: str, section: type[Any]) -> str:

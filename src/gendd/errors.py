@@ -19,6 +19,12 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
+def typed_line(error: BaseException) -> str:
+    """The type of an exception and the first line of what it says, if anything."""
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """The end of a sentence that names the choice nearest to ``name``, or lists the first few.
 

@@ -1,11 +1,17 @@
-"""Files that are whole whenever they are there, and where what can be made again is kept."""
+"""Atomic file writes, the cache folder, and Python files of the user's own."""
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import json
 import os
+import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Any
+
+from gendd.errors import UserError, typed_line
 
 
 def write_text(path: Path, text: str) -> None:
@@ -29,3 +35,37 @@ def cache_folder() -> Path:
     if "GENDD_CACHE" in os.environ:
         return Path(os.environ["GENDD_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gendd"
+
+
+def import_file(path: Path, name: str) -> ModuleType:
+    """Import a Python file by its path; anew each time, as it may have changed.
+
+    Args:
+        path: The file.
+        name: What it was asked by, for errors.
+
+    Raises:
+        UserError: there is none, or it can't be imported.
+    """
+    path = path.expanduser()
+    if not path.is_file():
+        raise UserError(f"{name}: expected a Python file, found none at {path}; check the path.")
+    # by its path: two files of one name are two modules
+    key = "gendd_file_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
+    spec = importlib.util.spec_from_file_location(key, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    # dataclasses and pickle look a class's module up there
+    sys.modules[key] = module
+    # its neighbours can be imported as if it had been run
+    folder = str(path.resolve().parent)
+    sys.path.insert(0, folder)
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:  # of the user's own code
+        raise UserError(
+            f"{name}: expected a Python file that can be imported; {typed_line(error)}"
+        ) from error
+    finally:
+        sys.path.remove(folder)
+    return module

@@ -10,6 +10,7 @@ import yaml
 from gendd.config import ReadoutName
 from gendd.files import write_text
 from gendd.generator import FeatureGenerator
+from gendd.methods import registry
 from gendd.models import Backbone
 from gendd.models.module import is_file
 from gendd.shots import in_words
@@ -334,14 +335,9 @@ def _origin(student: Described, teacher: dict[str, Any] | None) -> str:
         )
     if method == "linear_probe":
         return "A linear classifier trained on labels, on the frozen features of a trained network."
-    if teacher is None or method == "supervised":
+    if teacher is None or method is None or not registry.learns_from_teacher(method):
         return "Trained on labels alone."
-    if method == "gendd":
-        return (
-            f"Distilled from {teacher['name']} by Generative Distribution Distillation (arXiv 2507.14503): "
-            "the student's feature conditions a small diffusion head that generates the teacher's feature."
-        )
-    return f"Distilled from {teacher['name']} through its logits (method {method})."
+    return f"Distilled from {teacher['name']} {registry.origin(method)} ({registry.label(method)})."
 
 
 def _percent(value: float | None) -> str:

@@ -23,6 +23,7 @@ from gendd.generator import FeatureGenerator
 from gendd.modelcard import card
 from gendd.models import Backbone, create_backbone, wrap
 from gendd.models.module import is_file
+from gendd.models.projector import project
 from gendd.uncertainty import PredictiveDistribution, check_samples, decompose, spread
 
 FORMAT = 1
@@ -373,6 +374,8 @@ def _backbone(described: dict[str, Any], given: nn.Module | None) -> Backbone:
     keys = ("feature", "mean", "std", "in_channels", "input_size", "channels")
     backbone = wrap(given, **{key: described[key] for key in keys if key in described})
     backbone.name = described["name"]
+    if "projector" in described:
+        return project(backbone, classes=described["num_classes"], **described["projector"])
     return backbone
 
 

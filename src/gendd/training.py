@@ -99,6 +99,23 @@ def _cpu_multiplies_bf16() -> bool:
     return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
+def overruns(network: nn.Module, device: torch.device) -> bool:
+    """Whether channels-last training of a network corrupts memory on this device.
+
+    On CPUs without AVX-512 the backward pass of PyTorch 2.14's strided 1x1 convolutions of fewer than 8
+    input channels writes beyond its buffers in that format, and the process is aborted sooner or later.
+    """
+    if device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512":
+        return False
+    return any(
+        isinstance(layer, nn.Conv2d)
+        and layer.kernel_size == (1, 1)
+        and layer.stride != (1, 1)
+        and layer.in_channels // layer.groups < 8
+        for layer in network.modules()
+    )
+
+
 def shows_progress(config: TrainingConfig) -> bool:
     """Whether progress bars are drawn: as the configuration says, else when a person watches."""
     return sys.stderr.isatty() if config.progress is None else config.progress
@@ -544,7 +561,7 @@ def fit(
     checkpoints = folder / "checkpoints"
     finished = checkpoints / "finished.json"
     device = resolve_device(config.device)
-    channels_last = config.channels_last is not False
+    channels_last = config.channels_last is not False and not overruns(method, device)
     if channels_last:
         method.to(memory_format=torch.channels_last)
     # a backbone that was trained before was left in eval mode

@@ -12,9 +12,9 @@ from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gendd.config import GenDDConfig, KDConfig, RunConfig
+from gendd.config import GenDDConfig, RunConfig
 from gendd.errors import UserError
-from gendd.methods import KD, GenDD, Supervised, build_method
+from gendd.methods import KD, KL, GenDD, KDConfig, Supervised, build_method
 from gendd.methods.gendd import _beta, _gamma, _Moments
 from gendd.models import Backbone, Frozen, create_backbone
 
@@ -704,10 +704,10 @@ def test_the_config_names_the_method() -> None:
     student, teacher = network(), network()
     assert isinstance(build_method(RunConfig(method="supervised"), student, None), Supervised)
     assert isinstance(build_method(RunConfig(), student, teacher), GenDD)
-    kd = build_method(RunConfig(method="kd", kd=KDConfig(2.0, 0.5)), student, teacher)
-    kl = build_method(RunConfig(method="kl", kd=KDConfig(2.0, 0.5)), student, teacher)
-    assert isinstance(kd, KD) and kd.config == KDConfig(2.0, 0.5) and kd.needs_labels
-    assert isinstance(kl, KD) and kl.config == KDConfig(1.0, 1.0) and not kl.needs_labels
+    kd = build_method(RunConfig(method="kd", settings={"kd": KDConfig(2.0, 0.5)}), student, teacher)
+    kl = build_method(RunConfig(method="kl", settings={"kd": KDConfig(2.0, 0.5)}), student, teacher)
+    assert isinstance(kd, KD) and kd.settings == KDConfig(2.0, 0.5) and kd.needs_labels
+    assert isinstance(kl, KL) and not kl.needs_labels
 
 
 def test_prepare_takes_no_more_batches_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

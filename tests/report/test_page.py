@@ -76,7 +76,7 @@ def test_a_method_has_one_colour_in_all_figures(html: str) -> None:
         for alt in list(figures)[:2]:
             text = ElementTree.tostring(figures[alt], encoding="unicode")
             for method in ("teacher", "supervised", "kl", "gendd"):
-                assert theme.methods[method] in text, (kind, alt, method)
+                assert theme.color(method) in text, (kind, alt, method)
 
 
 def test_dark_figures_use_dark_colours_only(html: str) -> None:

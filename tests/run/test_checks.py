@@ -103,7 +103,7 @@ def test_a_setting_that_cannot_work_costs_no_training(
         (
             1000,
             ["--teacher.name=timm/test_resnet", "--teacher.pretrained=true", "--method=kl"],
-            "Logit distillation: expected a teacher with the student's 10 classes, got one with 1000. Use a "
+            "KL distillation: expected a teacher with the student's 10 classes, got one with 1000. Use a "
             "teacher trained on these classes, or data.labels false.",
         ),
         (

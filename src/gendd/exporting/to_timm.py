@@ -24,6 +24,11 @@ def check(student: Student, readout: str | None) -> None:
             f"Export to timm: expected a student timm/NAME, got {name}; export it to onnx, torch-export or "
             "safetensors."
         )
+    if "projector" in student.backbone.arguments:
+        raise UserError(
+            f"Export to timm: expected a network as timm builds it, got {name} with a projector; export it to "
+            "onnx, torch-export or safetensors."
+        )
     if readout not in (None, "linear"):
         raise UserError(
             f"Export to timm: expected readout linear, as timm's networks have no head, got {readout!r}; "

@@ -1,44 +1,39 @@
-"""GenDD and the baselines it is compared with; all of one step type."""
+"""GenDD and the methods it is compared with; all of one step type, a file each."""
 
 from __future__ import annotations
 
-from gendd.config import KDConfig, RunConfig
-from gendd.methods.base import Method, StepOutput
-from gendd.methods.baselines import KD, LinearProbe, Pretraining, Supervised
-from gendd.methods.gendd import GenDD
-from gendd.models import Backbone, Frozen
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
+if TYPE_CHECKING:
+    from gendd.methods._build import build_method
+    from gendd.methods._pretraining import Pretraining
+    from gendd.methods.base import Method, StepOutput
+    from gendd.methods.gendd import GenDD
+    from gendd.methods.kd import KD, KDConfig
+    from gendd.methods.kl import KL
+    from gendd.methods.linear_probe import LinearProbe
+    from gendd.methods.supervised import Supervised
 
-def build_method(
-    config: RunConfig,
-    backbone: Backbone,
-    teacher: Backbone | Frozen | None,
-    labels: bool | None = None,
-) -> Method:
-    """The method that ``config.method`` names.
-
-    Args:
-        config: The run's.
-        backbone: The student.
-        teacher: None for method supervised.
-        labels: Whether training sees labels; None: not known yet.
-
-    Raises:
-        UserError: the method can't learn from this teacher, or not with such labels.
-    """
-    if config.method == "supervised":
-        return Supervised(backbone)
-    if config.method == "linear_probe":
-        return LinearProbe(backbone)
-    assert teacher is not None
-    if config.method == "gendd":
-        return GenDD(backbone, teacher, config.gendd, labels=labels)
-    return KD(backbone, teacher, KDConfig(1.0, 1.0) if config.method == "kl" else config.kd)
-
+# imported at first use: the configuration asks for names alone, and loads no torch
+_HOMES = {
+    "build_method": "_build",
+    "Pretraining": "_pretraining",
+    "Method": "base",
+    "StepOutput": "base",
+    "GenDD": "gendd",
+    "KD": "kd",
+    "KDConfig": "kd",
+    "KL": "kl",
+    "LinearProbe": "linear_probe",
+    "Supervised": "supervised",
+}
 
 __all__ = [
     "KD",
+    "KL",
     "GenDD",
+    "KDConfig",
     "LinearProbe",
     "Method",
     "Pretraining",
@@ -46,3 +41,9 @@ __all__ = [
     "Supervised",
     "build_method",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(import_module(f"gendd.methods.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'gendd.methods' has no attribute {name!r}")

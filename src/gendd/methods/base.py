@@ -5,11 +5,12 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
+from gendd.errors import UserError
 from gendd.models import Backbone, Frozen
 from gendd.student import Student
 
@@ -29,30 +30,119 @@ class StepOutput:
     parts: dict[str, Tensor] = field(default_factory=dict)
 
 
+@dataclass
+class NoSettings:
+    """Nothing to set."""
+
+
 class Method(nn.Module):
     """A student being trained, with the teacher (if any) beside it.
 
-    The teacher follows the module from device to device, but is none of its submodules: it never is in
-    a state dict, among the parameters, or in training mode.
+    A method is a subclass in a file of its own, which says all there is to know of it. The teacher follows
+    the module from device to device, but is none of its submodules: it never is in a state dict, among the
+    parameters, or in training mode.
 
     Args:
         backbone: The student network.
         teacher: The network to distil; None for a method without one.
+        settings: Of the type :attr:`Settings`; None: its defaults.
+        labels: Whether training sees labels; None: not known yet, each batch with what it has.
 
     Attributes:
+        name: What configurations call it.
+        label: What tables call it.
+        origin: How it teaches, to be read after "Distilled from TEACHER".
+        colors: Its colours on light and on dark pages.
+        marker: The sign of its points, as matplotlib spells it.
+        Settings: The dataclass of its settings; they are options by the method's name, ``--kd.temperature``.
         needs_labels: Whether it can't learn without labels.
+        needs_teacher: Whether it has a teacher.
+        needs_classes: Whether the teacher must have a classifier of the student's classes.
+        needs_maps: Whether teacher and student must give maps (see :attr:`gendd.Backbone.has_map`).
         has_diffusion: Whether it has a :meth:`diffusion_loss`.
+
+    Raises:
+        UserError: teacher or student lack what the method needs.
     """
 
+    name: ClassVar[str]
+    label: ClassVar[str]
+    origin: ClassVar[str] = ""
+    colors: ClassVar[tuple[str, str]] = ("#5b6675", "#9aa5b4")
+    marker: ClassVar[str] = "o"
+    Settings: ClassVar[type[Any]] = NoSettings
     needs_labels = True
+    needs_teacher: ClassVar[bool] = True
+    needs_classes: ClassVar[bool] = False
+    needs_maps: ClassVar[bool] = False
     has_diffusion = False
 
-    def __init__(self, backbone: Backbone, teacher: Backbone | Frozen | None = None) -> None:
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        super().__init_subclass__(**arguments)
+        if "name" in cls.__dict__ and "label" not in cls.__dict__:
+            cls.label = cls.name
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        teacher: Backbone | Frozen | None = None,
+        settings: Any = None,
+        *,
+        labels: bool | None = None,
+    ) -> None:
         super().__init__()
+        del labels
         self.backbone = backbone
+        self.settings = self.Settings() if settings is None else settings
         if isinstance(teacher, Backbone):
             teacher = Frozen(teacher)
         self._teacher = (teacher,)
+        if teacher is None:
+            return
+        if self.needs_classes:
+            self._check_classifier(teacher)
+        if self.needs_maps:
+            for role, network in (("teacher", teacher), ("student", backbone)):
+                if not network.has_map:
+                    raise UserError(
+                        f"{self.label}: expected a {role} that gives a map before its feature is pooled, "
+                        "got one without; use method gendd, which learns from the feature too."
+                    )
+
+    def _check_classifier(self, teacher: Frozen) -> None:
+        """Raise :class:`UserError` where the teacher's classes are not the student's."""
+        if not teacher.has_classifier:
+            raise UserError(
+                f"{self.label}: expected a teacher with a classifier, got one of features alone. "
+                "Use method gendd, or another that needs no logits."
+            )
+        if teacher.num_classes != self.backbone.num_classes:
+            way = ", or data.labels false" if not self.needs_labels else ""
+            raise UserError(
+                f"{self.label}: expected a teacher with the student's {self.backbone.num_classes} classes, "
+                f"got one with {teacher.num_classes}. Use a teacher trained on these classes{way}."
+            )
+
+    @classmethod
+    def summary(cls) -> str:
+        """What it is and needs, on one line."""
+        needs = ["a teacher"] if cls.needs_teacher else []
+        needs += ["its classifier of the student's classes"] if cls.needs_classes else []
+        needs += ["maps"] if cls.needs_maps else []
+        needs += ["labels"] if cls.needs_labels else []
+        told = (cls.__doc__ or cls.label).strip().splitlines()[0].rstrip(".")
+        return f"{told} (needs {', '.join(needs)})" if needs else told
+
+    @classmethod
+    def section(cls) -> str:
+        """What the section of its settings is called in files and options."""
+        return cls.name
+
+    def labelled(self, labels: Tensor | None) -> Tensor:
+        """The labels; raises :class:`UserError` where there are none."""
+        if labels is None:
+            raise UserError(f"{self.label}: expected labels, got none. Use a labelled set.")
+        return labels
 
     @property
     def teacher(self) -> Frozen | None:
@@ -77,9 +167,12 @@ class Method(nn.Module):
             generator: Source of the method's own randomness, on the images' device.
         """
 
-    @abstractmethod
     def student(self) -> Student:
-        """The trained student as it is deployed; shares its weights with this method."""
+        """The trained student as it is deployed; shares its weights with this method.
+
+        By default the student network and its classifier.
+        """
+        return Student(self.backbone)
 
     def predict(self, images: Tensor) -> dict[str, Tensor]:
         """Logits (B, K) by every readout that costs one pass at most; what validation looks at."""

@@ -41,6 +41,15 @@ class GenDD(Method):
         UserError: a setting is unknown, out of range, or needs a teacher with the classes of the labels.
     """
 
+    name = "gendd"
+    label = "GenDD"
+    origin = (
+        "by Generative Distribution Distillation (arXiv 2507.14503): the student's feature conditions a "
+        "small diffusion head that generates the teacher's feature"
+    )
+    colors = ("#0072b2", "#4fabe8")
+    Settings = GenDDConfig
+    needs_labels = False
     has_diffusion = True
     centres: Tensor
     prepared: Tensor
@@ -62,13 +71,13 @@ class GenDD(Method):
                     f"GenDD: expected a gendd.Backbone as {role}, got {type(network).__name__}. "
                     "Build it with gendd.create_backbone(name, num_classes), or by gendd.wrap(module)."
                 )
-        super().__init__(backbone, teacher)
         known = {entry.name for entry in dataclasses.fields(GenDDConfig)}
         for name in settings:
             if name not in known:
                 raise UserError(f"Unknown GenDD setting {name!r}.{did_you_mean(name, known)}")
-        self.config = dataclasses.replace(config or GenDDConfig(), **settings)
-        self.needs_labels = False
+        config = dataclasses.replace(config or GenDDConfig(), **settings)
+        super().__init__(backbone, teacher, config, labels=labels)
+        self.config = config
         self.labels = labels
         if labels:
             self._check_classes()

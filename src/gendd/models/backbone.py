@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendd.errors import UserError, first_line
-from gendd.models.feature import FeatureNetwork, Reading, View, sample_images, still
+from gendd.models.feature import FeatureNetwork, Reading, View, as_map, sample_images, still
 
 _MEASURED_SIDE = 32
 # ITU-R BT.601, as image libraries turn RGB to grey
@@ -103,6 +103,7 @@ class Backbone(nn.Module):
         self.classifier_name = self._find_classifier() if classifier else None
         self._dtype: torch.dtype | None = None
         self._view: View | None = None
+        self._map_shape: tuple[int, int, int] | Literal["unknown"] | None = "unknown"
         shape = (1, channels, 1, 1)
         self.register_buffer("mean", torch.tensor(self.input_mean).reshape(shape), persistent=False)
         self.register_buffer("std", torch.tensor(self.input_std).reshape(shape), persistent=False)
@@ -169,6 +170,14 @@ class Backbone(nn.Module):
         parent, _, attribute = replaced.rpartition(".")
         setattr(self.net.get_submodule(parent), attribute, layer)
 
+    @torch.no_grad()
+    def take_classifier(self, source: nn.Linear) -> None:
+        """Copy a classifier of another network with the same widths into this one's, which then is frozen."""
+        own = self.classifier
+        own.weight.copy_(source.weight)
+        own.bias.zero_() if source.bias is None else own.bias.copy_(source.bias)
+        own.requires_grad_(False)
+
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "classifier":
             # nn.Module would register the layer a second time instead of calling the property.
@@ -227,6 +236,63 @@ class Backbone(nn.Module):
     def read(self, x: Tensor) -> Tensor:
         """The network's input, as :meth:`prepare` gives it -> feature (B, D)."""
         return self._as_feature(self._reader()(x))
+
+    def with_map(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images (B, C, H, W) in [0, 1] -> feature (B, D) and the map (B, E, h, w) that it is pooled from.
+
+        Patch tokens are a map too. None of a network without one. Raises as :meth:`features`.
+        """
+        return self.read_with_map(self.prepare(images))
+
+    def read_with_map(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The network's input, as :meth:`prepare` gives it -> as :meth:`with_map`."""
+        if self.reading is not None:
+            view = View(self.net, self.reading, with_map=True)
+            feature, found = view(x), view.map
+        else:
+            net = cast(FeatureNetwork, self.net)
+            maps = net.forward_features(x)
+            feature = net.forward_head(maps, pre_logits=True)
+            last = getattr(net, "output_fmt", "NCHW") == "NHWC"
+            found = as_map(maps, getattr(net, "num_prefix_tokens", None), last)
+        if found is not None:
+            found = self._as_feature(found)
+        return self._as_feature(feature), found
+
+    @property
+    def map_shape(self) -> tuple[int, int, int] | None:
+        """(E, h, w) of the map of an image of the network's own size; None without a map.
+
+        The network is run once to see it; of a network of any size on 32 pixels a side, or 224.
+        """
+        if self._map_shape == "unknown":
+            found = self.on_noise()[1]
+            self._map_shape = None if found is None else (found.shape[1], found.shape[2], found.shape[3])
+        return self._map_shape
+
+    def on_noise(self) -> tuple[Tensor, Tensor | None]:
+        """What :meth:`with_map` gives of images of noise, in eval mode, of a size that makes a map if any."""
+        sizes = [self.image_size] if self.image_size is not None else [(32, 32), (224, 224)]
+        last: tuple[Tensor, Tensor | None] | None = None
+        for size in sizes:
+            with still(self.net):
+                try:
+                    last = self.read_with_map(sample_images(self.net, self.channels, size))
+                except Exception:  # too small for the network
+                    continue
+            if last[1] is not None:
+                break
+        return last if last is not None else (self.mean.new_zeros(1, self.feature_dim), None)
+
+    @property
+    def has_map(self) -> bool:
+        """Whether the feature is pooled from a map of more than one position."""
+        return self.map_shape is not None
+
+    @property
+    def map_dim(self) -> int:
+        """E, the channels of the map; 0 without one."""
+        return 0 if self.map_shape is None else self.map_shape[0]
 
     def _reader(self) -> Callable[[Tensor], Tensor]:
         if self._view is not None:
@@ -370,6 +436,22 @@ class Frozen(nn.Module):
             else:
                 feature, logits = self.backbone.with_logits(self._read(self.backbone.prepare(images)))
         return feature, logits
+
+    @property
+    def has_map(self) -> bool:
+        """As :attr:`Backbone.has_map`."""
+        return self.backbone.has_map
+
+    @property
+    def map_dim(self) -> int:
+        """As :attr:`Backbone.map_dim`."""
+        return self.backbone.map_dim
+
+    def with_map(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images (B, C, H, W) in [0, 1] -> constants: feature (B, D), logits (B, K), map (B, E, h, w)."""
+        with torch.no_grad():
+            feature, found = self.backbone.with_map(images)
+            return *self.backbone.with_logits(feature), found
 
     def _read(self, x: Tensor) -> Tensor:
         if self._compiled is not None:

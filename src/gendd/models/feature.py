@@ -8,6 +8,7 @@ that is looked at, which shares every parameter and buffer with it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -54,6 +55,8 @@ class Reading:
         token: Of an output (B, N, D) the token that is the feature; None: their mean.
         spelled: The ``feature`` it was asked for by; None where it was found.
         final: Whether what the classifier gives is the network's output.
+        map: Dotted name of the module whose output is the last map, or the last tokens, before the feature;
+            None where there is none.
     """
 
     module: str
@@ -64,21 +67,31 @@ class Reading:
     token: int | None = None
     spelled: str | None = None
     final: bool = False
+    map: str | None = None
 
 
 class View:
     """A network's feature as a function of its normalised images (B, C, H, W) -> (B, D).
 
     It shares all of the network and keeps its training or eval mode of now.
+
+    Args:
+        net: The network.
+        reading: How its feature is read.
+        with_map: Also look at the map; :attr:`map` is then that of the last call.
     """
 
-    def __init__(self, net: nn.Module, reading: Reading) -> None:
+    def __init__(self, net: nn.Module, reading: Reading, with_map: bool = False) -> None:
         self._reading = reading
         self._seen: list[Tensor] = []
+        self.map: Tensor | None = None
         if reading.classifier is not None:
             kind = _Passing if reading.skips else _Loose
             net = _with(net, reading.classifier, lambda layer: _shallow(layer, kind))
-        self._net = _with(net, reading.module, self._tapped)
+        net = _with(net, reading.module, self._tapped)
+        if with_map and reading.map is not None:
+            net = _with(net, reading.map, self._mapped)
+        self._net = net
 
     def __call__(self, x: Tensor) -> Tensor:
         """The feature of normalised images."""
@@ -97,6 +110,16 @@ class View:
             twin._forward_hooks = OrderedDict(module._forward_hooks)
             twin.register_forward_hook(self._take_output)
         return twin
+
+    def _mapped(self, module: nn.Module) -> nn.Module:
+        twin = _shallow(module)
+        twin._forward_hooks = OrderedDict(module._forward_hooks)
+        twin.register_forward_hook(self._take_map)
+        return twin
+
+    def _take_map(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+        # copied, as what follows may work in place
+        self.map = as_map(_first_tensor(output).clone())
 
     def _take_input(self, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._seen.append(inputs[0].flatten(1))
@@ -146,6 +169,27 @@ def _first_tensor(output: Any) -> Tensor:
     if isinstance(values, Tensor):
         return values
     return next(value for value in values if isinstance(value, Tensor))
+
+
+def as_map(output: Tensor, prefix: int | None = None, channels_last: bool = False) -> Tensor | None:
+    """What comes before pooling as a map (B, D, h, w); None of a vector, or of a single position.
+
+    Args:
+        output: (B, D, h, w), or tokens (B, N, D).
+        prefix: Tokens in front that are of no position; None: so many that the others form a square.
+        channels_last: Whether a map is (B, h, w, D).
+    """
+    if output.dim() == 3:
+        count = output.shape[1]
+        if prefix is None:
+            prefix = next((k for k in range(9) if count > k and math.isqrt(count - k) ** 2 == count - k), 0)
+        tokens = output[:, prefix:].transpose(1, 2)
+        side = math.isqrt(tokens.shape[-1])
+        shape = (side, side) if side * side == tokens.shape[-1] else (tokens.shape[-1], 1)
+        output = tokens.reshape(*tokens.shape[:2], *shape)
+    elif channels_last and output.dim() == 4:
+        output = output.permute(0, 3, 1, 2)
+    return output if output.dim() == 4 and output.shape[-1] * output.shape[-2] > 1 else None
 
 
 def _pooled(output: Tensor, token: int | None) -> Tensor:
@@ -272,6 +316,7 @@ def find(net: nn.Module, images: Tensor, name: str, feature: str | None, classif
     with still(net):
         last = _last_linear(net, images)
         found = _found(net, images, name, feature, classifier, last)
+        found = replace(found, map=_last_map(net, images, found))
     return replace(found, final=last is not None and found.classifier == last)
 
 
@@ -293,6 +338,42 @@ def _found(
         if _same(View(net, found)(images), taken):
             return _reading(net, images, name, path, False, last, token, feature)
     return found
+
+
+def _last_map(net: nn.Module, images: Tensor, reading: Reading) -> str | None:
+    """The last module before the feature whose output is a map or tokens of more than one position."""
+    made: list[str] = []
+    ends = [len(images)]
+
+    def note(name: str, output: Any) -> None:
+        try:
+            found = _first_tensor(output)
+        except (StopIteration, TypeError, AttributeError):
+            return
+        if found.dim() in (3, 4) and len(found) == ends[0] and as_map(found) is not None:
+            made.append(name)
+
+    def stop(*_: Any) -> None:
+        made.append("")
+
+    handles = [
+        module.register_forward_hook(lambda _, __, out, name=name: note(name, out))
+        for name, module in net.named_modules()
+        if name
+    ]
+    if reading.module:
+        handles.append(net.get_submodule(reading.module).register_forward_pre_hook(stop))
+    try:
+        net(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if reading.module and reading.of_input and "" in made:
+        made = made[: len(made) - 1 - made[::-1].index("")]
+    named = [name for name in made if name]
+    if not reading.of_input and reading.module in named:
+        return reading.module
+    return named[-1] if named else None
 
 
 def _same(one: Tensor, other: Tensor) -> bool:

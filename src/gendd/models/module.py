@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import inspect
-import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any, cast
 
 from torch import nn
 
-from gendd.errors import UserError, did_you_mean
+from gendd.errors import UserError, did_you_mean, typed_line
+from gendd.files import import_file
 from gendd.models.backbone import Backbone, Frozen
 from gendd.models.feature import find_size, fits, sample_images
 from gendd.models.network import Network, Wanted, assemble, square
@@ -49,7 +47,7 @@ def create(name: str, wanted: Wanted) -> Network:
     try:
         net = factory(**taken)
     except Exception as error:  # of the user's own code
-        raise UserError(f"{name}: expected a function that returns a network; {_reason(error)}") from error
+        raise UserError(f"{name}: expected a function that returns a network; {typed_line(error)}") from error
     if not isinstance(net, nn.Module):
         raise UserError(
             f"{name}: expected a function that returns a torch.nn.Module, got one of {type(net).__name__}; "
@@ -141,34 +139,12 @@ def _path(name: str) -> Path:
 
 def _factory(name: str) -> Callable[..., Any]:
     path, wanted = _path(name), name.rpartition(":")[2]
-    if not path.is_file():
-        raise UserError(f"{name}: expected a Python file, found none at {path}; check the path.")
-    module = _imported(path, name)
+    module = import_file(path, name)
     found = getattr(module, wanted, None)
     if not callable(found):
         own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise UserError(f"{name}: expected a function {wanted!r} in {path}.{did_you_mean(wanted, own)}")
     return cast("Callable[..., Any]", found)
-
-
-def _imported(path: Path, name: str) -> ModuleType:
-    # by its path: two files of one name are two modules; anew each time, as it may have changed
-    key = "gendd_file_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
-    spec = importlib.util.spec_from_file_location(key, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    # dataclasses and pickle look a class's module up there
-    sys.modules[key] = module
-    # its neighbours can be imported as if it had been run
-    folder = str(path.resolve().parent)
-    sys.path.insert(0, folder)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:  # of the user's own code
-        raise UserError(f"{name}: expected a Python file that can be imported; {_reason(error)}") from error
-    finally:
-        sys.path.remove(folder)
-    return module
 
 
 def _taken(factory: Callable[..., Any], given: dict[str, Any], name: str) -> dict[str, Any]:
@@ -187,8 +163,3 @@ def _taken(factory: Callable[..., Any], given: dict[str, Any], name: str) -> dic
                 f"{each.name!r}; give that a default."
             )
     return {each.name: given[each.name] for each in parameters if each.kind in named and each.name in given}
-
-
-def _reason(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__

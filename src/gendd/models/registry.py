@@ -22,6 +22,7 @@ from gendd.models import cifar, huggingface, module, timm_networks, torchvision_
 from gendd.models.backbone import Backbone, Frozen
 from gendd.models.feature import FeatureNetwork
 from gendd.models.network import DEFAULT_MEAN, DEFAULT_STD, Network, Wanted, assemble, square
+from gendd.models.projector import project
 from gendd.models.weights import load_weights, saved_backbone
 
 _SPELLINGS = "cifar/NAME, timm/NAME, torchvision/NAME, hf/ID or FILE.py:FACTORY"
@@ -64,6 +65,7 @@ def create_backbone(
     input_size: int | None = None,
     channels: int | None = None,
     config: Mapping[str, Any] | None = None,
+    projector: Mapping[str, Any] | None = None,
 ) -> Backbone:
     """Build a network by name.
 
@@ -89,6 +91,8 @@ def create_backbone(
         channels: The network's channels, see :class:`Backbone`; None: those of the images where it can be
             built with them, else its own.
         config: Of ``hf/`` names the transformers configuration to build from, in place of the one there.
+        projector: Arguments of :func:`gendd.models.projector.project` other than the classes, for a network
+            that some methods gave a projector.
 
     Raises:
         UserError: an unknown name, a size below 1, ``mean`` or ``std`` of another number, a network
@@ -100,7 +104,8 @@ def create_backbone(
     if name.startswith("cifar/"):
         name = _architecture(name)
     wanted = Wanted(num_classes, in_channels, pretrained, feature, classifier, input_size, channels, config)
-    return _create(name, wanted).backbone(name, in_channels, mean, std)
+    backbone = _create(name, wanted).backbone(name, in_channels, mean, std)
+    return backbone if projector is None else project(backbone, classes=num_classes, **projector)
 
 
 def check_name(name: str) -> None:
@@ -217,6 +222,7 @@ def build_model(
         input_size=config.input_size,
         channels=config.channels,
         config=None if described is None else described.get("config"),
+        projector=None if described is None else described.get("projector"),
     )
     if config.weights is not None:
         load_weights(backbone, config.weights)

@@ -8,18 +8,10 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from gendd.methods import registry
 from gendd.report.numbers import count, milliseconds, number
 
 Row = dict[str, Any]
-
-LABELS = {
-    "teacher": "teacher",
-    "supervised": "student alone",
-    "kl": "KL distillation",
-    "kd": "KD",
-    "linear_probe": "linear probe",
-    "gendd": "GenDD",
-}
 
 
 class Measure(NamedTuple):
@@ -58,7 +50,7 @@ def rows(metrics: dict[str, Any]) -> list[Row]:
     if teacher:
         table.append(_row("teacher", teacher | (teacher.get("embedding") or {})))
     baselines = metrics.get("baselines") or {}
-    table += [_row(key, baselines[key]) for key in in_order(baselines)]
+    table += [_row(key, baseline) for key, baseline in baselines.items()]
 
     student = metrics["student"]
     method = method_of(metrics)
@@ -66,7 +58,7 @@ def rows(metrics: dict[str, Any]) -> list[Row]:
     chosen = student.get("readout") or next(iter(readouts), None)
     for name in [name for name in _READOUTS if name in readouts]:
         row = _row(method, student | readouts[name])
-        if method == "gendd":
+        if len(readouts) > 1 or name != "linear":
             row["method"] += f" · {name}"
         row["chosen"] = name == chosen
         if name == "sample":
@@ -83,7 +75,7 @@ def rows(metrics: dict[str, Any]) -> list[Row]:
 
 def _row(key: str, entry: dict[str, Any]) -> Row:
     return {
-        "method": LABELS.get(key, key),
+        "method": entry.get("label") or label(key),
         "key": key,
         "network": entry.get("name", ""),
         "detail": "",
@@ -97,10 +89,14 @@ def _sampler(readout: dict[str, Any]) -> str:
     )
 
 
+def label(key: str) -> str:
+    """What tables call a method, or the teacher."""
+    return key if key == "teacher" else registry.label(key)
+
+
 def in_order(methods: Iterable[str]) -> list[str]:
-    """The methods of ``LABELS`` in its order, then others in theirs."""
-    known = list(LABELS)
-    return sorted(methods, key=lambda method: known.index(method) if method in known else len(known))
+    """The teacher first, the others as they come."""
+    return sorted(methods, key=lambda method: method != "teacher")
 
 
 def method_of(metrics: dict[str, Any]) -> str:

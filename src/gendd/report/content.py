@@ -41,7 +41,7 @@ class ReportData:
     Args:
         title: Name of the run.
         metrics: The content of ``metrics.json``; accuracies in percent, latencies in ms an image.
-        curves: Per method (``teacher``, ``supervised``, ``kl``, ``kd``, ``gendd``) its log in order of
+        curves: Per method, or ``teacher``, its log in order of
             time; a row holds any of ``step``, ``epoch`` (from 0), ``train/*`` and ``val/top1`` (percent),
             or ``val/agreement`` (percent) or ``val/diffusion`` where there is no accuracy to take.
         confusion: (K, K) counts, rows true classes; None without labels.

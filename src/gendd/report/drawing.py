@@ -13,8 +13,9 @@ from typing import Any
 import matplotlib
 from matplotlib.figure import Figure
 
+from gendd.methods import registry
+
 FONT = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,'DejaVu Sans',sans-serif"
-_MARKERS = {"teacher": "s", "supervised": "v", "kl": "^", "kd": "D", "linear_probe": "P", "gendd": "o"}
 
 
 @dataclass(frozen=True)
@@ -26,10 +27,16 @@ class Theme:
     grid: str
     paper: str
     heat: str
-    methods: dict[str, str]
+    teacher: str
+    dark: bool
 
     def color(self, method: str) -> str:
-        return self.methods.get(method, self.methods["gendd"])
+        """The colour of a method, or of the teacher."""
+        if method == "teacher":
+            return self.teacher
+        colors = registry.colors(method) or registry.colors("gendd")
+        assert colors is not None
+        return colors[self.dark]
 
     def style(self) -> dict[str, Any]:
         """As matplotlib's settings."""
@@ -51,14 +58,8 @@ LIGHT = Theme(
     grid="#e3e7ed",
     paper="#ffffff",
     heat="#0067a5",
-    methods={
-        "teacher": "#4b5563",
-        "supervised": "#b8578f",
-        "kl": "#d98200",
-        "kd": "#008a64",
-        "linear_probe": "#a34a16",
-        "gendd": "#0072b2",
-    },
+    teacher="#4b5563",
+    dark=False,
 )
 DARK = Theme(
     ink="#e6eaf0",
@@ -66,14 +67,8 @@ DARK = Theme(
     grid="#2c3542",
     paper="#171d26",
     heat="#58b4ee",
-    methods={
-        "teacher": "#c3cad4",
-        "supervised": "#dd8fbd",
-        "kl": "#f0a830",
-        "kd": "#2bb890",
-        "linear_probe": "#e58a52",
-        "gendd": "#4fabe8",
-    },
+    teacher="#c3cad4",
+    dark=True,
 )
 # Any: matplotlib's type of its settings names every one of them
 _STYLE: Any = {
@@ -101,7 +96,7 @@ Draw = Callable[[Theme], Figure]
 
 def marker(method: str) -> str:
     """By which a method is told without its colour."""
-    return _MARKERS.get(method, "o")
+    return "s" if method == "teacher" else registry.marker(method)
 
 
 def short(name: str, limit: int = 16) -> str:

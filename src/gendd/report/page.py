@@ -7,7 +7,8 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from gendd.report.comparison import LABELS, Row, measure_of, method_of, own_row, rows
+from gendd.methods import registry
+from gendd.report.comparison import Row, label, measure_of, method_of, own_row, rows
 from gendd.report.content import ReportData
 from gendd.report.drawing import DARK, FONT, LIGHT
 from gendd.report.numbers import count, duration, ratio, signed
@@ -48,8 +49,9 @@ def page(data: ReportData) -> str:
 
 
 def _css() -> str:
-    light = "".join(f".dot.{key}{{background:{color}}}" for key, color in LIGHT.methods.items())
-    dark = "".join(f".dot.{key}{{background:{color}}}" for key, color in DARK.methods.items())
+    keys = ["teacher", *registry.names()]
+    light = "".join(f".dot.{key}{{background:{LIGHT.color(key)}}}" for key in keys)
+    dark = "".join(f".dot.{key}{{background:{DARK.color(key)}}}" for key in keys)
     dots = f"{light}\n@media (prefers-color-scheme:dark){{{dark}}}"
     style = files("gendd.report").joinpath("page.css").read_text(encoding="utf-8")
     return style.replace("FONT", FONT).replace("DOTS", dots)
@@ -59,9 +61,9 @@ def _lead(metrics: dict[str, Any]) -> str:
     student, teacher, run = metrics["student"], metrics.get("teacher"), metrics.get("run", {})
     method = method_of(metrics)
     text = f"{student.get('name', 'The student')} ({count(student.get('parameters'))} parameters)"
-    if teacher and method not in ("supervised", "linear_probe"):
+    if teacher and registry.learns_from_teacher(method):
         text += f" distilled from {teacher['name']} ({count(teacher.get('parameters'))})"
-        text += f" with {LABELS[method]}" if method in LABELS else ""
+        text += f" with {label(method)}"
     else:
         text += " trained"
     if run.get("train_images") is not None:
@@ -83,7 +85,7 @@ def _cards(metrics: dict[str, Any], table: Sequence[Row]) -> str:
         cards = [_card(f"Student, {subject}", f"{own[measure]:.2f}", unit, detail, own=True)]
         for key, row in others.items():
             if row[measure] is not None:
-                name = "Gap to the teacher" if key == "teacher" else f"Gain on {LABELS.get(key, key)}"
+                name = "Gap to the teacher" if key == "teacher" else f"Gain on {label(key)}"
                 change = signed(own[measure] - row[measure])
                 cards.append(_card(name, change, "points", f"{row['method']} {row[measure]:.2f} %"))
     teacher = others.get("teacher", {})

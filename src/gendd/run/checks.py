@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from torch import nn
 
-from gendd.config import MethodName, RunConfig
+from gendd.config import RunConfig
 from gendd.data import Data
 from gendd.errors import UserError
 from gendd.methods import Method, Pretraining, build_method
@@ -76,7 +76,7 @@ def check_networks(
         )
 
 
-def _check_labels(name: MethodName, method: Method, config: RunConfig, data: Data) -> None:
+def _check_labels(name: str, method: Method, config: RunConfig, data: Data) -> None:
     """Raise :class:`UserError` where a method of a run needs labels that are absent or may not be seen."""
     if not method.needs_labels or sees_labels(config, data):
         return

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ import torch
 from torch import nn
 
 from gendd import report
-from gendd.config import RunConfig, dump
+from gendd.config import RunConfig, dump, with_settings
 from gendd.data import Data, describe, load_data
 from gendd.files import write_json
 from gendd.messages import say
+from gendd.methods.registry import section
 from gendd.modelcard import write_card
 from gendd.models import Backbone, Frozen, load_weights, teacher_class_names
 from gendd.provenance import provenance
@@ -36,6 +37,7 @@ def execute(
     overwrite: bool = False,
     resume: bool = False,
     networks: Mapping[str, nn.Module] | None = None,
+    teacher_wrapper: Callable[[Frozen], Frozen] | None = None,
 ) -> Run:
     """Carry a configuration out, from data to report; see :func:`gendd.distill`.
 
@@ -44,10 +46,13 @@ def execute(
         overwrite: As there.
         resume: As there.
         networks: The ``teacher`` or ``student`` that was made in Python.
+        teacher_wrapper: Gives the teacher that is asked in the place of the frozen one.
     """
     networks = networks or {}
+    config = with_settings(config)
     if config.out is None:
-        config = dataclasses.replace(config, out=f"runs/{config.method}-{config.data.name}")
+        stem = section(config.method)
+        config = dataclasses.replace(config, out=f"runs/{stem}-{config.data.name}")
     assert config.out is not None
     folder = Path(config.out)
     device = resolve_device(config.training.device)
@@ -72,6 +77,8 @@ def execute(
     for skipped in data.skipped:
         skipped.record(folder / "logs" / "skipped.txt")
     teacher, teacher_folder = prepared_teacher(config, data, network, device)
+    if teacher is not None and teacher_wrapper is not None:
+        teacher = teacher_wrapper(teacher)
 
     results: dict[str, Trained] = {}
     for name in methods_of(config):
@@ -159,4 +166,4 @@ def _curves(folder: Path, config: RunConfig, teacher_folder: Path | None) -> dic
 
 def _place(folder: Path, config: RunConfig, name: str) -> Path:
     """Where a method of the run is trained."""
-    return folder if name == config.method else folder / "baselines" / name
+    return folder if name == config.method else folder / "baselines" / section(name)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from gendd.config import DataConfig, MethodName, RunConfig
+from gendd.config import DataConfig, RunConfig
 from gendd.data import Data
 from gendd.data.tars import is_remote
+from gendd.methods.registry import method_class
 
-_TEACHERLESS = {"supervised", "linear_probe"}
 # settings that may differ between a run and its continuation, and do not make another teacher
 _FREE = (
     {"out", "teacher.license", "student.license"}
@@ -22,14 +22,14 @@ _FREE = (
 )
 
 
-def methods_of(config: RunConfig) -> list[MethodName]:
+def methods_of(config: RunConfig) -> list[str]:
     """What is trained, in order: the baselines, then the method itself."""
     return list(dict.fromkeys([*config.baselines, config.method]))
 
 
 def is_taught(config: RunConfig) -> bool:
     """Whether any of its methods has a teacher."""
-    return not set(methods_of(config)) <= _TEACHERLESS
+    return any(method_class(name).needs_teacher for name in methods_of(config))
 
 
 def trains_teacher(config: RunConfig) -> bool:

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from gendd.report.comparison import LABELS, MEASURES, Row, measures_of
+from gendd.methods import registry
+from gendd.report.comparison import MEASURES, Row, measures_of
 from gendd.report.markup import line, section, table
 from gendd.report.numbers import count, milliseconds, number
 
@@ -63,6 +64,6 @@ def groups(rows: Sequence[Row], run: dict[str, Any]) -> str:
 
 
 def _method(row: Row) -> str:
-    key = row["key"] if row["key"] in LABELS else "gendd"
+    key = row["key"] if row["key"] in ("teacher", *registry.names()) else "gendd"
     detail = f"<br><small>{escape(row['detail'])}</small>" if row["detail"] else ""
     return f'<i class="dot {key}"></i>{escape(row["method"])}{detail}'

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-from gendd.report.comparison import LABELS, in_order
+from gendd.report.comparison import in_order, label
 from gendd.report.content import Array, Log
 from gendd.report.drawing import Draw, Theme, marker, picture
 from gendd.report.markup import section, sentence
@@ -70,7 +70,7 @@ def losses(log: Log, method: str) -> str:
     if not parts:
         return ""
     return section(
-        f"{LOSSES}{LABELS.get(method, method)}",
+        f"{LOSSES}{label(method)}",
         picture(_draw_losses(parts, method), "Training loss and its parts over optimiser steps"),
         "Faint is every logged value and bold its running mean; each part has its own scale, "
         "logarithmic where it falls far.",
@@ -132,7 +132,7 @@ def _draw_validation(found: dict[str, Series], by: str, what: Validated) -> Draw
             axes.plot(
                 along,
                 values,
-                label=f"{LABELS.get(key, key)}  {values[-1]:.{decimals}f}",
+                label=f"{label(key)}  {values[-1]:.{decimals}f}",
                 color=theme.color(key),
                 marker=marker(key),
                 markersize=5 if len(along) < 60 else 0,

@@ -1,0 +1,280 @@
+"""A frozen teacher whose answers are recorded on disk, so that methods on the same batches share them.
+
+Shapes: B images, C channels, D feature width, K classes, (E, h, w) map.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from gendd.config import ModelConfig
+from gendd.models import Frozen
+from gendd.models.module import digest
+
+_HALF = torch.float16
+# answers between two looks at how much the folder holds, which other processes write to as well
+_RESCAN = 256
+_TENSORS = ("feature", "logits")
+
+
+@dataclass(frozen=True)
+class _Answer:
+    """What is known of a batch.
+
+    Attributes:
+        feature: (B, D), of the type it was computed in.
+        logits: (B, K), likewise.
+        map: (B, E, h, w) as it is kept; None where it was not asked for, or there is none.
+        map_type: The type it is given in.
+        seconds: What computing took.
+    """
+
+    feature: Tensor
+    logits: Tensor
+    map: Tensor | None
+    map_type: torch.dtype
+    seconds: float
+
+
+class RecordedTeacher(Frozen):
+    """A teacher that answers a batch it has seen from disk.
+
+    An answer is known by the content of the images, their memory format and the type of the arithmetic.
+    Feature and logits come back as they were; a map is rounded to fp16 (unless it is beyond its range), also
+    the first time, so that no result depends on who asked first. Files are written whole, so any number of
+    processes may share the folder.
+
+    Args:
+        teacher: What is recorded.
+        folder: Where the answers are; one teacher's, see :func:`answers_folder`.
+        limit: Bytes below ``root`` beyond which answers are computed and not kept.
+        root: Folder whose size counts; None: ``folder``.
+        ledger: File that keeps the seconds to add to a training's own, by batch; None: nothing is kept.
+
+    Attributes:
+        computed: Answers that were computed.
+        found: Answers that were found.
+        saved: Seconds by which this process trained faster for the record than it would have without;
+            negative where writing took longer than was gained.
+    """
+
+    def __init__(
+        self,
+        teacher: Frozen,
+        folder: Path,
+        *,
+        limit: float = float("inf"),
+        root: Path | None = None,
+        ledger: Path | None = None,
+    ) -> None:
+        super().__init__(teacher.backbone)
+        self._compiled = teacher._compiled
+        self.folder = folder
+        self.limit = limit
+        self.root = root or folder
+        self.ledger = ledger
+        self.computed = self.found = 0
+        self.saved = 0.0
+        self._held = 0
+        self._until_scan = 0
+        if ledger is not None:
+            ledger.parent.mkdir(parents=True, exist_ok=True)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """As :meth:`Frozen.forward`."""
+        feature, logits, _ = self._answer(images, with_map=False)
+        return feature, logits
+
+    def with_map(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """As :meth:`Frozen.with_map`; the map is rounded to fp16."""
+        return self._answer(images, with_map=self.has_map)
+
+    def _answer(self, images: Tensor, with_map: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+        start = time.perf_counter()
+        key = self._key(images, with_map)
+        path = self.folder / key[:2] / f"{key}.safetensors"
+        answer = _read(path, with_map)
+        if answer is None:
+            answer = self._compute(images, with_map)
+            self._keep(path, answer)
+            self.computed += 1
+        else:
+            self.found += 1
+        feature, logits = answer.feature.to(images.device), answer.logits.to(images.device)
+        found = None if answer.map is None else answer.map.to(images.device, answer.map_type)
+        # only training steps ask with gradients on: validation is not among the seconds of a training
+        if torch.is_grad_enabled():
+            self._enter(f"{key}m" if with_map else key, answer.seconds - (time.perf_counter() - start))
+        return feature, logits, found
+
+    def _key(self, images: Tensor, with_map: bool) -> str:
+        kind = images.device.type
+        made_of = [
+            tuple(images.shape),
+            images.dtype,
+            kind,
+            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
+            images.is_contiguous(),
+            # what is asked for its map is not compiled
+            with_map and self._compiled is not None,
+        ]
+        content = hashlib.blake2b(repr(made_of).encode(), digest_size=20)
+        content.update(_bytes(images))
+        return content.hexdigest()
+
+    def _compute(self, images: Tensor, with_map: bool) -> _Answer:
+        found: Tensor | None = None
+        _synchronise(images)
+        start = time.perf_counter()
+        if with_map:
+            feature, logits, found = super().with_map(images)
+        else:
+            feature, logits = super().forward(images)
+        _synchronise(images)
+        seconds = time.perf_counter() - start
+        if found is None:
+            return _Answer(feature, logits, None, feature.dtype, seconds)
+        half = found.to(_HALF)
+        kept = half if bool(torch.isfinite(half).all()) else found
+        return _Answer(feature, logits, kept, found.dtype, seconds)
+
+    def _keep(self, path: Path, answer: _Answer) -> None:
+        tensors = [answer.feature, answer.logits, *([] if answer.map is None else [answer.map])]
+        size = sum(tensor.nbytes for tensor in tensors)
+        if self._until_scan == 0:
+            self._held, self._until_scan = _size(self.root), _RESCAN
+        self._until_scan -= 1
+        if self._held + size > self.limit:
+            return
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if answer.map is not None:
+                about = {"seconds": repr(answer.seconds), "map": _name(answer.map_type)}
+                _write(_map_path(path), {"map": answer.map}, about)
+            if not path.exists():
+                about = {name: _name(getattr(answer, name).dtype) for name in _TENSORS}
+                found = {name: getattr(answer, name).float() for name in _TENSORS}
+                _write(path, found, {"seconds": repr(answer.seconds), **about})
+        except OSError:
+            # a full disk costs time, and no result
+            self.limit = 0
+            return
+        self._held += size
+
+    def _enter(self, key: str, seconds: float) -> None:
+        self.saved += seconds
+        if self.ledger is not None:
+            with self.ledger.open("a", encoding="ascii") as stream:
+                stream.write(f"{key} {seconds:.6f}\n")
+
+
+def ledger_seconds(path: Path) -> float:
+    """Seconds to add to those of a training, of a ledger.
+
+    A batch counts once, by its last entry: steps that were repeated after an interruption are also counted
+    once among the training's own seconds.
+    """
+    if not path.exists():
+        return 0.0
+    entries = {}
+    for line in path.read_text(encoding="ascii", errors="replace").splitlines():
+        # a line may be cut short where its process was killed
+        if match := re.fullmatch(r"([0-9a-f]{40}m?) (-?\d+\.\d{6})", line):
+            entries[match[1]] = float(match[2])
+    return sum(entries.values())
+
+
+def answers_folder(root: Path, teacher: Frozen, config: ModelConfig) -> Path:
+    """Where a teacher's answers are kept below ``root``: another place for other weights or settings."""
+    backbone = teacher.backbone
+    made_of: list[Any] = [
+        sorted(backbone.config().items(), key=str),
+        backbone.image_size,
+        str(backbone._dtype),
+        config.compile,
+        digest(config.name),
+        torch.__version__,
+    ]
+    content = hashlib.blake2b(repr(made_of).encode(), digest_size=8)
+    for name, tensor in sorted(backbone.state_dict().items()):
+        content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        content.update(_bytes(tensor))
+    return root / content.hexdigest()
+
+
+def remove_unfinished(root: Path) -> None:
+    """Delete what killed processes left half written; while no process writes."""
+    for path in root.glob("*/*/.*.tmp"):
+        path.unlink(missing_ok=True)
+
+
+def _map_path(path: Path) -> Path:
+    return path.with_suffix(".map.safetensors")
+
+
+def _name(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
+
+
+def _bytes(tensor: Tensor) -> Any:
+    """What a tensor of any type holds."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
+
+
+def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
+    # beside its place under a name of its own, then moved there
+    temporary = path.with_name(f".{path.stem}-{os.getpid()}.tmp")
+    try:
+        kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(kept, temporary, about)
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def _read(path: Path, with_map: bool) -> _Answer | None:
+    """The answer at a path; None where there is none, or one without the map that is asked for."""
+    files = [path, *([_map_path(path)] if with_map else [])]
+    if not all(each.exists() for each in files):
+        return None
+    tensors: dict[str, Tensor] = {}
+    about: dict[str, str] = {}
+    try:
+        for each in files:
+            with safe_open(each, framework="pt") as file:
+                about |= file.metadata()
+                tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        feature, logits = (tensors[name].to(getattr(torch, about[name])) for name in _TENSORS)
+        kind = getattr(torch, about["map"]) if with_map else feature.dtype
+        return _Answer(feature, logits, tensors.get("map"), kind, float(about["seconds"]))
+    except (OSError, SafetensorError, KeyError, ValueError):
+        # deleted or damaged: it is computed anew
+        return None
+
+
+def _size(root: Path) -> int:
+    total = 0
+    for folder, _, names in os.walk(root):
+        for name in names:
+            try:
+                total += os.stat(os.path.join(folder, name)).st_size
+            except OSError:
+                continue
+    return total
+
+
+def _synchronise(images: Tensor) -> None:
+    if images.device.type == "cuda":
+        torch.cuda.synchronize(images.device)

@@ -1,0 +1,241 @@
+"""Seconds of a training step of several methods, measured side by side.
+
+Every step takes one batch and trains every method on it in turn, so that a machine that is busier for a
+while slows all of them alike. A step is what a training pays for: the loading of its batch, the teacher's
+pass where the method asks the teacher, forward, backward and the optimiser.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import time
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor
+
+from gendd.config import RunConfig, to_dict
+from gendd.data import Batch, Data, Mixing, load_data, train_loader
+from gendd.errors import UserError, first_line
+from gendd.methods import build_method
+from gendd.models import Frozen
+from gendd.run.checks import check_names, check_networks
+from gendd.run.experiment import prepared_teacher
+from gendd.run.networks import student_network, teacher_network, with_classes
+from gendd.run.settings import sees_labels
+from gendd.training import LightningMethod, autocast_type, derive_seed, resolve_device
+
+WARMUP = 3
+_Answer = tuple[Tensor, Tensor, Tensor | None]
+
+
+def steps_per_epoch(config: RunConfig) -> int:
+    """Optimiser steps of an epoch; the images are opened for it.
+
+    Raises:
+        UserError: they can't be.
+    """
+    batches = len(train_loader(load_data(config.data), config.data, seed=config.seed, epoch=0))
+    return batches // min(config.training.accumulate, batches)
+
+
+class _Shared(Frozen):
+    """A teacher that answers each batch once, and tells what an answer cost whoever asks for it again.
+
+    Attributes:
+        spent: Seconds inside of it since :meth:`restart`.
+        charged: Seconds that the answers given since then took when they were computed.
+    """
+
+    def __init__(self, teacher: Frozen) -> None:
+        super().__init__(teacher.backbone)
+        self._compiled = teacher._compiled
+        self.spent = self.charged = 0.0
+        self._last: dict[bool, tuple[Tensor, _Answer, float]] = {}
+
+    def restart(self) -> None:
+        self.spent = self.charged = 0.0
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        feature, logits, _ = self._answer(images, with_map=False)
+        return feature, logits
+
+    def with_map(self, images: Tensor) -> _Answer:
+        return self._answer(images, with_map=True)
+
+    def _answer(self, images: Tensor, with_map: bool) -> _Answer:
+        start = time.perf_counter()
+        last = self._last.get(with_map)
+        if last is None or last[0] is not images:
+            answer = super().with_map(images) if with_map else (*super().forward(images), None)
+            _wait(images.device)
+            last = self._last[with_map] = images, answer, time.perf_counter() - start
+        self.spent += time.perf_counter() - start
+        self.charged += last[2]
+        return last[1]
+
+
+class _Feed:
+    """The batches of one configuration of images, epoch after epoch, and what loading the last one took."""
+
+    def __init__(self, config: RunConfig, data: Data, device: torch.device) -> None:
+        self.config, self.data, self.device = config, data, device
+        self.mixing = Mixing.from_config(config.data, data.num_classes)
+        self.seconds = 0.0
+        self._batches = self._endless()
+
+    def _endless(self) -> Iterator[Batch]:
+        epoch = 0
+        while True:
+            yield from train_loader(self.data, self.config.data, seed=self.config.seed, epoch=epoch)
+            epoch += 1
+
+    def next(self) -> Batch:
+        """The next batch, mixed, on the device."""
+        start = time.perf_counter()
+        batch = next(self._batches).to(self.device)
+        labels = batch.labels if sees_labels(self.config, self.data) else None
+        images, labels = self.mixing(batch.images, labels, torch.Generator().manual_seed(0))
+        if self.config.training.channels_last is not False:
+            images = images.contiguous(memory_format=torch.channels_last)
+        _wait(self.device)
+        self.seconds = time.perf_counter() - start
+        return Batch(images, labels)
+
+
+class _Runner:
+    """A method that is timed."""
+
+    def __init__(self, config: RunConfig, feed: _Feed, teacher: _Shared | None) -> None:
+        self.config, self.feed, self.teacher = config, feed, teacher
+        data, device = feed.data, feed.device
+        torch.manual_seed(derive_seed(config.seed, "student"))
+        backbone = student_network(config, data, teacher, None)
+        torch.manual_seed(derive_seed(config.seed, "method"))
+        self.method = build_method(config, backbone, teacher, sees_labels(config, data))
+        channels_last = config.training.channels_last is not False
+        if channels_last:
+            self.method.to(memory_format=torch.channels_last)
+        self.method.to(device).train()
+        loader = train_loader(data, config.data, seed=config.seed, epoch=0)
+        seen = sees_labels(config, data)
+        self.method.prepare(Batch(batch.images, batch.labels if seen else None) for batch in loader)
+        module = LightningMethod(
+            self.method, data, config.training, config.data, config.seed, channels_last, config.readout.name
+        ).to(device)
+        self.accumulate = module.accumulate
+        self.optimiser: torch.optim.Optimizer = module.configure_optimizers()["optimizer"]
+        self.autocast = autocast_type(config.training.precision, device)
+
+    def step(self, batches: list[Batch], loading: list[float]) -> float:
+        """Train a step of one batch or more; the seconds it would take alone."""
+        device, training = self.feed.device, self.config.training
+        if self.teacher is not None:
+            self.teacher.restart()
+        start = time.perf_counter()
+        self.optimiser.zero_grad()
+        for number, batch in enumerate(batches[: self.accumulate]):
+            generator = torch.Generator(device).manual_seed(number)
+            with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
+                out = self.method(batch.images, batch.labels, generator=generator)
+            (out.loss / self.accumulate).backward()
+        if training.clip_grad_norm is not None:
+            torch.nn.utils.clip_grad_norm_(self.method.parameters(), training.clip_grad_norm)
+        self.optimiser.step()
+        _wait(device)
+        seconds = time.perf_counter() - start + sum(loading[: self.accumulate])
+        if self.teacher is not None:
+            seconds += self.teacher.charged - self.teacher.spent
+        return seconds
+
+
+def step_seconds(configs: Mapping[str, RunConfig], steps: int) -> dict[str, float | UserError]:
+    """Median seconds of a step of every method, side by side.
+
+    Methods with the same images share their batches, and with the same teacher its passes.
+
+    Args:
+        configs: By the method's name.
+        steps: Measured, after three more.
+
+    Returns:
+        By the same names; the error of a method that can't be trained.
+    """
+    feeds: dict[str, _Feed] = {}
+    teachers: dict[str, _Shared] = {}
+    runners: dict[str, _Runner] = {}
+    found: dict[str, float | UserError] = {}
+    for name, config in configs.items():
+        try:
+            runners[name] = _runner(config, feeds, teachers)
+        except Exception as error:  # whatever a method or its images raise is told of that method alone
+            found[name] = UserError(first_line(error))
+    times: dict[str, list[float]] = {name: [] for name in runners}
+    most = {id(runner.feed): 0 for runner in runners.values()}
+    for runner in runners.values():
+        most[id(runner.feed)] = max(most[id(runner.feed)], runner.accumulate)
+    for _ in range(steps + WARMUP if runners else 0):
+        taken: dict[int, tuple[list[Batch], list[float]]] = {}
+        for name, runner in list(runners.items()):
+            feed = runner.feed
+            try:
+                if id(feed) not in taken:
+                    taken[id(feed)] = _batches(feed, most[id(feed)])
+                times[name].append(runner.step(*taken[id(feed)]))
+            except Exception as error:
+                found[name] = UserError(first_line(error))
+                del runners[name]
+    found |= {name: statistics.median(times[name][WARMUP:]) for name in runners}
+    return {name: found[name] for name in configs}
+
+
+def _batches(feed: _Feed, count: int) -> tuple[list[Batch], list[float]]:
+    batches, seconds = [], []
+    for _ in range(count):
+        batches.append(feed.next())
+        seconds.append(feed.seconds)
+    return batches, seconds
+
+
+def _runner(config: RunConfig, feeds: dict[str, _Feed], teachers: dict[str, _Shared]) -> _Runner:
+    device = resolve_device(config.training.device)
+    check_names(config, {})
+    plain = to_dict(config)
+    looks = json.dumps([plain["data"], config.training.channels_last, str(device)])
+    if looks not in feeds:
+        feeds[looks] = _Feed(config, load_data(config.data), device)
+    feed = feeds[looks]
+    network = teacher_network(config, feed.data, {})
+    feed.data = with_classes(config, feed.data, network)
+    check_networks(config, feed.data, network, {})
+    teacher: _Shared | None = None
+    if network is not None:
+        # labels say nothing of how a teacher is trained
+        made_of = [plain["teacher"], plain["teacher_training"], {**plain["data"], "labels": True}]
+        which = json.dumps([*made_of, config.seed, str(device)])
+        if which not in teachers:
+            frozen, _ = prepared_teacher(config, feed.data, network, device)
+            assert frozen is not None
+            teachers[which] = _Shared(frozen)
+        teacher = teachers[which]
+        if config.training.channels_last is not False:
+            teacher.to(memory_format=torch.channels_last)
+    return _Runner(config, feed, teacher)
+
+
+def scaled(measured: Mapping[str, float], known: Mapping[str, float]) -> dict[str, float]:
+    """What was measured, in the seconds of the time and machine where some of it is known already.
+
+    Args:
+        measured: Seconds by method, side by side.
+        known: Those measured before, of some of the methods; they are kept.
+    """
+    ratios = [known[name] / seconds for name, seconds in measured.items() if name in known]
+    factor = statistics.median(ratios) if ratios else 1.0
+    return {name: known.get(name, factor * seconds) for name, seconds in measured.items()}
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

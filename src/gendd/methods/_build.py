@@ -1,0 +1,34 @@
+"""The method of a run."""
+
+from __future__ import annotations
+
+from gendd.config import RunConfig
+from gendd.methods import registry
+from gendd.methods.base import Method
+from gendd.models import Backbone, Frozen
+
+
+def build_method(
+    config: RunConfig,
+    backbone: Backbone,
+    teacher: Backbone | Frozen | None,
+    labels: bool | None = None,
+) -> Method:
+    """The method that ``config.method`` names.
+
+    Args:
+        config: The run's.
+        backbone: The student.
+        teacher: None for a method without one.
+        labels: Whether training sees labels; None: not known yet.
+
+    Raises:
+        UserError: the method can't learn from this teacher, or not with such labels.
+    """
+    method = registry.method_class(config.method)
+    return method(
+        backbone,
+        teacher if method.needs_teacher else None,
+        config.settings_of(config.method),
+        labels=labels,
+    )
