@@ -7,6 +7,7 @@ dotted path and the nearest valid one (see :mod:`gendd.cli` and :func:`from_dict
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,8 @@ Prediction = Literal["sample", "epsilon", "v"]
 MonitorName = Literal["auto", "top1", "agreement", "diffusion"]
 # what in a file names the recipes it is laid over; no setting of a run
 EXTENDS = "extends"
+# what a null ``training.epochs`` becomes: at least so many, more where they are few steps
+LEAST_EPOCHS, MOST_EPOCHS, ENOUGH_STEPS = 30, 300, 2000
 # the sections of timm's RandAugment strings
 _RANDAUGMENT = re.compile(
     r"rand(-(m\d+|n[1-9]\d*|p\d+(\.\d+)?|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]|t(weights|3aw?)))*"
@@ -84,7 +87,8 @@ class DataConfig:
         mixup_prob: Probability that a batch is mixed at all.
         mixup_switch_prob: Probability that a mixed batch is one of CutMix where both are on.
         label_smoothing: s in [0, 1): labels become (1-s) p + s/K. Nothing where training sees no labels.
-        batch_size: Images a step and process (a part of a step where ``training.accumulate`` says so).
+        batch_size: Batch size per process (of a part of a step where ``training.accumulate`` says so);
+            null: 128, and of less than 2,560 training images a twentieth, as a power of two of at least 16.
         workers: Loader processes for sets that stream from disk, and for what is done image by image
             (randaugment, color_jitter, erase_prob, bicubic crops); null: as many as there are cores,
             at most 8.
@@ -126,7 +130,7 @@ class DataConfig:
     mixup_prob: float = 1.0
     mixup_switch_prob: float = 0.5
     label_smoothing: float = 0.0
-    batch_size: int = 128
+    batch_size: int | None = None
     workers: int | None = None
     in_memory: bool | None = None
     max_corrupt: float = 0.01
@@ -159,7 +163,12 @@ class DataConfig:
         check(0 <= self.max_corrupt < 1, "data.max_corrupt", "a fraction in [0, 1)", self.max_corrupt)
         few, many = self.shot_thresholds or (1, 1)
         check(1 <= few <= many, "data.shot_thresholds", "1 <= few <= many, or null", self.shot_thresholds)
-        check(self.batch_size >= 1, "data.batch_size", "a positive integer", self.batch_size)
+        check(
+            self.batch_size is None or self.batch_size >= 1,
+            "data.batch_size",
+            "a positive integer or null",
+            self.batch_size,
+        )
         check(
             self.train_images is None or self.train_images >= 1,
             "data.train_images",
@@ -197,6 +206,12 @@ class DataConfig:
             "a number in [0, 1)",
             self.label_smoothing,
         )
+
+    def batch_of(self, images: int) -> int:
+        """The batch size per process for so many training images: ``batch_size``, or what null becomes."""
+        if self.batch_size is not None:
+            return self.batch_size
+        return max(16, min(128, 1 << int(math.log2(max(1, images / 20)))))
 
 
 @dataclass
@@ -334,7 +349,7 @@ class TrainingConfig:
     """Optimisation, common to every method.
 
     Args:
-        epochs: Passes over the training images.
+        epochs: Passes over the training images; null: 30, or as many more as make 2,000 steps, at most 300.
         lr: Peak learning rate.
         optimizer: ``adamw``, or ``sgd`` with ``momentum`` (not Nesterov's).
         momentum: Of sgd.
@@ -374,7 +389,7 @@ class TrainingConfig:
         progress: Show a progress bar; null: when a person watches.
     """
 
-    epochs: int = 30
+    epochs: int | None = None
     lr: float = 3e-3
     optimizer: Literal["adamw", "sgd"] = "adamw"
     momentum: float = 0.9
@@ -403,7 +418,12 @@ class TrainingConfig:
     progress: bool | None = None
 
     def __post_init__(self) -> None:
-        check(self.epochs >= 1, "training.epochs", "a positive integer", self.epochs)
+        check(
+            self.epochs is None or self.epochs >= 1,
+            "training.epochs",
+            "a positive integer or null",
+            self.epochs,
+        )
         check(self.lr > 0, "training.lr", "a positive number", self.lr)
         check(self.weight_decay >= 0, "training.weight_decay", "a non-negative number", self.weight_decay)
         check(0 <= self.momentum < 1, "training.momentum", "a number in [0, 1)", self.momentum)
@@ -414,9 +434,9 @@ class TrainingConfig:
             all(0 <= beta < 1 for beta in self.beta2), "training.beta2", "two numbers in [0, 1)", self.beta2
         )
         check(
-            self.warmup_epochs is None or 0 <= self.warmup_epochs < self.epochs,
+            self.warmup_epochs is None or 0 <= self.warmup_epochs < (self.epochs or LEAST_EPOCHS),
             "training.warmup_epochs",
-            f"null or a number in [0, {self.epochs}), the training's epochs",
+            f"null or a number in [0, {self.epochs or LEAST_EPOCHS}), the training's epochs",
             self.warmup_epochs,
         )
         check(self.ema is None or 0 < self.ema < 1, "training.ema", "a number in (0, 1) or null", self.ema)
@@ -441,6 +461,12 @@ class TrainingConfig:
             "a positive integer",
             self.checkpoint_every,
         )
+
+    def num_epochs(self, steps_per_epoch: int) -> int:
+        """Epochs of so many steps: ``epochs``, or what null becomes."""
+        if self.epochs is not None:
+            return self.epochs
+        return min(MOST_EPOCHS, max(LEAST_EPOCHS, -(-ENOUGH_STEPS // max(1, steps_per_epoch))))
 
 
 @dataclass

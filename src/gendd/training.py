@@ -123,9 +123,8 @@ def shows_progress(config: TrainingConfig) -> bool:
 
 def learning_rate_factor(step: int, steps_per_epoch: int, config: TrainingConfig) -> float:
     """Factor on the peak learning rate at an optimiser step, counted from 0."""
-    epochs = 0.1 * config.epochs if config.warmup_epochs is None else config.warmup_epochs
-    warmup = round(epochs * steps_per_epoch)
-    total = config.epochs * steps_per_epoch
+    total = config.num_epochs(steps_per_epoch) * steps_per_epoch
+    warmup = round(0.1 * total if config.warmup_epochs is None else config.warmup_epochs * steps_per_epoch)
     if step < warmup:
         return (step + 1) / warmup
     if config.schedule == "cosine":
@@ -368,7 +367,7 @@ class LightningMethod(lightning.LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.config.optimizer != "adamw":
             return
-        total = self.steps_per_epoch * self.config.epochs
+        total = self.steps_per_epoch * self.config.num_epochs(self.steps_per_epoch)
         for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
             group["betas"] = (self.config.beta1, beta2(self.global_step, total, self.config))
 
@@ -425,7 +424,7 @@ class LightningMethod(lightning.LightningModule):
         if config.optimizer == "sgd":
             optimiser = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
         else:
-            start = beta2(0, self.steps_per_epoch * config.epochs, config)
+            start = beta2(0, self.steps_per_epoch * config.num_epochs(self.steps_per_epoch), config)
             optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, start), fused=fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: learning_rate_factor(step, self.steps_per_epoch, config)
@@ -627,13 +626,13 @@ def _fit(
         callbacks.append(EMAWeightAveraging(device=device, decay=config.ema))
     if bar:
         callbacks.append(Progress(leave=True))
-    precision = resolve_precision(config.precision, device)
+    precision, epochs = resolve_precision(config.precision, device), config.num_epochs(module.steps_per_epoch)
     with _quiet():
         trainer = lightning.Trainer(
             accelerator=device.type,
             devices=1,
             precision=_PRECISIONS[precision],
-            max_epochs=config.epochs,
+            max_epochs=epochs,
             accumulate_grad_batches=module.accumulate,
             # whole steps: Lightning would give what is left over at the end of an epoch less weight
             limit_train_batches=module.steps_per_epoch * module.accumulate if module.accumulate > 1 else 1.0,
@@ -659,7 +658,7 @@ def _fit(
             if resumed and ("state_dict" in str(error) or isinstance(error, KeyError)):
                 raise _foreign(start) from error
             raise
-        if config.epochs % config.checkpoint_every:
+        if epochs % config.checkpoint_every:
             trainer.save_checkpoint(start)
     value = None if best is None or best.best_model_score is None else float(best.best_model_score)
     return {

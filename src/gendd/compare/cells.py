@@ -111,7 +111,7 @@ def run_cell(job: Job) -> Row:
         try:
             if not (job.folder / "metrics.json").is_file():
                 _execute(job)
-            row = {**_figures(job.folder), "peak_memory_mb": _peak(), **_circumstances(job.config)}
+            row = {**_figures(job), "peak_memory_mb": _peak(), **_circumstances(job.config)}
         except Exception as error:  # whatever a method raises is told in its row, and the others go on
             print(f"error: {typed_line(error)}", file=log)
             return {"error": _one_line(error), **_circumstances(job.config)}
@@ -160,10 +160,10 @@ def locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _figures(folder: Path) -> Row:
+def _figures(job: Job) -> Row:
     """What a finished run's folder tells of it."""
-    run = RunFolder.open(folder)
-    metrics = run.metrics
+    folder = job.folder
+    metrics = RunFolder.open(folder).metrics
     student, about = metrics["student"], metrics["run"]
     fitted = json.loads((folder / "checkpoints" / "finished.json").read_text(encoding="utf-8"))
     readouts: dict[str, Any] = student["readouts"]
@@ -181,7 +181,7 @@ def _figures(folder: Path) -> Row:
         "test": figures.get("agreement") if test is None else test,
         "validation": validation.get("percent", validation.get("loss")),
         "monitor": validation.get("metric"),
-        "curve": _curve(run),
+        "curve": _curve(job),
         "train_seconds": round(seconds, 2),
         **{name: figures.get(name) for name in ("parameters", "multiply_adds", "latency_ms")},
         "error": None,
@@ -196,9 +196,9 @@ def _stage1_seconds(folder: Path) -> float:
     return float(json.loads(path.read_text(encoding="utf-8"))["seconds"])
 
 
-def _curve(run: RunFolder) -> list[float]:
+def _curve(job: Job) -> list[float]:
     """What validation found after each epoch, by what chose the checkpoint."""
-    rows = curves(run.folder, run.config.readout.name)
+    rows = curves(job.folder, job.config.readout.name)
     metric = next((name for name in _CURVES if any(name in row for row in rows)), None)
     if metric is None:
         return []

@@ -232,19 +232,36 @@ class _Table:
 
     def _total(self) -> int:
         """How many cells there are to be, of the methods that are run."""
-        groups = [group for group in self.plan.groups if group.method in self.only]
-        return sum(len(group.rates) + len(self.plan.seeds) - 1 for group in groups)
+        total = 0
+        for group in self.plan.groups:
+            if group.method not in self.only:
+                continue
+            if self._epochs.get(group.title, 0) is None:
+                total += 1
+                continue
+            ends = self._settled(group) and self._chosen(group) is None
+            total += len(group.rates) + (0 if ends else len(self.plan.seeds) - 1)
+        return total
+
+    def _first(self, group: Group) -> list[Key]:
+        """The cells that choose the rate of a group."""
+        return [self._key(group, self.plan.seeds[0], rate) for rate in group.rates]
+
+    def _settled(self, group: Group) -> bool:
+        """Whether the cells that choose the rate of a group have ended, for better or worse."""
+        runs = group.method in self.only and not self.dry
+        return all(
+            key in self.finished or (key in self.failed and (key in self.ended or not runs))
+            for key in self._first(group)
+        )
 
     def _chosen(self, group: Group) -> float | None:
         """The rate of a group; None while it is not settled, or where none of its cells came to an end."""
         if len(group.rates) == 1:
             return group.rates[0]
-        keys = [self._key(group, self.plan.seeds[0], rate) for rate in group.rates]
-        runs = group.method in self.only and not self.dry
-        for key in keys:
-            if key not in self.finished and (key not in self.failed or (runs and key not in self.ended)):
-                return None
-        return best_rate([self.finished[key] for key in keys if key in self.finished])
+        if not self._settled(group):
+            return None
+        return best_rate([self.finished[key] for key in self._first(group) if key in self.finished])
 
     def _key(self, group: Group, seed: int, rate: float) -> Key:
         return *group.place, group.method, seed, rate

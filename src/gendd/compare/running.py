@@ -17,6 +17,8 @@ from gendd.compare.plan import Cell
 from gendd.compare.results import Row
 from gendd.data.images import cores
 
+# runs the cell of a job file, which is its last word
+COMMAND = (sys.executable, "-P", "-m", "gendd.compare.cells")
 _POLL = 0.05
 _PATIENCE = 5.0
 
@@ -98,7 +100,7 @@ def _start(
         environment["CUDA_VISIBLE_DEVICES"] = device
     with job.log.open("ab") as log:
         process = subprocess.Popen(
-            [sys.executable, "-P", "-m", "gendd.compare.cells", str(file)],
+            [*COMMAND, str(file)],
             stdin=subprocess.PIPE,
             stdout=log,
             stderr=log,

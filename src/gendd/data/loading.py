@@ -286,11 +286,12 @@ def train_loader(
         )
     order = torch.randperm(len(data.train), generator=_generator(seed, epoch, "order"))
     mine = order[rank * share : (rank + 1) * share]
-    full = share // config.batch_size * config.batch_size
+    batch_size = config.batch_of(len(data.train))
+    full = share // batch_size * batch_size
     return Batches(
         data.train,
         mine[: full or share],
-        config.batch_size,
+        batch_size,
         _workers(config.workers),
         how,
     )

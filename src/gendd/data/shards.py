@@ -211,9 +211,10 @@ def steps_of(shards: Shards, config: DataConfig, world_size: int) -> tuple[int, 
             f"Expected at most one training process an image, got {world_size} for {len(shards)} training "
             "images; start fewer processes, or give more images."
         )
+    batch_size = config.batch_of(len(shards))
     if config.resampled:
-        return config.steps_per_epoch or max(1, share // config.batch_size), config.batch_size
-    batch_size = min(share, config.batch_size)
+        return config.steps_per_epoch or max(1, share // batch_size), batch_size
+    batch_size = min(share, batch_size)
     steps = config.steps_per_epoch or share // batch_size
     if steps * batch_size > share:
         raise UserError(

@@ -26,8 +26,8 @@ def check(student: Student, readout: str | None) -> None:
         )
     if "projector" in student.backbone.arguments:
         raise UserError(
-            f"Export to timm: expected a network as timm builds it, got {name} with a projector; export it to "
-            "onnx, torch-export or safetensors."
+            f"Export to timm: expected a network as timm builds it, got {name} with a projector; export it "
+            "to onnx, torch-export or safetensors."
         )
     if readout not in (None, "linear"):
         raise UserError(

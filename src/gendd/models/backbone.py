@@ -14,7 +14,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendd.errors import UserError, first_line
-from gendd.models.feature import FeatureNetwork, Reading, View, as_map, sample_images, still
+from gendd.models.feature import (
+    FeatureNetwork,
+    Reading,
+    View,
+    as_map,
+    sample_images,
+    stage_names,
+    still,
+    tapped,
+)
 
 _MEASURED_SIDE = 32
 # ITU-R BT.601, as image libraries turn RGB to grey
@@ -103,6 +112,9 @@ class Backbone(nn.Module):
         self.classifier_name = self._find_classifier() if classifier else None
         self._dtype: torch.dtype | None = None
         self._view: View | None = None
+        self._noise_size: tuple[int, int] | None = None
+        self._stage_names: list[str] | None = None
+        self._stage_dims: list[int] | None = None
         self._map_shape: tuple[int, int, int] | Literal["unknown"] | None = "unknown"
         shape = (1, channels, 1, 1)
         self.register_buffer("mean", torch.tensor(self.input_mean).reshape(shape), persistent=False)
@@ -259,6 +271,40 @@ class Backbone(nn.Module):
             found = self._as_feature(found)
         return self._as_feature(feature), found
 
+    def with_stages(self, images: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """As :meth:`with_map`, and the last map (B, E, h, w) of each coarser grid on the way to it.
+
+        The finest comes first, and the grid of the map itself is left out. A network that keeps one grid, as
+        plain vision transformers do, has none.
+        """
+        taken: dict[str, Tensor] = {}
+        feature, found = self._tapped(taken).with_map(images)
+        return feature, found, [self._as_feature(taken[name]) for name in self._stages()]
+
+    def _tapped(self, taken: dict[str, Tensor]) -> Backbone:
+        """This one, sharing everything, which puts the maps of its stages into a dictionary."""
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        net = tapped(self.net, self._stages(), taken.__setitem__)
+        copy._modules = {**self._modules, "net": net}
+        return copy
+
+    def _stages(self) -> list[str]:
+        if self._stage_names is None:
+            size = self._sizes()[0] if self.has_map else (0, 0)
+            run = cast("Callable[[], Tensor]", lambda: self.on_noise()[1])
+            self._stage_names = stage_names(self.net, run, size) if self.has_map else []
+        return self._stage_names
+
+    @property
+    def stage_dims(self) -> list[int]:
+        """The channels of the maps that :meth:`with_stages` adds."""
+        if self._stage_dims is None:
+            taken: dict[str, Tensor] = {}
+            self._tapped(taken).on_noise()
+            self._stage_dims = [taken[name].shape[1] for name in self._stages()]
+        return self._stage_dims
+
     @property
     def map_shape(self) -> tuple[int, int, int] | None:
         """(E, h, w) of the map of an image of the network's own size; None without a map.
@@ -272,17 +318,22 @@ class Backbone(nn.Module):
 
     def on_noise(self) -> tuple[Tensor, Tensor | None]:
         """What :meth:`with_map` gives of images of noise, in eval mode, of a size that makes a map if any."""
-        sizes = [self.image_size] if self.image_size is not None else [(32, 32), (224, 224)]
         last: tuple[Tensor, Tensor | None] | None = None
-        for size in sizes:
+        for size in self._sizes():
             with still(self.net):
                 try:
                     last = self.read_with_map(sample_images(self.net, self.channels, size))
                 except Exception:  # too small for the network
                     continue
             if last[1] is not None:
+                self._noise_size = size
                 break
         return last if last is not None else (self.mean.new_zeros(1, self.feature_dim), None)
+
+    def _sizes(self) -> list[tuple[int, int]]:
+        """Sizes of images that are tried, that which gave a map alone once it is known."""
+        known = self._noise_size or self.image_size
+        return [known] if known is not None else [(32, 32), (224, 224)]
 
     @property
     def has_map(self) -> bool:

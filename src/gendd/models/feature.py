@@ -163,6 +163,60 @@ def _with(net: nn.Module, path: str, twin: Callable[[nn.Module], nn.Module]) -> 
     return copy
 
 
+def stage_names(net: nn.Module, run: Callable[[], Tensor], size: tuple[int, int]) -> list[str]:
+    """The modules that give the last map of each grid finer than the final one, the finest grid first.
+
+    Of the modules of one grid the last of those that lie least deep is taken: a stage's output, not what a
+    block of the next stage makes of it first.
+
+    Args:
+        net: The network.
+        run: Runs it once on images of one size and gives the final map (B, E, h, w).
+        size: (H, W) of the images, of which a map's grid is a whole part.
+    """
+    seen: dict[tuple[int, int], tuple[int, str]] = {}
+
+    def note(name: str, output: Any) -> None:
+        if not isinstance(output, Tensor) or output.dim() != 4:
+            return
+        grid, depth = (output.shape[2], output.shape[3]), name.count(".")
+        # attention weights of as many queries as keys are no map, nor are channels that come last
+        steps = [-(-side // max(1, round(side / cells))) for side, cells in zip(size, grid, strict=True)]
+        if steps == list(grid) and depth <= seen.get(grid, (depth, ""))[0]:
+            seen[grid] = depth, name
+
+    handles = [
+        module.register_forward_hook(lambda _, __, out, name=name: note(name, out))
+        for name, module in net.named_modules()
+        if name
+    ]
+    try:
+        final = run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    finer = [grid for grid in seen if grid[0] > final.shape[2]]
+    return [seen[grid][1] for grid in sorted(finer, reverse=True)]
+
+
+def tapped(net: nn.Module, names: Sequence[str], take: Callable[[str, Tensor], None]) -> nn.Module:
+    """The network with the outputs of some of its modules, all maps, handed on too; it shares all of it."""
+
+    def twin_of(name: str) -> Callable[[nn.Module], nn.Module]:
+        def twin(module: nn.Module) -> nn.Module:
+            found = _shallow(module)
+            found._forward_hooks = OrderedDict(module._forward_hooks)
+            # copied, as what follows may work in place
+            found.register_forward_hook(lambda _, __, output: take(name, output.clone()))
+            return found
+
+        return twin
+
+    for name in names:
+        net = _with(net, name, twin_of(name))
+    return net
+
+
 def _first_tensor(output: Any) -> Tensor:
     """The tensor of a module's output, or the first one of a tuple or mapping."""
     values = output.values() if isinstance(output, Mapping) else output

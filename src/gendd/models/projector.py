@@ -71,20 +71,24 @@ class Projected(nn.Module):
         return found
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Normalised images (B, C, H, W) -> the projected map (B, D, h, w), of h = w = 1 pooled.
+        """Normalised images (B, C, H, W) -> the projected map (B, D, h, w).
 
-        Where the last convolution is linear it comes after pooling outside of training.
+        Of a projector that ends linearly it is the map before its last convolution, (B, hidden, h, w):
+        that one costs less after pooling (see :meth:`expanded`).
         """
         found = self.body_map(x)
-        if self.training or self.projector.expand_norm is not None:
-            projected: Tensor = self.projector(found)
-            return projected
-        pooled: Tensor = self.projector.expand(F.adaptive_avg_pool2d(self.projector.hidden(found), 1))
-        return pooled
+        rectified = self.projector.expand_norm is not None
+        projected: Tensor = self.projector(found) if rectified else self.projector.hidden(found)
+        return projected
+
+    def expanded(self, x: Tensor) -> Tensor:
+        """What :meth:`forward_features` gives, or its mean (B, …, 1, 1) -> the projected map (B, D, h, w)."""
+        projected: Tensor = x if self.projector.expand_norm is not None else self.projector.expand(x)
+        return projected
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """The projected map -> logits (B, K), or the feature (B, D) if ``pre_logits``."""
-        x = F.adaptive_avg_pool2d(x, 1).flatten(1)
+        """What :meth:`forward_features` gives -> logits (B, K), or the feature (B, D) if ``pre_logits``."""
+        x = self.expanded(F.adaptive_avg_pool2d(x, 1)).flatten(1)
         return x if pre_logits else self.fc(x)
 
     def get_classifier(self) -> nn.Linear:
@@ -110,8 +114,8 @@ def project(backbone: Backbone, width: int, hidden: int, classes: int, rectified
     """
     if not backbone.has_map:
         raise UserError(
-            f"{backbone.name}: expected a network with a map before its feature, which a projector takes, got "
-            "one without; choose another network."
+            f"{backbone.name}: expected a network with a map before its feature, which a projector takes, "
+            "got one without; choose another network."
         )
     projector = Projector(backbone.map_dim, width, hidden, rectified)
     described: dict[str, Any] = {"width": width, "hidden": hidden, "rectified": rectified}

@@ -25,7 +25,7 @@ from gendd.run.finished import Run
 from gendd.run.measuring import measure
 from gendd.run.networks import teacher_network, with_classes
 from gendd.run.output import check_folder, claim
-from gendd.run.settings import methods_of, trains_teacher
+from gendd.run.settings import methods_of, sized, trains_teacher
 from gendd.run.teacher import freeze, teacher_run
 from gendd.run.training import Trained, settle_readout, train
 from gendd.training import resolve_device
@@ -62,6 +62,7 @@ def execute(
     network = teacher_network(config, data, networks)
     data = with_classes(config, data, network)
     say(describe(data))
+    config = sized(config, data)
     check_networks(config, data, network, networks)
     if network is not None:
         say(f"teacher {network.describe()}")

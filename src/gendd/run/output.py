@@ -10,7 +10,7 @@ from gendd.config import RunConfig, dump, load_config, to_dict
 from gendd.errors import UserError
 from gendd.files import write_text
 from gendd.run.folder import RunFolder
-from gendd.run.settings import absolute, binding, data_paths
+from gendd.run.settings import SIZED, absolute, binding, data_paths
 
 # all that a run writes into its folder
 _WRITTEN = (
@@ -70,7 +70,8 @@ def check_folder(folder: Path, config: RunConfig, overwrite: bool, resume: bool)
         changed = [
             f"{name} was {value!r} and is {theirs[name]!r}"
             for name, value in ours.items()
-            if value != theirs[name]
+            # null becomes a number when the run starts
+            if value != theirs[name] and not (theirs[name] is None and name in SIZED)
         ]
         if changed:
             more = ", …" if len(changed) > 4 else ""

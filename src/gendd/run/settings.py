@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 from gendd.config import DataConfig, RunConfig
-from gendd.data import Data
+from gendd.data import Data, train_loader
 from gendd.data.tars import is_remote
+from gendd.messages import say
 from gendd.methods.registry import method_class
 
 # settings that may differ between a run and its continuation, and do not make another teacher
@@ -20,6 +22,25 @@ _FREE = (
         for key in ("checkpoint_every", "device", "loggers", "progress")
     }
 )
+
+
+# settings that a run's configuration has as numbers, whatever null becomes
+SIZED = {"data.batch_size", "training.epochs"}
+
+
+def sized(config: RunConfig, data: Data) -> RunConfig:
+    """The configuration with batch size and epochs as numbers, for so many training images."""
+    batch = config.data.batch_of(len(data.train))
+    batches = len(train_loader(data, dataclasses.replace(config.data, batch_size=batch), seed=0, epoch=0))
+    steps = max(1, batches // config.training.accumulate)
+    epochs = config.training.num_epochs(steps)
+    if config.training.epochs is None or config.data.batch_size is None:
+        say(f"{epochs} epochs of {steps:,} steps, batch size {batch} (training.epochs, data.batch_size)")
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, batch_size=batch),
+        training=dataclasses.replace(config.training, epochs=epochs),
+    )
 
 
 def methods_of(config: RunConfig) -> list[str]:

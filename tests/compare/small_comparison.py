@@ -1,0 +1,55 @@
+"""A comparison small enough to be run in a test, and what of it can be compared."""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+from gendd.compare.results import VARYING, read_rows
+
+SMALL: dict[str, Any] = {
+    "base": {
+        "teacher.name": "cifar/resnet8x0.5",
+        "student.name": "cifar/resnet8x0.5",
+        "data": {"train_images": 96, "batch_size": 32},
+        "teacher_training": {
+            "epochs": 1,
+            "lr": 0.02,
+            "precision": "fp32",
+            "loggers": ["csv"],
+            "progress": False,
+        },
+        "training.precision": "fp32",
+        "gendd": {"head_width": 16, "repeats": 2, "token_width": 32},
+        "readout": {"num_samples": 1, "steps": 2},
+    },
+    "methods": {"kd": {"method": "kd"}, "gendd": {}},
+    "seeds": [0],
+    "rates": [0.02],
+    "budget": {"epochs": 1},
+    "reference": "kd",
+}
+
+
+def small(**changes: Any) -> dict[str, Any]:
+    """The file with keys replaced; those of None are left out."""
+    return {key: value for key, value in copy.deepcopy(SMALL | changes).items() if value is not None}
+
+
+def steady(path: Path) -> list[dict[str, Any]]:
+    """The rows of a results file without what differs from one repetition to the next."""
+    return [{key: value for key, value in row.items() if key not in VARYING} for row in read_rows(path)]
+
+
+def run_without_pages(file: dict[str, Any], out: str, cache: str) -> None:
+    """Run a comparison in a process that a test kills; without reports, which take longer than the runs."""
+    os.environ["GENDD_CACHE"] = cache
+    sys.stderr = open(os.devnull, "w")  # noqa: SIM115
+    from gendd import report
+    from gendd.compare import compare
+
+    report.write_report = lambda content, path: path
+    compare(file, out)
