@@ -131,6 +131,10 @@ def _execute(command: str, words: list[str]) -> int:
     console = Console()
     report.print_table(run.metrics, console)
     console.print(f"report  {run.report}\nstudent {run.folder / 'student'}", highlight=False, soft_wrap=True)
+    best = run.metrics["run"].get("best")
+    if best is not None and best["method"] != config.method:
+        found = f"best on validation images: {best['method']}, {best['percent']:.2f} %"
+        console.print(f"{found} ({run.folder / best['folder'] / 'student'})", highlight=False, soft_wrap=True)
     return 0
 
 

@@ -9,6 +9,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -288,7 +289,9 @@ def test_ctrl_c_ends_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ):
             raise KeyboardInterrupt
 
-    monkeypatch.setattr("gendd.compare.running.time.sleep", stopped)
+    # of that module alone: processes are waited for by sleeping too
+    clock = SimpleNamespace(sleep=stopped, monotonic=time.monotonic)
+    monkeypatch.setattr("gendd.compare.running.time", clock)
     with pytest.raises(KeyboardInterrupt):
         compare(small(), tmp_path, jobs=2)
     for path in tmp_path.glob("jobs/*.pid"):

@@ -347,7 +347,7 @@ class _Table:
         left = max(0, self._total() - done)
         row = self.finished.get(cell.coordinates) or self.failed[cell.coordinates]
         told = row["error"] and f"failed: {row['error']} ({self._logs / cell.key}.txt)"
-        told = told or f"{number(row['test'])} %, {duration(row['train_seconds'])} of training"
+        told = told or f"{number(row['test'])} %, {duration(row['train_seconds'] or 0.0)} of training"
         rest = f", about {duration(seconds / count * left)} left" if left else ""
         title = f"{cell.group.title} · rate {cell.rate:g} · seed {cell.seed}"
         say(f"{title}: {told} [{done}/{self._total()} cells, {duration(seconds)}{rest}]")

@@ -13,13 +13,14 @@ from torch import nn
 from gendd import report
 from gendd.config import RunConfig, dump, with_settings
 from gendd.data import Data, describe, load_data
-from gendd.files import write_json
+from gendd.files import write_json, write_text
 from gendd.messages import say
-from gendd.methods.registry import section
+from gendd.methods.registry import method_class, section
 from gendd.modelcard import write_card
-from gendd.models import Backbone, Frozen, load_weights, teacher_class_names
+from gendd.models import Backbone, Frozen, count_parameters, load_weights, teacher_class_names
 from gendd.provenance import provenance
 from gendd.run import exhibits
+from gendd.run.advice import advice, best_on_validation
 from gendd.run.checks import check_names, check_networks
 from gendd.run.finished import Run
 from gendd.run.measuring import measure
@@ -28,6 +29,7 @@ from gendd.run.output import check_folder, claim
 from gendd.run.settings import methods_of, sized, trains_teacher
 from gendd.run.teacher import freeze, teacher_run
 from gendd.run.training import Trained, settle_readout, train
+from gendd.student import Student
 from gendd.training import resolve_device
 
 
@@ -95,6 +97,23 @@ def execute(
     if pick is not None:
         metrics["student"]["readout_pick"] = {"metric": pick.metric, "percent": pick.percent}
     write_card(folder / "student" / "README.md", main, metrics)
+    for name in metrics["baselines"]:
+        _save_baseline(
+            _place(folder, config, name), config, name, results[name].student, data, teacher, metrics
+        )
+    warnings = advice(config, metrics, confusion, results[config.method].result.steps)
+    metrics["run"]["warnings"] = warnings
+    for line in warnings:
+        say(f"warning: {line}")
+    best = best_on_validation(metrics)
+    if best is not None and metrics["baselines"]:
+        name, percent = best
+        place = _place(folder, config, name)
+        metrics["run"]["best"] = {
+            "method": name,
+            "percent": percent,
+            "folder": str(place.relative_to(folder)),
+        }
     content = report.ReportData(
         title=folder.name,
         metrics=metrics,
@@ -109,6 +128,38 @@ def execute(
     # last: a folder with it is a finished run
     write_json(folder / "metrics.json", metrics)
     return Run(folder)
+
+
+def _save_baseline(
+    place: Path,
+    config: RunConfig,
+    name: str,
+    student: Student,
+    data: Data,
+    teacher: Frozen | None,
+    metrics: dict[str, Any],
+) -> None:
+    """Make the folder that a baseline was trained in a finished run of its own, without a report."""
+    own = with_settings(dataclasses.replace(config, method=name, baselines=[], out=str(place)))
+    student.info |= _info(own, data, teacher)
+    student.save(place / "student")
+    figures = metrics["baselines"][name]
+    fitted = {key: figures[key] for key in ("name", "train_seconds", "validation")}
+    readout = {key: value for key, value in figures.items() if key not in (*fitted, "label")}
+    found = {
+        "run": {**metrics["run"], "method": name, "name": place.name},
+        "teacher": metrics["teacher"] if method_class(name).needs_teacher else None,
+        "student": {
+            **fitted,
+            "parameters": count_parameters(student.backbone),
+            "readouts": {student.readout: readout},
+            "readout": student.readout,
+        },
+        "baselines": {},
+    }
+    write_card(place / "student" / "README.md", student, found)
+    write_text(place / "config.yaml", dump(own))
+    write_json(place / "metrics.json", found)
 
 
 def prepared_teacher(

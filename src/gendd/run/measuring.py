@@ -16,6 +16,7 @@ from gendd.config import ReadoutName, RunConfig, to_dict
 from gendd.data import Data
 from gendd.embedding import embedding_scores
 from gendd.evaluation import OutputName, Scores, evaluate, latency_images, memory_format, readout_costs
+from gendd.methods.registry import is_file, label
 from gendd.models import Frozen, count_parameters
 from gendd.run.settings import sees_labels
 from gendd.run.training import Trained
@@ -62,7 +63,7 @@ def measure(
     for name, trained in results.items():
         scores = measuring.scores(trained.student.to(device).eval(), teacher)
         if name != config.method:
-            metrics["baselines"][name] = measuring.baseline(trained, scores)
+            metrics["baselines"][name] = measuring.baseline(name, trained, scores)
             continue
         metrics["student"] = measuring.student(trained, scores, embedding)
         if main.readouts:
@@ -144,10 +145,15 @@ class _Measuring:
         own.pop("agreement", None)
         return {"name": self.config.teacher.name, **own}
 
-    def baseline(self, trained: Trained, scores: dict[ReadoutName, Scores]) -> dict[str, Any]:
-        """Figures of a baseline, of its linear readout."""
-        figures = self._figures(trained.student, "linear", scores)
-        return {"name": self.config.student.name, **figures, **_fitted(trained.result)}
+    def baseline(self, name: str, trained: Trained, scores: dict[ReadoutName, Scores]) -> dict[str, Any]:
+        """Figures of a baseline, of its student's own readout."""
+        figures = self._figures(trained.student, trained.student.readout, scores)
+        return {
+            "name": self.config.student.name,
+            **({"label": label(name)} if is_file(name) else {}),
+            **figures,
+            **_fitted(trained.result),
+        }
 
     def student(
         self, trained: Trained, scores: dict[ReadoutName, Scores], embedding: dict[str, Any]

@@ -1,0 +1,78 @@
+"""What a finished run warns of, each with the command to try."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from gendd.config import RunConfig
+from gendd.methods.registry import label
+
+FEW_STEPS = 500
+# share of the predictions that one class may have where no class has that many images
+_NEARLY_ALL = 0.9
+
+
+def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None, steps: int) -> list[str]:
+    """Warnings of a finished run, a line each; none where all is well.
+
+    Args:
+        config: The run's.
+        metrics: Its figures.
+        confusion: (K, K) counts of the student's own readout, rows true classes; None without.
+        steps: Optimiser steps the student was trained for.
+    """
+    lines = []
+    if steps < FEW_STEPS:
+        epochs = config.training.num_epochs(1)
+        more = max(epochs + 1, round(epochs * FEW_STEPS * 2 / max(1, steps)))
+        lines.append(f"the student was trained for {steps} steps only; try --training.epochs {more}")
+    if confusion is not None and len(confusion) > 2 and int(confusion.sum()) > 0:
+        predicted, true = confusion.sum(0).double(), confusion.sum(1).double()
+        share = float(predicted.max() / predicted.sum())
+        if share > _NEARLY_ALL and float(true.max() / true.sum()) < 0.5:
+            rate = f"--training.lr {config.training.lr / 3:.2g}"
+            lines.append(
+                f"one class takes {100 * share:.0f} % of the predictions: the student has learned next to "
+                f"nothing; try more epochs, or {rate}"
+            )
+    own, measure = own_figure(metrics["student"])
+    better = {}
+    for name, figures in metrics["baselines"].items():
+        value = figures.get(measure) if measure is not None else None
+        if own is not None and value is not None and value > own:
+            better[name] = value
+    if better:
+        name = max(better, key=lambda each: better[each])
+        assert own is not None
+        lines.append(
+            f"{label(name)}, trained beside it, is better on the test images ({better[name]:.2f} against "
+            f"{own:.2f} %); its student is in baselines/{name}, or try more epochs or another --training.lr"
+        )
+    return lines
+
+
+def own_figure(student: dict[str, Any]) -> tuple[float | None, str | None]:
+    """The figure of a student's own readout and what it is, ``top1`` or ``agreement``; None without."""
+    figures = student["readouts"].get(student.get("readout") or "", {})
+    for measure in ("top1", "agreement"):
+        if figures.get(measure) is not None:
+            return float(figures[measure]), measure
+    return None, None
+
+
+def best_on_validation(metrics: dict[str, Any]) -> tuple[str, float] | None:
+    """The method whose student is best on the validation images, and its percent; None where they can't be
+    compared."""
+    run, found = metrics["run"], {}
+    for name, figures in {**metrics["baselines"], run["method"]: metrics["student"]}.items():
+        chosen = figures.get("validation")
+        if chosen is None or "percent" not in chosen:
+            return None
+        kind = "agreement" if chosen["metric"] == "val/agreement" else "top1"
+        found[name] = (kind, float(chosen["percent"]))
+    if len({kind for kind, _ in found.values()}) != 1:
+        return None
+    name = max(found, key=lambda each: (found[each][1], each == run["method"]))
+    return name, found[name][1]
