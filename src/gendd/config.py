@@ -297,13 +297,24 @@ class GenDDConfig:
         standardise: Centre and scale the teacher's feature per dimension.
         time_power: p in t = T (1 - (1-u)^p), u uniform: 1 is uniform, more is denser towards pure
             noise, where only the condition tells what to generate.
-        head_width: Width of the head.
+        head_width: Width of the head; null: 256, or less where a pass of it would cost more than a quarter of
+            the student's multiply-adds, or a training step's rows more than the student.
         head_depth: Residual blocks of the head.
         zero_init: Start the head's modulations and output layer at zero, as published; the student
             gets no gradient until they have grown.
         timesteps: T, length of the diffusion schedule.
         probe: What the linear readout learns from: ``labels``, ``teacher`` (the teacher's
             predictions), ``none``, or ``auto``: labels where training may see them, else the teacher.
+        map_weight: Weight of the regression of the teacher's last map, at every position, from the student's;
+            0: learn from the pooled feature alone, as published. Networks without maps always do.
+        stage_weight: Weight of the regression of maps of finer grids, of the two stages before the last.
+        projector: Channels between the convolutions that map the student's last map to the teacher's
+            feature, which are part of the student: its feature is then an estimate of the teacher's, and
+            readout ``mean`` is the teacher's classifier of it. 0: none is deployed. Null: half the teacher's
+            width, or less where it would cost more than a quarter of the student's multiply-adds.
+        diffusion_weight: Weight of the diffusion loss.
+        label_weight: Weight with which the cross-entropy of the linear readout reaches the student itself,
+            where labels are seen; null: 1 where the teacher does not have the classes of the labels, else 0.
         refit: Fit the linear readout anew after the training, to ``labels``, the ``teacher``'s
             probabilities or those of readout ``mean`` on the training images as they are, and keep the
             better of the two on the validation images; ``none`` leaves the one that was trained along.
@@ -321,10 +332,15 @@ class GenDDConfig:
     learned_variance: bool = False
     standardise: bool = True
     time_power: float = 2.0
-    head_width: int = 256
+    head_width: int | None = None
     head_depth: int = 3
     zero_init: bool = False
     timesteps: int = 1000
+    map_weight: float = 1.0
+    stage_weight: float = 1.0
+    projector: int | None = None
+    diffusion_weight: float = 1.0
+    label_weight: float | None = None
     probe: Literal["auto", "labels", "teacher", "none"] = "auto"
     refit: Literal["none", "labels", "teacher", "mean"] = "none"
 
@@ -339,8 +355,29 @@ class GenDDConfig:
             "a probability in [0, 1)",
             self.condition_dropout,
         )
-        for name in ("token_width", "repeats", "head_width", "head_depth"):
+        for name in ("token_width", "repeats", "head_depth"):
             check(getattr(self, name) >= 1, f"gendd.{name}", "a positive integer", getattr(self, name))
+        check(
+            self.head_width is None or self.head_width >= 1,
+            "gendd.head_width",
+            "a positive integer or null",
+            self.head_width,
+        )
+        check(
+            self.projector is None or self.projector >= 0,
+            "gendd.projector",
+            "a non-negative integer or null",
+            self.projector,
+        )
+        for name in ("map_weight", "stage_weight", "diffusion_weight"):
+            value = getattr(self, name)
+            check(value >= 0, f"gendd.{name}", "a non-negative number", value)
+        check(
+            self.label_weight is None or self.label_weight >= 0,
+            "gendd.label_weight",
+            "a non-negative number or null",
+            self.label_weight,
+        )
         check(self.timesteps >= 2, "gendd.timesteps", "an integer of at least 2", self.timesteps)
 
 

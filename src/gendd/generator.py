@@ -30,6 +30,29 @@ from gendd.diffusion import (
     predicted_x0,
 )
 from gendd.errors import UserError, did_you_mean
+from gendd.models import Backbone
+
+HEAD_WIDTH = 256
+
+
+def head_width(backbone: Backbone, feature_width: int, config: GenDDConfig) -> int:
+    """The width of a head that stays small beside the student: 256, or a half, a quarter, … of it.
+
+    Small is a quarter of the student's multiply-adds for one pass, and as many as the student's for the rows
+    that an image has in a training step.
+
+    Args:
+        backbone: The student.
+        feature_width: D.
+        config: The head's other settings.
+    """
+    count = tokens.num_tokens(feature_width, min(config.token_width, feature_width))
+    allowed = backbone.noise_cost() / max(4, config.repeats)
+    # layers of the width squared by token: 3 of modulation and 2 others a block, 3 at the end
+    layers, width = 5 * config.head_depth + 3, HEAD_WIDTH
+    while width > 16 and backbone.feature_dim * width + count * layers * width**2 > allowed:
+        width //= 2
+    return width
 
 
 class FeatureGenerator(nn.Module):
@@ -61,12 +84,14 @@ class FeatureGenerator(nn.Module):
         if config.prediction == "epsilon":
             # x̂_0 has σ / √ᾱ times the error of ε̂: thousands at T-1, here 3
             self.mean_time = self.schedule.nearest(0.1)
+        # the student's feature estimates the teacher's: it was regressed to it
+        self.direct = bool(config.projector)
         self.norm = nn.LayerNorm(condition_width)
         self.head = Head(
             self.token_width,
             condition_width,
             self.num_tokens,
-            config.head_width,
+            config.head_width or HEAD_WIDTH,
             config.head_depth,
             self.token_width * (2 if config.learned_variance else 1),
             config.zero_init,
@@ -114,6 +139,12 @@ class FeatureGenerator(nn.Module):
         x_t = add_noise(x0, t, noise, self.schedule)
         output = self.head(x_t, t, z, token)
         return diffusion_loss(output, x0, x_t, t, noise, self.schedule, self.prediction)
+
+    def expected(self, student_features: Tensor) -> Tensor:
+        """E[f | s] (B, D) of student features (B, d): what they estimate, else :meth:`mean`."""
+        if self.direct:
+            return student_features.float()
+        return self.mean(self.condition(student_features))
 
     def mean(self, condition: Tensor) -> Tensor:
         """E[f | z] in one pass, the head's x̂_0 at x_t = 0; (B, d) -> (B, D) teacher features.

@@ -57,6 +57,16 @@ def test_a_map_is_rounded_alike_when_it_is_computed_and_when_it_is_found(
     assert torch.equal(computed[2], found[2])
     assert found[2].dtype == exact[2].dtype
     torch.testing.assert_close(found[2], exact[2], rtol=2**-11, atol=1e-7)
+    # those of stages begin with the map, and answer for it
+    *_, last, stages = recorded.with_stages(images())
+    exact_stages = teacher.with_stages(images())[3]
+    again = recorded.with_stages(images())
+    assert torch.equal(last, found[2]) and torch.equal(again[2], last)
+    assert len(stages) == len(exact_stages) == len(again[3]) > 0
+    for first, exact_one, second in zip(stages, exact_stages, again[3], strict=True):
+        torch.testing.assert_close(first, exact_one, rtol=2**-11, atol=1e-7)
+        assert torch.equal(first, second)
+    assert (recorded.computed, recorded.found) == (3, 2)
     # feature and logits of a batch asked for its map answer one without
     fresh = RecordedTeacher(teacher, tmp_path)
     fresh(images())

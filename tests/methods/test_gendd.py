@@ -27,6 +27,7 @@ TINY: dict[str, Any] = {
     "head_depth": 1,
     "timesteps": 50,
     "zero_init": False,
+    "map_weight": 0.0,
     "standardise": False,
 }
 

@@ -56,7 +56,7 @@ class Measured:
     def step_seconds(self, group: Group) -> float | None:
         """Of a group; None where it is not measured."""
         kept = self._kept["step_seconds"].get(_where(group))
-        return None if kept is None else float(kept["seconds"])
+        return None if kept is None else float(kept)
 
     def measure(self, groups: Sequence[Group], steps: int) -> None:
         """Take the seconds of a step of groups of one place side by side, where they are not known.
@@ -68,7 +68,7 @@ class Measured:
         for group in groups:
             self._recall(group)
         kept = self._kept["step_seconds"]
-        if all(kept.get(_where(group), {}).get("steps", 0) >= steps for group in groups):
+        if all(_where(group) in kept for group in groups):
             return
         say(f"timing {steps} steps of {', '.join(group.method for group in groups)} side by side")
         configs = {
@@ -79,18 +79,18 @@ class Measured:
             if isinstance(error := found[group.method], UserError):
                 self.errors[group.title] = str(error)
         measured = {name: each for name, each in found.items() if not isinstance(each, UserError)}
-        known = {group.method: kept[_where(group)]["seconds"] for group in groups if _where(group) in kept}
+        known = {group.method: kept[_where(group)] for group in groups if _where(group) in kept}
         for group in groups:
             if group.method in measured:
                 seconds = scaled(measured, known)[group.method]
-                kept[_where(group)] = {"seconds": round(seconds, 6), "steps": steps}
+                kept[_where(group)] = round(seconds, 6)
         self._write()
 
     def epochs(self, group: Group) -> int | None:
-        """The epochs of the cells of a group; None where they are not known."""
+        """The epochs of the cells of a group, 0 as they are configured; None where they are not known."""
         budget = self.plan.budget
         if budget is None:
-            return group.config.training.epochs
+            return 0
         if budget.kind == "epochs":
             return int(budget.amount)
         if budget.kind == "seconds" and self.step_seconds(group) is None:
@@ -117,9 +117,7 @@ class Measured:
             except UserError:
                 continue
             if cell.digest == row["config"]:
-                # any number of steps is enough
-                kept = {"seconds": row["step_seconds"], "steps": 10**9}
-                self._kept["step_seconds"][_where(group)] = kept
+                self._kept["step_seconds"][_where(group)] = row["step_seconds"]
                 return
 
     def _write(self) -> None:

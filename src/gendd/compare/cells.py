@@ -286,6 +286,3 @@ def _end_with_parent() -> None:
 
 if __name__ == "__main__":
     sys.exit(main())
-
-
-__all__ = ["Job", "finished_row", "locked", "main", "outcome_path", "run_cell"]

@@ -26,8 +26,8 @@ from gendd.report.numbers import duration, number
 
 # data, pair, method, seed and rate of a cell
 Key = tuple[str, str, str, int, float]
-# how long a folder may still be held by a comparison that was just killed
-_PATIENCE = 5.0
+# how long a folder may still be held by the cells of a comparison that was just killed
+_PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,8 @@ class _Table:
                 state = "to go on with"
             if state != "finished" and group.method not in self.only:
                 state = "left out"
-            say(f"{title} · {cell.config.training.epochs} epochs: {state}")
+            epochs = cell.config.training.epochs
+            say(f"{title}{'' if epochs is None else f' · {epochs} epochs'}: {state}")
         later = [group for group in self.plan.groups if self._chosen(group) is None]
         if later and len(self.plan.seeds) > 1:
             seeds = ", ".join(map(str, self.plan.seeds[1:]))
@@ -367,12 +368,15 @@ def _alone(folder: Path) -> Iterator[int | None]:
         yield None
         return
     with (folder / "lock").open("a") as stream:
-        deadline = time.monotonic() + _PATIENCE
+        deadline, told = time.monotonic() + _PATIENCE, False
         while True:
             try:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 break
             except OSError as error:
+                if not told:
+                    say(f"waiting for another comparison in {folder}")
+                    told = True
                 if time.monotonic() > deadline:
                     raise UserError(
                         f"--out: expected a folder of no other comparison, got {str(folder)!r}, where one is "

@@ -21,7 +21,6 @@ from gendd.files import write_text
 from gendd.methods import registry
 from gendd.report.drawing import DARK, FONT, LIGHT, Theme, picture
 from gendd.report.markup import line, section, table
-from gendd.report.numbers import count
 
 # for methods whose own colours are taken: Okabe and Ito's on light pages, and lighter ones on dark
 _COLORS = (
@@ -191,7 +190,9 @@ def _curves(
                     axes.fill_between(along, low, high, color=look.color(theme), alpha=0.15, linewidth=0)
             axes.set_xlabel(label)
             axes.set_ylabel("validation" if losses else "validation, %")
-            if not by_seconds:
+            if by_seconds:
+                axes.set_xlim(left=0)
+            else:
                 axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
 
         return _figure(fill)
@@ -206,13 +207,15 @@ def _costs(title: str, rows: Sequence[Row], drawn: Mapping[str, _Look]) -> str:
     shown = [row for row in rows if row["test"] is not None and row["multiply_adds"]]
     if not shown:
         return ""
+    most = max(row["multiply_adds"] for row in shown)
+    size, unit = (1e9, "billions") if most >= 1e9 else (1e6, "millions")
 
     def draw(theme: Theme) -> Figure:
         def fill(axes: Axes) -> None:
             for row in shown:
                 look = drawn[row["method"]]
                 axes.errorbar(
-                    row["multiply_adds"],
+                    row["multiply_adds"] / size,
                     row["test"],
                     yerr=row["test_sd"],
                     color=look.color(theme),
@@ -222,10 +225,9 @@ def _costs(title: str, rows: Sequence[Row], drawn: Mapping[str, _Look]) -> str:
                     capsize=3,
                     label=look.label,
                 )
-            axes.set_xlabel("multiply-adds of an image")
+            axes.set_xlabel(f"multiply-adds of an image, {unit}")
             axes.set_ylabel("test, %")
-            axes.xaxis.set_major_locator(MaxNLocator(6))
-            axes.xaxis.set_major_formatter(lambda value, _: count(value))
+            axes.set_xlim(left=0)
 
         return _figure(fill)
 

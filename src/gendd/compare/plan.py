@@ -235,8 +235,8 @@ class Plan:
             return registry.label(method)
         return entry.name
 
-    def cell(self, group: Group, seed: int, rate: float, epochs: int | None = None) -> Cell:
-        """A cell of a group.
+    def cell(self, group: Group, seed: int, rate: float, epochs: int = 0) -> Cell:
+        """A cell of a group; 0 epochs are those of its settings.
 
         Raises:
             UserError: the settings don't fit the number of epochs.

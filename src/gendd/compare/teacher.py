@@ -11,7 +11,7 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -28,6 +28,10 @@ _RESCAN = 256
 _TENSORS = ("feature", "logits")
 
 
+# what can be asked: the feature and logits, its map too, the maps of its stages too
+_Kind = Literal["feature", "map", "stages"]
+
+
 @dataclass(frozen=True)
 class _Answer:
     """What is known of a batch.
@@ -35,14 +39,14 @@ class _Answer:
     Attributes:
         feature: (B, D), of the type it was computed in.
         logits: (B, K), likewise.
-        map: (B, E, h, w) as it is kept; None where it was not asked for, or there is none.
-        map_type: The type it is given in.
+        maps: The map and those of stages, as they are kept; none where they were not asked for.
+        map_type: The type they are given in.
         seconds: What computing took.
     """
 
     feature: Tensor
     logits: Tensor
-    map: Tensor | None
+    maps: list[Tensor]
     map_type: torch.dtype
     seconds: float
 
@@ -51,9 +55,9 @@ class RecordedTeacher(Frozen):
     """A teacher that answers a batch it has seen from disk.
 
     An answer is known by the content of the images, their memory format and the type of the arithmetic.
-    Feature and logits come back as they were; a map is rounded to fp16 (unless it is beyond its range), also
-    the first time, so that no result depends on who asked first. Files are written whole, so any number of
-    processes may share the folder.
+    Feature and logits come back as they were; maps are rounded to fp16 (unless they are beyond its range),
+    also the first time, so that no result depends on who asked first. Files are written whole, so any number
+    of processes may share the folder.
 
     Args:
         teacher: What is recorded.
@@ -93,65 +97,74 @@ class RecordedTeacher(Frozen):
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """As :meth:`Frozen.forward`."""
-        feature, logits, _ = self._answer(images, with_map=False)
+        feature, logits, _ = self._answer(images, "feature")
         return feature, logits
 
     def with_map(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """As :meth:`Frozen.with_map`; the map is rounded to fp16."""
-        return self._answer(images, with_map=self.has_map)
+        feature, logits, maps = self._answer(images, "map" if self.has_map else "feature")
+        return feature, logits, maps[0] if maps else None
 
-    def _answer(self, images: Tensor, with_map: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    def with_stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
+        """As :meth:`Frozen.with_stages`; the maps are rounded to fp16."""
+        feature, logits, maps = self._answer(images, "stages" if self.has_map else "feature")
+        return feature, logits, maps[0] if maps else None, maps[1:]
+
+    def _answer(self, images: Tensor, kind: _Kind) -> tuple[Tensor, Tensor, list[Tensor]]:
         start = time.perf_counter()
-        key = self._key(images, with_map)
+        key = self._key(images, kind)
         path = self.folder / key[:2] / f"{key}.safetensors"
-        answer = _read(path, with_map)
+        answer = _read(path, kind)
         if answer is None:
-            answer = self._compute(images, with_map)
-            self._keep(path, answer)
+            answer = self._compute(images, kind)
+            self._keep(path, answer, kind)
             self.computed += 1
         else:
             self.found += 1
         feature, logits = answer.feature.to(images.device), answer.logits.to(images.device)
-        found = None if answer.map is None else answer.map.to(images.device, answer.map_type)
+        maps = [each.to(images.device, answer.map_type) for each in answer.maps]
         # only training steps ask with gradients on: validation is not among the seconds of a training
         if torch.is_grad_enabled():
-            self._enter(f"{key}m" if with_map else key, answer.seconds - (time.perf_counter() - start))
-        return feature, logits, found
+            self._enter(f"{key}-{kind}", answer.seconds - (time.perf_counter() - start))
+        return feature, logits, maps
 
-    def _key(self, images: Tensor, with_map: bool) -> str:
-        kind = images.device.type
+    def _key(self, images: Tensor, kind: _Kind) -> str:
+        device = images.device.type
         made_of = [
             tuple(images.shape),
             images.dtype,
-            kind,
-            torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None,
+            device,
+            torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
             images.is_contiguous(),
-            # what is asked for its map is not compiled
-            with_map and self._compiled is not None,
+            # what is asked for maps is not compiled
+            kind != "feature" and self._compiled is not None,
         ]
         content = hashlib.blake2b(repr(made_of).encode(), digest_size=20)
         content.update(_bytes(images))
         return content.hexdigest()
 
-    def _compute(self, images: Tensor, with_map: bool) -> _Answer:
-        found: Tensor | None = None
+    def _compute(self, images: Tensor, kind: _Kind) -> _Answer:
+        found: list[Tensor | None] = []
         _synchronise(images)
         start = time.perf_counter()
-        if with_map:
-            feature, logits, found = super().with_map(images)
+        if kind == "stages":
+            feature, logits, last, stages = super().with_stages(images)
+            found = [last, *stages]
+        elif kind == "map":
+            feature, logits, last = super().with_map(images)
+            found = [last]
         else:
             feature, logits = super().forward(images)
         _synchronise(images)
         seconds = time.perf_counter() - start
-        if found is None:
-            return _Answer(feature, logits, None, feature.dtype, seconds)
-        half = found.to(_HALF)
-        kept = half if bool(torch.isfinite(half).all()) else found
-        return _Answer(feature, logits, kept, found.dtype, seconds)
+        maps = [each for each in found if each is not None]
+        kept = [each.to(_HALF) for each in maps]
+        if not all(bool(torch.isfinite(each).all()) for each in kept):
+            kept = maps
+        return _Answer(feature, logits, kept, maps[0].dtype if maps else feature.dtype, seconds)
 
-    def _keep(self, path: Path, answer: _Answer) -> None:
-        tensors = [answer.feature, answer.logits, *([] if answer.map is None else [answer.map])]
-        size = sum(tensor.nbytes for tensor in tensors)
+    def _keep(self, path: Path, answer: _Answer, kind: _Kind) -> None:
+        size = sum(tensor.nbytes for tensor in (answer.feature, answer.logits, *answer.maps))
         if self._until_scan == 0:
             self._held, self._until_scan = _size(self.root), _RESCAN
         self._until_scan -= 1
@@ -159,9 +172,10 @@ class RecordedTeacher(Frozen):
             return
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            if answer.map is not None:
-                about = {"seconds": repr(answer.seconds), "map": _name(answer.map_type)}
-                _write(_map_path(path), {"map": answer.map}, about)
+            if kind != "feature":
+                about = {"seconds": repr(answer.seconds), "maps": _name(answer.map_type)}
+                maps = {str(number): each for number, each in enumerate(answer.maps)}
+                _write(_maps_path(path, kind), maps, about)
             if not path.exists():
                 about = {name: _name(getattr(answer, name).dtype) for name in _TENSORS}
                 found = {name: getattr(answer, name).float() for name in _TENSORS}
@@ -190,7 +204,7 @@ def ledger_seconds(path: Path) -> float:
     entries = {}
     for line in path.read_text(encoding="ascii", errors="replace").splitlines():
         # a line may be cut short where its process was killed
-        if match := re.fullmatch(r"([0-9a-f]{40}m?) (-?\d+\.\d{6})", line):
+        if match := re.fullmatch(r"([0-9a-f]{40}-[a-z]+) (-?\d+\.\d{6})", line):
             entries[match[1]] = float(match[2])
     return sum(entries.values())
 
@@ -219,8 +233,8 @@ def remove_unfinished(root: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _map_path(path: Path) -> Path:
-    return path.with_suffix(".map.safetensors")
+def _maps_path(path: Path, kind: _Kind) -> Path:
+    return path.with_suffix(f".{kind}.safetensors")
 
 
 def _name(kind: torch.dtype) -> str:
@@ -244,9 +258,14 @@ def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> Non
         raise
 
 
-def _read(path: Path, with_map: bool) -> _Answer | None:
-    """The answer at a path; None where there is none, or one without the map that is asked for."""
-    files = [path, *([_map_path(path)] if with_map else [])]
+def _read(path: Path, kind: _Kind) -> _Answer | None:
+    """The answer at a path; None where there is none, or one without the maps that are asked for."""
+    files = [path]
+    if kind != "feature":
+        # the maps of stages begin with the map
+        kinds: list[_Kind] = [kind, "stages"]
+        found = [place for place in (_maps_path(path, each) for each in kinds) if place.exists()]
+        files += found[:1] or [_maps_path(path, kind)]
     if not all(each.exists() for each in files):
         return None
     tensors: dict[str, Tensor] = {}
@@ -256,9 +275,11 @@ def _read(path: Path, with_map: bool) -> _Answer | None:
             with safe_open(each, framework="pt") as file:
                 about |= file.metadata()
                 tensors |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        feature, logits = (tensors[name].to(getattr(torch, about[name])) for name in _TENSORS)
-        kind = getattr(torch, about["map"]) if with_map else feature.dtype
-        return _Answer(feature, logits, tensors.get("map"), kind, float(about["seconds"]))
+        feature, logits = (tensors.pop(name).to(getattr(torch, about[name])) for name in _TENSORS)
+        maps = [tensors[str(number)] for number in range(len(tensors))]
+        given = getattr(torch, about["maps"]) if maps else feature.dtype
+        maps = maps[:1] if kind == "map" else maps
+        return _Answer(feature, logits, maps, given, float(about["seconds"]))
     except (OSError, SafetensorError, KeyError, ValueError):
         # deleted or damaged: it is computed anew
         return None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import statistics
 import time
+from collections import deque
 from collections.abc import Iterator, Mapping
 
 import torch
@@ -24,10 +25,11 @@ from gendd.run.checks import check_names, check_networks
 from gendd.run.experiment import prepared_teacher
 from gendd.run.networks import student_network, teacher_network, with_classes
 from gendd.run.settings import sees_labels
-from gendd.training import LightningMethod, autocast_type, derive_seed, resolve_device
+from gendd.training import LightningMethod, autocast_type, derive_seed, overruns, resolve_device
 
 WARMUP = 3
-_Answer = tuple[Tensor, Tensor, Tensor | None]
+# feature, logits, map and maps of stages
+_Answer = tuple[Tensor, Tensor, Tensor | None, list[Tensor]]
 
 
 def steps_per_epoch(config: RunConfig) -> int:
@@ -52,25 +54,33 @@ class _Shared(Frozen):
         super().__init__(teacher.backbone)
         self._compiled = teacher._compiled
         self.spent = self.charged = 0.0
-        self._last: dict[bool, tuple[Tensor, _Answer, float]] = {}
+        self._last: dict[str, tuple[Tensor, _Answer, float]] = {}
 
     def restart(self) -> None:
         self.spent = self.charged = 0.0
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        feature, logits, _ = self._answer(images, with_map=False)
-        return feature, logits
+        return self._answer(images, "feature")[:2]
 
-    def with_map(self, images: Tensor) -> _Answer:
-        return self._answer(images, with_map=True)
+    def with_map(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        return self._answer(images, "map")[:3]
 
-    def _answer(self, images: Tensor, with_map: bool) -> _Answer:
+    def with_stages(self, images: Tensor) -> _Answer:
+        return self._answer(images, "stages")
+
+    def _answer(self, images: Tensor, kind: str) -> _Answer:
         start = time.perf_counter()
-        last = self._last.get(with_map)
+        last = self._last.get(kind)
         if last is None or last[0] is not images:
-            answer = super().with_map(images) if with_map else (*super().forward(images), None)
+            answer: _Answer
+            if kind == "stages":
+                answer = super().with_stages(images)
+            elif kind == "map":
+                answer = (*super().with_map(images), [])
+            else:
+                answer = (*super().forward(images), None, [])
             _wait(images.device)
-            last = self._last[with_map] = images, answer, time.perf_counter() - start
+            last = self._last[kind] = images, answer, time.perf_counter() - start
         self.spent += time.perf_counter() - start
         self.charged += last[2]
         return last[1]
@@ -84,6 +94,7 @@ class _Feed:
         self.mixing = Mixing.from_config(config.data, data.num_classes)
         self.seconds = 0.0
         self._batches = self._endless()
+        self._last: deque[tuple[Batch, Batch]] = deque(maxlen=64)
 
     def _endless(self) -> Iterator[Batch]:
         epoch = 0
@@ -97,11 +108,16 @@ class _Feed:
         batch = next(self._batches).to(self.device)
         labels = batch.labels if sees_labels(self.config, self.data) else None
         images, labels = self.mixing(batch.images, labels, torch.Generator().manual_seed(0))
-        if self.config.training.channels_last is not False:
-            images = images.contiguous(memory_format=torch.channels_last)
         _wait(self.device)
         self.seconds = time.perf_counter() - start
         return Batch(images, labels)
+
+    def channels_last(self, batch: Batch) -> Batch:
+        """The batch in that memory format; one object for all methods, so that the teacher knows it."""
+        if not any(each is batch for each, _ in self._last):
+            images = batch.images.contiguous(memory_format=torch.channels_last)
+            self._last.append((batch, Batch(images, batch.labels)))
+        return next(found for each, found in self._last if each is batch)
 
 
 class _Runner:
@@ -114,15 +130,23 @@ class _Runner:
         backbone = student_network(config, data, teacher, None)
         torch.manual_seed(derive_seed(config.seed, "method"))
         self.method = build_method(config, backbone, teacher, sees_labels(config, data))
-        channels_last = config.training.channels_last is not False
-        if channels_last:
+        # as fit() decides
+        self.channels_last = config.training.channels_last is not False
+        self.channels_last = self.channels_last and not overruns(self.method, device)
+        if self.channels_last:
             self.method.to(memory_format=torch.channels_last)
         self.method.to(device).train()
         loader = train_loader(data, config.data, seed=config.seed, epoch=0)
         seen = sees_labels(config, data)
         self.method.prepare(Batch(batch.images, batch.labels if seen else None) for batch in loader)
         module = LightningMethod(
-            self.method, data, config.training, config.data, config.seed, channels_last, config.readout.name
+            self.method,
+            data,
+            config.training,
+            config.data,
+            config.seed,
+            self.channels_last,
+            config.readout.name,
         ).to(device)
         self.accumulate = module.accumulate
         self.optimiser: torch.optim.Optimizer = module.configure_optimizers()["optimizer"]
@@ -133,6 +157,8 @@ class _Runner:
         device, training = self.feed.device, self.config.training
         if self.teacher is not None:
             self.teacher.restart()
+        if self.channels_last:
+            batches = [self.feed.channels_last(batch) for batch in batches]
         start = time.perf_counter()
         self.optimiser.zero_grad()
         for number, batch in enumerate(batches[: self.accumulate]):
@@ -202,7 +228,7 @@ def _runner(config: RunConfig, feeds: dict[str, _Feed], teachers: dict[str, _Sha
     device = resolve_device(config.training.device)
     check_names(config, {})
     plain = to_dict(config)
-    looks = json.dumps([plain["data"], config.training.channels_last, str(device)])
+    looks = json.dumps([plain["data"], str(device)])
     if looks not in feeds:
         feeds[looks] = _Feed(config, load_data(config.data), device)
     feed = feeds[looks]
@@ -219,8 +245,6 @@ def _runner(config: RunConfig, feeds: dict[str, _Feed], teachers: dict[str, _Sha
             assert frozen is not None
             teachers[which] = _Shared(frozen)
         teacher = teachers[which]
-        if config.training.channels_last is not False:
-            teacher.to(memory_format=torch.channels_last)
     return _Runner(config, feed, teacher)
 
 

@@ -16,7 +16,8 @@ from torch.nn import functional as F
 from gendd import tokens
 from gendd.config import GenDDConfig
 from gendd.errors import UserError, did_you_mean
-from gendd.generator import FeatureGenerator
+from gendd.generator import FeatureGenerator, head_width
+from gendd.methods._maps import MapLosses, MapRegression
 from gendd.methods.base import Method, StepOutput
 from gendd.models import Backbone, Frozen
 from gendd.readout import nearest_mean_classifier
@@ -30,7 +31,8 @@ class GenDD(Method):
 
     Args:
         backbone: The student network (B, C, H, W) -> feature (B, d), logits (B, K). Its classifier is
-            the linear readout's probe: it learns from the detached feature and sends no gradient back.
+            the linear readout's probe (see ``label_weight`` for what reaches the student). With
+            ``projector`` the method's own :attr:`backbone` is another, which shares this one.
         teacher: The network to distil; it may have no classifier. Its classes may be others than the
             student's, which are those of the labels where there are any.
         config: Settings; single ones may be given by name instead, ``GenDD(s, t, contraction=0.5)``.
@@ -77,7 +79,17 @@ class GenDD(Method):
                 raise UserError(f"Unknown GenDD setting {name!r}.{did_you_mean(name, known)}")
         config = dataclasses.replace(config or GenDDConfig(), **settings)
         super().__init__(backbone, teacher, config, labels=labels)
-        self.config = config
+        assert self.teacher is not None
+        self.maps: MapRegression | None = None
+        if config.map_weight > 0 and backbone.has_map and self.teacher.has_map:
+            deployed = config.projector != 0
+            self.maps = MapRegression(backbone, self.teacher, config.projector or None, deployed)
+            backbone = self.backbone = self.maps.student
+        hidden = backbone.arguments.get("projector", {}).get("hidden", 0) if self.maps is not None else 0
+        if config.head_width is None:
+            width = head_width(backbone, self.teacher.feature_dim, config)
+            config = dataclasses.replace(config, head_width=width)
+        self.config = config = dataclasses.replace(config, projector=hidden)
         self.labels = labels
         if labels:
             self._check_classes()
@@ -221,9 +233,7 @@ class GenDD(Method):
                 "Call prepare(batches) with some training batches first."
             )
         labels = None if self.labels is False else labels
-        teacher_feature, teacher_logits = self.teacher(images)
-        feature = self.backbone.features(images)
-        logits = self.backbone.classifier(feature.detach())
+        feature, teacher_feature, teacher_logits, dense = self._look(images)
         targets = self.targets(teacher_feature, teacher_logits, labels)
         rows = self._diffuse(targets, self.generator.condition(feature), generator)
         diffusion = rows.mse.mean()
@@ -233,12 +243,43 @@ class GenDD(Method):
             vlb = rows.vlb.mean()
             loss = loss + vlb
             parts["vlb"] = vlb.detach()
+        if self.config.diffusion_weight != 1:
+            loss = self.config.diffusion_weight * loss
+        if dense is not None:
+            loss = loss + self.config.map_weight * dense.map
+            parts["map"] = dense.map.detach()
+            if dense.stages is not None and self.config.stage_weight > 0:
+                loss = loss + self.config.stage_weight * dense.stages
+                parts["stages"] = dense.stages.detach()
+        logits = self.backbone.classifier(self._for_probe(feature, labels))
         probe_target = self._probe_target(labels, teacher_logits)
         if probe_target is not None:
             probe = F.cross_entropy(logits.float(), probe_target)
             loss = loss + probe
             parts["probe"] = probe.detach()
         return StepOutput(loss, logits, parts)
+
+    def _look(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, MapLosses | None]:
+        """Student feature (B, d), teacher feature (B, D) and logits (B, K), and the losses of their maps."""
+        assert self.teacher is not None
+        if self.maps is None:
+            teacher_feature, teacher_logits = self.teacher(images)
+            return self.backbone.features(images), teacher_feature, teacher_logits, None
+        teacher_feature, teacher_logits, teacher_map, teacher_stages = self.teacher.with_stages(images)
+        feature, found, stages = self.backbone.with_stages(images)
+        assert found is not None and teacher_map is not None
+        dense = self.maps(feature, found, stages, teacher_feature, teacher_map, teacher_stages)
+        return feature, teacher_feature, teacher_logits, dense
+
+    def _for_probe(self, feature: Tensor, labels: Tensor | None) -> Tensor:
+        """The feature as the linear readout learns from it, and through it, by its weight, the student."""
+        weight = self.config.label_weight
+        if weight is None:
+            weight = 0.0 if self._same_classes else 1.0
+        constant = feature.detach()
+        if weight == 0 or labels is None or self.config.probe in ("teacher", "none"):
+            return constant
+        return feature if weight == 1 else constant + weight * (feature - constant)
 
     def _is_prepared(self) -> bool:
         # remembered outside of the buffer: reading it waits for the device

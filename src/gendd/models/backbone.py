@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendd.errors import UserError, first_line
+from gendd.models.costs import multiply_adds
 from gendd.models.feature import (
     FeatureNetwork,
     Reading,
@@ -23,6 +24,7 @@ from gendd.models.feature import (
     stage_names,
     still,
     tapped,
+    without,
 )
 
 _MEASURED_SIDE = 32
@@ -283,10 +285,21 @@ class Backbone(nn.Module):
 
     def _tapped(self, taken: dict[str, Tensor]) -> Backbone:
         """This one, sharing everything, which puts the maps of its stages into a dictionary."""
+        return self._around(tapped(self.net, self._stages(), taken.__setitem__))
+
+    def _around(self, net: nn.Module) -> Backbone:
+        """A shallow copy with another network."""
         copy = object.__new__(type(self))
         copy.__dict__.update(self.__dict__)
-        net = tapped(self.net, self._stages(), taken.__setitem__)
         copy._modules = {**self._modules, "net": net}
+        return copy
+
+    def body(self) -> Backbone:
+        """This network without its classifier; it shares everything, and the whole one stays as it is."""
+        if self.classifier_name is None:
+            return self
+        copy = self._around(without(self.net, self.classifier_name))
+        copy.classifier_name = None
         return copy
 
     def _stages(self) -> list[str]:
@@ -329,6 +342,11 @@ class Backbone(nn.Module):
                 self._noise_size = size
                 break
         return last if last is not None else (self.mean.new_zeros(1, self.feature_dim), None)
+
+    def noise_cost(self) -> int:
+        """Multiply-adds of one image of the size of :meth:`on_noise`."""
+        self.on_noise()
+        return multiply_adds(self.net, sample_images(self.net, self.channels, self._sizes()[0])[:1])
 
     def _sizes(self) -> list[tuple[int, int]]:
         """Sizes of images that are tried, that which gave a map alone once it is known."""
@@ -497,6 +515,12 @@ class Frozen(nn.Module):
     def map_dim(self) -> int:
         """As :attr:`Backbone.map_dim`."""
         return self.backbone.map_dim
+
+    def with_stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
+        """As :meth:`with_map`, and the maps of finer grids, as :meth:`Backbone.with_stages`."""
+        with torch.no_grad():
+            feature, found, stages = self.backbone.with_stages(images)
+            return *self.backbone.with_logits(feature), found, stages
 
     def with_map(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Images (B, C, H, W) in [0, 1] -> constants: feature (B, D), logits (B, K), map (B, E, h, w)."""

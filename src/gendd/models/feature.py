@@ -163,6 +163,11 @@ def _with(net: nn.Module, path: str, twin: Callable[[nn.Module], nn.Module]) -> 
     return copy
 
 
+def without(net: nn.Module, path: str) -> nn.Module:
+    """The network with nothing in the place of its module at ``path``; it shares all else and stays whole."""
+    return _with(net, path, lambda _: nn.Identity())
+
+
 def stage_names(net: nn.Module, run: Callable[[], Tensor], size: tuple[int, int]) -> list[str]:
     """The modules that give the last map of each grid finer than the final one, the finest grid first.
 

@@ -49,7 +49,7 @@ class Projected(nn.Module):
     """A network behind whose map is a projector; its feature (B, D) is the mean of the projected map.
 
     Args:
-        body: The network; its own classifier is taken out of it.
+        body: The network, without a classifier.
         projector: E -> D.
         width: D.
         classes: K.
@@ -57,9 +57,6 @@ class Projected(nn.Module):
 
     def __init__(self, body: Backbone, projector: Projector, width: int, classes: int) -> None:
         super().__init__()
-        if body.classifier_name is not None:
-            body.net.set_submodule(body.classifier_name, nn.Identity())
-            body.classifier_name = None
         self.body = body
         self.projector = projector
         self.fc = nn.Linear(width, classes)
@@ -100,10 +97,10 @@ class Projected(nn.Module):
 
 
 def project(backbone: Backbone, width: int, hidden: int, classes: int, rectified: bool = True) -> Backbone:
-    """A network whose feature (B, D) is the mean of its projected map; it shares, and keeps, the network.
+    """A network whose feature (B, D) is the mean of its projected map; it shares the network.
 
     Args:
-        backbone: The network. Its classifier is taken out of it.
+        backbone: The network, whose own classifier has no part in it.
         width: D.
         hidden: Channels between the projector's convolutions.
         classes: K of the new classifier, which is random.
@@ -126,7 +123,7 @@ def project(backbone: Backbone, width: int, hidden: int, classes: int, rectified
     if spelled is not None and spelled.spelled is not None:
         arguments["feature"] = spelled.spelled  # type: ignore[assignment]
     return Backbone(
-        Projected(backbone, projector, width, classes),
+        Projected(backbone.body(), projector, width, classes),
         name=backbone.name,
         in_channels=backbone.in_channels,
         mean=backbone.input_mean,
@@ -135,6 +132,21 @@ def project(backbone: Backbone, width: int, hidden: int, classes: int, rectified
         channels=backbone.channels,
         arguments=arguments,
     )
+
+
+def projector_width(backbone: Backbone, width: int) -> int:
+    """Channels between a projector's convolutions: half the width D, or less where that would cost much.
+
+    Much is more than a quarter of the network's multiply-adds.
+    """
+    shape = backbone.map_shape
+    assert shape is not None
+    channels, height, length = shape
+    allowed = backbone.noise_cost() / 4
+    hidden = max(1, width // 2)
+    while hidden > 8 and height * length * (channels * hidden + 9 * hidden**2) + hidden * width > allowed:
+        hidden //= 2
+    return hidden
 
 
 def one_grid(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
