@@ -151,7 +151,7 @@ def test_supervised_has_no_teacher() -> None:
 
 
 def test_supervised_needs_labels() -> None:
-    with pytest.raises(UserError, match="^student alone: expected labels, got none"):
+    with pytest.raises(UserError, match=r"^student alone: expected labels, got none"):
         Supervised(network())(images())
 
 
