@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import os
 import re
 import statistics
 import sys
@@ -16,10 +17,15 @@ from collections import defaultdict
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import records
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+
+from gendd.compare.plan import read_plan
+from gendd.compare.results import read_rows
+from gendd.compare.summary import cells, headings, summarise
 
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
@@ -28,7 +34,16 @@ PAGES = [
     HERE.parent / "README.md",
     *(
         DOCS / f"{name}.md"
-        for name in ("ablations", "export", "probe", "readouts", "recipes", "transfer", "uncertainty")
+        for name in (
+            "ablations",
+            "comparison",
+            "export",
+            "probe",
+            "readouts",
+            "recipes",
+            "transfer",
+            "uncertainty",
+        )
     ),
 ]
 # 10 epochs of 20,000 images in batches of 128
@@ -328,6 +343,50 @@ def transfer(case: str) -> str:
     return table(["", *told.values(), "multiply-adds"], lines)
 
 
+def summary(name: str) -> list[dict[str, Any]]:
+    """What the rows of a comparison come to: of its file in compare/ and the CSV in results/compare/."""
+    os.environ.setdefault("DATA", "DATA")  # where the data are is of no matter here
+    plan = read_plan(HERE / "compare" / f"{name}.yaml")
+    return summarise(plan, read_rows(RESULTS / "compare" / f"{name}.csv"))
+
+
+def compared(name: str) -> str:
+    """The methods of a comparison that have results, the best first."""
+    found = [row for row in summary(name) if row["test"] is not None]
+    found.sort(key=lambda row: -row["test"])
+    shown = [each for each in headings(found) if each not in ("interval", "epochs", "peak_memory_mb", "mean")]
+    names = headings(found)
+    rows = [[row["label"], *cells(row, shown)] for row in found]
+    return table(["method", *(names[each] for each in shown)], rows)
+
+
+def plot_compared(name: str) -> None:
+    """Test accuracy of every method of a comparison, a bar each."""
+    found = sorted((row for row in summary(name) if row["test"] is not None), key=lambda row: -row["test"])
+    figure = Figure(figsize=(7, 0.26 * len(found) + 0.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    values = [row["test"] for row in found]
+    colours = ["#0072b2" if row["label"].startswith("GenDD") else "#888888" for row in found]
+    spread = [row["test_sd"] or 0.0 for row in found]
+    axes.barh(range(len(found)), values, xerr=spread, color=colours, height=0.65, error_kw={"capsize": 3})
+    axes.set_yticks(range(len(found)), [row["label"] for row in found], fontsize=8)
+    axes.invert_yaxis()
+    low, high = min(values), max(values)
+    margin = max(0.3 * (high - low), 0.5)
+    axes.set_xlim(low - margin, high + margin)
+    axes.set_xlabel("test top-1, %")
+    for position, (value, error) in enumerate(zip(values, spread, strict=True)):
+        axes.text(value + error + 0.03 * margin, position, f" {value:.1f}", va="center", fontsize=8)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(RESULTS / "compare" / f"{name}.png", dpi=150)
+
+
+def comparisons() -> list[str]:
+    """The comparisons that have results."""
+    return sorted(path.stem for path in (RESULTS / "compare").glob("*.csv"))
+
+
 def plot_readouts() -> None:
     """CIFAR-10, the seed that has every sampler: accuracy of the readouts against what an image costs."""
     figure = Figure(figsize=(7, 3.4), layout="constrained")
@@ -403,6 +462,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "longtail": longtail,
     "transfer_fashion": partial(transfer, "fashion"),
     "transfer_imagenet": partial(lockstep_table, "imagenet.csv", "agreement, %"),
+    **{f"compare_{name}": partial(compared, name) for name in comparisons()},
 }
 
 
@@ -429,6 +489,8 @@ def main() -> None:
     if check:
         sys.exit(int(stale))
     plot_cifar10()
+    for name in comparisons():
+        plot_compared(name)
     if any(row["data"] == "cifar10" for row in read("samplers.csv")):
         plot_readouts()
 

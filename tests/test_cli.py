@@ -23,6 +23,7 @@ from PIL import Image
 import gendd
 from gendd.cli import main, parse_run, recipes
 from gendd.config import RunConfig, dump, load_config
+from gendd.methods.registry import names
 from gendd.models.cifar import NAMES
 from gendd.run import Run
 
@@ -501,12 +502,12 @@ def test_ctrl_c_ends_with_130_and_a_hint(digits_run: Finished, tmp_path: Path) -
         (["distill", "--overwrit"], "Unknown option '--overwrit'. Did you mean '--overwrite'?"),
         (
             ["distill", "--method=gend"],
-            "method: expected one of gendd, kl, kd, supervised, linear_probe, got gend. "
-            "See: gendd distill --help.",
+            f"method: expected one of {', '.join(names())}, or path/to/file.py:CLASS, got 'gend'. "
+            "Did you mean 'gendd'?",
         ),
         (
             ["distill", "--training.epochs=many"],
-            "training.epochs: expected integer, got many. See: gendd distill --help.",
+            "training.epochs: expected integer or null, got many. See: gendd distill --help.",
         ),
         (
             ["distill", "--data.labels=maybe"],

@@ -308,10 +308,10 @@ class GenDDConfig:
         map_weight: Weight of the regression of the teacher's last map, at every position, from the student's;
             0: learn from the pooled feature alone, as published. Networks without maps always do.
         stage_weight: Weight of the regression of maps of finer grids, of the two stages before the last.
-        projector: Channels between the convolutions that map the student's last map to the teacher's
-            feature, which are part of the student: its feature is then an estimate of the teacher's, and
-            readout ``mean`` is the teacher's classifier of it. 0: none is deployed. Null: half the teacher's
-            width, or less where it would cost more than a quarter of the student's multiply-adds.
+        projector: Channels between the convolutions that map the student's last map to the teacher's, which
+            are part of the student: its feature, which conditions the head, is the mean of the projected
+            map. 0: the projector serves the training alone. Null: half the teacher's width, or less where
+            it would cost more than a quarter of the student's multiply-adds.
         diffusion_weight: Weight of the diffusion loss.
         label_weight: Weight with which the cross-entropy of the linear readout reaches the student itself,
             where labels are seen; null: 1 where the teacher does not have the classes of the labels, else 0.

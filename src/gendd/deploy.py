@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gendd.config import ReadoutConfig, ReadoutName
-from gendd.folded import folded_mean
+from gendd.folded import FoldedMean
 from gendd.generator import FeatureGenerator
 from gendd.models import fold_batch_norms
 from gendd.readout import sample_logits
@@ -39,7 +39,7 @@ class Deployed(nn.Module):
         else:
             assert student.generator is not None and student.classifier is not None
             if readout == "mean":
-                self.reader = folded_mean(student.generator, student.classifier)
+                self.reader = FoldedMean(student.generator, student.classifier)
             else:
                 self.reader = FixedSamples(student.generator, student.classifier, student.settings, seed)
         self.eval().requires_grad_(False)

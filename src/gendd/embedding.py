@@ -70,7 +70,7 @@ def collect_features(
         own = student.features(batch.images)
         made: dict[str, Tensor | None] = {"own": own, "labels": batch.labels}
         if student.generator is not None:
-            made["generated"] = student.generator.expected(own)
+            made["generated"] = student.generator.mean(student.generator.condition(own))
         if teacher is not None:
             made["teacher"], made["teacher_logits"] = teacher(batch.images)
         for name, value in made.items():

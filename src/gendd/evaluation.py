@@ -18,7 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from gendd.config import ReadoutName
 from gendd.data import ImageSet, eval_loader
 from gendd.errors import UserError
-from gendd.folded import folded_mean
+from gendd.folded import FoldedMean
 from gendd.models import Frozen, count_parameters, latency, multiply_adds
 from gendd.shots import Shots
 from gendd.student import Student
@@ -238,7 +238,7 @@ def readout_costs(student: Student, output: OutputName, images: Tensor) -> dict[
         if output == "sample" and student.classifier is not None:
             parameters += count_parameters(student.classifier)
         if output == "mean" and student.classifier is not None:
-            parameters += count_parameters(folded_mean(student.generator, student.classifier))
+            parameters += count_parameters(FoldedMean(student.generator, student.classifier))
     sampled = output == "sample"
     seconds = latency(reading, images, warmup=1 if sampled else 3, repeats=3 if sampled else 10)
     return {

@@ -45,24 +45,6 @@ class Affine(nn.Module):
         return torch.addmm(self.bias, x, self.weight)
 
 
-def folded_mean(generator: FeatureGenerator, classifier: nn.Linear) -> nn.Module:
-    """Student features (B, d) -> logits (B, K) of readout ``mean``, with its constants folded."""
-    return Direct(classifier) if generator.direct else FoldedMean(generator, classifier)
-
-
-class Direct(nn.Module):
-    """A classifier of student features that estimate the teacher's, (B, D) -> (B, K)."""
-
-    def __init__(self, classifier: nn.Linear) -> None:
-        super().__init__()
-        self.classifier = copy.deepcopy(classifier)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """In the precision of the weights."""
-        logits: Tensor = self.classifier(features.to(self.classifier.weight.dtype))
-        return logits
-
-
 class FoldedMean(nn.Module):
     """Student features (B, d) -> logits (B, K): :func:`gendd.readout.mean_logits` with its constants folded.
 

@@ -84,8 +84,6 @@ class FeatureGenerator(nn.Module):
         if config.prediction == "epsilon":
             # x̂_0 has σ / √ᾱ times the error of ε̂: thousands at T-1, here 3
             self.mean_time = self.schedule.nearest(0.1)
-        # the student's feature estimates the teacher's: it was regressed to it
-        self.direct = bool(config.projector)
         self.norm = nn.LayerNorm(condition_width)
         self.head = Head(
             self.token_width,
@@ -139,12 +137,6 @@ class FeatureGenerator(nn.Module):
         x_t = add_noise(x0, t, noise, self.schedule)
         output = self.head(x_t, t, z, token)
         return diffusion_loss(output, x0, x_t, t, noise, self.schedule, self.prediction)
-
-    def expected(self, student_features: Tensor) -> Tensor:
-        """E[f | s] (B, D) of student features (B, d): what they estimate, else :meth:`mean`."""
-        if self.direct:
-            return student_features.float()
-        return self.mean(self.condition(student_features))
 
     def mean(self, condition: Tensor) -> Tensor:
         """E[f | z] in one pass, the head's x̂_0 at x_t = 0; (B, d) -> (B, D) teacher features.

@@ -62,7 +62,7 @@ def read_features(classifier: nn.Linear, features: Tensor) -> Tensor:
 
 def mean_logits(generator: FeatureGenerator, classifier: nn.Linear, features: Tensor) -> Tensor:
     """Logits (B, K) of the expected teacher feature, from student features (B, d)."""
-    return read_features(classifier, generator.expected(features))
+    return read_features(classifier, generator.mean(generator.condition(features)))
 
 
 @torch.no_grad()

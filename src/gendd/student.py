@@ -18,7 +18,7 @@ from gendd import readout as readouts
 from gendd.config import GenDDConfig, ReadoutConfig, ReadoutName, SamplerName, from_dict, to_dict
 from gendd.errors import UserError, did_you_mean
 from gendd.files import write_text
-from gendd.folded import folded_mean
+from gendd.folded import FoldedMean
 from gendd.generator import FeatureGenerator
 from gendd.modelcard import card
 from gendd.models import Backbone, create_backbone, wrap
@@ -85,7 +85,7 @@ class Student(nn.Module):
         self.info = dict(info or {})
         self.card: str | None = None
         # in a tuple: it is no part of what is saved
-        self._folded: tuple[list[Any], nn.Module] | None = None
+        self._folded: tuple[list[Any], FoldedMean] | None = None
         if self.readouts:
             self.checked(cast(ReadoutName, self.settings.name))
 
@@ -149,7 +149,7 @@ class Student(nn.Module):
             UserError: this student has no generator.
         """
         network = self._generator()
-        return network.expected(self.features(images))
+        return network.mean(network.condition(self.features(images)))
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, K) of images (B, C, H, W) in [0, 1]."""
@@ -272,7 +272,7 @@ class Student(nn.Module):
         parts = decompose(readouts.read_features(self.classifier, samples).float().softmax(-1))
         return PredictiveDistribution(probabilities, *parts, spread(network.standardise(samples)))
 
-    def _folded_mean(self, generator: FeatureGenerator, classifier: nn.Linear) -> nn.Module:
+    def _folded_mean(self, generator: FeatureGenerator, classifier: nn.Linear) -> FoldedMean:
         """The mean readout with its constants computed, anew whenever a weight is another."""
         tensors = [*generator.parameters(), *generator.buffers(), *classifier.parameters()]
         state: list[Any] = [
@@ -280,7 +280,7 @@ class Student(nn.Module):
         ]
         state.append((generator.mean_time,))
         if self._folded is None or self._folded[0] != state:
-            self._folded = (state, folded_mean(generator, classifier).eval())
+            self._folded = (state, FoldedMean(generator, classifier).eval())
         return self._folded[1]
 
     def _generator(self) -> FeatureGenerator:

@@ -13,6 +13,7 @@ from runs import untimed
 import gendd
 from gendd.config import load_config
 from gendd.errors import UserError
+from gendd.methods.registry import names
 from gendd.run import Run
 
 
@@ -65,7 +66,11 @@ def test_distill_from_python_replaces_parts_of_a_config(
         ({"trainig": {}}, "Unknown config key 'trainig'. Did you mean 'training'?"),
         ({"training": {"epoch": 1}}, "Unknown config key 'training.epoch'. Did you mean 'training.epochs'?"),
         ({"training": {"epochs": 0}}, "training.epochs: expected a positive integer, got 0."),
-        ({"method": "gend"}, "method: expected one of gendd, kl, kd, supervised, linear_probe, got gend."),
+        (
+            {"method": "gend"},
+            f"method: expected one of {', '.join(names())}, or path/to/file.py:CLASS, got 'gend'. "
+            "Did you mean 'gendd'?",
+        ),
         ({"seed": "x"}, "seed: expected integer, got x."),
     ],
 )

@@ -25,6 +25,7 @@ def page(data: ReportData) -> str:
     """The whole report as HTML."""
     table, run, method = rows(data.metrics), data.metrics.get("run", {}), method_of(data.metrics)
     sections = (
+        _warnings(run.get("warnings") or []),
         comparison(table, run),
         groups(table, run),
         costs(table),
@@ -46,6 +47,12 @@ def page(data: ReportData) -> str:
         + "\n".join(filter(None, sections))
         + "</main></body></html>\n"
     )
+
+
+def _warnings(lines: Sequence[str]) -> str:
+    """What the run warned of, in a box."""
+    told = "".join(f"<li>{escape(line)}</li>" for line in lines)
+    return f'<section class="warnings"><h2>Warnings</h2><ul>{told}</ul></section>' if lines else ""
 
 
 def _css() -> str:
