@@ -164,7 +164,7 @@ def test_a_key_that_is_no_text_is_unknown() -> None:
     "key, value, expected",
     [
         ("training.lr", "fast", "number"),
-        ("training.epochs", 1.5, "integer"),
+        ("training.epochs", 1.5, "integer or null"),
         ("seed", True, "integer"),
         ("seed", None, "integer"),
         ("gendd.repeats", None, "integer"),

@@ -35,6 +35,7 @@ from gendd.training import (
     derive_seed,
     fit,
     learning_rate_factor,
+    overruns,
     parameter_groups,
     resolve_device,
     resolve_precision,
@@ -80,6 +81,7 @@ def gendd(student: str = "cifar/resnet8x0.25", **changes: Any) -> GenDD:
     teacher = network("cifar/resnet8x0.5", seed=1)
     torch.manual_seed(2)
     small: dict[str, Any] = {"token_width": 16, "repeats": 2, "head_width": 16, "head_depth": 1, "mixup": 0.5}
+    small["map_weight"] = 0.0
     return GenDD(network(student), teacher, **{**small, **changes})
 
 
@@ -471,7 +473,9 @@ def test_statistics_are_taken_before_the_first_step(memory_format: bool, data: D
     assert bool(method.prepared) and method.generator.feature_scale.ne(1).any()
     convolution = method.backbone.net.get_submodule("layer1.0.conv1").weight
     assert isinstance(convolution, Tensor)
-    assert convolution.is_contiguous(memory_format=torch.channels_last) == memory_format
+    # not where it would corrupt memory
+    expected = memory_format and not overruns(method, torch.device("cpu"))
+    assert convolution.is_contiguous(memory_format=torch.channels_last) == expected
 
 
 def test_every_step_has_its_own_images_and_draws(data: Data, tmp_path: Path) -> None:

@@ -345,15 +345,16 @@ def _run_help(command: str) -> str:
 
 def _check_options(command: str, words: list[str], asked: dict[str, Any] | None = None) -> None:
     from gendd.config import keys
-    from gendd.methods.registry import settings_type
+    from gendd.methods.registry import names, settings_type
 
     known = [f"--{key}" for key in keys()]
     if command != "train":
         for section in _sections(asked or {}, words, {}):
             known += [f"--{key}" for key in keys(settings_type(section), f"{section}.")]
     flags = [option for action in _run_flags(command)._actions for option in action.option_strings]
+    unused = _fixed(command) - {"out"} | ({*names()} if command == "train" else set())
     for name in filter(None, map(_option, words)):
-        if name.removeprefix("--").split(".")[0] in _fixed(command) - {"out"}:
+        if name.removeprefix("--").split(".")[0] in unused:
             raise UserError(
                 f"gendd {command}: expected no {name}, as it trains the student on labels alone; "
                 "leave it out, or use gendd distill."

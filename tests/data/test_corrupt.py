@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -226,7 +227,8 @@ def test_a_set_with_some(tmp_path: Path) -> None:
                 Image.new("RGB", (8, 8), (number, 0, 0)).save(tmp_path / split / name / f"{number:02}.png")
     for bad in ("train/a/07.png", "test/b/00.png"):
         (tmp_path / bad).write_bytes(b"")
-    config = DataConfig("folder", str(tmp_path), image_size=8, validation=0, max_corrupt=0.05, workers=0)
+    how: dict[str, Any] = {"image_size": 8, "validation": 0, "max_corrupt": 0.05, "workers": 0}
+    config = DataConfig("folder", str(tmp_path), batch_size=40, **how)
     for in_memory in (True, False):
         data = load_data(replace(config, in_memory=in_memory))
         labels = _labels(list(train_loader(data, config, seed=0, epoch=0)))

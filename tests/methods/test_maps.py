@@ -307,3 +307,10 @@ def test_simkd_wants_a_teacher_that_pools_its_map() -> None:
     teacher = create_backbone("timm/mobilenetv3_small_050", CLASSES)
     with pytest.raises(UserError, match=r"^SimKD: expected a teacher whose feature is the mean of its map"):
         registry.method_class("simkd")(create_backbone("cifar/resnet8", CLASSES), teacher)
+
+
+def test_a_projected_student_is_distilled_again_from_its_network() -> None:
+    first = project(network(), 12, 8, CLASSES)
+    again = GenDD(first, network("cifar/resnet8"), **SMALL)
+    assert not isinstance(net_of(again.backbone).body.net, Projected)  # no projector behind a projector
+    assert again.backbone.feature_dim == 64

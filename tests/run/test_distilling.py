@@ -65,7 +65,7 @@ def test_distill_from_python_replaces_parts_of_a_config(
     [
         ({"trainig": {}}, "Unknown config key 'trainig'. Did you mean 'training'?"),
         ({"training": {"epoch": 1}}, "Unknown config key 'training.epoch'. Did you mean 'training.epochs'?"),
-        ({"training": {"epochs": 0}}, "training.epochs: expected a positive integer, got 0."),
+        ({"training": {"epochs": 0}}, "training.epochs: expected a positive integer or null, got 0."),
         (
             {"method": "gend"},
             f"method: expected one of {', '.join(names())}, or path/to/file.py:CLASS, got 'gend'. "

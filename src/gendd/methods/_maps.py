@@ -12,7 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendd.models import Backbone, Frozen
-from gendd.models.projector import Projected, Projector, one_grid, pools_its_map, project, projector_width
+from gendd.models.projector import (
+    Projected,
+    Projector,
+    one_grid,
+    pools_its_map,
+    project,
+    projector_width,
+    unprojected,
+)
 
 # stages before the last map that are regressed too
 _STAGES = 2
@@ -48,6 +56,8 @@ class MapRegression(nn.Module):
 
     def __init__(self, backbone: Backbone, teacher: Frozen, hidden: int | None, deployed: bool) -> None:
         super().__init__()
+        classes = backbone.num_classes
+        backbone = unprojected(backbone) if deployed else backbone
         width = teacher.feature_dim if deployed else teacher.map_dim
         hidden = projector_width(backbone, width) if hidden is None else hidden
         self.pools = pools_its_map(teacher.backbone)
@@ -61,7 +71,7 @@ class MapRegression(nn.Module):
         if not deployed:
             self.adapter = Projector(backbone.map_dim, width, hidden, rectified)
         else:
-            student = project(backbone, width, hidden, backbone.num_classes, rectified)
+            student = project(backbone, width, hidden, classes, rectified)
             if not self.pools:
                 self.adapter = nn.Conv2d(hidden, teacher.map_dim, 1)
         # in a tuple: it is a submodule of the method

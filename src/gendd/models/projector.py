@@ -99,6 +99,8 @@ class Projected(nn.Module):
 def project(backbone: Backbone, width: int, hidden: int, classes: int, rectified: bool = True) -> Backbone:
     """A network whose feature (B, D) is the mean of its projected map; it shares the network.
 
+    One that has a projector already gets another in its place.
+
     Args:
         backbone: The network, whose own classifier has no part in it.
         width: D.
@@ -109,6 +111,7 @@ def project(backbone: Backbone, width: int, hidden: int, classes: int, rectified
     Raises:
         UserError: the network has no map.
     """
+    backbone = unprojected(backbone)
     if not backbone.has_map:
         raise UserError(
             f"{backbone.name}: expected a network with a map before its feature, which a projector takes, "
@@ -132,6 +135,11 @@ def project(backbone: Backbone, width: int, hidden: int, classes: int, rectified
         channels=backbone.channels,
         arguments=arguments,
     )
+
+
+def unprojected(backbone: Backbone) -> Backbone:
+    """The network in front of a projector; any other as it is."""
+    return backbone.net.body if isinstance(backbone.net, Projected) else backbone
 
 
 def projector_width(backbone: Backbone, width: int) -> int:

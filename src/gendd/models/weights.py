@@ -60,6 +60,10 @@ _HARMLESS: list[Any] = [argparse.Namespace] + [
 ]
 
 
+# what a description may hold beside what every one has
+_DESCRIBED = ("feature", "input_size", "channels", "config", "projector")
+
+
 def save_weights(backbone: Backbone, path: str | Path) -> None:
     """Write the network's state dict under its plain keys to a .safetensors file."""
     state = {key: value.detach().cpu().contiguous() for key, value in backbone.net.state_dict().items()}
@@ -143,7 +147,7 @@ def saved_backbone(path: str | Path) -> dict[str, Any] | None:
         return None
     try:
         described = json.loads(config.read_text(encoding="utf-8"))["backbone"]
-        optional = [key for key in ("feature", "input_size", "channels", "config") if key in described]
+        optional = [key for key in _DESCRIBED if key in described]
         return {key: described[key] for key in ("name", "in_channels", "mean", "std", *optional)}
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         reason = " ".join(str(error).split())
