@@ -40,7 +40,7 @@ def test_every_recipe_is_measured_as_it_is() -> None:
     for name, row in rows.items():
         values = to_dict(RunConfig())
         merge(values, read_yaml(recipe_path(name)))
-        batch, repeats = values["data"]["batch_size"], values["gendd"]["repeats"]
+        batch, repeats = values["data"]["batch_size"] or 128, values["gendd"]["repeats"]
         assert int(row["batch"]) == batch
         if values["method"] == "gendd":
             assert int(row["rows"]) == batch * int(row["tokens"]) * repeats

@@ -164,7 +164,7 @@ def test_other_images_do_not_start_from_the_recipe_digits(tmp_path: Path) -> Non
         assert config.out == f"runs/distill-{config.data.name}"
     assert dump(parsed("--data.name=digits")) == dump(parsed())
     # asked for, it is taken
-    assert parsed("--recipe=digits", "--data.name=cifar10").gendd.head_width == 64
+    assert parsed("--recipe=digits", "--data.name=cifar10").teacher.name == "cifar/resnet14"
 
 
 def test_without_labels_a_recipe_s_baselines_that_need_them_are_left_out(
@@ -242,7 +242,7 @@ def test_later_settings_win(tmp_path: Path) -> None:
     assert config.gendd.timesteps == 1000  # of nobody
     assert config.out == "runs/second"
     # a file alone starts from the defaults, not from the recipe
-    assert parsed("--config", str(first)).gendd.head_width == 256
+    assert parsed("--config", str(first)).teacher.name == "cifar/resnet20"
 
 
 def test_train_is_supervised_without_baselines(capsys: Capture) -> None:

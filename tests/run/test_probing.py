@@ -156,7 +156,7 @@ def test_card_and_report_tell_the_new_figures(probed: tuple[Path, dict[str, byte
     assert ", with labels, " in card
     page, old = (folder / "report.html").read_text(), before["report.html"].decode()
     titles = [re.findall(r"<h2>(.*?)</h2>", text) for text in (page, old)]
-    assert titles[0] == titles[1] and len(titles[0]) == 8
+    assert titles[0] == titles[1] and len(titles[0]) == 9
     sections = [dict(re.findall(r"(?s)<section><h2>(.*?)</h2>(.*?)</section>", text)) for text in (page, old)]
     changed = {title for title in sections[0] if sections[0][title] != sections[1][title]}
     # the readout in use is mean: what is told of it stays
@@ -220,7 +220,7 @@ def test_from_python(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [torch.channels_last]
     # it was given to be looked into, and has been trained in place
     with torch.no_grad():
-        assert torch.equal(net.fc.weight, gendd.load(run).backbone.classifier.weight)
+        assert torch.equal(net.conv1.weight, gendd.load(run).backbone.net.body.net.conv1.weight)
 
 
 def test_auto_picks_its_readout_anew(run: Path, digits_run: Finished, capsys: Capture) -> None:
@@ -504,13 +504,13 @@ def test_classifiers_that_cannot_be_fitted(
     run: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student = gendd.load(run)
-    student.backbone.classifier = nn.Linear(16, 10, bias=False)
+    student.backbone.classifier = nn.Linear(32, 10, bias=False)
     monkeypatch.setattr("gendd.run.folder.load", lambda *_, **__: student)
     assert refused(capsys, str(run)) == (
         f"The run at '{run}': expected a student whose classifier has a bias, got cifar/resnet8x0.25 without."
     )
     student = gendd.load(run)
-    student.backbone.classifier = nn.Linear(16, 7)
+    student.backbone.classifier = nn.Linear(32, 7)
     assert refused(capsys, str(run), "--target", "labels") == (
         "--target: expected teacher or mean, as the student's classifier is of 7 classes and the labels are "
         "of 10, got 'labels'."
