@@ -85,19 +85,6 @@ def table(head: list[str], rows: list[list[str]]) -> str:
     return "\n".join(lines)
 
 
-def digits() -> str:
-    groups: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
-    for row in read("digits.csv"):
-        groups[row["method"], row["readout"]].append(row)
-    rows = []
-    for (method, readout), found in groups.items():
-        label = LABELS[method] + (f" · {readout}" if method == "gendd" else "")
-        top1 = mean_std([float(row["test_top1"]) for row in found])
-        rows.append([label, top1, f"{int(found[0]['multiply_adds']) / 1e6:.2f} M"])
-    seeds = len({row["seed"] for row in read("digits.csv")})
-    return table(["", f"top-1, % ({seeds} seeds)", "multiply-adds"], rows)
-
-
 def cifar10() -> str:
     """The learning rate with the best validation accuracy in seed 0, then all seeds at that rate.
 
@@ -441,7 +428,6 @@ def plot_cifar10() -> None:
 
 
 TABLES: dict[str, Callable[[], str]] = {
-    "digits": digits,
     "cifar10": cifar10,
     "ablation_1": partial(ablation, "1"),
     "ablation_2": partial(ablation, "2"),
