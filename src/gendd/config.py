@@ -337,7 +337,7 @@ class GenDDConfig:
     zero_init: bool = False
     timesteps: int = 1000
     map_weight: float = 1.0
-    stage_weight: float = 1.0
+    stage_weight: float = 4.0
     projector: int | None = None
     diffusion_weight: float = 1.0
     label_weight: float | None = None

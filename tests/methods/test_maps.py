@@ -172,7 +172,7 @@ def test_the_projector_of_a_teacher_with_negative_features_ends_linearly() -> No
 
 @pytest.mark.parametrize("labels", [None, torch.arange(6) % CLASSES])
 def test_every_part_reaches_the_student(labels: Tensor | None) -> None:
-    method = distiller()
+    method = distiller(stage_weight=1.0)
     out = method(images(), labels, generator=torch.Generator().manual_seed(0))
     assert list(out.parts) == ["diffusion", "map", "stages", "probe"]
     total = sum(float(part) for part in out.parts.values())
@@ -200,7 +200,7 @@ def test_weights_multiply_their_parts() -> None:
         out = distiller(**settings)(images(), generator=torch.Generator().manual_seed(0))
         return float(out.loss.detach()), out.parts
 
-    _, parts = loss()
+    _, parts = loss(stage_weight=1.0)
     weighted, _ = loss(map_weight=2.0, stage_weight=0.5, diffusion_weight=0.25)
     expected = 0.25 * parts["diffusion"] + 2 * parts["map"] + 0.5 * parts["stages"] + parts["probe"]
     assert weighted == pytest.approx(float(expected), rel=1e-5)
