@@ -302,9 +302,9 @@ def taught(teacher: str, labels: bool, **changes: Any) -> GenDD:
         ("other", False, {}, {"auto": "agreement", "top1": None, "agreement": "agreement"}),
         # the means read the data's classes, the teacher's classifier its own
         ("other", True, {"centres": "means"}, {"auto": "mean", "top1": "mean", "agreement": None}),
-        ("other", True, {"contraction": 0.0}, {"auto": "agreement", "top1": None, "agreement": "agreement"}),
+        ("other", True, {}, {"auto": "linear", "top1": "linear", "agreement": None}),
         ("none", True, {"centres": "means"}, {"auto": "mean", "top1": "mean", "agreement": None}),
-        ("none", True, {"contraction": 0.0}, {"auto": "linear", "top1": "linear", "agreement": None}),
+        ("none", True, {}, {"auto": "linear", "top1": "linear", "agreement": None}),
         ("none", False, {}, {"auto": "diffusion", "top1": None, "agreement": None}),
     ],
 )

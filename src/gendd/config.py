@@ -278,7 +278,8 @@ class GenDDConfig:
     """The method. Symbols as in the paper: s student feature, f teacher feature, z condition.
 
     Args:
-        contraction: λ in [0, 1]; f ← (1-λ) f + λ c_y. Without labels it is 0.
+        contraction: λ in [0, 1]; f ← (1-λ) f + λ c_y. Without labels it is 0. Null: 0.3, or 0 where nothing
+            is a centre of the labels' classes (the teacher has others, and ``centres`` is not ``means``).
         alpha: Weight of the label against the teacher's own prediction in the contraction's class
             probabilities, in [0, 1].
         centres: What c_y is: ``classifier`` (row y of the teacher's classifier, as published) or
@@ -320,7 +321,7 @@ class GenDDConfig:
             better of the two on the validation images; ``none`` leaves the one that was trained along.
     """
 
-    contraction: float = 0.3
+    contraction: float | None = None
     alpha: float = 1.0
     centres: Literal["classifier", "means"] = "classifier"
     centre_scale: Literal["none", "match"] = "none"
@@ -345,7 +346,12 @@ class GenDDConfig:
     refit: Literal["none", "labels", "teacher", "mean"] = "none"
 
     def __post_init__(self) -> None:
-        check(0 <= self.contraction <= 1, "gendd.contraction", "a number in [0, 1]", self.contraction)
+        check(
+            self.contraction is None or 0 <= self.contraction <= 1,
+            "gendd.contraction",
+            "a number in [0, 1] or null",
+            self.contraction,
+        )
         check(0 <= self.alpha <= 1, "gendd.alpha", "a number in [0, 1]", self.alpha)
         check(self.time_power > 0, "gendd.time_power", "a positive number", self.time_power)
         check(self.mixup >= 0, "gendd.mixup", "a non-negative number", self.mixup)

@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +180,7 @@ def choose_monitor(
         UserError: the method can't be judged by what ``monitor`` names, or by anything.
     """
     classes = readout_classes(method)
-    chosen = chosen_readout(classes, readout)
+    chosen = chosen_readout(classes, readout, num_classes if labels else None)
     found: dict[str, str] = {}
     if labels and chosen and classes[chosen] == num_classes:
         found["top1"] = f"val/{chosen}"
@@ -205,9 +205,18 @@ def choose_monitor(
     return found.get(monitor) or next(iter(found.values()))
 
 
-def chosen_readout(names: Iterable[ReadoutName], readout: ReadoutChoice) -> ReadoutName | None:
-    """Of one-pass readouts the one in use: ``mean`` for ``sample`` and ``auto``, or what there is."""
-    there = list(names)
+def chosen_readout(
+    classes: Mapping[ReadoutName, int], readout: ReadoutChoice, seen: int | None = None
+) -> ReadoutName | None:
+    """Of one-pass readouts the one in use: ``mean`` for ``sample`` and ``auto``, or what there is.
+
+    Args:
+        classes: K of each readout there is.
+        readout: The one that is asked for.
+        seen: K of the labels that training sees: a readout of other classes gives way to one of these.
+    """
+    own = [name for name, count in classes.items() if count == seen]
+    there = own or list(classes)
     if "mean" in there and (readout != "linear" or "linear" not in there):
         return "mean"
     return "linear" if "linear" in there else None
@@ -259,7 +268,8 @@ class LightningMethod(lightning.LightningModule):
         self._clock: float | None = None
         self._unchecked: tuple[int, list[str], Tensor, torch.cuda.Event | None] | None = None
         classes = readout_classes(method)
-        self._chosen = chosen_readout(classes, readout)
+        seen = data.num_classes if self.use_labels else None
+        self._chosen = chosen_readout(classes, readout, seen)
         self.monitor: str | None = None
         if data.val is not None:
             self.monitor = choose_monitor(method, config.monitor, self.use_labels, data.num_classes, readout)

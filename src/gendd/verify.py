@@ -32,6 +32,9 @@ TOLERANCE = 1e-4
 # numpy's errors for a missing, foreign, cut or damaged file; an array of its own (.npy) is a TypeError
 _UNREADABLE = (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
+# λ of the recorded training loss
+CONTRACTION = 0.9
+
 
 def verify(reference: Path | None = None, device: torch.device | str = "cpu") -> dict[str, float]:
     """Largest relative deviation from the reference in each group of numbers; infinite where one is NaN.
@@ -79,7 +82,7 @@ def _verify(arrays: dict[str, NDArray[Any]], device: torch.device) -> dict[str, 
         prediction="epsilon",
         learned_variance=True,
         standardise=False,
-        contraction=0.9,
+        contraction=CONTRACTION,
     )
     generator = FeatureGenerator(condition_width, feature_width, config).to(device)
     load_generator(generator, state)
@@ -107,7 +110,7 @@ def _verify(arrays: dict[str, NDArray[Any]], device: torch.device) -> dict[str, 
     for name in ("cfg1.0", "cfg2.0"):
         found[f"sample/{name}"] = _verify_sampling(generator, read, f"sample/{name}", float(name[3:]))
     for name in ("hard", "soft"):
-        found |= _verify_full(generator, state, read, f"full/{name}", config.contraction)
+        found |= _verify_full(generator, state, read, f"full/{name}", CONTRACTION)
     return found
 
 

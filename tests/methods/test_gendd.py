@@ -317,13 +317,13 @@ def taught(teacher: Backbone, labels: bool | None = True, **settings: Any) -> Ge
     [
         (
             7,
-            {},
+            {"contraction": 0.3},
             "Contraction: expected a teacher with the data's 4 classes, got one with 7. Set gendd.centres "
             "means, gendd.contraction 0, or data.labels false.",
         ),
         (
             0,
-            {},
+            {"contraction": 0.3},
             "Contraction: expected a teacher with the data's 4 classes, got one without a classifier. Set "
             "gendd.centres means, gendd.contraction 0, or data.labels false.",
         ),

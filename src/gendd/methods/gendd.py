@@ -24,6 +24,8 @@ from gendd.readout import nearest_mean_classifier
 from gendd.student import Student
 
 STATISTICS_IMAGES = 10_000
+# λ where it is not set
+CONTRACTION = 0.3
 
 
 class GenDD(Method):
@@ -89,8 +91,12 @@ class GenDD(Method):
         if config.head_width is None:
             width = head_width(backbone, self.teacher.feature_dim, config)
             config = dataclasses.replace(config, head_width=width)
-        self.config = config = dataclasses.replace(config, projector=hidden)
         self.labels = labels
+        strength = config.contraction
+        if strength is None:
+            strength = CONTRACTION if self._same_classes or config.centres == "means" else 0.0
+        self.strength = strength
+        self.config = config = dataclasses.replace(config, projector=hidden, contraction=strength)
         if labels:
             self._check_classes()
         self.generator = FeatureGenerator(backbone.feature_dim, teacher.feature_dim, self.config)
@@ -115,7 +121,7 @@ class GenDD(Method):
 
     @property
     def _takes_means(self) -> bool:
-        contracts = self.config.contraction > 0 and self.labels is not False
+        contracts = self.strength > 0 and self.labels is not False
         return self.config.centres == "means" and (contracts or self._reads_means)
 
     @property
@@ -135,11 +141,11 @@ class GenDD(Method):
             else "one without a classifier"
         )
         expected = f"expected a teacher with the data's {classes} classes, got {came}."
-        if config.contraction > 0 and config.centres == "classifier":
+        if self.strength > 0 and config.centres == "classifier":
             raise UserError(
                 f"Contraction: {expected} Set gendd.centres means, gendd.contraction 0, or data.labels false."
             )
-        if config.contraction > 0 and config.alpha < 1:
+        if self.strength > 0 and config.alpha < 1:
             raise UserError(f"gendd.alpha {config.alpha}: {expected} Set gendd.alpha 1.")
         if config.probe == "teacher":
             raise UserError(f"gendd.probe 'teacher': {expected} Set gendd.probe labels.")
@@ -147,7 +153,7 @@ class GenDD(Method):
     @property
     def _needs_statistics(self) -> bool:
         config = self.config
-        contracts = config.contraction > 0
+        contracts = self.strength > 0
         return config.standardise or self._takes_means or (contracts and config.centre_scale == "match")
 
     @torch.no_grad()
@@ -176,7 +182,7 @@ class GenDD(Method):
             self.generator.set_statistics(moments.mean.float(), variance.sqrt().float())
         if by_class:
             self._set_means(moments)
-        if self.config.contraction > 0 and len(self.centres) > 0:
+        if self.strength > 0 and len(self.centres) > 0:
             self._set_centres(moments, variance)
         self.prepared.fill_(True)
 
@@ -211,7 +217,7 @@ class GenDD(Method):
             self.centres.mul_((float(square) / self.centres.square().sum(-1).mean()).sqrt())
         if self._reads_means:
             # what is generated is contracted: the mean of class c lies where its features' mean is moved to
-            self.class_means.lerp_(self.centres, self.config.contraction)
+            self.class_means.lerp_(self.centres, self.strength)
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
@@ -304,14 +310,14 @@ class GenDD(Method):
             UserError: the teacher's classes are not the student's, so that labels name no centre.
         """
         standard = self.generator.standardise(feature.float())
-        if labels is None or self.config.contraction == 0:
+        if labels is None or self.strength == 0:
             return standard
         self._check_classes()
         probabilities = tokens.class_probabilities(labels, self.centres.shape[0])
         if self.config.alpha < 1:
             predicted = logits.float().softmax(-1)
             probabilities = self.config.alpha * probabilities + (1 - self.config.alpha) * predicted
-        return tokens.contract(standard, probabilities, self.centres, self.config.contraction)
+        return tokens.contract(standard, probabilities, self.centres, self.strength)
 
     def _probe_target(self, labels: Tensor | None, teacher_logits: Tensor) -> Tensor | None:
         probe = self.config.probe

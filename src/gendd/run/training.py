@@ -156,5 +156,10 @@ def settle_readout(
         say(str(pick))
         name = pick.name
     if name in student.readouts:
+        # of labels that were seen, not of the classes that the teacher alone has
+        other = sees_labels(config, data) and student.num_classes(name) != data.num_classes
+        if other and "linear" in student.readouts:
+            say(f"readout linear: readout {name} is of the teacher's {student.num_classes(name)} classes")
+            name = "linear"
         student.readout = name
     return pick
