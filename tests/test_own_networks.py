@@ -103,7 +103,7 @@ def test_a_wrapped_module_keeps_what_it_was_wrapped_with(tmp_path: Path) -> None
 def test_a_module_for_other_images_or_classes_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"Teacher: module/Net: expected a network of images of 1 channels"):
         distil(tmp_path / "run", teacher=gendd.wrap(made(channels=3)))
-    with pytest.raises(UserError, match="expected a teacher with the data's 10 classes, got one with 7"):
+    with pytest.raises(UserError, match="expected a teacher with the student's 10 classes, got one with 7"):
         distil(tmp_path / "run", teacher=made(classes=7), method="kd")
     with pytest.raises(UserError, match=r"student\.feature: expected a module before the classifier"):
         distil(tmp_path / "run", teacher=made(), student={"feature": "layer1"})
