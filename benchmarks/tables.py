@@ -341,6 +341,8 @@ def compared(name: str) -> str:
     """The methods of a comparison that have results, the best first."""
     found = [row for row in summary(name) if row["test"] is not None]
     found.sort(key=lambda row: -row["test"])
+    if not found:
+        return "Not measured yet."
     shown = [each for each in headings(found) if each not in ("interval", "epochs", "peak_memory_mb", "mean")]
     names = headings(found)
     rows = [[row["label"], *cells(row, shown)] for row in found]
@@ -350,6 +352,8 @@ def compared(name: str) -> str:
 def plot_compared(name: str) -> None:
     """Test accuracy of every method of a comparison, a bar each."""
     found = sorted((row for row in summary(name) if row["test"] is not None), key=lambda row: -row["test"])
+    if not found:
+        return
     figure = Figure(figsize=(7, 0.26 * len(found) + 0.8), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

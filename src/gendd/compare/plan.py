@@ -17,10 +17,10 @@ from typing import Any, Literal, cast
 
 import yaml
 
-from gendd.config import RunConfig, check, check_keys, extended, from_dict, merge, to_dict, with_settings
+from gendd.config import RunConfig, check, check_keys, extended, from_dict, merge, with_settings
 from gendd.errors import UserError, did_you_mean
 from gendd.methods import registry
-from gendd.run.settings import binding
+from gendd.run.settings import binding_of
 
 BudgetKind = Literal["epochs", "steps", "seconds"]
 
@@ -255,7 +255,7 @@ class Plan:
         Environment variables count by their name: the digest is the same on another machine, where the
         folder that one names is elsewhere.
         """
-        values = {key: self._as_spelled(value) for key, value in binding(to_dict(config)).items()}
+        values = {key: self._as_spelled(value) for key, value in binding_of(config).items()}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]
 
     def _as_spelled(self, value: Any) -> Any:

@@ -6,7 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from gendd.config import DataConfig, RunConfig
+from gendd.config import DataConfig, RunConfig, to_dict, with_settings
 from gendd.data import Data, train_loader
 from gendd.data.tars import is_remote
 from gendd.messages import say
@@ -61,6 +61,14 @@ def trains_teacher(config: RunConfig) -> bool:
 def sees_labels(config: RunConfig, data: Data) -> bool:
     """Whether training sees labels: there are some, and it may."""
     return config.data.labels and data.labelled
+
+
+def binding_of(config: RunConfig) -> dict[str, Any]:
+    """By dotted key, the settings that a run's results depend on: of methods those of the ones it trains."""
+    found = binding(to_dict(with_settings(config)))
+    if "gendd" in methods_of(config):
+        return found
+    return {key: value for key, value in found.items() if not key.startswith("gendd.")}
 
 
 def binding(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -13,14 +13,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from gendd.config import ReadoutConfig, RunConfig, to_dict, with_settings
+from gendd.config import ReadoutConfig, RunConfig
 from gendd.data import Data, load_data
 from gendd.errors import UserError
 from gendd.files import cache_folder
 from gendd.models import Backbone, Frozen, fold_batch_norms, load_weights
 from gendd.models.module import digest
 from gendd.run.networks import teacher_network
-from gendd.run.settings import absolute, binding, data_paths, is_taught, trains_teacher
+from gendd.run.settings import absolute, binding_of, data_paths, is_taught, trains_teacher
 from gendd.training import resolve_precision
 
 
@@ -87,7 +87,7 @@ def teacher_run(config: RunConfig, data: Data, device: torch.device) -> tuple[Pa
     )
     # without labels the images are split otherwise; streamed, none is decoded to know them
     own = data if seen.labels else load_data(dataclasses.replace(training.data, in_memory=False))
-    made_of = [binding(to_dict(with_settings(training))), _contents(own), version("gendd")]
+    made_of = [binding_of(training), _contents(own), version("gendd")]
     source = digest(config.teacher.name)
     if source is not None:
         made_of.append(source)
