@@ -187,3 +187,14 @@ def test_epochs_that_do_not_fit_are_told_of_the_method() -> None:
     plan = read_plan(small(methods={"a": {"training.warmup_epochs": 1.5}}, reference=None, budget=None))
     with pytest.raises(UserError, match=r"methods\.a: training\.warmup_epochs: expected null or a number in"):
         plan.cell(plan.groups[0], 0, 0.1, 1)
+
+
+def test_settings_of_gendd_are_no_part_of_what_other_methods_depend_on() -> None:
+    def digests(**base: Any) -> list[str]:
+        plan = read_plan(
+            {"base": {"data": {"name": "digits"}, **base}, "methods": {"kd": {"method": "kd"}, "gendd": {}}}
+        )
+        return [plan.cell(group, 0, 0.01).digest for group in plan.groups]
+
+    plain, changed = digests(), digests(gendd={"repeats": 3})
+    assert plain[0] == changed[0] and plain[1] != changed[1]
