@@ -363,9 +363,10 @@ def plot_compared(name: str) -> None:
     axes.barh(range(len(found)), values, xerr=spread, color=colours, height=0.65, error_kw={"capsize": 3})
     axes.set_yticks(range(len(found)), [row["label"] for row in found], fontsize=8)
     axes.invert_yaxis()
-    low, high = min(values), max(values)
-    margin = max(0.3 * (high - low), 0.5)
-    axes.set_xlim(low - margin, high + margin)
+    low = min(value - error for value, error in zip(values, spread, strict=True))
+    high = max(value + error for value, error in zip(values, spread, strict=True))
+    margin = max(0.15 * (high - low), 0.2)
+    axes.set_xlim(max(0, low - margin), high + margin)
     axes.set_xlabel("test top-1, %")
     for position, (value, error) in enumerate(zip(values, spread, strict=True)):
         axes.text(value + error + 0.03 * margin, position, f" {value:.1f}", va="center", fontsize=8)
