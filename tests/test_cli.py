@@ -666,7 +666,7 @@ def test_teachers_that_do_not_fit(
 
     data = folder_of_images(tmp_path / "data", digit_files)
     words = ["--data.name=folder", f"--data.path={data}", "--data.image_size=8", "--data.train_images=null"]
-    words += ["--teacher.name=cifar/resnet8x0.25", f"--teacher.weights={weights}"]
+    words += ["--teacher.name=cifar/resnet8x0.25", f"--teacher.weights={weights}", "--gendd.contraction=0.3"]
     said = refused(capsys, "distill", "--out", str(out), *TINY, *words)
     assert said == (
         "Contraction: expected a teacher with the data's 2 classes, got one with 10. Set gendd.centres "
