@@ -314,3 +314,26 @@ def test_a_projected_student_is_distilled_again_from_its_network() -> None:
     again = GenDD(first, network("cifar/resnet8"), **SMALL)
     assert not isinstance(net_of(again.backbone).body.net, Projected)  # no projector behind a projector
     assert again.backbone.feature_dim == 64
+
+
+def test_costs_and_maps_are_those_of_the_images_that_come() -> None:
+    backbone = create_backbone("cifar/resnet8", CLASSES)
+    large = backbone.noise_cost()  # of 32 pixels a side
+    assert backbone.expect((8, 8)).map_shape == (64, 2, 2)
+    assert backbone.noise_cost() == pytest.approx(large / 16, rel=0.01)
+    small = create_backbone("timm/test_resnet", CLASSES)
+    assert small.has_map and not small.expect((16, 16)).has_map  # of one position: the pooled form
+
+
+def test_images_too_small_for_a_map_are_learned_from_all_the_same() -> None:
+    student, teacher = (
+        create_backbone("timm/test_resnet", CLASSES),
+        create_backbone("timm/test_resnet", CLASSES),
+    )
+    for size in (None, (16, 16)):
+        if size is not None:
+            student.expect(size)
+        method = GenDD(student, teacher, **SMALL)
+        batch = torch.rand(4, 3, 16, 16)
+        method.prepare([(batch, torch.arange(4))])
+        assert torch.isfinite(method(batch).loss)

@@ -20,6 +20,7 @@ from gendd.models.feature import (
     Reading,
     View,
     as_map,
+    has_positions,
     sample_images,
     stage_names,
     still,
@@ -326,7 +327,9 @@ class Backbone(nn.Module):
         """
         if self._map_shape == "unknown":
             found = self.on_noise()[1]
-            self._map_shape = None if found is None else (found.shape[1], found.shape[2], found.shape[3])
+            self._map_shape = None
+            if found is not None and has_positions(found):
+                self._map_shape = found.shape[1], found.shape[2], found.shape[3]
         return self._map_shape
 
     def on_noise(self) -> tuple[Tensor, Tensor | None]:
@@ -338,19 +341,30 @@ class Backbone(nn.Module):
                     last = self.read_with_map(sample_images(self.net, self.channels, size))
                 except Exception:  # too small for the network
                     continue
-            if last[1] is not None:
+            if has_positions(last[1]):
                 self._noise_size = size
                 break
         return last if last is not None else (self.mean.new_zeros(1, self.feature_dim), None)
 
+    def expect(self, size: tuple[int, int]) -> Backbone:
+        """Be told of the size (H, W) that images come in: maps and costs are then those of that size."""
+        self._noise_size, self._map_shape = size, "unknown"
+        self._stage_names = self._stage_dims = None
+        return self
+
     def noise_cost(self) -> int:
         """Multiply-adds of one image of the size of :meth:`on_noise`."""
         self.on_noise()
-        return multiply_adds(self.net, sample_images(self.net, self.channels, self._sizes()[0])[:1])
+        for size in dict.fromkeys([*self._sizes(), (32, 32), (224, 224)]):
+            try:
+                return multiply_adds(self.net, sample_images(self.net, self.channels, size)[:1])
+            except Exception:  # too small for the network, or not its size
+                continue
+        return 0
 
     def _sizes(self) -> list[tuple[int, int]]:
         """Sizes of images that are tried, that which gave a map alone once it is known."""
-        known = self._noise_size or self.image_size
+        known = self.image_size or self._noise_size
         return [known] if known is not None else [(32, 32), (224, 224)]
 
     @property

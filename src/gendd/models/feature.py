@@ -231,7 +231,7 @@ def _first_tensor(output: Any) -> Tensor:
 
 
 def as_map(output: Tensor, prefix: int | None = None, channels_last: bool = False) -> Tensor | None:
-    """What comes before pooling as a map (B, D, h, w); None of a vector, or of a single position.
+    """What comes before pooling as a map (B, D, h, w); None of a vector.
 
     Args:
         output: (B, D, h, w), or tokens (B, N, D).
@@ -248,7 +248,12 @@ def as_map(output: Tensor, prefix: int | None = None, channels_last: bool = Fals
         output = tokens.reshape(*tokens.shape[:2], *shape)
     elif channels_last and output.dim() == 4:
         output = output.permute(0, 3, 1, 2)
-    return output if output.dim() == 4 and output.shape[-1] * output.shape[-2] > 1 else None
+    return output if output.dim() == 4 else None
+
+
+def has_positions(found: Tensor | None) -> bool:
+    """Whether there is a map (B, D, h, w) of more than one position."""
+    return found is not None and found.shape[-1] * found.shape[-2] > 1
 
 
 def _pooled(output: Tensor, token: int | None) -> Tensor:
@@ -409,7 +414,7 @@ def _last_map(net: nn.Module, images: Tensor, reading: Reading) -> str | None:
             found = _first_tensor(output)
         except (StopIteration, TypeError, AttributeError):
             return
-        if found.dim() in (3, 4) and len(found) == ends[0] and as_map(found) is not None:
+        if found.dim() in (3, 4) and len(found) == ends[0] and has_positions(as_map(found)):
             made.append(name)
 
     def stop(*_: Any) -> None:

@@ -20,7 +20,8 @@ def teacher_network(config: RunConfig, data: Data, networks: Mapping[str, nn.Mod
     if not is_taught(config):
         return None
     try:
-        return build_teacher(config.teacher, data.num_classes, data.channels, networks.get("teacher"))
+        found = build_teacher(config.teacher, data.num_classes, data.channels, networks.get("teacher"))
+        return found.expect((data.image_size, data.image_size))
     except UserError as error:
         raise UserError(f"Teacher: {error}") from error
 
@@ -41,6 +42,7 @@ def student_network(
     classes = _student_classes(config, data, teacher)
     # where nothing tells the classes its classifier is no readout
     backbone = build_model(config.student, classes or 1, data.channels, given)
+    backbone.expect((data.image_size, data.image_size))
     if not backbone.has_classifier:
         raise UserError(
             f"student.feature: expected a module before the classifier of {backbone.name}, got "
