@@ -331,16 +331,21 @@ def run_parser(command: str, sections: Iterable[str] = ()) -> ArgumentParser:
 
 def _run_help(command: str) -> str:
     flags = _run_flags(command).format_help()
-    settings = run_parser(command).format_help()
-    body = settings.split("\n\n", 1)[1]
-    # sections given as files of their own are the short options here
-    body = re.sub(r"^ +--\S+ CONFIG +Path to a configuration file\.\n", "", body, flags=re.MULTILINE)
+    settings = run_parser(command)
+    body = _settings_help(settings)
     more = (
         ""
         if command == "train"
         else "\nThe settings of other methods, --kd.temperature: gendd methods NAME.\n"
     )
     return f"{flags}\nEvery setting is an option too, by its dotted name:\n\n{body}{more}"
+
+
+def _settings_help(parser: ArgumentParser) -> str:
+    """What a parser of settings says of each."""
+    body = parser.format_help().split("\n\n", 1)[1]
+    # sections given as files of their own are the short options here
+    return re.sub(r"^ +--\S+ CONFIG +Path to a configuration file\.\n", "", body, flags=re.MULTILINE)
 
 
 def _check_options(command: str, words: list[str], asked: dict[str, Any] | None = None) -> None:
@@ -571,10 +576,7 @@ def _methods(words: list[str]) -> int:
 
     settings = ArgumentParser(prog="gendd distill", add_help=False)
     settings.add_class_arguments(method.Settings, method.section(), fail_untyped=True)
-    print(
-        re.sub(r"^ +--\S+ CONFIG +Path to .*\n", "", settings.format_help().split("\n\n", 1)[1], flags=re.M),
-        end="",
-    )
+    print(_settings_help(settings), end="")
     return 0
 
 

@@ -91,9 +91,8 @@ def kl(p: Array, q: Array) -> float:
 def projected(method: Distilled, feature: Array) -> Array:
     layer = method.get_submodule("projector")
     assert isinstance(layer, torch.nn.Linear)
-    weight, bias = (value.detach().double().numpy() for value in (layer.weight, layer.bias))
-    moved: Array = feature @ weight.T + bias
-    return moved
+    moved: Array = feature @ layer.weight.detach().double().numpy().T
+    return moved if layer.bias is None else moved + layer.bias.detach().double().numpy()
 
 
 def kd_std(method: Distilled, student: Outputs, teacher: Outputs, target: Array) -> float:

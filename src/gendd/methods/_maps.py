@@ -52,6 +52,7 @@ class MapRegression(nn.Module):
 
     Attributes:
         student: The student as it is trained and deployed.
+        hidden: Channels between the convolutions of the projector that is part of it; 0 without one.
     """
 
     def __init__(self, backbone: Backbone, teacher: Frozen, hidden: int | None, deployed: bool) -> None:
@@ -74,6 +75,7 @@ class MapRegression(nn.Module):
             student = project(backbone, width, hidden, classes, rectified)
             if not self.pools:
                 self.adapter = nn.Conv2d(hidden, teacher.map_dim, 1)
+        self.hidden = hidden if deployed else 0
         # in a tuple: it is a submodule of the method
         self._student = (student,)
 

@@ -87,7 +87,7 @@ class GenDD(Method):
             deployed = config.projector != 0
             self.maps = MapRegression(backbone, self.teacher, config.projector or None, deployed)
             backbone = self.backbone = self.maps.student
-        hidden = backbone.arguments.get("projector", {}).get("hidden", 0) if self.maps is not None else 0
+        hidden = 0 if self.maps is None else self.maps.hidden
         if config.head_width is None:
             width = head_width(backbone, self.teacher.feature_dim, config)
             config = dataclasses.replace(config, head_width=width)

@@ -57,7 +57,8 @@ class SRD(Distilled):
 
     def build(self, teacher: Frozen) -> None:
         """See :meth:`Distilled.build`."""
-        self.projector = nn.Linear(self.backbone.feature_dim, teacher.feature_dim)
+        # without a bias, which the normalisation would take off again
+        self.projector = nn.Linear(self.backbone.feature_dim, teacher.feature_dim, bias=False)
         self.matching = TorchdistillLoss(
             self.name, "SRDLoss", exponent=self.settings.exponent, temperature=self.settings.temperature
         )

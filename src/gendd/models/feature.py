@@ -407,14 +407,13 @@ def _found(
 def _last_map(net: nn.Module, images: Tensor, reading: Reading) -> str | None:
     """The last module before the feature whose output is a map or tokens of more than one position."""
     made: list[str] = []
-    ends = [len(images)]
 
     def note(name: str, output: Any) -> None:
         try:
             found = _first_tensor(output)
         except (StopIteration, TypeError, AttributeError):
             return
-        if found.dim() in (3, 4) and len(found) == ends[0] and has_positions(as_map(found)):
+        if found.dim() in (3, 4) and len(found) == len(images) and has_positions(as_map(found)):
             made.append(name)
 
     def stop(*_: Any) -> None:
