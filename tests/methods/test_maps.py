@@ -321,6 +321,7 @@ def test_costs_and_maps_are_those_of_the_images_that_come() -> None:
     large = backbone.noise_cost()  # of 32 pixels a side
     assert backbone.expect((8, 8)).map_shape == (64, 2, 2)
     assert backbone.noise_cost() == pytest.approx(large / 16, rel=0.01)
+    assert project(backbone, 12, 8, CLASSES).noise_cost() < large / 8  # with a projector too
     small = create_backbone("timm/test_resnet", CLASSES)
     assert small.has_map and not small.expect((16, 16)).has_map  # of one position: the pooled form
 

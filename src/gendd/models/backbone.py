@@ -115,7 +115,7 @@ class Backbone(nn.Module):
         self.classifier_name = self._find_classifier() if classifier else None
         self._dtype: torch.dtype | None = None
         self._view: View | None = None
-        self._noise_size: tuple[int, int] | None = None
+        self.noise_size: tuple[int, int] | None = None
         self._stage_names: list[str] | None = None
         self._stage_dims: list[int] | None = None
         self._map_shape: tuple[int, int, int] | Literal["unknown"] | None = "unknown"
@@ -342,13 +342,13 @@ class Backbone(nn.Module):
                 except Exception:  # too small for the network
                     continue
             if has_positions(last[1]):
-                self._noise_size = size
+                self.noise_size = size
                 break
         return last if last is not None else (self.mean.new_zeros(1, self.feature_dim), None)
 
     def expect(self, size: tuple[int, int]) -> Backbone:
         """Be told of the size (H, W) that images come in: maps and costs are then those of that size."""
-        self._noise_size, self._map_shape = size, "unknown"
+        self.noise_size, self._map_shape = size, "unknown"
         self._stage_names = self._stage_dims = None
         return self
 
@@ -364,7 +364,7 @@ class Backbone(nn.Module):
 
     def _sizes(self) -> list[tuple[int, int]]:
         """Sizes of images that are tried, that which gave a map alone once it is known."""
-        known = self.image_size or self._noise_size
+        known = self.image_size or self.noise_size
         return [known] if known is not None else [(32, 32), (224, 224)]
 
     @property

@@ -125,7 +125,7 @@ def project(backbone: Backbone, width: int, hidden: int, classes: int, rectified
     spelled = backbone.reading
     if spelled is not None and spelled.spelled is not None:
         arguments["feature"] = spelled.spelled  # type: ignore[assignment]
-    return Backbone(
+    projected = Backbone(
         Projected(backbone.body(), projector, width, classes),
         name=backbone.name,
         in_channels=backbone.in_channels,
@@ -135,6 +135,7 @@ def project(backbone: Backbone, width: int, hidden: int, classes: int, rectified
         channels=backbone.channels,
         arguments=arguments,
     )
+    return projected if backbone.noise_size is None else projected.expect(backbone.noise_size)
 
 
 def unprojected(backbone: Backbone) -> Backbone:
