@@ -31,7 +31,7 @@ import gendd
 from gendd.config import ReadoutName, RunConfig, from_dict, load_config, merge, to_dict
 from gendd.data import Data, ImageSet, load_data
 from gendd.deploy import deploy
-from gendd.exporting import FORMATS, Exported, int8
+from gendd.deploy.export import FORMATS, Exported, int8
 from gendd.recipes import recipe_path
 
 RESULTS = Path(__file__).parent / "results" / "exports.csv"

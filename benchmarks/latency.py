@@ -24,13 +24,12 @@ import torch
 from torch import Tensor, nn
 
 import gendd
-from gendd import tokens
 from gendd.config import GenDDConfig, ReadoutConfig
 from gendd.deploy import deploy
-from gendd.diffusion import Denoised, ancestral, interpolated_log_variance, predicted_x0
-from gendd.folded import savings
-from gendd.generator import FeatureGenerator
+from gendd.deploy.folded_mean import savings
+from gendd.diffusion import Denoised, ancestral, interpolated_log_variance, predicted_x0, tokens
 from gendd.models import create_backbone, multiply_adds
+from gendd.student.generator import FeatureGenerator
 
 RESULTS = Path(__file__).parent / "results"
 READOUT_FIELDS = ["student", "teacher_width", "tokens", "head_width", "precision", "batch", "readout"]

@@ -28,14 +28,14 @@ from torch import Tensor
 
 from gendd.config import ReadoutName, RunConfig, from_dict, to_dict
 from gendd.data import Batch, Data, ImageSet, load_data, train_loader
-from gendd.embedding import collect_features
 from gendd.evaluation import Scores, evaluate
+from gendd.evaluation.embedding import collect_features
+from gendd.evaluation.long_tail import Shots, shots_of
 from gendd.methods import Method, build_method
 from gendd.models import Backbone, Frozen
-from gendd.readout import choose_mean_time
 from gendd.run.networks import student_network, teacher_network
-from gendd.shots import Shots, shots_of
 from gendd.student import Student
+from gendd.student.readout import choose_mean_time
 from gendd.training import beta2, derive_seed, learning_rate_factor, parameter_groups, resolve_precision
 
 STATISTICS_BATCHES = 20

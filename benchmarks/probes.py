@@ -32,8 +32,8 @@ import torch
 import gendd
 from gendd.data import Data
 from gendd.evaluation import evaluate
+from gendd.evaluation.refit import refit_linear, targets_of
 from gendd.models import Frozen
-from gendd.refit import refit_linear, targets_of
 
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ["method", "seed", "target", "images", "weight_decay", "held_before", "held_after", "kept"]

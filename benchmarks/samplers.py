@@ -27,9 +27,9 @@ import gendd
 from gendd.config import ReadoutConfig, ReadoutName, RunConfig, from_dict, merge, read_yaml
 from gendd.data import Data, eval_loader, load_data
 from gendd.deploy import deploy
+from gendd.evaluation.refit import refit_linear, targets_of
 from gendd.models import Frozen, multiply_adds
 from gendd.recipes import recipe_path
-from gendd.refit import refit_linear, targets_of
 
 RESULTS = Path(__file__).parent / "results" / "samplers.csv"
 FIELDS = ["data", "setting", "seed", "readout", "sampler", "steps", "num_samples", "guidance"]

@@ -26,8 +26,8 @@ import gendd
 from gendd.config import DataConfig, load_config
 from gendd.data import ImageSet, load_data
 from gendd.data.loading import sample_loader
+from gendd.evaluation.calibration import auroc, calibration, fpr
 from gendd.recipes import recipe_path
-from gendd.reliability import auroc, calibration, fpr
 
 RESULTS = Path(__file__).parent / "results" / "uncertainty.csv"
 FIELDS = ["dataset", "method", "seed", "images", "readout", "n", "top1", "ece", "nll", "brier"]

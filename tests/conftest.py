@@ -16,7 +16,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from gendd.config import DataConfig, ReadoutName
-    from gendd.exporting import Exported, Format
+    from gendd.deploy.export import Exported, Format
 
 # before torch is loaded: sums in the same order here and in the processes that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -101,7 +101,7 @@ def small_run(digits_run: Finished, tmp_path_factory: pytest.TempPathFactory) ->
 @pytest.fixture(scope="session")
 def exported(small_run: Path) -> Callable[[Format, ReadoutName], Exported]:
     """Exports a readout of the run where no test has yet; two steps of dpm-solver for ``sample``."""
-    from gendd.exporting import export
+    from gendd.deploy.export import export
 
     made: dict[tuple[Format, ReadoutName], Exported] = {}
 

@@ -7,8 +7,8 @@ from torch import Tensor, nn
 
 import gendd
 from gendd.config import GenDDConfig
-from gendd.generator import FeatureGenerator
 from gendd.models import Backbone
+from gendd.student.generator import FeatureGenerator
 
 CLASSES = 10
 

@@ -18,8 +18,8 @@ from torch import nn
 import gendd
 from gendd.config import DataConfig, GenDDConfig, ReadoutConfig, RunConfig, merge, read_yaml, to_dict
 from gendd.data import ImageSet, load_data
-from gendd.generator import FeatureGenerator
 from gendd.recipes import is_base, recipe_path, recipes
+from gendd.student.generator import FeatureGenerator
 
 ROOT = Path(__file__).parents[1]
 

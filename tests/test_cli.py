@@ -23,7 +23,7 @@ from PIL import Image
 import gendd
 from gendd.cli import main, parse_run, recipes
 from gendd.config import RunConfig, dump, load_config
-from gendd.methods.registry import names
+from gendd.config.registry import names
 from gendd.models.cifar import NAMES
 from gendd.run import Run
 
@@ -133,7 +133,7 @@ def test_verify_agrees_with_the_shipped_numbers_and_not_with_others(
     *groups, last = capsys.readouterr().out.splitlines()
     assert re.fullmatch(r"largest relative deviation \d\.\de-\d\d: agrees", last)
     assert len(groups) > 3 and not any("beyond" in line for line in groups)
-    monkeypatch.setattr("gendd.verify.verify", lambda reference: {"schedule": 0.0, "head": 2e-4})
+    monkeypatch.setattr("gendd.released.verify.verify", lambda reference: {"schedule": 0.0, "head": 2e-4})
     assert main(["verify"]) == 1
     assert capsys.readouterr().out.splitlines() == [
         "schedule             0.0e+00",

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gendd.data.images import decode, frame
-from gendd.predict import predict
+from gendd.deploy.predict import predict
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 

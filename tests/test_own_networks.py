@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import images
 from torch import Tensor, nn
 
 import gendd
@@ -55,10 +56,6 @@ def made(**given: int) -> Net:
     return Net(**given).eval()
 
 
-def images() -> Tensor:
-    return torch.rand(2, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-
-
 def distil(folder: Path, **given: Any) -> gendd.Run:
     return gendd.distill(out=folder, **{**SETTINGS, **given})
 
@@ -80,11 +77,11 @@ def test_modules_are_distilled_saved_and_loaded(tmp_path: Path, capsys: pytest.C
     loaded = gendd.load(run.folder, backbone=network)
     shared = {id(p) for p in network.parameters()} - {id(p) for p in network.last.parameters()}
     assert shared <= {id(p) for p in loaded.parameters()} and loaded.readouts == ("linear", "mean", "sample")
-    torch.testing.assert_close(run.student(backbone=made())(images()), loaded(images()), rtol=0, atol=0)
+    torch.testing.assert_close(run.student(backbone=made())(images(2)), loaded(images(2)), rtol=0, atol=0)
     # trained from the weights it had
     assert not torch.equal(network.body[0].weight, student.body[0].weight)
     again = load(loaded.save(tmp_path / "again"), backbone=made())
-    torch.testing.assert_close(again(images()), loaded(images()), rtol=0, atol=0)
+    torch.testing.assert_close(again(images(2)), loaded(images(2)), rtol=0, atol=0)
     card = (run.folder / "student" / "README.md").read_text()
     assert 'gendd.load("path/to/this/folder", backbone=Net(…))' in card
 
@@ -124,7 +121,7 @@ def test_networks_of_a_file_are_trained_cached_and_reloaded(
     run = distil(tmp_path / "run", teacher=name, student=name)
     (cached,) = (tmp_path / "cache" / "teachers").iterdir()
     assert "nets.py-Net-digits" in cached.name
-    assert gendd.load(run.folder)(images()).shape == (2, 10)
+    assert gendd.load(run.folder)(images(2)).shape == (2, 10)
     capsys.readouterr()
     distil(tmp_path / "second", teacher=name, student=name, method="kl")
     assert f"teacher {name}: cached\n" in capsys.readouterr().err
@@ -142,7 +139,7 @@ def test_a_repository_on_the_hub_decides_on_no_file_to_run(
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **options: str(folder))
     with pytest.raises(UserError, match="expected a network known by name, got one of the file"):
         gendd.load("someone/student")
-    assert gendd.load("someone/student", backbone=backbone.net)(images()).shape == (2, 10)
+    assert gendd.load("someone/student", backbone=backbone.net)(images(2)).shape == (2, 10)
 
 
 def test_a_teacher_of_another_size_type_and_channels(tmp_path: Path) -> None:
@@ -168,10 +165,10 @@ def test_a_teacher_of_another_size_type_and_channels(tmp_path: Path) -> None:
     assert run.metrics["student"]["readouts"]["mean"]["top1"] >= 0
     (used,) = seen
     assert {value.dtype for value in used.backbone.net.patch_embed.parameters()} == {torch.bfloat16}  # type: ignore[union-attr]
-    feature, logits = used(images())
+    feature, logits = used(images(2))
     assert feature.dtype == logits.dtype == torch.float32 and not used.training
     torch.testing.assert_close(
-        feature, network.eval()(images().expand(-1, 3, -1, -1))[0], rtol=0.05, atol=0.05
+        feature, network.eval()(images(2).expand(-1, 3, -1, -1))[0], rtol=0.05, atol=0.05
     )
 
 

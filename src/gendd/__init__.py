@@ -18,13 +18,14 @@ if TYPE_CHECKING:
         RunConfig,
         TrainingConfig,
     )
+    from gendd.deploy.export import export
+    from gendd.deploy.hub import load, push_to_hub
     from gendd.errors import UserError
-    from gendd.exporting import export
     from gendd.methods import KD, GenDD, KDConfig, Method, StepOutput, Supervised
     from gendd.models import Backbone, build_model, create_backbone, wrap
     from gendd.released import import_released
     from gendd.run import Run, distill
-    from gendd.student import Student, load
+    from gendd.student import Student
 
 __version__ = version("gendd")
 
@@ -39,12 +40,13 @@ _HOMES = {
         "TrainingConfig",
     ),
     "gendd.errors": ("UserError",),
-    "gendd.exporting": ("export",),
+    "gendd.deploy.export": ("export",),
+    "gendd.deploy.hub": ("load", "push_to_hub"),
     "gendd.methods": ("KD", "GenDD", "KDConfig", "Method", "StepOutput", "Supervised"),
     "gendd.models": ("Backbone", "build_model", "create_backbone", "wrap"),
     "gendd.released": ("import_released",),
     "gendd.run": ("Run", "distill"),
-    "gendd.student": ("Student", "load"),
+    "gendd.student": ("Student",),
 }
 _HOME = {name: home for home, names in _HOMES.items() for name in names}
 
@@ -71,6 +73,7 @@ __all__ = [
     "export",
     "import_released",
     "load",
+    "push_to_hub",
     "wrap",
 ]
 

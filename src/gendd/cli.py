@@ -248,7 +248,7 @@ def _without_labels(values: dict[str, Any]) -> list[str]:
     baselines: list[str] = values["baselines"]
     if values["data"]["labels"]:
         return baselines
-    from gendd.methods.registry import method_class
+    from gendd.config.registry import method_class
 
     left = [name for name in baselines if not method_class(name).needs_labels]
     if left != baselines:
@@ -308,7 +308,7 @@ def _asked(layers: list[dict[str, Any]], words: list[str]) -> dict[str, Any]:
 
 def _sections(asked: dict[str, Any], words: list[str], values: dict[str, Any]) -> list[str]:
     """The sections of methods that options or values set something in."""
-    from gendd.methods import registry
+    from gendd.config import registry
 
     known = registry.sections(asked)
     named = {option.removeprefix("--").split(".")[0] for option in map(_option, words) if option}
@@ -320,7 +320,7 @@ def run_parser(command: str, sections: Iterable[str] = ()) -> ArgumentParser:
     from jsonargparse import ArgumentParser
 
     from gendd.config import RunConfig
-    from gendd.methods.registry import settings_type
+    from gendd.config.registry import settings_type
 
     parser = ArgumentParser(prog=f"gendd {command}", exit_on_error=False, add_help=False)
     parser.add_class_arguments(RunConfig, None, fail_untyped=True, skip={*_fixed(command), "settings"})
@@ -350,7 +350,7 @@ def _settings_help(parser: ArgumentParser) -> str:
 
 def _check_options(command: str, words: list[str], asked: dict[str, Any] | None = None) -> None:
     from gendd.config import keys
-    from gendd.methods.registry import names, settings_type
+    from gendd.config.registry import names, settings_type
 
     known = [f"--{key}" for key in keys()]
     if command != "train":
@@ -379,8 +379,8 @@ def _evaluate(words: list[str]) -> int:
     parser.add_argument("--readout", help="linear, mean or sample; all by default")
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
+    from gendd.evaluation.long_tail import in_words
     from gendd.run import evaluate_run
-    from gendd.shots import in_words
 
     scores = evaluate_run(given.run, given.readout, progress=sys.stderr.isatty())
     if given.json:
@@ -462,7 +462,7 @@ def _predict(words: list[str]) -> int:
     given = parser.parse_args(words)
     if given.top < 1:
         raise UserError(f"--top: expected a positive integer, got {given.top}.")
-    from gendd.predict import predict
+    from gendd.deploy.predict import predict
 
     predictions = predict(given.run, given.images, given.top, given.readout, given.uncertainty)
     if given.json:
@@ -500,7 +500,7 @@ def _export(words: list[str]) -> int:
     parser.add_argument("--sampler", help="ddpm, ddim or dpm-solver, of readout sample")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     given = vars(parser.parse_args(words))
-    from gendd.exporting import export
+    from gendd.deploy.export import export
 
     print(export(given.pop("run"), **given, progress=sys.stderr.isatty()))
     return 0
@@ -517,10 +517,10 @@ def _push(words: list[str]) -> int:
     parser.add_argument("--private", action="store_true", help="make the repository a private one")
     parser.add_argument("--message", metavar="TEXT", help="of the commit")
     given = parser.parse_args(words)
-    from gendd.student import push
+    from gendd.deploy.hub import push_to_hub
 
     private = True if given.private else None
-    print(push(given.run, given.repository, private=private, commit_message=given.message))
+    print(push_to_hub(given.run, given.repository, private=private, commit_message=given.message))
     return 0
 
 
@@ -559,7 +559,7 @@ def _methods(words: list[str]) -> int:
     parser = _Parser(prog="gendd methods", description=_COMMANDS["methods"])
     parser.add_argument("name", metavar="NAME", nargs="?", help="a method, or path/to/file.py:CLASS")
     given = parser.parse_args(words)
-    from gendd.methods.registry import method_class, names
+    from gendd.config.registry import method_class, names
 
     if given.name is None:
         shown = [method_class(name) for name in names()]
@@ -685,7 +685,7 @@ def _verify(words: list[str]) -> int:
         "--reference", metavar="FILE.npz", help="reference numbers (default: those shipped with gendd)"
     )
     given = parser.parse_args(words)
-    from gendd.verify import TOLERANCE, verify
+    from gendd.released.verify import TOLERANCE, verify
 
     found = verify(None if given.reference is None else Path(given.reference))
     for name, deviation in found.items():

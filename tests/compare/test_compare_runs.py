@@ -92,7 +92,7 @@ def test_rates_are_chosen_by_validation_and_a_failing_method_is_a_row(
     text = Path("own.py").read_text(encoding="utf-8")
     repaired = "return gendd.StepOutput(self.backbone(images)[1].square().mean(), self.backbone(images)[1])"
     Path("own.py").write_text(text.replace("raise RuntimeError('not\\nyet')", repaired), encoding="utf-8")
-    monkeypatch.setattr("gendd.methods.registry._OWN", {})
+    monkeypatch.setattr("gendd.config.registry._OWN", {})
     assert main(["compare", "mine.yaml"]) == 0
     rows = read_rows(folder / "results.csv")
     assert [row["chosen"] for row in rows if row["method"] == "own"].count(True) == 2

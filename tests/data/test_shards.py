@@ -37,10 +37,10 @@ from gendd.data import (
 from gendd.data.images import Files, Held
 from gendd.data.shards import STREAMS
 from gendd.errors import UserError
+from gendd.evaluation.long_tail import shots_of
 from gendd.methods import GenDD
 from gendd.models import create_backbone
 from gendd.run import Run, evaluate_run
-from gendd.shots import shots_of
 
 SHARDS, EACH, SIDE = 8, 12, 8
 
@@ -789,7 +789,7 @@ def test_a_run_without_any_labels(options: list[str], tmp_path: Path, no_report:
 def test_features_alone_and_no_class_known(
     options: list[str], tmp_path: Path, no_report: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gendd.embedding.BANK_IMAGES", 50)
+    monkeypatch.setattr("gendd.evaluation.embedding.BANK_IMAGES", 50)
     words = without_tests(options, tmp_path)
     assert main(["distill", "--out", str(tmp_path / "run"), *words, "--teacher.classifier=false"]) == 0
     metrics = Run.open(tmp_path / "run").metrics

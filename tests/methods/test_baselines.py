@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from helpers import images
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -18,10 +19,6 @@ CLASSES = 4
 def network(name: str = "cifar/resnet8x0.25", classes: int = CLASSES, seed: int = 0) -> Backbone:
     torch.manual_seed(seed)
     return create_backbone(name, classes, in_channels=1)
-
-
-def images() -> Tensor:
-    return torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def labels() -> Tensor:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from helpers import images, seeded
 from scipy import stats
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -41,16 +42,8 @@ def build(teacher_classes: int = CLASSES, **settings: Any) -> GenDD:
     return GenDD(network(), network("cifar/resnet8x0.5", teacher_classes), **{**TINY, **settings})
 
 
-def images(count: int = 8, seed: int = 0) -> Tensor:
-    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
-
-
 def labels(count: int = 8) -> Tensor:
     return torch.arange(count) % CLASSES
-
-
-def seeded(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def teacher_of(method: GenDD) -> Frozen:

@@ -7,18 +7,19 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import images
 from torch import Tensor
 from torch.nn import functional as F
 
 import gendd
-from gendd.config import GenDDConfig
+from gendd.config import GenDDConfig, registry
 from gendd.deploy import deploy
 from gendd.errors import UserError
-from gendd.generator import head_width
-from gendd.methods import GenDD, registry
+from gendd.methods import GenDD
 from gendd.methods._maps import MapRegression
 from gendd.models import Backbone, Frozen, create_backbone, multiply_adds
 from gendd.models.projector import Projected, one_grid, pools_its_map, project, projector_width
+from gendd.student.generator import head_width
 
 CLASSES = 5
 SMALL: dict[str, Any] = {"token_width": 16, "repeats": 2, "head_width": 16, "head_depth": 1, "timesteps": 50}
@@ -26,10 +27,6 @@ SMALL: dict[str, Any] = {"token_width": 16, "repeats": 2, "head_width": 16, "hea
 
 def network(name: str = "cifar/resnet8x0.5", classes: int = CLASSES) -> Backbone:
     return create_backbone(name, classes, in_channels=1)
-
-
-def images(count: int = 6, seed: int = 0) -> Tensor:
-    return torch.rand(count, 1, 8, 8, generator=torch.Generator().manual_seed(seed))
 
 
 def distiller(**settings: Any) -> GenDD:
@@ -63,9 +60,9 @@ def test_a_projected_network_s_feature_is_the_mean_of_its_projected_map(name: st
 
 def test_projecting_leaves_the_network_whole_and_shares_its_weights() -> None:
     backbone = network().eval()
-    before = backbone(images())[1]
+    before = backbone(images(6))[1]
     projected = project(backbone, 12, 8, CLASSES)
-    torch.testing.assert_close(backbone(images())[1], before, rtol=0, atol=0)
+    torch.testing.assert_close(backbone(images(6))[1], before, rtol=0, atol=0)
     names = dict(projected.named_parameters())
     assert names["net.body.net.conv1.weight"] is dict(backbone.named_parameters())["net.conv1.weight"]
     assert not [name for name in names if name.startswith("net.body.net.fc")]  # nothing that is not used
@@ -74,9 +71,9 @@ def test_projecting_leaves_the_network_whole_and_shares_its_weights() -> None:
 def test_a_projected_student_is_saved_and_loaded(tmp_path: Path) -> None:
     student = gendd.Student(project(network(), 12, 8, CLASSES, rectified=False)).eval()
     student.save(tmp_path)
-    torch.testing.assert_close(gendd.load(tmp_path)(images()), student(images()), rtol=0, atol=0)
+    torch.testing.assert_close(gendd.load(tmp_path)(images(6)), student(images(6)), rtol=0, atol=0)
     again = gendd.load(tmp_path, backbone=network())  # its network made in Python
-    torch.testing.assert_close(again(images()), student(images()), rtol=0, atol=0)
+    torch.testing.assert_close(again(images(6)), student(images(6)), rtol=0, atol=0)
 
 
 def test_a_network_without_maps_is_not_projected() -> None:
@@ -147,8 +144,8 @@ def test_the_errors_are_relative_to_what_is_regressed() -> None:
     teacher = Frozen(network("cifar/resnet8"))
     maps = MapRegression(network(), teacher, 8, deployed=True).eval()
     student = maps.student.eval()
-    feature, found, stages = student.with_stages(images())
-    teacher_feature, _, teacher_map, teacher_stages = teacher.with_stages(images())
+    feature, found, stages = student.with_stages(images(6))
+    teacher_feature, _, teacher_map, teacher_stages = teacher.with_stages(images(6))
     assert found is not None and teacher_map is not None
     losses = maps(feature, found, stages, teacher_feature, teacher_map, teacher_stages)
     projected = net_of(student).expanded(found)
@@ -173,7 +170,7 @@ def test_the_projector_of_a_teacher_with_negative_features_ends_linearly() -> No
 @pytest.mark.parametrize("labels", [None, torch.arange(6) % CLASSES])
 def test_every_part_reaches_the_student(labels: Tensor | None) -> None:
     method = distiller(stage_weight=1.0)
-    out = method(images(), labels, generator=torch.Generator().manual_seed(0))
+    out = method(images(6), labels, generator=torch.Generator().manual_seed(0))
     assert list(out.parts) == ["diffusion", "map", "stages", "probe"]
     total = sum(float(part) for part in out.parts.values())
     assert float(out.loss.detach()) == pytest.approx(total, rel=1e-5)
@@ -192,12 +189,12 @@ def test_every_part_reaches_the_student(labels: Tensor | None) -> None:
     ],
 )
 def test_parts_are_switched_off(settings: dict[str, Any], parts: list[str]) -> None:
-    assert list(distiller(**settings)(images()).parts) == parts
+    assert list(distiller(**settings)(images(6)).parts) == parts
 
 
 def test_weights_multiply_their_parts() -> None:
     def loss(**settings: Any) -> tuple[float, dict[str, Tensor]]:
-        out = distiller(**settings)(images(), generator=torch.Generator().manual_seed(0))
+        out = distiller(**settings)(images(6), generator=torch.Generator().manual_seed(0))
         return float(out.loss.detach()), out.parts
 
     _, parts = loss(stage_weight=1.0)
@@ -236,8 +233,8 @@ def test_the_projected_feature_conditions_the_head() -> None:
     assert student.readouts == ("linear", "mean", "sample") and student.generator is not None
     assert student.generator.condition_width == student.generator.feature_width == 64
     with torch.no_grad():
-        logits = student.logits(student.features(images()), "mean")
-        torch.testing.assert_close(deploy(student, "mean")(images()), logits, rtol=1e-4, atol=1e-5)
+        logits = student.logits(student.features(images(6)), "mean")
+        torch.testing.assert_close(deploy(student, "mean")(images(6)), logits, rtol=1e-4, atol=1e-5)
 
 
 def test_without_a_deployed_projector_the_student_is_the_network_itself() -> None:
@@ -253,9 +250,9 @@ def test_the_whole_student_is_saved_with_its_generator(tmp_path: Path) -> None:
     again = gendd.load(tmp_path)
     for readout in ("linear", "mean"):
         student.readout = again.readout = readout
-        torch.testing.assert_close(again(images()), student(images()), rtol=0, atol=0)
+        torch.testing.assert_close(again(images(6)), student(images(6)), rtol=0, atol=0)
     one, other = (
-        each.generate(images(), generator=torch.Generator().manual_seed(0)) for each in (student, again)
+        each.generate(images(6), generator=torch.Generator().manual_seed(0)) for each in (student, again)
     )
     torch.testing.assert_close(one, other, rtol=0, atol=0)
 
@@ -288,11 +285,11 @@ def test_simkd_regresses_the_map_and_reads_with_the_teacher_s_classifier() -> No
     method = registry.method_class("simkd")(network(), teacher)
     method.train()
     twin = [value.clone() for value in method.backbone.state_dict().values()]
-    out = method(images())
+    out = method(images(6))
     method.backbone.load_state_dict(dict(zip(method.backbone.state_dict(), twin, strict=True)))
-    projected = method.backbone.with_map(images())[1]
+    projected = method.backbone.with_map(images(6))[1]
     assert projected is not None
-    target = teacher.with_map(images())[2]
+    target = teacher.with_map(images(6))[2]
     torch.testing.assert_close(out.loss, (projected - target).square().mean())
     feature = projected.mean((2, 3))
     torch.testing.assert_close(

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from helpers import images
 from torch import Tensor
 
-from gendd.config import RunConfig, from_dict
+from gendd.config import RunConfig, from_dict, registry
 from gendd.errors import UserError
-from gendd.methods import registry
 from gendd.methods._build import build_method
 from gendd.methods.base import Method
 from gendd.models import Backbone, create_backbone
@@ -57,10 +57,6 @@ class Mine(gendd.Method):
 def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test leaves methods of its own behind."""
     monkeypatch.setattr(registry, "_OWN", {})
-
-
-def images() -> Tensor:
-    return torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def labels() -> Tensor:

@@ -6,10 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from gendd import tokens
 from gendd.config import GenDDConfig
-from gendd.diffusion import Prediction, diffusion_loss
-from gendd.generator import FeatureGenerator
+from gendd.diffusion import Prediction, diffusion_loss, tokens
+from gendd.student.generator import FeatureGenerator
 
 ROWS, WIDTH, CLASSES = 64, 8, 5
 

@@ -166,7 +166,7 @@ def test_a_folder_without_weights_names_the_ways_out(tmp_path: Path) -> None:
 
 
 def test_what_can_not_be_fetched_is_told_in_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("gendd.online.reachable", lambda host: False)
+    monkeypatch.setattr("gendd.models.downloads.reachable", lambda host: False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
     for pretrained, what in ((True, "Pretrained weights"), (False, "Configuration")):
         with pytest.raises(UserError) as caught:

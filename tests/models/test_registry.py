@@ -210,7 +210,7 @@ def test_a_failed_download_is_one_line(there: bool, reason: str, monkeypatch: py
         raise OSError("no route to host\nmore")
 
     monkeypatch.setattr(timm, "create_model", fail)
-    monkeypatch.setattr("gendd.online.reachable", lambda host: there)
+    monkeypatch.setattr("gendd.models.downloads.reachable", lambda host: there)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", "https://huggingface.co")
     with pytest.raises(UserError) as caught:

@@ -29,7 +29,7 @@ def untrained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
         return net
 
     monkeypatch.setattr(torchvision.models, "get_model", made)
-    monkeypatch.setattr("gendd.online.reachable", lambda host: True)
+    monkeypatch.setattr("gendd.models.downloads.reachable", lambda host: True)
     return asked
 
 
@@ -62,7 +62,7 @@ def test_an_inception_is_alike_with_weights_and_without(monkeypatch: pytest.Monk
         return nn.Sequential(nn.Conv2d(3, 4, 1), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1000))
 
     monkeypatch.setattr(torchvision.models, "get_model", made)
-    monkeypatch.setattr("gendd.online.reachable", lambda host: True)
+    monkeypatch.setattr("gendd.models.downloads.reachable", lambda host: True)
     for pretrained in (True, False):
         create_backbone("torchvision/googlenet", 1000, pretrained=pretrained)
     trained, untrained = given
@@ -155,7 +155,7 @@ def test_a_failed_download_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError("no route to host\nmore")
 
     monkeypatch.setattr(torchvision.models, "get_model", fail)
-    monkeypatch.setattr("gendd.online.reachable", lambda host: True)
+    monkeypatch.setattr("gendd.models.downloads.reachable", lambda host: True)
     with pytest.raises(UserError, match=r"could not be fetched: no route to host\. Check the connection"):
         create_backbone("torchvision/resnet18", 10, pretrained=True)
 
@@ -164,7 +164,7 @@ def test_without_a_connection_no_download_is_told_of(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("gendd.online.reachable", lambda host: host != "download.pytorch.org")
+    monkeypatch.setattr("gendd.models.downloads.reachable", lambda host: host != "download.pytorch.org")
     # what torch tries is not to leave this machine
     monkeypatch.setattr("torch.hub.urlopen", lambda *_, **__: pytest.fail("a download was tried"))
     with pytest.raises(UserError) as caught:
@@ -180,7 +180,7 @@ def test_without_a_connection_no_download_is_told_of(
 
 def test_without_a_connection_the_cache_is_taken(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("gendd.online.reachable", lambda host: False)
+    monkeypatch.setattr("gendd.models.downloads.reachable", lambda host: False)
     net = torchvision.models.shufflenet_v2_x0_5()
     weights = torchvision.models.ShuffleNet_V2_X0_5_Weights.DEFAULT
     file = tmp_path / "hub" / "checkpoints" / weights.url.rpartition("/")[2]

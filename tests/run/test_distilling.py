@@ -12,8 +12,8 @@ from runs import untimed
 
 import gendd
 from gendd.config import load_config
+from gendd.config.registry import names
 from gendd.errors import UserError
-from gendd.methods.registry import names
 from gendd.run import Run
 
 

@@ -13,7 +13,7 @@ from runs import distil, untimed
 
 import gendd
 from gendd.config import dump
-from gendd.evaluation import readout_costs
+from gendd.deploy.costs import readout_costs
 from gendd.methods import KL, GenDD, Pretraining
 from gendd.run import Run, evaluate_run
 from gendd.training import overruns

@@ -14,8 +14,8 @@ from runs import distil, teacher_of
 
 import gendd
 from gendd.cli import main
+from gendd.deploy.predict import predict
 from gendd.errors import UserError
-from gendd.predict import predict
 from gendd.run import evaluate_run
 
 

@@ -18,11 +18,11 @@ from torch import nn
 import gendd
 from gendd.cli import main
 from gendd.config import RunConfig, dump, load_config
+from gendd.deploy.predict import predict
 from gendd.errors import UserError
-from gendd.evaluation import memory_format
-from gendd.modelcard import fit_of
-from gendd.predict import predict
-from gendd.refit import Refit
+from gendd.evaluation.refit import Refit
+from gendd.models import memory_format
+from gendd.report.model_card import fit_of
 from gendd.run import Run, evaluate_run, probe_run
 from gendd.run.probing import Probed
 
@@ -505,7 +505,7 @@ def test_classifiers_that_cannot_be_fitted(
 ) -> None:
     student = gendd.load(run)
     student.backbone.classifier = nn.Linear(32, 10, bias=False)
-    monkeypatch.setattr("gendd.run.folder.load", lambda *_, **__: student)
+    monkeypatch.setattr("gendd.student.folders.load", lambda *_, **__: student)
     assert refused(capsys, str(run)) == (
         f"The run at '{run}': expected a student whose classifier has a bias, got cifar/resnet8x0.25 without."
     )

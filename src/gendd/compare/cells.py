@@ -29,8 +29,8 @@ from gendd.files import write_json
 from gendd.models import Frozen
 from gendd.run.exhibits import curves
 from gendd.run.experiment import execute, trained_teacher
-from gendd.run.folder import RunFolder
 from gendd.run.settings import trains_teacher
+from gendd.student.folders import RunFolder
 from gendd.training import resolve_device
 
 # in a run's folder: the seconds that the record of its teacher saved, and the finished row

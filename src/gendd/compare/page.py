@@ -17,8 +17,8 @@ from matplotlib.ticker import MaxNLocator
 from gendd.compare.plan import Plan
 from gendd.compare.results import Row, is_loss
 from gendd.compare.summary import cells, headings, places
+from gendd.config import registry
 from gendd.files import write_text
-from gendd.methods import registry
 from gendd.report.drawing import DARK, FONT, LIGHT, Theme, picture
 from gendd.report.markup import line, section, table
 

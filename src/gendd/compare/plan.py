@@ -17,9 +17,8 @@ from typing import Any, Literal, cast
 
 import yaml
 
-from gendd.config import RunConfig, check, check_keys, extended, from_dict, merge, with_settings
+from gendd.config import RunConfig, check, check_keys, extended, from_dict, merge, registry, with_settings
 from gendd.errors import UserError, did_you_mean
-from gendd.methods import registry
 from gendd.run.settings import binding_of
 
 BudgetKind = Literal["epochs", "steps", "seconds"]

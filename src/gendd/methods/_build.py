@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from gendd.config import RunConfig
-from gendd.methods import registry
+from gendd.config import RunConfig, registry
 from gendd.methods.base import Method
 from gendd.models import Backbone, Frozen
 

@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gendd import tokens
 from gendd.config import GenDDConfig
+from gendd.diffusion import tokens
 from gendd.errors import UserError, did_you_mean
-from gendd.generator import FeatureGenerator, head_width
 from gendd.methods._maps import MapLosses, MapRegression
 from gendd.methods.base import Method, StepOutput
 from gendd.models import Backbone, Frozen
-from gendd.readout import nearest_mean_classifier
 from gendd.student import Student
+from gendd.student.generator import FeatureGenerator, head_width
+from gendd.student.readout import nearest_mean_classifier
 
 STATISTICS_IMAGES = 10_000
 # λ where it is not set

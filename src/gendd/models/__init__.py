@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from gendd.models.backbone import Backbone, Frozen
-from gendd.models.batch_norm import fold_batch_norms
-from gendd.models.costs import count_parameters, latency, multiply_adds
+from gendd.models.costs import count_parameters, latency, memory_format, multiply_adds
 from gendd.models.feature import FeatureNetwork
 from gendd.models.module import wrap
 from gendd.models.registry import build_model, create_backbone, list_models
@@ -19,10 +18,10 @@ __all__ = [
     "build_teacher",
     "count_parameters",
     "create_backbone",
-    "fold_batch_norms",
     "latency",
     "list_models",
     "load_weights",
+    "memory_format",
     "multiply_adds",
     "save_weights",
     "teacher_class_names",

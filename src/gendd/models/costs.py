@@ -70,3 +70,13 @@ def _synchronise(device: torch.device) -> None:
         torch.cuda.synchronize(device)
     elif device.type == "mps":
         torch.mps.synchronize()
+
+
+def memory_format(network: nn.Module) -> torch.memory_format:
+    """The layout of a network's convolutions, which is the one it was trained in and is fast in."""
+    for weight in network.parameters():
+        # those of one input channel or of 1x1 pixels are contiguous in both
+        last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
+        if last and not weight.is_contiguous():
+            return torch.channels_last
+    return torch.contiguous_format

@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from gendd.errors import UserError
+from gendd.models.downloads import hub_or_cache, unfetched
 from gendd.models.network import (
     DEFAULT_MEAN,
     DEFAULT_STD,
@@ -22,7 +23,6 @@ from gendd.models.network import (
     unbuilt,
     without_weights,
 )
-from gendd.online import hub_or_cache, unfetched
 
 _PREPROCESSOR = "preprocessor_config.json"
 # Of a configuration saved with a student: what it says of classes and of who wrote it is of no use.

@@ -10,8 +10,8 @@ from torch import nn
 
 from gendd.errors import UserError, first_line
 from gendd.models.backbone import Backbone
+from gendd.models.downloads import unfetched
 from gendd.models.feature import Reading, find, find_size, sample_images
-from gendd.online import unfetched
 
 DEFAULT_MEAN = 0.5
 DEFAULT_STD = 0.25

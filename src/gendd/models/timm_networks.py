@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from gendd.errors import UserError
+from gendd.models.downloads import hub_or_cache
 from gendd.models.feature import FeatureNetwork, fits, no_classifier, sample_images, still
 from gendd.models.network import Network, Wanted, assemble, square, unbuilt, without_weights
-from gendd.online import hub_or_cache
 
 
 def names() -> list[str]:

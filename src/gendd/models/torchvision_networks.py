@@ -9,8 +9,8 @@ from urllib.parse import urlsplit
 
 import torch
 
-from gendd import online
 from gendd.errors import UserError
+from gendd.models import downloads
 from gendd.models.network import Network, Wanted, assemble, unbuilt, without_weights
 
 # Without the second heads that only training from scratch uses; alike with weights and without.
@@ -83,5 +83,5 @@ def _check_there(name: str, url: str) -> None:
     """Refuse weights neither cached nor to be had, before torch announces a download."""
     host = _host(url)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
-    if not cached.exists() and not online.reachable(host):
+    if not cached.exists() and not downloads.reachable(host):
         raise without_weights(name, ConnectionError(f"{host} can't be reached"), host)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.table import Table
 
-from gendd.methods import registry
+from gendd.config import registry
 from gendd.report.numbers import count, milliseconds, number
 
 Row = dict[str, Any]
@@ -43,7 +43,7 @@ def rows(metrics: dict[str, Any]) -> list[Row]:
         ``detail`` (the sampler's settings, else ""), ``chosen`` (the run's own readout; without one, what is
         generated), ``top1``, ``top5``, ``agreement``, ``knn`` and ``linear_probe`` in percent, ``cosine``,
         ``parameters``, ``multiply_adds`` and ``latency_ms`` an image, and ``groups`` (top-1 by training
-        images a class, see :mod:`gendd.shots`). What was not measured is None.
+        images a class, see :mod:`gendd.evaluation.long_tail`). What was not measured is None.
     """
     table: list[Row] = []
     teacher = metrics.get("teacher")

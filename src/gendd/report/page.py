@@ -7,7 +7,7 @@ from html import escape
 from importlib.resources import files
 from typing import Any
 
-from gendd.methods import registry
+from gendd.config import registry
 from gendd.report.comparison import Row, label, measure_of, method_of, own_row, rows
 from gendd.report.content import ReportData
 from gendd.report.drawing import DARK, FONT, LIGHT

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from gendd.config import RunConfig
-from gendd.methods.registry import label
+from gendd.config.registry import label
 
 FEW_STEPS = 500
 # share of the predictions that one class may have where no class has that many images

@@ -10,10 +10,10 @@ from torch import nn
 from gendd.config import RunConfig
 from gendd.data import Data
 from gendd.errors import UserError
+from gendd.evaluation.refit import check_refit
 from gendd.methods import Method, Pretraining, build_method
 from gendd.models import Backbone
 from gendd.models.registry import check_name
-from gendd.refit import check_refit
 from gendd.run.networks import student_network
 from gendd.run.settings import is_taught, methods_of, sees_labels, trains_teacher
 from gendd.training import choose_monitor

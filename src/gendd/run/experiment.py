@@ -12,13 +12,13 @@ from torch import nn
 
 from gendd import report
 from gendd.config import RunConfig, dump, with_settings
+from gendd.config.registry import method_class, section
 from gendd.data import Data, describe, load_data
 from gendd.files import write_json, write_text
 from gendd.messages import say
-from gendd.methods.registry import method_class, section
-from gendd.modelcard import write_card
 from gendd.models import Backbone, Frozen, count_parameters, load_weights, teacher_class_names
-from gendd.provenance import provenance
+from gendd.models.provenance import provenance
+from gendd.report.model_card import write_card
 from gendd.run import exhibits
 from gendd.run.advice import advice, best_on_validation
 from gendd.run.checks import check_names, check_networks

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from gendd.refit import Target
-from gendd.run.folder import RunFolder
+from gendd.evaluation.refit import Target
 from gendd.run.probing import Probed, probe_run
+from gendd.student.folders import RunFolder
 
 
 @dataclass(frozen=True)

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 
 from gendd.config import ReadoutName, RunConfig, to_dict
+from gendd.config.registry import is_file, label
 from gendd.data import Data
-from gendd.embedding import embedding_scores
-from gendd.evaluation import OutputName, Scores, evaluate, latency_images, memory_format, readout_costs
-from gendd.methods.registry import is_file, label
-from gendd.models import Frozen, count_parameters
+from gendd.deploy.costs import OutputName, latency_images, readout_costs
+from gendd.evaluation import Scores, evaluate
+from gendd.evaluation.embedding import embedding_scores
+from gendd.evaluation.long_tail import Shots, shots_of
+from gendd.models import Frozen, count_parameters, memory_format
 from gendd.run.settings import sees_labels
 from gendd.run.training import Trained
-from gendd.shots import Shots, shots_of
 from gendd.student import Student
 from gendd.training import FitResult, is_share, resolve_precision, shows_progress
 

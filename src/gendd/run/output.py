@@ -9,8 +9,8 @@ from pathlib import Path
 from gendd.config import RunConfig, dump, load_config, to_dict
 from gendd.errors import UserError
 from gendd.files import write_text
-from gendd.run.folder import RunFolder
 from gendd.run.settings import SIZED, absolute, binding, data_paths
+from gendd.student.folders import RunFolder
 
 # all that a run writes into its folder
 _WRITTEN = (

@@ -21,18 +21,19 @@ from torch import nn
 from gendd import report
 from gendd.config import RunConfig, dump
 from gendd.data import Data, load_data
+from gendd.deploy.costs import latency_images, readout_costs
 from gendd.errors import UserError, did_you_mean
-from gendd.evaluation import Scores, evaluate, latency_images, pick_readout, readout_costs
+from gendd.evaluation import Scores, evaluate, pick_readout
+from gendd.evaluation.long_tail import shots_of
+from gendd.evaluation.refit import SAID, Refit, Target, check_bias, refit_linear, targets_of
 from gendd.files import write_json
 from gendd.messages import say
-from gendd.modelcard import fit_of, write_card
 from gendd.models import Frozen
-from gendd.refit import SAID, Refit, Target, check_bias, refit_linear, targets_of
+from gendd.report.model_card import fit_of, write_card
 from gendd.run import exhibits
-from gendd.run.folder import RunFolder
 from gendd.run.teacher import open_teacher
-from gendd.shots import shots_of
 from gendd.student import Student
+from gendd.student.folders import RunFolder
 from gendd.training import autocast_type, resolve_device
 
 _FIGURES = ("top1", "top5", "agreement")

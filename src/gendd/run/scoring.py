@@ -8,14 +8,14 @@ from typing import Any
 
 from gendd.config import ReadoutName
 from gendd.data import load_data
-from gendd.embedding import embedding_scores
 from gendd.errors import UserError
 from gendd.evaluation import evaluate
-from gendd.run.folder import RunFolder
+from gendd.evaluation.embedding import embedding_scores
+from gendd.evaluation.long_tail import shots_of
 from gendd.run.networks import with_classes
 from gendd.run.settings import is_taught
 from gendd.run.teacher import open_teacher
-from gendd.shots import shots_of
+from gendd.student.folders import RunFolder
 from gendd.training import resolve_device
 
 
@@ -26,7 +26,7 @@ def evaluate_run(
 
     Without labels, or where a readout is not of the data's classes, the teacher is loaded for its
     agreement (none is trained); of a student without readouts its features are scored as
-    :func:`gendd.embedding.embedding_scores` does.
+    :func:`gendd.evaluation.embedding.embedding_scores` does.
 
     Args:
         path: The run folder.

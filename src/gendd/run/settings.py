@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from gendd.config import DataConfig, RunConfig, to_dict, with_settings
+from gendd.config.registry import method_class
 from gendd.data import Data, train_loader
 from gendd.data.tars import is_remote
 from gendd.messages import say
-from gendd.methods.registry import method_class
 
 # settings that may differ between a run and its continuation, and do not make another teacher
 _FREE = (

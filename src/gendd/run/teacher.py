@@ -15,9 +15,10 @@ from torch import nn
 
 from gendd.config import ReadoutConfig, RunConfig
 from gendd.data import Data, load_data
+from gendd.deploy.batch_norm import fold_batch_norms
 from gendd.errors import UserError
 from gendd.files import cache_folder
-from gendd.models import Backbone, Frozen, fold_batch_norms, load_weights
+from gendd.models import Backbone, Frozen, load_weights
 from gendd.models.module import digest
 from gendd.run.networks import teacher_network
 from gendd.run.settings import absolute, binding_of, data_paths, is_taught, trains_teacher

@@ -11,16 +11,16 @@ from torch import nn
 
 from gendd.config import RunConfig
 from gendd.data import Data
-from gendd.embedding import collect_features
 from gendd.evaluation import ReadoutPick, evaluate, pick_readout
+from gendd.evaluation.embedding import collect_features
+from gendd.evaluation.refit import Refit, refit_linear
 from gendd.messages import say
 from gendd.methods import Pretraining, build_method
 from gendd.models import Backbone, Frozen
-from gendd.readout import choose_mean_time
-from gendd.refit import Refit, refit_linear
 from gendd.run.networks import student_network
 from gendd.run.settings import sees_labels
 from gendd.student import Student
+from gendd.student.readout import choose_mean_time
 from gendd.training import FitResult, derive_seed, fit, resolve_device, shows_progress
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from gendd.methods import registry
+from gendd.config import registry
 from gendd.report.comparison import MEASURES, Row, measures_of
 from gendd.report.markup import line, section, table
 from gendd.report.numbers import count, milliseconds, number

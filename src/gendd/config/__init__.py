@@ -1,0 +1,56 @@
+"""The typed run configuration, one section per file.
+
+Every section checks its own ranges when it is built. Loading is strict: an unknown key names its dotted path
+and the nearest valid one.
+"""
+
+from gendd.config.checks import check
+from gendd.config.data import DataConfig
+from gendd.config.method import GenDDConfig, Prediction
+from gendd.config.model import ModelConfig
+from gendd.config.reading import (
+    EXTENDS,
+    check_keys,
+    dump,
+    extended,
+    from_dict,
+    keys,
+    load_config,
+    merge,
+    one_line,
+    read_mapping,
+    read_yaml,
+    to_dict,
+    with_settings,
+)
+from gendd.config.readout import ReadoutChoice, ReadoutConfig, ReadoutName, SamplerName
+from gendd.config.run import RunConfig
+from gendd.config.training import MonitorName, TrainingConfig
+
+__all__ = [
+    "EXTENDS",
+    "DataConfig",
+    "GenDDConfig",
+    "ModelConfig",
+    "MonitorName",
+    "Prediction",
+    "ReadoutChoice",
+    "ReadoutConfig",
+    "ReadoutName",
+    "RunConfig",
+    "SamplerName",
+    "TrainingConfig",
+    "check",
+    "check_keys",
+    "dump",
+    "extended",
+    "from_dict",
+    "keys",
+    "load_config",
+    "merge",
+    "one_line",
+    "read_mapping",
+    "read_yaml",
+    "to_dict",
+    "with_settings",
+]

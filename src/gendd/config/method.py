@@ -1,0 +1,124 @@
+"""Section ``gendd``: the settings of Generative Distribution Distillation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gendd.config.checks import check
+
+Prediction = Literal["sample", "epsilon", "v"]
+
+
+@dataclass
+class GenDDConfig:
+    """The method. Symbols as in the paper: s student feature, f teacher feature, z condition.
+
+    Args:
+        contraction: λ in [0, 1]; f ← (1-λ) f + λ c_y. Without labels it is 0. Null: 0.3, or 0 where nothing
+            is a centre of the labels' classes (the teacher has others, and ``centres`` is not ``means``).
+        alpha: Weight of the label against the teacher's own prediction in the contraction's class
+            probabilities, in [0, 1].
+        centres: What c_y is: ``classifier`` (row y of the teacher's classifier, as published) or
+            ``means`` (mean teacher feature of class y over the training images). Where the teacher has no
+            classifier, or one of other classes than the data, the means also read what is generated.
+        centre_scale: ``none`` takes the centres as they are; ``match`` scales them so that their
+            mean squared norm equals that of the teacher's features.
+        mixup: β of the feature mixup's Beta(β, β); 0 is off.
+        token_width: τ, at most the teacher's feature width; where it does not divide it, the last token is
+            padded.
+        repeats: M, rows a token and step, each with its own t and noise.
+        condition_dropout: Probability that a row's condition is zeroed, in [0, 1). Guided sampling
+            needs it, and it costs the student as much of its gradient.
+        prediction: What the head predicts: ``sample`` (x0), ``epsilon`` or ``v``.
+        learned_variance: Also predict the variance (the VLB term), as published.
+        standardise: Centre and scale the teacher's feature per dimension.
+        time_power: p in t = T (1 - (1-u)^p), u uniform: 1 is uniform, more is denser towards pure
+            noise, where only the condition tells what to generate.
+        head_width: Width of the head; null: 256, or less where a pass of it would cost more than a quarter of
+            the student's multiply-adds, or a training step's rows more than the student.
+        head_depth: Residual blocks of the head.
+        zero_init: Start the head's modulations and output layer at zero, as published; the student
+            gets no gradient until they have grown.
+        timesteps: T, length of the diffusion schedule.
+        probe: What the linear readout learns from: ``labels``, ``teacher`` (the teacher's
+            predictions), ``none``, or ``auto``: labels where training may see them, else the teacher.
+        map_weight: Weight of the regression of the teacher's last map, at every position, from the student's;
+            0: learn from the pooled feature alone, as published. Networks without maps always do.
+        stage_weight: Weight of the regression of maps of finer grids, of the two stages before the last.
+        projector: Channels between the convolutions that map the student's last map to the teacher's, which
+            are part of the student: its feature, which conditions the head, is the mean of the projected
+            map. 0: the projector serves the training alone. Null: half the teacher's width, or less where
+            it would cost more than a quarter of the student's multiply-adds.
+        diffusion_weight: Weight of the diffusion loss.
+        label_weight: Weight with which the cross-entropy of the linear readout reaches the student itself,
+            where labels are seen; null: 1 where the teacher does not have the classes of the labels, else 0.
+        refit: Fit the linear readout anew after the training, to ``labels``, the ``teacher``'s
+            probabilities or those of readout ``mean`` on the training images as they are, and keep the
+            better of the two on the validation images; ``none`` leaves the one that was trained along.
+    """
+
+    contraction: float | None = None
+    alpha: float = 1.0
+    centres: Literal["classifier", "means"] = "classifier"
+    centre_scale: Literal["none", "match"] = "none"
+    mixup: float = 0.0
+    token_width: int = 64
+    repeats: int = 8
+    condition_dropout: float = 0.0
+    prediction: Prediction = "sample"
+    learned_variance: bool = False
+    standardise: bool = True
+    time_power: float = 2.0
+    head_width: int | None = None
+    head_depth: int = 3
+    zero_init: bool = False
+    timesteps: int = 1000
+    map_weight: float = 1.0
+    stage_weight: float = 4.0
+    projector: int | None = None
+    diffusion_weight: float = 1.0
+    label_weight: float | None = None
+    probe: Literal["auto", "labels", "teacher", "none"] = "auto"
+    refit: Literal["none", "labels", "teacher", "mean"] = "none"
+
+    def __post_init__(self) -> None:
+        check(
+            self.contraction is None or 0 <= self.contraction <= 1,
+            "gendd.contraction",
+            "a number in [0, 1] or null",
+            self.contraction,
+        )
+        check(0 <= self.alpha <= 1, "gendd.alpha", "a number in [0, 1]", self.alpha)
+        check(self.time_power > 0, "gendd.time_power", "a positive number", self.time_power)
+        check(self.mixup >= 0, "gendd.mixup", "a non-negative number", self.mixup)
+        check(
+            0 <= self.condition_dropout < 1,
+            "gendd.condition_dropout",
+            "a probability in [0, 1)",
+            self.condition_dropout,
+        )
+        for name in ("token_width", "repeats", "head_depth"):
+            check(getattr(self, name) >= 1, f"gendd.{name}", "a positive integer", getattr(self, name))
+        check(
+            self.head_width is None or self.head_width >= 1,
+            "gendd.head_width",
+            "a positive integer or null",
+            self.head_width,
+        )
+        check(
+            self.projector is None or self.projector >= 0,
+            "gendd.projector",
+            "a non-negative integer or null",
+            self.projector,
+        )
+        for name in ("map_weight", "stage_weight", "diffusion_weight"):
+            value = getattr(self, name)
+            check(value >= 0, f"gendd.{name}", "a non-negative number", value)
+        check(
+            self.label_weight is None or self.label_weight >= 0,
+            "gendd.label_weight",
+            "a non-negative number or null",
+            self.label_weight,
+        )
+        check(self.timesteps >= 2, "gendd.timesteps", "an integer of at least 2", self.timesteps)

@@ -1,0 +1,240 @@
+"""Configurations as dictionaries and YAML: strict reading, recipes, errors in the user's words."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+
+import yaml
+
+from gendd.config import registry
+from gendd.config.run import _OWN_SECTIONS, RunConfig
+from gendd.errors import UserError, did_you_mean
+from gendd.recipes import recipe_path
+
+C = TypeVar("C")
+# what in a file names the recipes it is laid over; no setting of a run
+EXTENDS = "extends"
+
+# of a run what is no section or key by its own name
+_UNSPELLED = {"settings"}
+
+
+def keys(section: type[Any] = RunConfig, prefix: str = "") -> list[str]:
+    """Every valid dotted key below ``section``, sections included; of a run without those of its methods."""
+    found: list[str] = []
+    hints = get_type_hints(section)
+    for entry in dataclasses.fields(section):
+        if section is RunConfig and entry.name in _UNSPELLED:
+            continue
+        found.append(prefix + entry.name)
+        if dataclasses.is_dataclass(hints[entry.name]):
+            found += keys(hints[entry.name], f"{prefix}{entry.name}.")
+    return found
+
+
+def check_keys(
+    values: dict[str, Any],
+    section: type[Any] = RunConfig,
+    prefix: str = "",
+    root: type[Any] | None = None,
+) -> None:
+    """Raise :class:`UserError` at the first key that ``section`` does not know, or null it can't be."""
+    known = keys(root or section) if root is not None or not prefix else keys(section, prefix)
+    hints = get_type_hints(section)
+    for key, value in values.items():
+        if section is RunConfig and key not in hints and key in registry.sections(values):
+            _check_section(key, value)
+            continue
+        if key not in hints or prefix + str(key) not in known:
+            name = prefix + str(key)
+            choices = [*known, *registry.names()] if section is RunConfig else known
+            raise UserError(f"Unknown config key {name!r}.{did_you_mean(name, choices)}")
+        if dataclasses.is_dataclass(hints[key]):
+            if not isinstance(value, dict):
+                raise UserError(f"{prefix}{key}: expected a section (key: value lines), got {value!r}.")
+            check_keys(value, hints[key], f"{prefix}{key}.", root or section)
+        elif value is None and type(None) not in get_args(hints[key]):
+            # jsonargparse lets null pass for any type
+            raise UserError(f"{prefix}{key}: expected {_words(hints[key])}, got null.")
+
+
+def _check_section(name: str, values: Any) -> None:
+    """Raise :class:`UserError` where values are no settings of the method of that name."""
+    if not isinstance(values, dict):
+        raise UserError(f"{name}: expected a section (key: value lines), got {values!r}.")
+    check_keys(values, registry.settings_type(name), f"{name}.")
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The config as plain nested dictionaries and lists, ready for YAML or JSON."""
+    plain: dict[str, Any] = _plain(dataclasses.asdict(config))
+    if isinstance(config, RunConfig):
+        # each method's settings are a section by its name, where the others are
+        sections = plain.pop("settings")
+        place = list(plain).index("gendd") + 1
+        items = list(plain.items())
+        plain = dict([*items[:place], *sections.items(), *items[place:]])
+    return plain
+
+
+def with_settings(config: RunConfig) -> RunConfig:
+    """The configuration with the settings of the methods it names in full, and of no others."""
+    sections = {}
+    for name in dict.fromkeys([*config.baselines, config.method]):
+        section, kind = registry.section(name), registry.settings_type(name)
+        if section not in _OWN_SECTIONS and dataclasses.fields(kind):
+            sections[section] = config.settings.get(section) or kind()
+    return dataclasses.replace(config, settings=sections)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def from_dict(values: dict[str, Any], section: type[C]) -> C:
+    """Build a config from plain dictionaries; keys not given keep their defaults.
+
+    Raises:
+        UserError: an unknown key, or a value of the wrong type or range.
+    """
+    check_keys(values, section)
+    if section is not RunConfig:
+        return _built(values, section)
+    names = [name for name in values if name not in get_type_hints(RunConfig)]
+    settings = {name: _built(values[name], registry.settings_type(name), name) for name in names}
+    return _built({key: value for key, value in values.items() if key not in names}, section, given=settings)
+
+
+def _built(
+    values: dict[str, Any], section: type[C], name: str | None = None, given: dict[str, Any] | None = None
+) -> C:
+    """A section, called ``name`` where it is one of several, of values whose keys were checked."""
+    from jsonargparse import ArgumentParser
+
+    skipped = set(_UNSPELLED) if section is RunConfig else set()
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(section, name, fail_untyped=True, skip=skipped)
+    try:
+        parsed = parser.instantiate(parser.parse_object(values if name is None else {name: values}))
+        parsed = parsed if name is None or not dataclasses.fields(cast(Any, section)) else parsed[name]
+        if name is not None:
+            return parsed if isinstance(parsed, section) else section()
+        fields = {key: getattr(parsed, key) for key in get_type_hints(section) if key not in skipped}
+        return section(**fields, **({} if given is None else {"settings": given}))
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(one_line(error, section, name)) from error
+
+
+def load_config(path: Path) -> RunConfig:
+    """A configuration file.
+
+    Raises:
+        UserError: it can't be read, or holds what is no configuration.
+    """
+    return from_dict(read_yaml(path), RunConfig)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The settings in a YAML file laid over those it extends; raises as :func:`load_config`."""
+    return extended(read_mapping(path))
+
+
+def read_mapping(path: Path) -> dict[str, Any]:
+    """What a YAML file itself says, ``extends`` included, its keys checked; raises as :func:`load_config`."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).split())
+        raise UserError(f"Config {str(path)!r}: expected a readable YAML file; {reason}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"Config {str(path)!r}: expected key: value lines, got {type(values).__name__}.")
+    check_keys({key: value for key, value in values.items() if key != EXTENDS})
+    return values
+
+
+def extended(values: dict[str, Any], below: tuple[str, ...] = ()) -> dict[str, Any]:
+    """The values laid over those of the shipped recipes that they extend, the first undermost.
+
+    Args:
+        values: A file's mapping, which may hold ``extends: NAME`` or ``extends: [NAME, …]``.
+        below: The recipes that are being extended already.
+
+    Raises:
+        UserError: ``extends`` is no list of recipes' names, or a recipe extends itself.
+    """
+    own = dict(values)
+    names = own.pop(EXTENDS, [])
+    names = [names] if isinstance(names, str) else names
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{EXTENDS}: expected a recipe's name or a list of them, got {names!r}.")
+    merged: dict[str, Any] = {}
+    for name in names:
+        if name in below:
+            way = " → ".join([*below[below.index(name) :], name])
+            raise UserError(f"{EXTENDS}: expected recipes that don't extend themselves, got {way}.")
+        merge(merged, extended(read_mapping(recipe_path(name)), (*below, name)))
+    merge(merged, own)
+    return merged
+
+
+def merge(into: dict[str, Any], values: dict[str, Any]) -> None:
+    """Lay nested ``values`` over ``into``, in place."""
+    for key, value in values.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def one_line(error: BaseException, section: type[Any] = RunConfig, name: str | None = None) -> str:
+    """The message of an exception on one line; jsonargparse's in the words of the others.
+
+    Args:
+        error: What was raised.
+        section: Whose keys it may name.
+        name: What the section is called in front of its keys.
+    """
+    text = " ".join(str(error).split())
+    key = re.search(r"[Kk]ey \"([\w.]+)\"", text)
+    values = re.findall(r"(?:Got|Given) value: (.*?)(?= Given value| Got value| - |$)", text)
+    if key is None or not values:
+        return text
+    own = key[1] if name is None else key[1].removeprefix(f"{name}.")
+    return f"{key[1]}: expected {_expected(own, section)}, got {values[-1]}."
+
+
+def _expected(key: str, section: type[Any]) -> str:
+    """What a dotted key of a section takes, in words."""
+    hint: Any = section
+    for part in key.split("."):
+        hint = get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
+    return "another type" if hint is None else _words(hint)
+
+
+def _words(hint: Any) -> str:
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        return "one of " + ", ".join(map(str, inner))
+    if origin is list:
+        return f"a list of {_words(inner[0])}"
+    if origin is tuple:
+        return "[" + ", ".join(map(_words, inner)) + "]"
+    if inner:
+        return " or ".join(map(_words, inner))
+    names = {int: "integer", float: "number", str: "text", bool: "true or false", type(None): "null"}
+    return names.get(hint, getattr(hint, "__name__", str(hint)))
+
+
+def dump(config: RunConfig) -> str:
+    """The config as YAML, every key resolved."""
+    text: str = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
+    return text

@@ -1,0 +1,137 @@
+"""Sections ``training`` and ``teacher_training``: optimisation."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from gendd.config.checks import check
+
+MonitorName = Literal["auto", "top1", "agreement", "diffusion"]
+# what a null ``training.epochs`` becomes: at least so many, more where they are few steps
+LEAST_EPOCHS, MOST_EPOCHS, ENOUGH_STEPS = 30, 300, 2000
+
+
+@dataclass
+class TrainingConfig:
+    """Optimisation, common to every method.
+
+    Args:
+        epochs: Passes over the training images; null: 30, or as many more as make 2,000 steps, at most 300.
+        lr: Peak learning rate.
+        optimizer: ``adamw``, or ``sgd`` with ``momentum`` (not Nesterov's).
+        momentum: Of sgd.
+        weight_decay: Decoupled for adamw, added to the gradient for sgd; not on 1-d parameters, biases
+            or the head.
+        decay_all: Decay 1-d parameters and biases too, everything but the head; what is published
+            with sgd does.
+        beta1: Adam's β1.
+        beta2: Adam's β2 at the start and the end of its cosine ramp.
+        schedule: ``cosine`` to ``min_lr``, ``step`` (times ``gamma`` at each milestone) or ``constant``,
+            per optimiser step.
+        min_lr: Where the cosine ends.
+        warmup_epochs: Linear warmup to the full rate, shorter than the training; may be fractional.
+            Null: a tenth of the epochs.
+        milestones: Epochs at which the ``step`` schedule decays.
+        gamma: What the ``step`` schedule multiplies the rate with at each milestone.
+        accumulate: Batches whose gradients are averaged to one optimiser step: ``data.batch_size`` 128
+            four times is a step of 512 (BatchNorm still sees each batch alone). Batches left over at
+            the end of an epoch are dropped.
+        clip_grad_norm: Largest norm of the gradient; null: no clipping.
+        ema: Decay of an exponential moving average of the student; null: none. The average is what
+            is evaluated and saved.
+        precision: ``fp32``, ``bf16`` or ``fp16`` (autocast); ``auto``: bf16 where the device
+            computes in it, else fp32.
+        channels_last: Memory format of images and convolutions; null: on. Never on where it would corrupt
+            memory (see :func:`gendd.training.overruns`).
+        stage1_epochs: Epochs of pretraining on the labels through the frozen teacher classifier, with a
+            warmup of a tenth and a cosine.
+        stage1_lr: Peak learning rate of the pretraining.
+        monitor: What chooses the checkpoint on the validation images: ``top1``, ``agreement`` with the
+            teacher, ``diffusion`` (the smallest diffusion loss, on the same noise each time), or ``auto``:
+            the first of these that the teacher and the labels allow. A method that lacks what is named
+            (a baseline has no diffusion loss) is judged as by auto.
+        checkpoint_every: Epochs between checkpoints.
+        device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        loggers: Any of ``csv``, ``tensorboard``, ``wandb``.
+        progress: Show a progress bar; null: when a person watches.
+    """
+
+    epochs: int | None = None
+    lr: float = 3e-3
+    optimizer: Literal["adamw", "sgd"] = "adamw"
+    momentum: float = 0.9
+    weight_decay: float = 0.05
+    decay_all: bool = False
+    beta1: float = 0.9
+    beta2: tuple[float, float] = (0.95, 0.999)
+    schedule: Literal["cosine", "step", "constant"] = "cosine"
+    min_lr: float = 0.0
+    warmup_epochs: float | None = None
+    milestones: list[int] = field(default_factory=list)
+    gamma: float = 0.1
+    accumulate: int = 1
+    clip_grad_norm: float | None = None
+    ema: float | None = None
+    precision: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    channels_last: bool | None = None
+    stage1_epochs: int = 0
+    stage1_lr: float = 3e-3
+    monitor: MonitorName = "auto"
+    checkpoint_every: int = 1
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    loggers: list[Literal["csv", "tensorboard", "wandb"]] = field(
+        default_factory=lambda: ["csv", "tensorboard"]
+    )
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        check(
+            self.epochs is None or self.epochs >= 1,
+            "training.epochs",
+            "a positive integer or null",
+            self.epochs,
+        )
+        check(self.lr > 0, "training.lr", "a positive number", self.lr)
+        check(self.weight_decay >= 0, "training.weight_decay", "a non-negative number", self.weight_decay)
+        check(0 <= self.momentum < 1, "training.momentum", "a number in [0, 1)", self.momentum)
+        check(0 < self.gamma <= 1, "training.gamma", "a number in (0, 1]", self.gamma)
+        check(self.accumulate >= 1, "training.accumulate", "a positive integer", self.accumulate)
+        check(0 <= self.beta1 < 1, "training.beta1", "a number in [0, 1)", self.beta1)
+        check(
+            all(0 <= beta < 1 for beta in self.beta2), "training.beta2", "two numbers in [0, 1)", self.beta2
+        )
+        check(
+            self.warmup_epochs is None or 0 <= self.warmup_epochs < (self.epochs or LEAST_EPOCHS),
+            "training.warmup_epochs",
+            f"null or a number in [0, {self.epochs or LEAST_EPOCHS}), the training's epochs",
+            self.warmup_epochs,
+        )
+        check(self.ema is None or 0 < self.ema < 1, "training.ema", "a number in (0, 1) or null", self.ema)
+        check(self.min_lr >= 0, "training.min_lr", "a non-negative number", self.min_lr)
+        check(self.stage1_lr > 0, "training.stage1_lr", "a positive number", self.stage1_lr)
+        check(
+            all(epoch >= 0 for epoch in self.milestones),
+            "training.milestones",
+            "non-negative integers",
+            self.milestones,
+        )
+        check(
+            self.clip_grad_norm is None or self.clip_grad_norm > 0,
+            "training.clip_grad_norm",
+            "a positive number or null",
+            self.clip_grad_norm,
+        )
+        check(self.stage1_epochs >= 0, "training.stage1_epochs", "a non-negative integer", self.stage1_epochs)
+        check(
+            self.checkpoint_every >= 1,
+            "training.checkpoint_every",
+            "a positive integer",
+            self.checkpoint_every,
+        )
+
+    def num_epochs(self, steps_per_epoch: int) -> int:
+        """Epochs of so many steps: ``epochs``, or what null becomes."""
+        if self.epochs is not None:
+            return self.epochs
+        return min(MOST_EPOCHS, max(LEAST_EPOCHS, -(-ENOUGH_STEPS // max(1, steps_per_epoch))))

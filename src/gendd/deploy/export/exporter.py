@@ -1,0 +1,195 @@
+"""One readout of a student to one format, checked: what every format has in common."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from gendd.config import ReadoutName, SamplerName
+from gendd.deploy import deploy
+from gendd.deploy.export import int8, to_onnx, to_safetensors, to_timm, to_torch
+from gendd.deploy.export.check import checked, images_of
+from gendd.deploy.export.int8 import CALIBRATION, Quantized
+from gendd.deploy.export.source import Network, Source, image_size, opened
+from gendd.deploy.export.target import files, fresh, target
+from gendd.errors import UserError, did_you_mean
+from gendd.student import Student
+from gendd.student.folders import RunFolder
+
+Format = Literal["onnx", "timm", "torch-export", "safetensors"]
+FORMATS: tuple[Format, ...] = get_args(Format)
+_SUFFIXES: dict[Format, str] = {
+    "onnx": to_onnx.SUFFIX,
+    "timm": to_timm.SUFFIX,
+    "torch-export": to_torch.SUFFIX,
+    "safetensors": to_safetensors.SUFFIX,
+}
+_WRITERS: dict[Format, Callable[[Source, Path], Network]] = {
+    "onnx": to_onnx.write,
+    "timm": to_timm.write,
+    "torch-export": to_torch.write,
+    "safetensors": to_safetensors.write,
+}
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What :func:`export` wrote.
+
+    Attributes:
+        path: The file; for ``safetensors`` the folder.
+        format: Its format.
+        readout: The readout it gives the logits of.
+        bytes: Its size.
+        deviation: Largest difference from PyTorch's logits, in units of the largest logit; of a quantised
+            file that of the file it was made of.
+        checked_on: What images that was seen on.
+        notes: Remarks, and for ``timm`` the call that loads it.
+        quantized: How the int8 file does; None without ``quantize``.
+    """
+
+    path: Path
+    format: Format
+    readout: ReadoutName
+    bytes: int
+    deviation: float
+    checked_on: str
+    notes: tuple[str, ...] = ()
+    quantized: Quantized | None = None
+
+    def __str__(self) -> str:
+        of = "" if self.quantized is None else " of the fp32 file"
+        lines = [
+            f"{self.path}   {self.format}, readout {self.readout}, {self.bytes / 1e6:.2f} MB",
+            f"largest deviation{of} from PyTorch {self.deviation:.1e} on {self.checked_on}",
+        ]
+        if self.quantized is not None:
+            lines.append(str(self.quantized))
+        return "\n".join([*lines, *self.notes])
+
+
+def export(
+    source: str | Path | RunFolder | Student,
+    to: Format,
+    *,
+    readout: ReadoutName | None = None,
+    quantize: Literal["int8"] | None = None,
+    out: str | Path | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    sampler: SamplerName | None = None,
+    calibration: int = CALIBRATION,
+    overwrite: bool = False,
+    backbone: nn.Module | None = None,
+    progress: bool = False,
+) -> Exported:
+    """Write one readout of a finished student as a file that runs elsewhere, and check it.
+
+    Its logits are compared with PyTorch's on the run's test images, or on random ones where there are none.
+
+    Args:
+        source: A run, its folder, a student's folder, the id of a Hugging Face repository, or a student.
+        to: ``onnx`` and ``torch-export`` take any number of images (B, C, S, S) in [0, 1] to logits (B, K);
+            ``timm`` is the state dict of a timm student with its linear classifier; ``safetensors`` is a
+            folder that :func:`gendd.load` reads, with no more than the readout needs.
+        readout: The student's own by default, and ``linear`` for ``timm``.
+        quantize: ``int8`` for an ONNX file of 8-bit weights and activations.
+        out: The file (the folder of ``safetensors``); by default in ``export/`` of the source's folder.
+        seed: Of the noise of readout ``sample``, which is the same for every image.
+        steps: Sampling steps of readout ``sample``; the student's own by default.
+        sampler: ``ddpm``, ``ddim`` or ``dpm-solver``, likewise.
+        calibration: Training images that ``quantize`` looks at, at most.
+        overwrite: Replace what is at ``out``.
+        backbone: The network of a student made in Python, see :func:`gendd.load`.
+        progress: Show progress bars.
+
+    Raises:
+        UserError: something given can't be used, a package is missing, the network can't be converted, or
+            the logits differ by more than 1e-4 of the largest. Nothing is then written.
+    """
+    _check(to, quantize, calibration, sampler, seed)
+    run, folder, student = opened(source, backbone)
+    readout = _readout(student, to, readout)
+    changed = _resample(student, readout, steps, sampler)
+    more = [quantize] if quantize else ["timm"] if to == "timm" else []
+    path = target(out, folder, "-".join(["student", readout, *more]), to, _SUFFIXES[to])
+    notes = []
+    unrolled = readout == "sample" and to in ("onnx", "torch-export")
+    if unrolled and (remark := to_torch.check_steps(student.settings.steps)) is not None:
+        notes.append(remark)
+    size = image_size(student, folder)
+    exported = Source(student, deploy(student, readout, seed=seed), run, size, seed, changed)
+    with fresh(path, folder, overwrite) as temporary:
+        deviation, checked_on, figures = _written(exported, to, temporary, quantize, calibration, progress)
+    if to == "timm":
+        notes.append(to_timm.call(exported, path))
+    written = sum(file.stat().st_size for file in files(path))
+    return Exported(path, to, readout, written, deviation, checked_on, tuple(notes), figures)
+
+
+def _check(to: str, quantize: str | None, calibration: int, sampler: str | None, seed: int) -> None:
+    """Raise :class:`UserError` at what no student can be exported to, before one is loaded."""
+    if to not in FORMATS:
+        raise UserError(f"Export: expected a known format, got {to!r}.{did_you_mean(to, FORMATS)}")
+    if quantize not in (None, "int8"):
+        raise UserError(f"Export: expected quantize int8 or none, got {quantize!r}.")
+    if quantize is not None and to != "onnx":
+        raise UserError(f"Export: expected format onnx for quantize int8, got {to}; leave quantize out.")
+    if calibration < 1:
+        raise UserError(f"Export: expected a positive number of calibration images, got {calibration}.")
+    if not 0 <= seed < 2**63:
+        raise UserError(f"Export: expected a seed from 0 to 2**63 - 1, got {seed}.")
+    samplers = get_args(SamplerName)
+    if sampler not in (None, *samplers):
+        near = did_you_mean(str(sampler), samplers)
+        raise UserError(f"Export: expected a known sampler, got {sampler!r}.{near}")
+    if to == "onnx":
+        to_onnx.needs()
+
+
+def _readout(student: Student, to: Format, readout: ReadoutName | None) -> ReadoutName:
+    """The readout that is exported."""
+    if not student.readouts:
+        raise UserError(
+            "Export: expected a student that classifies, got one of features alone; use its embed(images) "
+            "from Python."
+        )
+    if to == "timm":
+        to_timm.check(student, readout)
+        readout = "linear"
+    return student.checked(readout)
+
+
+def _resample(student: Student, readout: ReadoutName, steps: int | None, sampler: SamplerName | None) -> bool:
+    """Put what is given of the sampler into the student's settings; whether that changed them."""
+    given: dict[str, Any] = {"steps": steps, "sampler": sampler}
+    given = {key: value for key, value in given.items() if value is not None}
+    if given and readout != "sample":
+        raise UserError(
+            f"Export: expected readout sample for {' and '.join(f'--{key}' for key in given)}, got "
+            f"{readout!r}; leave the option out."
+        )
+    before, student.settings = student.settings, dataclasses.replace(student.settings, **given)
+    return student.settings != before
+
+
+def _written(
+    source: Source, to: Format, path: Path, quantized: str | None, calibration: int, progress: bool
+) -> tuple[float, str, Quantized | None]:
+    """Write to ``path`` and check: the deviation, on what images, and the figures of an int8 file."""
+    data = int8.data_of(source) if quantized else None
+    images, checked_on = images_of(source)
+    plain = path if data is None else path.with_name(f"{path.stem}-fp32{path.suffix}")
+    try:
+        deviation = checked(_WRITERS[to](source, plain), source, images, f"the {to} file")
+        if data is None:
+            return deviation, checked_on, None
+        return deviation, checked_on, int8.quantize(plain, path, data, calibration, progress)
+    finally:
+        if data is not None:
+            plain.unlink(missing_ok=True)

@@ -1,0 +1,147 @@
+"""What is exported, as every format takes it, and where it comes from.
+
+Shapes: B images · C channels · S side · K classes.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from gendd.config import ReadoutName
+from gendd.data import Data, load_data
+from gendd.deploy import Deployed
+from gendd.deploy.hub import load
+from gendd.errors import UserError
+from gendd.student import Student
+from gendd.student.folders import RunFolder
+
+# images float32 (B, C, S, S) in [0, 1] -> logits (B, K)
+Network = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Source:
+    """One readout of a student, to be exported.
+
+    Args:
+        student: On the CPU, its settings those of the sampler.
+        deployed: The readout of it that is exported.
+        run: Where it comes from; None for a student without its run.
+        size: S, side of the images it takes.
+        seed: Of the noise of readout ``sample``.
+        resampled: Whether the sampler's settings are others than those the run was scored with.
+    """
+
+    student: Student
+    deployed: Deployed
+    run: RunFolder | None
+    size: int
+    seed: int
+    resampled: bool = False
+
+    @property
+    def readout(self) -> ReadoutName:
+        """Which readout is exported."""
+        return self.deployed.readout
+
+    @property
+    def channels(self) -> int:
+        """C."""
+        return self.student.backbone.in_channels
+
+    @property
+    def classes(self) -> int:
+        """K."""
+        return self.student.num_classes(self.readout)
+
+    @property
+    def framing(self) -> float:
+        """Part of the shorter side that is kept of images larger than S."""
+        return float(self.student.info.get("framing", 1.0))
+
+    @cached_property
+    def data(self) -> Data | str:
+        """The images of the run, streamed; or, in words, why there are none that the student takes."""
+        if self.run is None:
+            return "no run beside the student"
+        try:
+            data = load_data(dataclasses.replace(self.run.config.data, in_memory=False))
+        except UserError as error:
+            return f"the run's are not there: {str(error).rstrip('.')}"
+        # the run of an imported checkpoint may name other images than it was trained on
+        if (data.channels, data.image_size) != (self.channels, self.size):
+            return "the run's are of another shape"
+        return data
+
+    def metadata(self) -> dict[str, str]:
+        """What whoever runs the file has to know; of values that are no text the JSON."""
+        shape = f"(B, {self.channels}, {self.size}, {self.size})"
+        told = {
+            "class_names": json.dumps(self.student.class_names(self.readout), ensure_ascii=False),
+            "image_size": str(self.size),
+            "channels": str(self.channels),
+            "framing": str(self.framing),
+            "readout": self.readout,
+            "network": self.student.backbone.name,
+            "input": f"images: float32 {shape} in [0, 1], {'RGB' if self.channels == 3 else 'gray'}; the "
+            "model normalises them itself",
+            "output": f"logits: float32 (B, {self.classes}); their softmax are the probabilities",
+            "producer": f"gendd {version('gendd')}",
+        }
+        if self.readout == "sample":
+            settings = self.student.settings
+            told["seed"] = str(self.seed)
+            told["sampler"] = f"{settings.sampler}, {settings.num_samples} × {settings.steps} steps"
+            told["guidance"] = f"{settings.guidance:g}"
+        return told
+
+
+def opened(
+    source: str | Path | RunFolder | Student, backbone: nn.Module | None
+) -> tuple[RunFolder | None, Path | None, Student]:
+    """The run, the folder that exports go into, and the student of what a user names; see ``export``."""
+    if isinstance(source, Student):
+        # its mode and settings stay
+        return None, None, copy.deepcopy(source).cpu().eval()
+    path = source.folder if isinstance(source, RunFolder) else source
+    student, folder = load(path, backbone=backbone), Path(path)
+    if not folder.is_dir():  # of the Hub
+        return None, None, student
+    whole = folder.resolve()
+    if whole.name == "student" and _is_run(whole.parent):
+        folder = whole.parent if folder.name != "student" else folder.parent
+    return RunFolder(folder) if _is_run(folder) else None, folder, student
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "config.yaml").is_file() and (folder / "metrics.json").is_file()
+
+
+def image_size(student: Student, folder: Path | None) -> int:
+    """S of the images a student takes.
+
+    Raises:
+        UserError: its config.json doesn't tell.
+    """
+    size = student.info.get("image_size")
+    if size is None and student.backbone.image_size is not None:
+        size = student.backbone.image_size[0]
+    if size is None:
+        where, remedy = "the student", 'set student.info["image_size"] and save the student'
+        if folder is not None:
+            inside = folder / "student" / "config.json"
+            where = str(inside if inside.is_file() else folder / "config.json")
+            remedy = 'add "image_size" to its "info", in pixels'
+        raise UserError(
+            f"Export: expected the side of the images in {where} (info.image_size), found none; {remedy}."
+        )
+    return int(size)

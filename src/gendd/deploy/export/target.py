@@ -1,0 +1,102 @@
+"""Where an export goes, and how it gets there: whole, or not at all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from gendd.deploy.hub import FILES
+from gendd.errors import UserError
+
+
+def target(out: str | Path | None, folder: Path | None, name: str, to: str, suffix: str) -> Path:
+    """The path that is written to.
+
+    Args:
+        out: What the user gave.
+        folder: Of the run or the student; None where there is none.
+        name: What it is called unless ``out`` says, without its suffix.
+        to: The format.
+        suffix: Of its files; "" where it is a folder.
+
+    Raises:
+        UserError: ``out`` doesn't suit the format, or is needed and not given.
+    """
+    if out is None:
+        if folder is None:
+            raise UserError("Export: expected --out for a student without a folder of its own, got none.")
+        return folder / "export" / f"{name}{suffix}"
+    path = Path(out)
+    if suffix and path.is_dir():
+        return path / f"{name}{suffix}"
+    if suffix and path.suffix != suffix:
+        raise UserError(f"--out: expected a file name that ends in {suffix} for {to}, got {str(out)!r}.")
+    if not suffix and path.is_file():
+        raise UserError(f"--out: expected a folder for {to}, got the file {str(out)!r}.")
+    return path
+
+
+@contextlib.contextmanager
+def fresh(path: Path, folder: Path | None, overwrite: bool) -> Iterator[Path]:
+    """A temporary name beside ``path``, which takes its place at the end, or of which nothing is left.
+
+    Args:
+        path: Of a file or a folder.
+        folder: Of the run or the student that is exported, whose own files are never replaced.
+        overwrite: Whether an earlier export may be.
+
+    Raises:
+        UserError: something is there that may not be replaced, or the place can't be written to.
+    """
+    _check_free(path, folder, overwrite)
+    made = [each for each in path.parents if not each.exists()]
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        for file in files(temporary):
+            # safetensors writes for the owner alone, whatever the umask
+            file.chmod(0o644)
+        if path.is_dir():
+            shutil.rmtree(path)
+        temporary.replace(path)
+    except BaseException as error:
+        if temporary.is_dir():
+            shutil.rmtree(temporary)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+            for each in made:
+                each.rmdir()
+        if isinstance(error, OSError):
+            reason = error.strerror or type(error).__name__
+            raise UserError(
+                f"--out: expected a place to write to, got {str(path)!r} ({reason}); give another."
+            ) from error
+        raise
+
+
+def _check_free(path: Path, folder: Path | None, overwrite: bool) -> None:
+    homes = [] if folder is None else [folder, folder / "student"]
+    own = {each.resolve() for home in homes for each in (home, *(home / name for name in FILES))}
+    if path.resolve() in own:
+        raise UserError(
+            f"--out: expected another place than that of the student that is exported, got {str(path)!r}; "
+            "give one beside it."
+        )
+    if not path.exists():
+        return
+    if not overwrite:
+        raise UserError(f"Export: {str(path)!r} exists: give another --out, or --overwrite to replace it.")
+    if path.is_dir() and (foreign := {entry.name for entry in path.iterdir()}.difference(FILES)):
+        raise UserError(
+            f"--overwrite: expected an exported student alone in {str(path)!r}, found "
+            f"{', '.join(sorted(foreign)[:3])} beside it; give another --out."
+        )
+
+
+def files(path: Path) -> list[Path]:
+    """The files of an export, which is a file or a folder of files."""
+    return [path] if path.is_file() else list(path.iterdir())

@@ -1,0 +1,128 @@
+"""What a saved student says of image files."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gendd.config import ReadoutName
+from gendd.data.images import decode, frame, watched
+from gendd.data.readers import image_files
+from gendd.deploy.hub import load
+from gendd.errors import UserError
+from gendd.student.uncertainty import PredictiveDistribution, check_samples
+
+
+@dataclass
+class Prediction:
+    """What a student says of an image.
+
+    Attributes:
+        path: Of the image.
+        classes: Class names, the most likely first; none for a file that is no image.
+        probabilities: Theirs.
+        error: What is wrong with the file; None for an image.
+        uncertainty: Where it was asked for: ``samples``, how many were generated, and of these ``total``,
+            ``aleatoric`` and ``mutual_information`` in nats, and ``spread``.
+    """
+
+    path: str
+    classes: list[str]
+    probabilities: list[float]
+    error: str | None = None
+    uncertainty: dict[str, float] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Path, and either classes and probabilities, with the uncertainty if there is one, or the error."""
+        if self.error is not None:
+            return {"path": self.path, "error": self.error}
+        said = {"path": self.path, "classes": self.classes, "probabilities": self.probabilities}
+        return said if self.uncertainty is None else {**said, "uncertainty": self.uncertainty}
+
+
+@torch.no_grad()
+def predict(
+    path: str | Path,
+    images: list[str],
+    top: int = 5,
+    readout: ReadoutName | None = None,
+    uncertainty: int = 0,
+) -> list[Prediction]:
+    """A saved student's most likely classes of image files.
+
+    Args:
+        path: A run folder, a student's folder, or the id of a Hugging Face repository.
+        images: Image files, and directories for all images in them.
+        top: Classes an image.
+        readout: The readout; the student's own choice by default.
+        uncertainty: Features to generate an image to tell the uncertainty by; 0 does without.
+
+    Returns:
+        One a file; those that are no images, and directories without any, have an ``error``.
+
+    Raises:
+        UserError: no student there, or it hasn't that readout, or can't tell the uncertainty.
+    """
+    student = load(path)
+    if readout is not None:
+        student.readout = readout
+    size = int(student.info.get("image_size", 224))
+    framing = float(student.info.get("framing", 1.0))
+    if not student.readouts:
+        raise UserError(
+            f"Student {str(path)!r}: expected one that classifies, got one of features alone; "
+            "use its embed(images) from Python."
+        )
+    if uncertainty != 0:
+        check_samples(uncertainty, student.generator is not None, student.classifier is not None)
+    names = student.class_names()
+
+    def one(file: str) -> Prediction:
+        try:
+            content = _content(file)
+            pixels = frame(decode(content, file, student.backbone.in_channels), size, framing)
+        except UserError as error:
+            return Prediction(file, [], [], str(error))
+        # anew for each: what is said of an image does not depend on the others
+        generator = torch.Generator().manual_seed(0)
+        said = student.predict(pixels[None].float() / 255, uncertainty, generator)
+        best = said.probabilities[0].topk(min(top, len(names)))
+        classes = [names[index] for index in best.indices.tolist()]
+        unsure = {"samples": uncertainty, **_entropies(said)} if uncertainty else None
+        return Prediction(file, classes, best.values.tolist(), uncertainty=unsure)
+
+    found: list[Prediction] = []
+
+    def each(files: list[str]) -> Iterator[int]:
+        for file in files:
+            found.append(one(file))
+            yield 1
+
+    files = [file for given in images for file in _images_at(given)]
+    for _ in watched(each(files), len(files), "predicting"):
+        pass
+    return found
+
+
+def _entropies(said: PredictiveDistribution) -> dict[str, float]:
+    """The figures of the first image."""
+    names = ("total", "aleatoric", "mutual_information", "spread")
+    return {name: float(getattr(said, name)[0]) for name in names}
+
+
+def _images_at(path: str) -> list[str]:
+    """The path itself, or the images in the directory it is; a directory without any stays."""
+    return (image_files(Path(path)) if Path(path).is_dir() else []) or [path]
+
+
+def _content(file: str) -> bytes:
+    try:
+        return Path(file).read_bytes()
+    except IsADirectoryError as error:
+        raise UserError(f"Expected images in {file!r}, found none; give another directory.") from error
+    except OSError as error:
+        raise UserError(f"Image {file!r}: expected a readable file; {error.strerror}.") from error

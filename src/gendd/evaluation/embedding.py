@@ -1,0 +1,198 @@
+"""What a finished student's features are worth, over whole sets.
+
+Shapes: N images of the bank · n test images · d student feature · D teacher feature · K classes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gendd.data import ImageSet, Shards, sample_loader
+from gendd.evaluation.linear_fit import agreement, choose_classifier
+from gendd.models import Frozen
+from gendd.student import Student
+
+BATCH_SIZE = 256
+BANK_IMAGES = 50_000
+# of rows, one is held out to choose a penalty by
+_HELD = 10
+# cosines of a pass: bounds their memory, whatever N and n
+_CHUNK_NUMBERS = 2**24
+
+
+@dataclass
+class Features:
+    """What a student and its teacher make of the images of a set; float32 on the CPU.
+
+    Attributes:
+        own: (N, d), the student's own feature.
+        generated: (N, D), the expected teacher feature E[f | z]; None without a generator.
+        teacher: (N, D); None without a teacher.
+        teacher_logits: (N, K); None without a teacher, of no columns where it has no classifier.
+        labels: (N,) int64; None without labels.
+    """
+
+    own: Tensor
+    generated: Tensor | None
+    teacher: Tensor | None
+    teacher_logits: Tensor | None
+    labels: Tensor | None
+
+
+@torch.no_grad()
+def collect_features(
+    student: Student,
+    teacher: Frozen | None,
+    images: ImageSet | Shards,
+    *,
+    limit: int | None = None,
+    device: torch.device | str = "cpu",
+    workers: int | None = None,
+) -> Features:
+    """Features of the images as they are (not augmented).
+
+    Args:
+        student: In eval mode, on ``device``.
+        teacher: On ``device``.
+        images: The set.
+        limit: At most so many images (see :func:`gendd.data.sample_loader`); None takes all.
+        device: Where to compute.
+        workers: Loader processes of a set that streams.
+    """
+    parts: dict[str, list[Tensor]] = {entry.name: [] for entry in dataclasses.fields(Features)}
+    for batch in sample_loader(images, BATCH_SIZE, limit, workers):
+        batch = batch.to(device)
+        own = student.features(batch.images)
+        made: dict[str, Tensor | None] = {"own": own, "labels": batch.labels}
+        if student.generator is not None:
+            made["generated"] = student.generator.mean(student.generator.condition(own))
+        if teacher is not None:
+            made["teacher"], made["teacher_logits"] = teacher(batch.images)
+        for name, value in made.items():
+            if value is not None:
+                parts[name].append(value.cpu() if name == "labels" else value.float().cpu())
+    return Features(**{name: torch.cat(rows) if rows else None for name, rows in parts.items()})  # type: ignore[arg-type]
+
+
+def embedding_scores(
+    student: Student,
+    teacher: Frozen,
+    bank: ImageSet | Shards,
+    test: ImageSet,
+    num_classes: int,
+    *,
+    device: torch.device | str = "cpu",
+    workers: int | None = None,
+) -> dict[str, dict[str, float | None]]:
+    """How good the features of a student and its teacher are, without any readout.
+
+    ``knn`` is the accuracy in percent of the 20 nearest images of the bank by cosine; ``linear_probe`` that
+    of a multinomial regression on the bank, its penalty chosen on every tenth of its images; both None where
+    the bank or the test images have no labels. ``cosine`` is the mean cosine, on the test images, between
+    what is generated and the teacher's feature, both less the teacher's mean over the bank: 1 for the
+    teacher's own feature, 0 for features that have nothing to do with the image.
+
+    Args:
+        student: In eval mode, on ``device``.
+        teacher: On ``device``.
+        bank: The training images, of which 50,000 are used at most: evenly spread, or those of some shards.
+        test: The test images.
+        num_classes: K of the labels.
+        device: Where to compute.
+        workers: Loader processes of sets that stream.
+
+    Returns:
+        By features: ``teacher``, ``feature`` (the student's own) and, with a generator, ``generated``.
+    """
+    known = collect_features(student, teacher, bank, limit=BANK_IMAGES, device=device, workers=workers)
+    asked = collect_features(student, teacher, test, device=device, workers=workers)
+    scores: dict[str, dict[str, float | None]] = {}
+    for name, rows, questions in (
+        ("teacher", known.teacher, asked.teacher),
+        ("feature", known.own, asked.own),
+        ("generated", known.generated, asked.generated),
+    ):
+        if rows is None or questions is None:
+            continue
+        scores[name] = {"knn": None, "linear_probe": None}
+        if known.labels is not None and asked.labels is not None:
+            given = _Labelled(rows.to(device), known.labels.to(device))
+            wanted = _Labelled(questions.to(device), asked.labels.to(device))
+            scores[name]["knn"] = _knn(given, wanted, num_classes)
+            scores[name]["linear_probe"] = _probe(given, wanted, num_classes)
+    if known.teacher is not None and asked.teacher is not None and asked.generated is not None:
+        mean = known.teacher.mean(0)
+        cosine = F.cosine_similarity(asked.generated - mean, asked.teacher - mean, dim=-1).mean()
+        scores["generated"]["cosine"] = round(float(cosine), 4)
+    return scores
+
+
+def neighbour_votes(
+    features: Tensor,
+    bank: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    *,
+    neighbours: int = 20,
+    temperature: float = 0.07,
+) -> Tensor:
+    """Votes of the nearest neighbours by cosine, each weighing exp(cosine / temperature) (Wu et al. 2018).
+
+    Args:
+        features: (n, d).
+        bank: (N, d) features whose classes are known.
+        labels: (N,) int64, theirs.
+        num_classes: K.
+        neighbours: How many vote; all of a smaller bank.
+        temperature: Positive; the smaller, the more the nearest decide.
+
+    Returns:
+        (n, K), float32; their argmax is the class.
+    """
+    count = min(neighbours, len(bank))
+    known = F.normalize(bank.float(), dim=-1)
+    votes = []
+    size = max(1, _CHUNK_NUMBERS // len(bank))
+    for rows in torch.split(F.normalize(features.float(), dim=-1), size):
+        cosines, nearest = (rows @ known.T).topk(count)
+        # less the nearest's: only ratios count, and exp can't overflow
+        weights = ((cosines - cosines[:, :1]) / temperature).exp()
+        vote = weights.new_zeros(len(rows), num_classes)
+        votes.append(vote.scatter_add_(1, labels[nearest], weights))
+    return torch.cat(votes)
+
+
+@dataclass
+class _Labelled:
+    """Features (N, d) and their classes (N,)."""
+
+    features: Tensor
+    labels: Tensor
+
+
+def _knn(bank: _Labelled, test: _Labelled, num_classes: int) -> float:
+    votes = neighbour_votes(test.features, bank.features, bank.labels, num_classes)
+    return round(100 * agreement(votes, test.labels), 2)
+
+
+def _probe(bank: _Labelled, test: _Labelled, num_classes: int) -> float | None:
+    held = _every_tenth(len(bank.labels)).to(bank.labels.device)
+    if bool(held.all()):
+        return None
+    choice = choose_classifier(
+        bank.features[~held],
+        bank.labels[~held],
+        bank.features[held],
+        bank.labels[held],
+        num_classes=num_classes,
+    )
+    return round(100 * agreement(F.linear(test.features, choice.weight, choice.bias), test.labels), 2)
+
+
+def _every_tenth(count: int) -> Tensor:
+    return torch.arange(count) % _HELD == 0

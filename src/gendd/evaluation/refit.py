@@ -1,0 +1,323 @@
+"""The linear readout of a finished student, fitted anew to its features, which stay as they are.
+
+Shapes: B images of a batch · N training images · n held-out images · d student feature · K classes.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import IO, Any, Literal
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor, nn
+
+from gendd.data import Batch, Data, ImageSet, Shards, sample_loader
+from gendd.errors import UserError
+from gendd.evaluation.linear_fit import HELD_NUMBERS, accuracy, choose_classifier
+from gendd.models import Frozen, memory_format
+from gendd.student import Student
+
+Target = Literal["labels", "teacher", "mean"]
+
+BATCH_SIZE = 256
+# of training images, one is held out where no validation images are
+_HELD = 10
+# images to fit to where some of them are held out: two of them are then
+_LEAST = 2 * _HELD
+
+
+@dataclass
+class Refit:
+    """How fitting the linear readout anew went.
+
+    Attributes:
+        target: What it was fitted to.
+        judged_by: What the held-out images were judged by.
+        l2: Strength of the penalty that was chosen.
+        trained: Percent of held-out images on which the readout that was there says what they are judged
+            by; None where there was none.
+        refitted: Likewise of the one fitted anew.
+        kept: Which of the two the student has, of equals the one that was there.
+        images: N, to which it was fitted.
+        held_images: n.
+    """
+
+    target: Target
+    judged_by: Target
+    l2: float
+    trained: float | None
+    refitted: float
+    kept: Literal["trained", "refitted"]
+    images: int
+    held_images: int
+
+    def __str__(self) -> str:
+        before = "none before" if self.trained is None else f"before {self.trained:.2f} %"
+        return (
+            f"linear readout: {before}, fitted anew to {SAID[self.target]} of {self.images:,} images "
+            f"{self.refitted:.2f} % of held-out images; kept the one {self.kept}"
+        )
+
+
+SAID = {"labels": "labels", "teacher": "the teacher's answers", "mean": "the answers of readout mean"}
+
+
+def targets_of(student: Student, teacher: Frozen | None, labels: bool) -> list[Target]:
+    """What the linear readout can be fitted to and judged by, the best judge first.
+
+    Args:
+        student: Whose classifier has K classes.
+        teacher: None where it is not to be had.
+        labels: Whether there are labels of the K classes that may be seen.
+    """
+    classes = student.backbone.num_classes
+    there: dict[Target, bool] = {
+        "labels": labels,
+        "teacher": teacher is not None and teacher.num_classes == classes,
+        "mean": student.classifier is not None and student.num_classes("mean") == classes,
+    }
+    return [name for name, ok in there.items() if ok]
+
+
+def check_refit(student: Student, teacher: Frozen | None, target: str, labels: bool) -> None:
+    """Raise :class:`UserError` where ``gendd.refit`` asks for a target that is not to be had."""
+    there = targets_of(student, teacher, labels)
+    if target not in there:
+        raise UserError(
+            f"gendd.refit: expected {' or '.join([*there, 'none'])} for this teacher and these labels, "
+            f"got {target!r}."
+        )
+    check_bias(student, "gendd.refit", " Set gendd.refit none.")
+
+
+def check_bias(student: Student, key: str, advice: str = "") -> None:
+    """Raise :class:`UserError` of ``key`` where the student's classifier has no bias to fit."""
+    if student.backbone.classifier.bias is None:
+        raise UserError(
+            f"{key}: expected a student whose classifier has a bias, got {student.backbone.name} "
+            f"without.{advice}"
+        )
+
+
+def refit_linear(
+    student: Student,
+    teacher: Frozen | None,
+    data: Data,
+    target: Target,
+    *,
+    labels: bool,
+    device: torch.device | str = "cpu",
+    workers: int | None = None,
+    limit: int | None = None,
+    dtype: torch.dtype | None = None,
+    progress: bool = False,
+) -> Refit:
+    """Fit the linear readout to the features of the finished student; the better one stays, in place.
+
+    All training images are taken, not augmented and framed as the test images are. Their features are
+    computed once, and kept in a file of the temporary folder where they are of more than
+    :data:`HELD_NUMBERS` numbers. Penalty and winner are chosen on the validation images
+    (every tenth training image where there are none): by the labels where they may be seen, else by the
+    teacher's first class, else by that of readout ``mean``. A student without a linear readout gets one.
+
+    Args:
+        student: In eval mode, on ``device``.
+        teacher: On ``device``; None where it is not to be had.
+        data: Training and validation images.
+        target: The labels, or the probabilities of the teacher or of readout ``mean``; one of
+            :func:`targets_of`.
+        labels: Whether labels may be seen.
+        device: Where to compute.
+        workers: Loader processes of sets that stream.
+        limit: Training images at most, spread over the set; None: all.
+        dtype: Of autocast, for the features that are fitted to; None: none. Held-out images are judged in
+            the student's own numbers, as it will be used.
+        progress: Show progress bars.
+
+    Raises:
+        UserError: no room for the features, or too few images.
+    """
+    classifier = student.backbone.classifier
+    judge = targets_of(student, teacher, labels)[0]
+    train = data.train
+    count = len(train) if limit is None else min(limit, len(train))
+    if data.val is None and count < _LEAST:
+        raise UserError(
+            f"Linear readout: expected at least {_LEAST} training images, as there are no validation images "
+            f"and every tenth is held out to judge by, got {count}; take more."
+        )
+    wide = classifier.in_features + (0 if target == "labels" else classifier.out_features)
+    rows, held = _Rows(on_disk=count * wide > HELD_NUMBERS), _Rows()
+    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+        run = _Pass(student, teacher, torch.device(device), workers, data.test.framing, bar)
+        if data.val is not None:
+            for own, wanted, _ in run.over(train, "training", target, limit=limit, dtype=dtype):
+                rows.add(own, wanted)
+            for own, _, judged in run.over(data.val, "validation", judge, judge):
+                held.add(own, judged)
+        else:
+            seen = 0
+            for own, wanted, judged in run.over(train, "training", target, judge, limit=limit):
+                picked = (torch.arange(seen, seen + len(own)) % _HELD == 0).to(own.device)
+                rows.add(own[~picked], wanted[~picked])
+                held.add(own[picked], judged[picked])
+                seen += len(own)
+        held_features, held_classes = held.features.to(device), held.targets.to(device)
+        choice = choose_classifier(
+            rows.features,
+            rows.targets,
+            held_features,
+            held_classes,
+            num_classes=classifier.out_features,
+            device=device,
+            watch=lambda penalties: bar.track(penalties, description="fitting"),
+        )
+    trained = None
+    if student.linear:
+        trained = accuracy(classifier.weight, classifier.bias, held_features, held_classes)
+    better = trained is None or choice.accuracy > trained
+    if better:
+        install(student, choice.weight, choice.bias)
+    return Refit(
+        target,
+        judge,
+        choice.l2,
+        None if trained is None else round(100 * trained, 2),
+        round(100 * choice.accuracy, 2),
+        "refitted" if better else "trained",
+        len(rows.features),
+        len(held_features),
+    )
+
+
+@torch.no_grad()
+def install(student: Student, weight: Tensor, bias: Tensor) -> None:
+    """Give the student a linear readout of weight (K, d) and bias (K,); it is then one of its readouts."""
+    classifier: nn.Linear = student.backbone.classifier
+    classifier.weight.copy_(weight)
+    classifier.bias.copy_(bias)
+    student.linear = True
+    if student.readout not in student.readouts:
+        student.readout = "linear"
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Passes over sets of images by a student that stays as it is."""
+
+    student: Student
+    teacher: Frozen | None
+    device: torch.device
+    workers: int | None
+    framing: float
+    bar: Progress
+
+    def over(
+        self,
+        images: ImageSet | Shards,
+        part: str,
+        target: Target,
+        judge: Target | None = None,
+        *,
+        limit: int | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Features (B, d), targets (B,) or (B, K), and classes (B,) to judge by, those of the targets by
+        default, of batch after batch.
+        """
+        layout = memory_format(self.student)
+        loader = sample_loader(images, BATCH_SIZE, limit, self.workers, self.framing)
+        for batch in self.bar.track(loader, total=len(loader), description=f"features of {part} images"):
+            batch = batch.to(self.device)
+            batch = Batch(batch.images.contiguous(memory_format=layout), batch.labels)
+            with (
+                torch.no_grad(),
+                torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None),
+            ):
+                own = self.student.features(batch.images).float()
+                wanted = self._said(target, own, batch)
+                judged = wanted if judge in (None, target) else self._said(judge, own, batch)
+            yield own, wanted, judged.argmax(-1) if judged.ndim == 2 else judged
+
+    def _said(self, target: Target | None, own: Tensor, batch: Batch) -> Tensor:
+        if target == "labels":
+            assert batch.labels is not None
+            return batch.labels
+        if target == "teacher":
+            assert self.teacher is not None
+            logits: Tensor = self.teacher(batch.images)[1]
+        else:
+            logits = self.student.logits(own, "mean")
+        return logits.float().softmax(-1)
+
+
+@dataclass
+class _Rows:
+    """Features (N, d) and targets (N,) or (N, K) that come in batches.
+
+    Attributes:
+        on_disk: Keep them in files of the temporary folder; only classes (N,) are then in memory.
+    """
+
+    on_disk: bool = False
+    parts: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))
+    files: dict[int, _File] = field(default_factory=dict)
+
+    def add(self, features: Tensor, targets: Tensor) -> None:
+        """Raises :class:`UserError` where there is no room for them."""
+        for number, rows in enumerate((features.cpu(), targets.cpu())):
+            if not (self.on_disk and rows.is_floating_point()):
+                self.parts[number].append(rows)
+                continue
+            if number not in self.files:
+                self.files[number] = _File()
+            self.files[number].write(rows)
+
+    @property
+    def features(self) -> Tensor:
+        return self._column(0)
+
+    @property
+    def targets(self) -> Tensor:
+        return self._column(1)
+
+    def _column(self, number: int) -> Tensor:
+        if number in self.files:
+            return self.files[number].mapped()
+        if len(self.parts[number]) > 1:
+            self.parts[number][:] = [torch.cat(self.parts[number])]
+        return self.parts[number][0]
+
+
+class _File:
+    """Rows (N, width) of float32 in a file without a name, which is gone when nothing uses it any more."""
+
+    def __init__(self) -> None:
+        self.file: IO[Any] = tempfile.TemporaryFile(prefix="gendd-")  # noqa: SIM115
+        self.count = self.width = 0
+
+    def __del__(self) -> None:
+        # what is mapped stays
+        self.file.close()
+
+    def write(self, rows: Tensor) -> None:
+        try:
+            rows.contiguous().numpy().tofile(self.file)
+        except OSError as error:
+            raise UserError(
+                f"Features of the training images: expected room for them in {tempfile.gettempdir()!r}, got "
+                f"none after {self.count:,} images ({error}); set TMPDIR to a folder with more, or take "
+                "fewer images."
+            ) from error
+        self.count, self.width = self.count + len(rows), rows.shape[1]
+
+    def mapped(self) -> Tensor:
+        """The rows, which are read from the file where they are used."""
+        self.file.flush()
+        shape = (self.count, self.width)
+        return torch.from_numpy(np.memmap(self.file, dtype=np.float32, mode="r+", shape=shape))

@@ -1,0 +1,184 @@
+"""What a student is worth and what it costs.
+
+Shapes: B images · K classes · C, H, W of the images.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from rich.console import Console
+from rich.progress import Progress
+from torch import Tensor
+from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
+from gendd.config import ReadoutName
+from gendd.data import ImageSet, eval_loader
+from gendd.errors import UserError
+from gendd.evaluation.long_tail import Shots
+from gendd.models import Frozen
+from gendd.student import Student
+
+# from none beyond the student's own to many passes of the head
+COSTS_RISE: tuple[ReadoutName, ...] = ("linear", "mean", "sample")
+BATCH_SIZE = 256
+
+
+@dataclass
+class Scores:
+    """How one readout does on a set.
+
+    Attributes:
+        top1: Percent of images whose first class is right; None without labels, or where the readout's
+            classes are the teacher's and not those of the labels.
+        top5: Percent whose first five classes hold the right one; None likewise, or with K <= 5.
+        agreement: Percent of images with the teacher's first class; None without a teacher, or with one of
+            other classes than the readout's.
+        confusion: (K, K) counts, a row a true class; None as ``top1``.
+        images: How many were scored; corrupt ones are left out.
+        groups: Top-1 by how many training images a class has; None where that
+            was not asked for, and as ``top1``.
+    """
+
+    top1: float | None
+    top5: float | None
+    agreement: float | None
+    confusion: Tensor | None
+    images: int = 0
+    groups: dict[str, dict[str, Any]] | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The percentages, rounded to two decimals; ``groups`` where there are any."""
+        values = {"top1": self.top1, "top5": self.top5, "agreement": self.agreement}
+        rounded = {name: None if value is None else round(value, 2) for name, value in values.items()}
+        return rounded if self.groups is None else {**rounded, "groups": self.groups}
+
+
+@torch.no_grad()
+def evaluate(
+    student: Student,
+    images: ImageSet,
+    *,
+    readouts: tuple[ReadoutName, ...] | None = None,
+    teacher: Frozen | None = None,
+    num_classes: int | None = None,
+    shots: Shots | None = None,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+    workers: int | None = None,
+    progress: bool = False,
+) -> dict[ReadoutName, Scores]:
+    """Scores of a student's readouts; its feature is computed once for all of them.
+
+    Args:
+        student: In eval mode, on ``device``.
+        images: The set.
+        readouts: Which; all the student has by default.
+        teacher: To agree with, on ``device``.
+        num_classes: K of the labels; None: that of every readout.
+        shots: Tell top-1 of these groups of classes too.
+        device: Where to compute.
+        seed: Of the noise of readout ``sample``.
+        workers: Loader processes of a set that streams.
+        progress: Show a progress bar.
+    """
+    names = readouts or student.readouts
+    if not names:
+        return {}
+    classes = {name: student.num_classes(name) for name in names}
+    meters: dict[str, dict[str, Any]] = {
+        name: _meters(classes[name], device) if num_classes in (None, classes[name]) else {} for name in names
+    }
+    agreed = {name: 0 for name in names if teacher is not None and teacher.num_classes == classes[name]}
+    generator = torch.Generator(device).manual_seed(seed)
+    labelled = images.labels is not None
+    seen = 0
+    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
+        loader = eval_loader(images, BATCH_SIZE, workers)
+        for batch in bar.track(loader, total=len(loader), description="evaluating"):
+            batch = batch.to(device)
+            seen += len(batch.images)
+            features = student.features(batch.images)
+            said = teacher(batch.images)[1].argmax(-1) if teacher is not None and agreed else None
+            for name in names:
+                logits = student.logits(features, name, generator)
+                if said is not None and name in agreed:
+                    agreed[name] += int((logits.argmax(-1) == said).sum())
+                if batch.labels is not None:
+                    for meter in meters[name].values():
+                        meter.update(logits, batch.labels)
+    scores: dict[ReadoutName, Scores] = {}
+    for name in names:
+        meter = meters[name] if labelled else {}
+        confusion = meter["confusion"].compute().cpu() if "confusion" in meter else None
+        scores[name] = Scores(
+            100 * float(meter["top1"].compute()) if "top1" in meter else None,
+            100 * float(meter["top5"].compute()) if "top5" in meter else None,
+            100 * agreed[name] / seen if name in agreed else None,
+            confusion,
+            seen,
+            None if shots is None or confusion is None else shots.accuracy(confusion),
+        )
+    return scores
+
+
+@dataclass(frozen=True)
+class ReadoutPick:
+    """How ``readout.name: auto`` was settled.
+
+    Attributes:
+        name: The cheapest readout within the tolerance of the best.
+        metric: What was compared, ``top1`` or ``agreement``.
+        percent: Of every readout, the cheapest first.
+    """
+
+    name: ReadoutName
+    metric: Literal["top1", "agreement"]
+    percent: dict[ReadoutName, float]
+
+    def __str__(self) -> str:
+        judged = "right" if self.metric == "top1" else "as the teacher says"
+        shown = ", ".join(f"{name} {value:.2f} %" for name, value in self.percent.items())
+        return f"readout {self.name}, the cheapest near the best; {judged} on validation images: {shown}"
+
+
+def pick_readout(
+    scores: Mapping[ReadoutName, Scores], metric: Literal["top1", "agreement"], tolerance: float = 0.1
+) -> ReadoutPick:
+    """The cheapest readout within ``tolerance`` of the best.
+
+    Args:
+        scores: Of the readouts of one student, on images its training did not see; those without a figure
+            are out.
+        metric: By what they are compared.
+        tolerance: In points.
+
+    Raises:
+        UserError: no readout has a figure.
+    """
+    found = {name: getattr(scores[name], metric) for name in COSTS_RISE if name in scores}
+    percent: dict[ReadoutName, float] = {
+        name: round(value, 2) for name, value in found.items() if value is not None
+    }
+    if not percent:
+        raise UserError(
+            "readout.name: expected linear, mean or sample where no readout can be judged on validation "
+            "images, got 'auto'."
+        )
+    # of rounded numbers, so that what is printed is what was compared
+    least = round(max(percent.values()) - tolerance, 2)
+    name = next(each for each, value in percent.items() if value >= least)
+    return ReadoutPick(name, metric, percent)
+
+
+def _meters(classes: int, device: torch.device | str) -> dict[str, Any]:
+    made: dict[str, Any] = {
+        "top1": MulticlassAccuracy(classes, average="micro"),
+        "confusion": MulticlassConfusionMatrix(classes),
+    }
+    if classes > 5:
+        made["top5"] = MulticlassAccuracy(classes, top_k=5, average="micro")
+    return {name: meter.to(device) for name, meter in made.items()}

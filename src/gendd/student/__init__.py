@@ -1,0 +1,5 @@
+"""What is trained to be deployed: a backbone, the generator of teacher features, and the readouts of both."""
+
+from gendd.student.student import Student, load
+
+__all__ = ["Student", "load"]

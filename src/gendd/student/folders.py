@@ -1,0 +1,63 @@
+"""What a finished run's folder holds."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from gendd.config import RunConfig, load_config
+from gendd.errors import UserError
+from gendd.student.student import Student, load
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """A finished run, as it is in its folder."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, path: str | Path) -> Self:
+        """The run at ``path``.
+
+        Raises:
+            UserError: there is none, or it has not finished.
+        """
+        folder = Path(path)
+        if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
+            of_run = (folder.resolve().parent / "config.yaml").is_file()
+            way = f"give {str(folder.parent)!r}" if of_run else "the run's config.yaml tells the images"
+            raise UserError(f"Expected a run's folder, got that of a student alone, {str(path)!r}; {way}.")
+        if not (folder / "config.yaml").is_file():
+            raise UserError(f"No run at {str(path)!r}: expected a folder with config.yaml, written by gendd.")
+        if not (folder / "metrics.json").is_file():
+            raise UserError(
+                f"The run at {str(path)!r} has not finished: expected metrics.json. "
+                "Continue it with --resume."
+            )
+        return cls(folder)
+
+    @property
+    def config(self) -> RunConfig:
+        """Its resolved configuration."""
+        return load_config(self.folder / "config.yaml")
+
+    @property
+    def metrics(self) -> dict[str, Any]:
+        """Its figures, the content of ``metrics.json``."""
+        metrics: dict[str, Any] = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+        return metrics
+
+    @property
+    def report(self) -> Path:
+        """Its HTML report."""
+        return self.folder / "report.html"
+
+    def student(self, device: str | torch.device = "cpu", backbone: nn.Module | None = None) -> Student:
+        """Its student, in eval mode; see :func:`gendd.load`."""
+        return load(self.folder, device=device, backbone=backbone)

@@ -1,0 +1,293 @@
+"""The conditional generator p(f | s): a student feature conditions the diffusion of a teacher feature.
+
+Shapes: B images · d student feature · D teacher feature · N tokens · C token width · M repeats ·
+S samples · R = M·B·N rows, repeat-major.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from gendd.config import GenDDConfig, SamplerName
+from gendd.diffusion import (
+    Denoised,
+    Head,
+    LossRows,
+    Prediction,
+    Schedule,
+    add_noise,
+    ancestral,
+    cosine_schedule,
+    ddim,
+    diffusion_loss,
+    dpm_solver,
+    interpolated_log_variance,
+    predicted_x0,
+    tokens,
+)
+from gendd.errors import UserError, did_you_mean
+from gendd.models import Backbone
+
+HEAD_WIDTH = 256
+
+
+def head_width(backbone: Backbone, feature_width: int, config: GenDDConfig) -> int:
+    """The width of a head that stays small beside the student: 256, or a half, a quarter, … of it.
+
+    Small is a quarter of the student's multiply-adds for one pass, and as many as the student's for the rows
+    that an image has in a training step.
+
+    Args:
+        backbone: The student.
+        feature_width: D.
+        config: The head's other settings.
+    """
+    count = tokens.num_tokens(feature_width, min(config.token_width, feature_width))
+    allowed = backbone.noise_cost() / max(4, config.repeats)
+    # layers of the width squared by token: 3 of modulation and 2 others a block, 3 at the end
+    layers, width = 5 * config.head_depth + 3, HEAD_WIDTH
+    while width > 16 and backbone.feature_dim * width + count * layers * width**2 > allowed:
+        width //= 2
+    return width
+
+
+class FeatureGenerator(nn.Module):
+    """Generates teacher features (B, D) from student features (B, d).
+
+    ``feature_mean`` and ``feature_scale`` (D,) are the statistics features are standardised with; the
+    identity until :meth:`set_statistics`. ``mean_time`` is the time at which :meth:`mean` asks the head.
+
+    Args:
+        condition_width: d.
+        feature_width: D.
+        config: The method's settings; only those of the diffusion and the head matter here.
+    """
+
+    feature_mean: Tensor
+    feature_scale: Tensor
+
+    def __init__(self, condition_width: int, feature_width: int, config: GenDDConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.condition_width = condition_width
+        self.feature_width = feature_width
+        # a single token needs no padding
+        self.token_width = min(config.token_width, feature_width)
+        self.num_tokens = tokens.num_tokens(feature_width, self.token_width)
+        self.prediction = config.prediction
+        self.schedule: Schedule = cosine_schedule(config.timesteps)
+        self.mean_time = len(self.schedule) - 1
+        if config.prediction == "epsilon":
+            # x̂_0 has σ / √ᾱ times the error of ε̂: thousands at T-1, here 3
+            self.mean_time = self.schedule.nearest(0.1)
+        self.norm = nn.LayerNorm(condition_width)
+        self.head = Head(
+            self.token_width,
+            condition_width,
+            self.num_tokens,
+            config.head_width or HEAD_WIDTH,
+            config.head_depth,
+            self.token_width * (2 if config.learned_variance else 1),
+            config.zero_init,
+        )
+        self.register_buffer("feature_mean", torch.zeros(feature_width))
+        self.register_buffer("feature_scale", torch.ones(feature_width))
+
+    def set_statistics(self, mean: Tensor, scale: Tensor) -> None:
+        """Standardise features with ``mean`` and ``scale`` (D,); dimensions that never vary keep scale 1."""
+        self.feature_mean.copy_(mean)
+        self.feature_scale.copy_(torch.where(scale > 1e-6 * scale.max(), scale, torch.ones_like(scale)))
+
+    def standardise(self, features: Tensor) -> Tensor:
+        """Teacher features (…, D) in the space that is diffused."""
+        return (features - self.feature_mean) / self.feature_scale
+
+    def restore(self, features: Tensor) -> Tensor:
+        """Inverse of :meth:`standardise`."""
+        return features * self.feature_scale + self.feature_mean
+
+    def condition(self, student_features: Tensor) -> Tensor:
+        """z = LayerNorm(s); (B, d) -> (B, d)."""
+        z: Tensor = self.norm(student_features)
+        return z
+
+    def loss_rows(
+        self, targets: Tensor, condition: Tensor, t: Tensor, noise: Tensor, keep: Tensor | None = None
+    ) -> LossRows:
+        """Diffusion loss of every row.
+
+        Args:
+            targets: (B, D) standardised features.
+            condition: (B, d) from :meth:`condition`.
+            t: (R,) int64; R = M·B·N fixes M.
+            noise: (R, C) standard normal.
+            keep: (R,) bool, False where the condition is dropped; None keeps all.
+        """
+        images = targets.shape[0]
+        repeats = t.shape[0] // (images * self.num_tokens)
+        x0 = tokens.repeat_rows(tokens.split(targets.float(), self.token_width), repeats)
+        z = tokens.repeat_rows(condition.unsqueeze(1).expand(-1, self.num_tokens, -1), repeats)
+        if keep is not None:
+            z = z * keep.unsqueeze(-1)
+        token = tokens.token_index(images, self.num_tokens, repeats, t.device)
+        x_t = add_noise(x0, t, noise, self.schedule)
+        output = self.head(x_t, t, z, token)
+        return diffusion_loss(output, x0, x_t, t, noise, self.schedule, self.prediction)
+
+    def mean(self, condition: Tensor) -> Tensor:
+        """E[f | z] in one pass, the head's x̂_0 at x_t = 0; (B, d) -> (B, D) teacher features.
+
+        The time is :attr:`mean_time`: T-1, where x_t tells nothing; of an ε head, whose x̂_0 is
+        ill-conditioned there, an earlier one (see :func:`gendd.student.readout.choose_mean_time`).
+        """
+        t = torch.full((1,), self.mean_time, device=condition.device)
+        position = torch.arange(self.num_tokens, device=condition.device)
+        modulations = self.head.modulate(t, condition.unsqueeze(1), position)
+        # one row of zeros serves all: what the blocks compute of it alone is computed once
+        x = condition.new_zeros(1, 1, self.token_width)
+        output = self.head.denoise(x, modulations)[..., : self.token_width].float()
+        estimate = predicted_x0(output, x, t, self.schedule, self.prediction)
+        return self.restore(tokens.merge(estimate, self.feature_width))
+
+    def sample(
+        self,
+        condition: Tensor,
+        *,
+        steps: int = 10,
+        guidance: float = 1.0,
+        num_samples: int = 1,
+        temperature: float = 1.0,
+        eta: float = 0.0,
+        sampler: SamplerName = "ddpm",
+        generator: torch.Generator | None = None,
+        start: Tensor | None = None,
+        step_noise: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Generated teacher features.
+
+        Args:
+            condition: (B, d) from :meth:`condition`.
+            steps: Steps of the respaced schedule, 1 .. T.
+            guidance: Classifier-free guidance; 1 is none.
+            num_samples: S.
+            temperature: Factor on the step noise of ddpm.
+            eta: η of ddim; 0 is deterministic.
+            sampler: ``ddpm``, ``ddim`` or ``dpm-solver``.
+            generator: Source of all noise that is not given, on the condition's device.
+            start: (S·B·N, C) standard normal x_T.
+            step_noise: A draw (S·B·N, C) for every step but the last, for ``ddpm`` and ``ddim``.
+
+        Returns:
+            (S, B, D).
+
+        Raises:
+            UserError: guidance is asked of a generator trained without condition dropout; an unknown
+                sampler, or steps that are no integer of 1 .. T.
+        """
+        if sampler not in get_args(SamplerName):
+            raise UserError(
+                f"Sampler: expected ddpm, ddim or dpm-solver, got {sampler!r}."
+                + did_you_mean(str(sampler), get_args(SamplerName))
+            )
+        if guidance != 1 and self.config.condition_dropout == 0:
+            raise UserError(
+                f"Guidance: expected 1 for a generator trained without condition dropout, got {guidance}. "
+                "Train with gendd.condition_dropout 0.2 to guide."
+            )
+        images = condition.shape[0]
+        x = start
+        if x is None:
+            rows = num_samples * images * self.num_tokens
+            x = torch.randn(
+                rows, self.token_width, generator=generator, device=condition.device, dtype=torch.float32
+            )
+        schedule = self.schedule.respace(steps)
+        denoise = self.denoiser(condition, schedule, guidance)
+        if sampler == "ddpm":
+            x = ancestral(
+                denoise, x, schedule, temperature=temperature, step_noise=step_noise, generator=generator
+            )
+        elif sampler == "ddim":
+            x = ddim(denoise, x, schedule, eta=eta, step_noise=step_noise, generator=generator)
+        else:
+            x = dpm_solver(denoise, x, schedule)
+        grid = x.reshape(num_samples, images, self.num_tokens, self.token_width)
+        merged = tokens.merge(grid, self.feature_width)
+        return self.restore(merged)
+
+    def denoiser(self, condition: Tensor, schedule: Schedule, guidance: float = 1.0) -> GuidedDenoiser:
+        """The head as a denoiser for the samplers; condition (B, d), rows (S·B·N, C) for any S."""
+        position = torch.arange(self.num_tokens, device=condition.device)
+        return GuidedDenoiser(
+            self.head, condition.unsqueeze(1), position, schedule, guidance, self.prediction
+        )
+
+
+class GuidedDenoiser:
+    """A head with its condition fixed, as the samplers want it: rows (S·B·N, C), sample-major.
+
+    Guidance g moves the prediction from the unconditional to g times the conditional branch's
+    distance; the variance is the conditional branch's (Ho & Salimans 2022; as published by GenDD).
+
+    Two thirds of a pass say what time, condition and position mean to the layers. That is the same for all
+    S samples of an image, and without a condition for all images: it is computed that often only.
+
+    Args:
+        head: The denoising network.
+        condition: (B, 1, d), or (B, N, d) where the tokens of an image differ in theirs.
+        position: (N,) int64 token positions.
+        schedule: Whose steps are taken.
+        guidance: g.
+        prediction: What the head predicts.
+    """
+
+    def __init__(
+        self,
+        head: Head,
+        condition: Tensor,
+        position: Tensor,
+        schedule: Schedule,
+        guidance: float,
+        prediction: Prediction,
+    ) -> None:
+        self.head, self.schedule, self.guidance, self.prediction = head, schedule, guidance, prediction
+        self.images, self.position = condition.shape[0], position
+        self.guided = guidance != 1.0
+        self.condition = condition
+        if self.guided:
+            # one condition more, which is none
+            self.condition = torch.cat([condition, torch.zeros_like(condition[:1])])
+
+    def __call__(self, x: Tensor, step: int) -> Denoised:
+        """x (S·B·N, C) at a step of the schedule -> its x̂_0 and log-variance."""
+        channels = x.shape[-1]
+        # of no image the number of samples is open
+        samples = -1 if self.images else 0
+        grid = x.reshape(samples, self.images, len(self.position), channels)
+        t = self.schedule.timesteps[step].reshape(1).to(x.device)
+        modulations = self.head.modulate(t, self.condition, self.position)
+        if self.guided:
+            modulations = [self._branches(each) for each in modulations]
+        output = self.head.denoise(grid, modulations).float()
+        if self.guided:
+            conditional, unconditional = output.flatten(1, 3)
+            predicted, v = conditional[:, :channels], conditional[:, channels:]
+            unconditional = unconditional[:, :channels]
+            predicted = unconditional + self.guidance * (predicted - unconditional)
+        else:
+            output = output.flatten(0, 2)
+            predicted, v = output[:, :channels], output[:, channels:]
+        index = torch.full((1,), step, device=x.device)
+        x0 = predicted_x0(predicted, x, index, self.schedule, self.prediction)
+        if v.shape[-1] == 0:
+            return Denoised(x0, None)
+        return Denoised(x0, interpolated_log_variance(v, index, self.schedule))
+
+    def _branches(self, modulation: Tensor) -> Tensor:
+        """(B + 1, N, …) -> (2, 1, B, N, …): with and without a condition."""
+        conditional, unconditional = modulation[: self.images], modulation[self.images :]
+        return torch.stack([conditional, unconditional.expand_as(conditional)]).unsqueeze(1)

@@ -1,0 +1,386 @@
+"""What is saved, loaded and deployed: the student's backbone and its readouts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gendd.config import GenDDConfig, ReadoutConfig, ReadoutName, SamplerName, from_dict, to_dict
+from gendd.errors import UserError, did_you_mean
+from gendd.models import Backbone, create_backbone, wrap
+from gendd.models.projector import project
+from gendd.student import readout as readouts
+from gendd.student.generator import FeatureGenerator
+from gendd.student.uncertainty import PredictiveDistribution, check_samples, decompose, spread
+
+FORMAT = 1
+
+# What files raise that are cut short, are no JSON object, or describe another network than their weights.
+_UNFIT = (
+    OSError,
+    UnicodeDecodeError,
+    json.JSONDecodeError,
+    SafetensorError,
+    AttributeError,
+    KeyError,
+    RuntimeError,
+    TypeError,
+)
+
+
+class Student(nn.Module):
+    """Images (B, C, H, W) in [0, 1] -> logits (B, K) by the chosen readout.
+
+    Args:
+        backbone: The student network; its classifier is the linear readout.
+        generator: The conditional generator of teacher features; None for a student without one.
+        classifier: What reads generated features, D -> K: the teacher's classifier, or that of the nearest
+            class mean; None where there is neither.
+        readout: Name and sampler settings; by default ``mean`` with a classifier, else ``linear``.
+        info: What else is known of it (class names, image size, …), kept in its ``config.json``.
+        linear: Whether the backbone's classifier has learned anything, so that it is a readout.
+
+    ``folder`` is where it was loaded from; None for one that was made in Python.
+
+    A student of a teacher without a classifier that saw no labels has no readout and gives no logits: use
+    :meth:`features`, :meth:`embed` and :meth:`generate`.
+
+    Raises:
+        UserError: a classifier without a generator, or a readout this student hasn't.
+    """
+
+    def __init__(
+        self,
+        backbone: Backbone,
+        generator: FeatureGenerator | None = None,
+        classifier: nn.Linear | None = None,
+        readout: ReadoutConfig | None = None,
+        info: dict[str, Any] | None = None,
+        linear: bool = True,
+    ) -> None:
+        super().__init__()
+        if generator is None and classifier is not None:
+            raise UserError(
+                "Student: expected a generator with the classifier of what is generated, got a classifier "
+                "alone; give both or neither."
+            )
+        self.backbone = backbone
+        self.generator = generator
+        self.classifier = classifier
+        self.linear = linear and backbone.has_classifier
+        self.settings = readout or ReadoutConfig("linear" if classifier is None else "mean")
+        self.info = dict(info or {})
+        self.folder: Path | None = None
+        if self.readouts:
+            self.checked(cast(ReadoutName, self.settings.name))
+
+    @property
+    def readouts(self) -> tuple[ReadoutName, ...]:
+        """The readouts this student has."""
+        linear: tuple[ReadoutName, ...] = ("linear",) if self.linear else ()
+        return linear if self.classifier is None else (*linear, "mean", "sample")
+
+    @property
+    def readout(self) -> ReadoutName:
+        """The readout :meth:`forward` uses; assign another to change it."""
+        return cast(ReadoutName, self.settings.name)
+
+    @readout.setter
+    def readout(self, name: ReadoutName) -> None:
+        self.settings = dataclasses.replace(self.settings, name=self.checked(name))
+
+    def checked(self, name: ReadoutName | None = None) -> ReadoutName:
+        """A readout this student has, the chosen one by default.
+
+        Raises:
+            UserError: it hasn't that readout, or none.
+        """
+        name = name or self.readout
+        if name not in self.readouts:
+            reason = advice = ""
+            if name in ("mean", "sample") and self.generator is None:
+                reason, advice = " (it has no generator)", " Distil one with method gendd."
+            elif name in ("mean", "sample"):
+                reason, advice = " (nothing reads generated features)", " Distil with gendd.centres means."
+            raise UserError(
+                f"Readout: this student has {', '.join(self.readouts) or 'none'}{reason}, got {name!r}."
+                f"{advice or did_you_mean(str(name), self.readouts)}"
+            )
+        return name
+
+    def num_classes(self, readout: ReadoutName | None = None) -> int:
+        """K of a readout, the chosen one by default; its classes are the data's or the teacher's."""
+        if (readout or self.readout) == "linear" or self.classifier is None:
+            return self.backbone.num_classes
+        return self.classifier.out_features
+
+    def class_names(self, readout: ReadoutName | None = None) -> list[str]:
+        """Names of a readout's K classes, the data's or the teacher's; their numbers where none are known."""
+        classes = self.num_classes(readout)
+        for key in ("class_names", "teacher_class_names"):
+            names = self.info.get(key) or []
+            if len(names) == classes:
+                return [str(name) for name in names]
+        return [str(index) for index in range(classes)]
+
+    def features(self, images: Tensor) -> Tensor:
+        """The student's own feature (B, d) of images (B, C, H, W) in [0, 1]."""
+        return self.backbone.features(images)
+
+    def embed(self, images: Tensor) -> Tensor:
+        """The expected teacher feature E[f | z] (B, D) of images (B, C, H, W) in [0, 1], in one pass.
+
+        Raises:
+            UserError: this student has no generator.
+        """
+        network = self._generator()
+        return network.mean(network.condition(self.features(images)))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, K) of images (B, C, H, W) in [0, 1]."""
+        return self.logits(self.features(images))
+
+    def logits(
+        self, features: Tensor, readout: ReadoutName | None = None, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Logits (B, K) of the student's own features (B, d).
+
+        Args:
+            features: From :meth:`features`.
+            readout: Which readout; the chosen one by default.
+            generator: Source of the noise of ``sample``.
+
+        Raises:
+            UserError: it hasn't that readout, or none.
+        """
+        if not self.readouts:
+            raise UserError(
+                "This student has no readout: its teacher has no classifier and it saw no labels. Use its "
+                "features(images), embed(images) or generate(images)."
+            )
+        name = self.checked(readout)
+        if name == "linear":
+            logits: Tensor = self.backbone.classifier(features)
+            return logits
+        network = self._generator()
+        assert self.classifier is not None
+        if name == "mean":
+            return readouts.mean_logits(network, self.classifier, features)
+        return readouts.sample_logits(network, self.classifier, features, self.settings, generator)
+
+    @torch.no_grad()
+    def generate(
+        self,
+        images: Tensor,
+        steps: int | None = None,
+        guidance: float | None = None,
+        num_samples: int | None = None,
+        generator: torch.Generator | None = None,
+        **settings: Any,
+    ) -> Tensor:
+        """Teacher features generated for images.
+
+        Args:
+            images: (B, C, H, W) in [0, 1].
+            steps: Sampling steps; like the rest, the student's own setting by default.
+            guidance: Classifier-free guidance; 1 is none.
+            num_samples: S.
+            generator: Source of the noise, on the images' device.
+            settings: Further ones of :class:`gendd.ReadoutConfig`: sampler, temperature, eta.
+
+        Returns:
+            (S, B, D).
+
+        Raises:
+            UserError: this student has no generator, or was trained without condition dropout and is
+                to be guided; a setting is unknown.
+        """
+        network = self._generator()
+        known = ("sampler", "temperature", "eta")
+        for name in settings:
+            if name not in known:
+                raise UserError(f"Unknown sampling setting {name!r}.{did_you_mean(name, known)}")
+        given = {"steps": steps, "guidance": guidance, "num_samples": num_samples, **settings}
+        changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        config = dataclasses.replace(self.settings, **changed)
+        return readouts.sampled_features(network, self.features(images), config, generator)
+
+    @torch.no_grad()
+    def predict(
+        self,
+        images: Tensor,
+        uncertainty: int = 0,
+        generator: torch.Generator | None = None,
+        *,
+        readout: ReadoutName | None = None,
+        sampler: SamplerName | None = None,
+        steps: int | None = None,
+        eta: float | None = None,
+        temperature: float = 1.0,
+        guidance: float = 1.0,
+    ) -> PredictiveDistribution:
+        """Class probabilities of images, and how sure the student is of them.
+
+        Args:
+            images: (B, C, H, W) in [0, 1].
+            uncertainty: n features to generate an image, beside the readout, which stays what it is; 0 does
+                without, at no cost.
+            generator: Source of the noise, on the images' device.
+            readout: Whose probabilities; the chosen one by default.
+            sampler: Of the n features; like steps and eta, the student's own setting by default.
+            steps: Sampling steps.
+            eta: η of ddim; with 0 the noise it starts from makes the samples differ.
+            temperature: Factor on the step noise of ddpm; 1 whatever the student's own setting.
+            guidance: Likewise 1: guided samples, or colder ones, are not those of p(f | z).
+
+        Raises:
+            UserError: n is neither 0 nor an integer of 2 to 10,000; or there is to be an uncertainty and
+                this student has no generator, or no classifier of generated features.
+        """
+        if uncertainty != 0:
+            check_samples(uncertainty, self.generator is not None, self.classifier is not None)
+        features = self.features(images)
+        probabilities = self.logits(features, readout, generator).float().softmax(-1)
+        if uncertainty == 0:
+            return PredictiveDistribution(probabilities)
+        given = {"sampler": sampler, "steps": steps, "eta": eta}
+        changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        config = dataclasses.replace(
+            self.settings, num_samples=uncertainty, temperature=temperature, guidance=guidance, **changed
+        )
+        network = self._generator()
+        samples = readouts.sampled_features(network, features, config, generator).float()
+        assert self.classifier is not None
+        parts = decompose(readouts.read_features(self.classifier, samples).float().softmax(-1))
+        return PredictiveDistribution(probabilities, *parts, spread(network.standardise(samples)))
+
+    def _generator(self) -> FeatureGenerator:
+        if self.generator is None:
+            raise UserError(
+                "This student has no generator: use readout 'linear', or distil one with method gendd."
+            )
+        return self.generator
+
+    def config(self) -> dict[str, Any]:
+        """Everything needed to rebuild it without weights, as plain JSON."""
+        generator: dict[str, Any] | None = None
+        if self.generator is not None:
+            generator = {
+                "condition_width": self.generator.condition_width,
+                "feature_width": self.generator.feature_width,
+                "num_classes": None if self.classifier is None else self.classifier.out_features,
+                "settings": to_dict(self.generator.config),
+                "mean_time": self.generator.mean_time,
+            }
+        return {
+            "format": FORMAT,
+            "backbone": self.backbone.config(),
+            "generator": generator,
+            "readout": to_dict(self.settings),
+            "linear": self.linear,
+            "info": self.info,
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], backbone: nn.Module | None = None) -> Student:
+        """Rebuild with random weights what :meth:`config` described.
+
+        Args:
+            config: From :meth:`config`.
+            backbone: The network, where its architecture isn't known by name, or in its place.
+        """
+        backbone = _backbone(config["backbone"], backbone)
+        generator = classifier = None
+        if (described := config["generator"]) is not None:
+            settings = from_dict(described["settings"], GenDDConfig)
+            generator = FeatureGenerator(described["condition_width"], described["feature_width"], settings)
+            generator.mean_time = described.get("mean_time", generator.mean_time)
+            width, classes = described["feature_width"], described["num_classes"]
+            classifier = None if classes is None else nn.Linear(width, classes).requires_grad_(False)
+        readout = from_dict(config["readout"], ReadoutConfig)
+        return cls(backbone, generator, classifier, readout, config["info"], config.get("linear", True))
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``model.safetensors`` and ``config.json`` into ``folder``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        state = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
+        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
+        # safetensors writes for the owner alone, whatever the umask
+        (folder / "model.safetensors").chmod(0o644)
+        (folder / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n", encoding="utf-8")
+        return folder
+
+
+def _backbone(described: dict[str, Any], given: nn.Module | None) -> Backbone:
+    if given is None:
+        return create_backbone(**described)
+    keys = ("feature", "mean", "std", "in_channels", "input_size", "channels")
+    backbone = wrap(given, **{key: described[key] for key in keys if key in described})
+    backbone.name = described["name"]
+    if "projector" in described:
+        return project(backbone, classes=described["num_classes"], **described["projector"])
+    return backbone
+
+
+def load(
+    path: str | Path, *, device: str | torch.device = "cpu", backbone: nn.Module | None = None
+) -> Student:
+    """A saved student, in eval mode.
+
+    Args:
+        path: A run folder, or its ``student`` folder.
+        device: Where to put it.
+        backbone: The student's network, which gets the saved weights: needed where it was made in Python
+            and its architecture isn't known by name.
+
+    Raises:
+        UserError: there is no student at ``path``, its files don't fit together, or its network isn't
+            known by name and not given.
+    """
+    folder = find(path)
+    if folder is None:
+        raise none_at(path)
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        if config.get("format") != FORMAT:
+            raise UserError(
+                f"Student {str(folder)!r}: expected format {FORMAT}, got {config.get('format')!r}. "
+                "It was written by another version of gendd; use that one."
+            )
+        student = Student.from_config(config, backbone)
+        student.load_state_dict(load_file(folder / "model.safetensors"))
+    except _UNFIT as error:
+        expected = "a folder written by gendd" if backbone is None else "the network it was saved with"
+        raise UserError(f"Student {str(folder)!r}: expected {expected}; {_reason(error)}") from error
+    student.folder = folder
+    return student.to(device).eval()
+
+
+def find(path: str | Path) -> Path | None:
+    """The student's folder at or in ``path``."""
+    for folder in (Path(path) / "student", Path(path)):
+        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+            return folder
+    return None
+
+
+def none_at(path: str | Path) -> UserError:
+    """The error where no student is at ``path``."""
+    return UserError(
+        f"No student at {str(path)!r}: expected a run folder, or one with config.json and model.safetensors."
+    )
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"config.json lacks {error}."
+    # torch names the first parameters that don't fit on the second line
+    return " ".join(" ".join(str(error).splitlines()[:2]).split())[:300]

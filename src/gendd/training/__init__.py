@@ -1,0 +1,26 @@
+"""Training any method with Lightning: schedule, monitor, module, callbacks, fit."""
+
+from gendd.training.callbacks import shows_progress
+from gendd.training.device import autocast_type, overruns, resolve_device, resolve_precision
+from gendd.training.fit import FitResult, fit
+from gendd.training.module import LightningMethod, derive_seed
+from gendd.training.monitor import choose_monitor, chosen_readout, is_share
+from gendd.training.schedule import beta2, learning_rate_factor, parameter_groups
+
+__all__ = [
+    "FitResult",
+    "LightningMethod",
+    "autocast_type",
+    "beta2",
+    "choose_monitor",
+    "chosen_readout",
+    "derive_seed",
+    "fit",
+    "is_share",
+    "learning_rate_factor",
+    "overruns",
+    "parameter_groups",
+    "resolve_device",
+    "resolve_precision",
+    "shows_progress",
+]

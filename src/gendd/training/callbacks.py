@@ -1,0 +1,87 @@
+"""Progress: a bar where a person watches, else a line per epoch."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import (
+    Callback,
+    RichProgressBar,
+)
+
+from gendd.config import TrainingConfig
+from gendd.messages import say
+from gendd.training.monitor import is_share
+
+
+def shows_progress(config: TrainingConfig) -> bool:
+    """Whether progress bars are drawn: as the configuration says, else when a person watches."""
+    return sys.stderr.isatty() if config.progress is None else config.progress
+
+
+class Throughput(Callback):
+    """Images a second and the learning rate, logged with every logged step; a line an epoch without a bar."""
+
+    def __init__(self, lines: bool, title: str) -> None:
+        self.lines, self.title = lines, title
+        self._since: tuple[int, float] | None = None
+        self._images = 0
+
+    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._since, self._images = (0, time.perf_counter()), 0
+
+    def on_train_batch_start(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        # after the step the schedule has moved on
+        pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        assert self._since is not None
+        self._images += len(batch.images) * trainer.world_size
+        start = self._since[1]
+        rate = self._images / max(1e-9, time.perf_counter() - start)
+        pl_module.log("images/s", rate, prog_bar=True)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        if not self.lines or not trainer.is_global_zero:
+            return
+        shown = {
+            name: float(value)
+            for name, value in trainer.callback_metrics.items()
+            if name.startswith(("train/", "val/")) and not name.endswith(("_step", "_epoch"))
+        }
+        parts = " · ".join(
+            f"{name.split('/')[1] if name.startswith('train/') else name} "
+            + (f"{100 * value:.2f} %" if is_share(name) else f"{value:.4f}")
+            for name, value in sorted(shown.items())
+        )
+        rate = float(trainer.callback_metrics.get("images/s", 0.0))
+        done = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+        say(f"{self.title}: {done} · {parts} · {rate:,.0f} images/s")
+
+
+class Progress(RichProgressBar):
+    """Lightning's bar: epochs counted from 1, and nothing of its log's version."""
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        total = "" if self.trainer.max_epochs is None else f"/{self.trainer.max_epochs}"
+        return f"Epoch {current_epoch + 1}{total}".ljust(len(self.validation_description))
+
+    def get_metrics(
+        self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """What the bar shows, each by the name that lines without a bar have."""
+        items = super().get_metrics(trainer, pl_module)
+        items.pop("v_num", None)
+        return {name.removeprefix("train/"): value for name, value in items.items()}

@@ -1,0 +1,248 @@
+"""Training a method with Lightning's Trainer, from its statistics to the weights of the best checkpoint."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning
+import torch
+from lightning.pytorch.callbacks import (
+    Callback,
+    EMAWeightAveraging,
+    ModelCheckpoint,
+)
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+from gendd.config import DataConfig, ReadoutChoice, TrainingConfig
+from gendd.data import Batch, Data, train_loader
+from gendd.errors import UserError
+from gendd.files import write_json
+from gendd.methods import Method
+from gendd.training.callbacks import Progress, Throughput, shows_progress
+from gendd.training.device import overruns, resolve_device, resolve_precision
+from gendd.training.module import LightningMethod
+from gendd.training.monitor import is_share
+
+_PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
+    "fp32": "32-true",
+    "bf16": "bf16-mixed",
+    "fp16": "16-mixed",
+}
+
+
+@dataclass
+class FitResult:
+    """What training ended with.
+
+    Attributes:
+        seconds: Spent in training steps, interruptions left out.
+        monitor: The validation metric that chose the checkpoint; None where none is held out.
+        best: Its best value; None likewise.
+        steps: Optimiser steps taken.
+    """
+
+    seconds: float
+    monitor: str | None
+    best: float | None
+    steps: int
+
+
+def fit(
+    method: Method,
+    data: Data,
+    config: TrainingConfig,
+    data_config: DataConfig,
+    *,
+    seed: int,
+    folder: Path,
+    readout: ReadoutChoice = "mean",
+    resume: bool = False,
+    title: str = "training",
+) -> FitResult:
+    """Train a method in place; its weights end as those of the best checkpoint.
+
+    Args:
+        method: What is trained.
+        data: Training and validation images.
+        config: Optimisation.
+        data_config: Loading.
+        seed: Of everything random.
+        folder: Gets ``checkpoints/`` (last and best) and ``logs/``.
+        readout: The readout whose validation accuracy or agreement chooses the checkpoint, where it is
+            chosen by one (``config.monitor``).
+        resume: Go on from the last checkpoint in ``folder``, if there is one.
+        title: Shown with the progress.
+
+    Raises:
+        UserError: the loss is not finite, a checkpoint to resume from doesn't fit, or as
+            :func:`choose_monitor`.
+    """
+    checkpoints = folder / "checkpoints"
+    finished = checkpoints / "finished.json"
+    device = resolve_device(config.device)
+    channels_last = config.channels_last is not False and not overruns(method, device)
+    if channels_last:
+        method.to(memory_format=torch.channels_last)
+    # a backbone that was trained before was left in eval mode
+    method.to(device).train()
+    if not resume:
+        for name in ("finished.json", "last.ckpt", "best.ckpt"):
+            (checkpoints / name).unlink(missing_ok=True)
+    if not (resume and (finished.exists() or (checkpoints / "last.ckpt").exists())):
+        _prepare(method, data, data_config, seed)
+    module = LightningMethod(method, data, config, data_config, seed, channels_last, readout)
+    monitor = module.monitor
+    if not (resume and finished.exists()):
+        result = _fit(module, config, device, folder, monitor, resume, title)
+        write_json(finished, result)
+    result = json.loads(finished.read_text(encoding="utf-8"))
+    _load_weights(module, checkpoints / ("last.ckpt" if monitor is None else "best.ckpt"))
+    method.to(device).eval()
+    return FitResult(**result)
+
+
+def _prepare(method: Method, data: Data, data_config: DataConfig, seed: int) -> None:
+    batches = train_loader(data, data_config, seed=seed, epoch=0)
+    if not (data_config.labels and data.labelled):
+        method.prepare(Batch(batch.images, None) for batch in batches)
+    else:
+        method.prepare(batches)
+
+
+def _fit(
+    module: LightningMethod,
+    config: TrainingConfig,
+    device: torch.device,
+    folder: Path,
+    monitor: str | None,
+    resume: bool,
+    title: str,
+) -> dict[str, Any]:
+    checkpoints = folder / "checkpoints"
+    bar = shows_progress(config)
+    last = ModelCheckpoint(
+        checkpoints,
+        filename="last",
+        every_n_epochs=config.checkpoint_every,
+        save_on_train_epoch_end=True,
+        enable_version_counter=False,
+    )
+    callbacks: list[Callback] = [Throughput(not bar, title)]
+    best: ModelCheckpoint | None = None
+    if monitor is not None:
+        best = ModelCheckpoint(
+            checkpoints,
+            filename="best",
+            monitor=monitor,
+            mode="max" if is_share(monitor) else "min",
+            # Lightning puts the average into whole checkpoints only
+            save_weights_only=config.ema is None,
+            save_on_train_epoch_end=True,
+            enable_version_counter=False,
+        )
+        callbacks.append(best)
+    callbacks.append(last)
+    if config.ema is not None:
+        callbacks.append(EMAWeightAveraging(device=device, decay=config.ema))
+    if bar:
+        callbacks.append(Progress(leave=True))
+    precision, epochs = resolve_precision(config.precision, device), config.num_epochs(module.steps_per_epoch)
+    with _quiet():
+        trainer = lightning.Trainer(
+            accelerator=device.type,
+            devices=1,
+            precision=_PRECISIONS[precision],
+            max_epochs=epochs,
+            accumulate_grad_batches=module.accumulate,
+            # whole steps: Lightning would give what is left over at the end of an epoch less weight
+            limit_train_batches=module.steps_per_epoch * module.accumulate if module.accumulate > 1 else 1.0,
+            gradient_clip_val=config.clip_grad_norm,
+            logger=make_loggers(config.loggers, folder),
+            callbacks=callbacks,
+            log_every_n_steps=min(20, module.steps_per_epoch),
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            enable_progress_bar=bar,
+            use_distributed_sampler=False,
+            reload_dataloaders_every_n_epochs=1,
+        )
+        start = checkpoints / "last.ckpt"
+        resumed = resume and start.exists()
+        try:
+            trainer.fit(module, ckpt_path=start if resumed else None, weights_only=False)
+        except SystemExit as error:
+            # Lightning ends the process on Ctrl-C and SIGTERM; the caller decides that here
+            signal.signal(signal.SIGINT, signal.default_int_handler)
+            raise KeyboardInterrupt from error
+        except (KeyError, RuntimeError) as error:
+            if resumed and ("state_dict" in str(error) or isinstance(error, KeyError)):
+                raise _foreign(start) from error
+            raise
+        if epochs % config.checkpoint_every:
+            trainer.save_checkpoint(start)
+    value = None if best is None or best.best_model_score is None else float(best.best_model_score)
+    return {
+        "seconds": module.seconds,
+        "monitor": monitor,
+        "best": value,
+        "steps": trainer.global_step,
+    }
+
+
+def _load_weights(module: LightningMethod, path: Path) -> None:
+    state = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
+    try:
+        module.load_state_dict(state)
+    except RuntimeError as error:
+        raise _foreign(path) from error
+
+
+def _foreign(path: Path) -> UserError:
+    return UserError(
+        f"Checkpoint {str(path)!r}: expected one of this configuration, got another's. "
+        "Resume with the config.yaml of its run, or start anew with --overwrite."
+    )
+
+
+def make_loggers(names: Iterable[str], folder: Path) -> list[Logger]:
+    made: list[Logger] = []
+    for name in names:
+        if name == "csv":
+            made.append(CSVLogger(folder, name="logs"))
+        elif name == "tensorboard":
+            made.append(TensorBoardLogger(folder, name="logs/tensorboard"))
+        else:
+            try:
+                from lightning.pytorch.loggers import WandbLogger
+
+                made.append(WandbLogger(save_dir=folder, project="gendd"))
+            except ModuleNotFoundError as error:
+                raise UserError(
+                    "training.loggers 'wandb': expected the package wandb, which is not installed. "
+                    "Run: pip install 'gendd[wandb]'"
+                ) from error
+    return made
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Lightning without its hints: what they point at is chosen on purpose here."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="lightning")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

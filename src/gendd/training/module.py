@@ -1,0 +1,258 @@
+"""The Lightning module that trains any method.
+
+Everything random in a step is a pure function of (seed, step): data order and augmentation by epoch,
+mixup and CutMix by batch of an epoch, times, noise, feature mixup and dropout by step. A run that goes on
+from a checkpoint therefore repeats what it would have done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from typing import Any, cast
+
+import lightning
+import torch
+from torch import Tensor, nn
+from torchmetrics import MeanMetric
+from torchmetrics.classification import MulticlassAccuracy
+
+from gendd.config import DataConfig, ReadoutChoice, TrainingConfig
+from gendd.data import Batch, Batches, Data, Mixing, ShardBatches, eval_loader, train_loader
+from gendd.errors import UserError
+from gendd.methods import Method
+from gendd.training.monitor import choose_monitor, chosen_readout, readout_classes, teacher_classes
+from gendd.training.schedule import beta2, learning_rate_factor, parameter_groups
+
+EVAL_BATCH_SIZE = 512
+
+
+def derive_seed(*parts: int | str) -> int:
+    """A 63-bit seed that depends on every part, and on nothing else."""
+    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class LightningMethod(lightning.LightningModule):
+    """A method as Lightning trains it.
+
+    Args:
+        method: What is trained.
+        data: Its images.
+        config: Optimisation.
+        data_config: Loading.
+        seed: Of order, augmentation and the method's randomness.
+        channels_last: Memory format of the images.
+        readout: The readout whose validation accuracy chooses the checkpoint; for ``sample`` it is
+            ``mean``, which costs one pass.
+    """
+
+    def __init__(
+        self,
+        method: Method,
+        data: Data,
+        config: TrainingConfig,
+        data_config: DataConfig,
+        seed: int,
+        channels_last: bool,
+        readout: ReadoutChoice = "mean",
+    ) -> None:
+        super().__init__()
+        self.method = method
+        self.data = data
+        self.config = config
+        self.data_config = data_config
+        self.seed = seed
+        self.channels_last = channels_last
+        self.readout = readout
+        self.use_labels = data_config.labels and data.labelled
+        self.mixing = Mixing.from_config(data_config, data.num_classes)
+        batches = len(train_loader(data, data_config, seed=seed, epoch=0))
+        # a share smaller than a step is one smaller step
+        self.accumulate = min(config.accumulate, batches)
+        self.steps_per_epoch = batches // self.accumulate
+        self.seconds = 0.0
+        self._clock: float | None = None
+        self._unchecked: tuple[int, list[str], Tensor, torch.cuda.Event | None] | None = None
+        classes = readout_classes(method)
+        seen = data.num_classes if self.use_labels else None
+        self._chosen = chosen_readout(classes, readout, seen)
+        self.monitor: str | None = None
+        if data.val is not None:
+            self.monitor = choose_monitor(method, config.monitor, self.use_labels, data.num_classes, readout)
+        watched: dict[str, int] = {}
+        if self.use_labels:
+            watched |= {name: count for name, count in classes.items() if count == data.num_classes}
+        if self.monitor == "val/agreement":
+            watched["agreement"] = teacher_classes(method)
+        self.accuracy = nn.ModuleDict(
+            {name: MulticlassAccuracy(max(count, 2), average="micro") for name, count in watched.items()}
+        )
+        self.diffusion = MeanMetric()
+
+    def train_dataloader(self) -> Batches | ShardBatches:
+        """The batches of the current epoch."""
+        return train_loader(
+            self.data,
+            self.data_config,
+            seed=self.seed,
+            epoch=self.current_epoch,
+            rank=self.global_rank,
+            world_size=self.trainer.world_size,
+        )
+
+    def val_dataloader(self) -> Batches | list[Any]:
+        """The held-out images in order."""
+        if self.data.val is None:
+            return []
+        workers = self.data_config.workers
+        return eval_loader(self.data.val, EVAL_BATCH_SIZE, workers, self.global_rank, self.trainer.world_size)
+
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """Move a batch, in the memory format of the network."""
+        del dataloader_idx
+        batch = batch.to(device, non_blocking=True)
+        if self.channels_last:
+            return Batch(batch.images.contiguous(memory_format=torch.channels_last), batch.labels)
+        return batch
+
+    def on_train_epoch_start(self) -> None:
+        self._clock = time.perf_counter()
+
+    def _stop_clock(self) -> None:
+        if self._clock is not None:
+            self.seconds += time.perf_counter() - self._clock
+            self._clock = None
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """One step, or its part of one batch; the parts of its loss are logged as ``train/NAME``."""
+        self._check_finite()
+        key = self._step_seed(batch_idx)
+        torch.manual_seed(key)  # dropout and stochastic depth of the network
+        generator = torch.Generator(self.device).manual_seed(key)
+        images, labels = self._mixed(batch, batch_idx)
+        out = self.method(images, labels, generator=generator)
+        parts = {"loss": out.loss.detach(), **out.parts}
+        self._watch(parts)
+        for name, value in parts.items():
+            self.log(f"train/{name}", value, prog_bar=True, batch_size=len(batch.images))
+        loss: Tensor = out.loss
+        return loss
+
+    def _step_seed(self, batch_idx: int) -> int:
+        part = batch_idx % self.accumulate
+        # the batches of a step share its number
+        more = ("part", part) if part else ()
+        return derive_seed(self.seed, "step", self.global_step, self.global_rank, *more)
+
+    def _mixed(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor | None]:
+        """Images and labels as the method sees them."""
+        key = derive_seed(self.seed, "mixing", self.current_epoch, self.global_rank, batch_idx)
+        labels = batch.labels if self.use_labels else None
+        return self.mixing(batch.images, labels, torch.Generator().manual_seed(key))
+
+    def _watch(self, parts: dict[str, Tensor]) -> None:
+        # copied as soon as the forward pass is done and read a step later: the device never waits
+        values = torch.stack([part.float() for part in parts.values()]).to("cpu", non_blocking=True)
+        copied = None
+        if self.device.type == "cuda":
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            copied.record()
+        self._unchecked = (self.global_step, list(parts), values, copied)
+
+    def _check_finite(self) -> None:
+        if self._unchecked is None:
+            return
+        step, names, values, copied = self._unchecked
+        self._unchecked = None
+        if copied is not None:
+            copied.synchronize()
+        if bool(torch.isfinite(values).all()):
+            return
+        bad = [name for name, value in zip(names, values.tolist(), strict=True) if not math.isfinite(value)]
+        part = next((name for name in bad if name != "loss"), "loss")
+        raise self._not_finite("loss", step, part)
+
+    @staticmethod
+    def _not_finite(what: str, step: int, part: str) -> UserError:
+        return UserError(
+            f"The {what} is not finite at step {step} (part {part!r}): expected a number, "
+            "got NaN or infinity. Lower training.lr or set training.clip_grad_norm; "
+            "the last good checkpoint is kept."
+        )
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self.config.optimizer != "adamw":
+            return
+        total = self.steps_per_epoch * self.config.num_epochs(self.steps_per_epoch)
+        for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
+            group["betas"] = (self.config.beta1, beta2(self.global_step, total, self.config))
+
+    def on_validation_start(self) -> None:
+        self._stop_clock()
+        self._check_finite()
+
+    def on_train_epoch_end(self) -> None:
+        self._stop_clock()
+        self._check_finite()
+        # what the epoch's last step did shows in no loss before the checkpoint is written
+        for name, value in self.method.named_parameters():
+            if not bool(torch.isfinite(value).all()):
+                raise self._not_finite("network", self.global_step, name)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Accuracy of every readout of the labels' classes that costs one pass, and what is monitored."""
+        outputs = self.method.predict(batch.images)
+        if self.monitor == "val/agreement":
+            assert self._chosen is not None
+            outputs["agreement"] = outputs[self._chosen]
+        for name in self.accuracy:
+            if not bool(torch.isfinite(outputs[name]).all()):
+                raise self._not_finite("validation", self.global_step, f"logits of {name}")
+            metric = cast(MulticlassAccuracy, self.accuracy[name])
+            metric.update(outputs[name].argmax(-1), self._target(name, batch))
+            self.log(f"val/{name}", metric, prog_bar=True, batch_size=len(batch.images))
+        if self.monitor == "val/diffusion":
+            # the same noise in every epoch: it is the student that makes the difference
+            key = derive_seed(self.seed, "validation", batch_idx, self.global_rank)
+            generator = torch.Generator(self.device).manual_seed(key)
+            labels = batch.labels if self.use_labels else None
+            loss = self.method.diffusion_loss(batch.images, labels, generator)
+            if not bool(torch.isfinite(loss)):
+                raise self._not_finite("validation", self.global_step, "diffusion")
+            self.diffusion.update(loss, len(batch.images))
+            self.log("val/diffusion", self.diffusion, prog_bar=True, batch_size=len(batch.images))
+
+    def _target(self, name: str, batch: Batch) -> Tensor:
+        if name != "agreement":
+            assert batch.labels is not None
+            return batch.labels
+        assert self.method.teacher is not None
+        predicted: Tensor = self.method.teacher(batch.images)[1].argmax(-1)
+        return predicted
+
+    def configure_optimizers(self) -> Any:
+        """AdamW or SGD with decay by parameter kind, and the schedule per step."""
+        config = self.config
+        groups = parameter_groups(self.method, config.weight_decay, config.decay_all)
+        # the fused step unscales gradients itself, which Lightning's clipping can't follow
+        fused = self.device.type in ("cpu", "cuda") and config.clip_grad_norm is None
+        optimiser: torch.optim.Optimizer
+        if config.optimizer == "sgd":
+            optimiser = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
+        else:
+            start = beta2(0, self.steps_per_epoch * config.num_epochs(self.steps_per_epoch), config)
+            optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, start), fused=fused)
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimiser, lambda step: learning_rate_factor(step, self.steps_per_epoch, config)
+        )
+        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["seconds"] = self.seconds + (
+            0 if self._clock is None else time.perf_counter() - self._clock
+        )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        self.seconds = checkpoint["seconds"]

@@ -1,0 +1,209 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from flat import CLASSES, flat, student
+from torch import nn
+
+from gendd.config import DataConfig
+from gendd.data import Batches, Data, load_data
+from gendd.errors import UserError
+from gendd.evaluation import refit as refit_module
+from gendd.evaluation.embedding import collect_features
+from gendd.evaluation.linear_fit import agreement, choose_classifier
+from gendd.evaluation.refit import check_refit, refit_linear
+from gendd.models import Frozen
+
+
+@pytest.fixture(scope="module")
+def data() -> Data:
+    return load_data(DataConfig(train_images=300))
+
+
+@pytest.mark.parametrize("target, labels", [("labels", True), ("teacher", False), ("mean", False)])
+def test_the_better_readout_stays(target: str, labels: bool, data: Data) -> None:
+    whole, teacher = student(classifier=True), Frozen(flat(16, 1))
+    assert data.val is not None
+    held = collect_features(whole, teacher, data.val)
+    assert held.labels is not None and held.teacher_logits is not None
+    wanted = held.labels if labels else held.teacher_logits.softmax(-1)
+    before = agreement(whole.backbone.classifier(held.own), wanted)
+    refit = refit_linear(whole, teacher, data, target, labels=labels)  # type: ignore[arg-type]
+    after = agreement(whole.backbone.classifier(held.own), wanted)
+    assert (refit.target, refit.trained) == (target, round(100 * before, 2))
+    assert refit.judged_by == ("labels" if labels else "teacher")
+    assert (refit.images, refit.held_images) == (300, len(data.val))
+    if target == "mean":  # what an untrained generator says has little to do with the teacher
+        assert round(100 * after, 2) == max(refit.trained, refit.refitted)
+        return
+    assert refit.kept == "refitted" and refit.refitted == round(100 * after, 2) > 80
+    # again there is nothing better
+    again = refit_linear(whole, teacher, data, target, labels=labels)  # type: ignore[arg-type]
+    assert again.kept == "trained" and again.trained == again.refitted == refit.refitted
+
+
+def test_a_worse_readout_is_not_taken(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = student()
+    refit_linear(whole, Frozen(flat(16, 1)), data, "labels", labels=True)
+    before = whole.backbone.classifier.weight.clone()
+    monkeypatch.setattr(
+        refit_module,
+        "choose_classifier",
+        lambda *given, **more: replace(choose_classifier(*given, **more), accuracy=0.0),
+    )
+    refit = refit_linear(whole, Frozen(flat(16, 1)), data, "labels", labels=True)
+    assert refit.kept == "trained" and torch.equal(whole.backbone.classifier.weight, before)
+
+
+def test_without_validation_images_every_tenth_decides(data: Data) -> None:
+    whole = student()
+    refit = refit_linear(whole, Frozen(flat(16, 1)), replace(data, val=None), "labels", labels=True)
+    found = collect_features(whole, None, data.train)
+    assert found.labels is not None
+    right = agreement(whole.backbone.classifier(found.own[::10]), found.labels[::10])
+    assert refit.kept == "refitted" and refit.refitted == round(100 * right, 2)
+
+
+def test_too_few_images_to_hold_some_out_are_refused(data: Data) -> None:
+    whole = student()
+    before = whole.backbone.classifier.weight.clone()
+    with pytest.raises(UserError, match=r"expected at least 20 training images, as .*, got 19; take more"):
+        refit_linear(whole, None, replace(data, val=None), "labels", labels=True, limit=19)
+    assert torch.equal(whole.backbone.classifier.weight, before)
+    refit = refit_linear(whole, None, replace(data, val=None), "labels", labels=True, limit=20)
+    assert (refit.images, refit.held_images) == (18, 2)
+    assert refit_linear(whole, None, data, "labels", labels=True, limit=1).images == 1
+
+
+def test_all_images_are_fitted_to_however_many(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are too many to hold come from files, and give what they give in memory."""
+    teacher = Frozen(flat(16, 1))
+    for target, labels, val in (("labels", True, data.val), ("teacher", False, None)):
+        found = []
+        for limit in (2**28, 3000):  # of 300 rows of 24 numbers, and 10 of the teacher
+            monkeypatch.setattr("gendd.evaluation.linear_fit.HELD_NUMBERS", limit)
+            monkeypatch.setattr("gendd.evaluation.refit.HELD_NUMBERS", limit)
+            part = replace(data, val=val)
+            found.append(refit_linear(student(), teacher, part, target, labels=labels))  # type: ignore[arg-type]
+        held, many = found
+        assert many.images == held.images == (270 if val is None else 300)
+        assert many.kept == "refitted" and abs(many.refitted - held.refitted) < 5
+
+
+def test_files_of_features_are_whole_and_leave_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    random = torch.Generator().manual_seed(0)
+    features, targets = torch.randn(7, 3, generator=random), torch.rand(7, 2, generator=random)
+    rows = refit_module._Rows(on_disk=True)
+    for part in (slice(0, 4), slice(4, 7)):
+        rows.add(features[part], targets[part])
+    assert torch.equal(rows.features, features) and torch.equal(rows.targets, targets)
+    classes = refit_module._Rows(on_disk=True)
+    classes.add(features[:4], torch.arange(4))
+    classes.add(features[4:], torch.arange(4, 7))
+    assert torch.equal(classes.targets, torch.arange(7)) and set(classes.files) == {0}
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_no_room_for_the_features_is_told(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Full(np.ndarray[Any, Any]):
+        def tofile(self, *_: object) -> None:  # type: ignore[override]
+            raise OSError("256 requested and 0 written")
+
+    monkeypatch.setattr("gendd.evaluation.refit.HELD_NUMBERS", 100)
+    monkeypatch.setattr(torch.Tensor, "numpy", lambda self: np.empty(1).view(Full))
+    with pytest.raises(UserError) as caught:
+        refit_linear(student(), None, data, "labels", labels=True)
+    message = str(caught.value)
+    assert message.startswith("Features of the training images: expected room for them in ")
+    assert "got none after 0 images (256 requested and 0 written); set TMPDIR" in message
+
+
+def test_a_student_without_a_linear_readout_gets_one(data: Data) -> None:
+    whole = student(linear=False)
+    assert whole.readouts == ()
+    refit = refit_linear(whole, None, data, "labels", labels=True)
+    assert (refit.trained, refit.kept) == (None, "refitted") and refit.refitted > 80
+    assert whole.readouts == ("linear",) and whole.readout == "linear"
+    assert str(refit).startswith("linear readout: none before, fitted anew to labels of 300 images ")
+    # one that reads what is generated keeps its choice
+    other = student(classifier=True, linear=False)
+    refit_linear(other, None, data, "mean", labels=False)
+    assert other.readouts == ("linear", "mean", "sample") and other.readout == "mean"
+
+
+def test_without_labels_and_teacher_the_mean_readout_judges(data: Data) -> None:
+    whole = student(classifier=True)
+    refit = refit_linear(whole, None, data, "mean", labels=False)
+    assert data.val is not None and refit.judged_by == "mean"
+    found = collect_features(whole, None, data.val)
+    with torch.no_grad():
+        said = whole.logits(found.own, "mean").argmax(-1)
+        right = agreement(whole.logits(found.own, "linear"), said)
+    assert round(100 * right, 2) == max(refit.trained or 0, refit.refitted)
+
+
+def test_no_more_images_are_fitted_to_than_asked_for(data: Data) -> None:
+    refit = refit_linear(student(), None, data, "labels", labels=True, limit=120)
+    assert data.val is not None and (refit.images, refit.held_images) == (120, len(data.val))
+
+
+def test_training_images_are_framed_as_those_of_the_test() -> None:
+    seen: list[float] = []
+    data = load_data(DataConfig(train_images=40))
+    data = replace(data, test=replace(data.test, framing=0.75))
+    original = refit_module.sample_loader
+
+    def watched(images: Any, *given: Any) -> Any:
+        loader = original(images, *given)
+        assert isinstance(loader, Batches)
+        seen.append(loader.images.framing)
+        return loader
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(refit_module, "sample_loader", watched)
+        refit_linear(student(), None, data, "labels", labels=True)
+    assert seen == [0.75, 0.75]
+
+
+def test_features_in_bf16_give_the_same_readout(data: Data) -> None:
+    """Autocast moves the rows that are fitted to, and nothing that decides."""
+    exact, coarse = student(), student()
+    wanted = refit_linear(exact, None, data, "labels", labels=True)
+    came = refit_linear(coarse, None, data, "labels", labels=True, dtype=torch.bfloat16)
+    assert data.val is not None
+    held = collect_features(exact, None, data.val).own
+    with torch.no_grad():
+        logits = [each.backbone.classifier(held) for each in (exact, coarse)]
+    assert not torch.equal(*logits)  # it was used
+    assert agreement(logits[1], logits[0].argmax(-1)) > 0.97
+    assert came.trained == wanted.trained and abs(came.refitted - wanted.refitted) <= 2
+
+
+def test_what_a_readout_cannot_be_fitted_to() -> None:
+    same, other, none = Frozen(flat(16, 1)), Frozen(flat(16, 1, 7)), Frozen(flat(16, 1, classifier=False))
+    for target in ("labels", "teacher", "mean"):
+        check_refit(student(classifier=True), same, target, True)
+    for teacher, target, labels, there in (
+        (same, "labels", False, "teacher or none"),
+        (same, "mean", True, "labels or teacher or none"),  # nothing reads what is generated
+        (other, "teacher", True, "labels or none"),
+        (none, "teacher", False, "none"),
+        (none, "mean", False, "none"),
+    ):
+        with pytest.raises(UserError) as caught:
+            check_refit(student(), teacher, target, labels)
+        assert str(caught.value) == (
+            f"gendd.refit: expected {there} for this teacher and these labels, got {target!r}."
+        )
+    whole = student()
+    whole.backbone.classifier = nn.Linear(24, CLASSES, bias=False)
+    with pytest.raises(UserError, match="expected a student whose classifier has a bias"):
+        check_refit(whole, same, "labels", True)
