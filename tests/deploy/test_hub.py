@@ -153,8 +153,6 @@ def test_a_hub_id_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
     loaded = gendd.load("someone/student", revision="v1")
     assert torch.equal(loaded(rgb_images()), make_student()(rgb_images()))
-        gendd.load("someone/student", revision="v1")(rgb_images()), make_student()(rgb_images())
-    )
     assert asked["name"] == "someone/student" and asked["revision"] == "v1"
     assert set(asked["allow_patterns"]) == {"config.json", "*.safetensors"}
 

@@ -39,6 +39,7 @@ from gendd.training import (
     resolve_precision,
 )
 from gendd.training.callbacks import Progress
+from gendd.training.fit import make_loggers
 
 IMAGES = 128
 DATA = DataConfig(train_images=IMAGES, batch_size=64, validation=0.05)
