@@ -31,7 +31,7 @@ import gendd
 from gendd.config import ReadoutName, RunConfig, from_dict, load_config, merge, to_dict
 from gendd.data import Data, ImageSet, load_data
 from gendd.deploy import deploy
-from gendd.deploy.export import FORMATS, Exported, int8
+from gendd.deploy.export import Exported, formats, int8
 from gendd.recipes import recipe_path
 
 RESULTS = Path(__file__).parent / "results" / "exports.csv"
@@ -81,7 +81,7 @@ def logits_of(network: Run, images: Tensor) -> Tensor:
 
 def files(student: gendd.Student, readout: ReadoutName, data: Data) -> Iterator[tuple[str, Run, int]]:
     """Name, network and bytes of each format that a readout has."""
-    for to in FORMATS:
+    for to in formats():
         if to == "timm" and not (readout == "linear" and student.backbone.name.startswith("timm/")):
             continue
         with tempfile.TemporaryDirectory() as folder:

@@ -16,7 +16,7 @@ from PIL import Image
 
 if TYPE_CHECKING:
     from gendd.config import DataConfig, ReadoutName
-    from gendd.deploy.export import Exported, Format
+    from gendd.deploy.export import Exported
 
 # before torch is loaded: sums in the same order here and in the processes that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -99,13 +99,13 @@ def small_run(digits_run: Finished, tmp_path_factory: pytest.TempPathFactory) ->
 
 
 @pytest.fixture(scope="session")
-def exported(small_run: Path) -> Callable[[Format, ReadoutName], Exported]:
+def exported(small_run: Path) -> Callable[[str, ReadoutName], Exported]:
     """Exports a readout of the run where no test has yet; two steps of dpm-solver for ``sample``."""
     from gendd.deploy.export import export
 
-    made: dict[tuple[Format, ReadoutName], Exported] = {}
+    made: dict[tuple[str, ReadoutName], Exported] = {}
 
-    def get(to: Format, readout: ReadoutName) -> Exported:
+    def get(to: str, readout: ReadoutName) -> Exported:
         if (to, readout) not in made:
             fewer: dict[str, Any] = {"steps": 2, "sampler": "dpm-solver"} if readout == "sample" else {}
             made[to, readout] = export(small_run, to, readout=readout, seed=3, **fewer)

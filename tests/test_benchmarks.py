@@ -233,7 +233,7 @@ def test_a_file_that_deviates_is_seen(
     exports: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     student = gendd.load(saved_timm(tmp_path / "timm"))
-    monkeypatch.setattr(exports, "FORMATS", ("safetensors",))
+    monkeypatch.setattr(exports, "formats", lambda: ("safetensors",))
     monkeypatch.setattr(exports, "opened", lambda found: lambda images: 1.25 * student(images))
     data = load_data(DataConfig(image_size=32))
     images, labels = exports.taken(data.test, 8)

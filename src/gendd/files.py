@@ -7,11 +7,12 @@ import importlib.util
 import json
 import os
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gendd.errors import UserError, typed_line
+from gendd.errors import UserError, did_you_mean, typed_line
 
 
 def write_text(path: Path, text: str) -> None:
@@ -35,6 +36,32 @@ def cache_folder() -> Path:
     if "GENDD_CACHE" in os.environ:
         return Path(os.environ["GENDD_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gendd"
+
+
+def is_python_name(name: str) -> bool:
+    """Whether a name is spelled ``path/to/file.py:NAME``."""
+    path, colon, _ = name.rpartition(":")
+    return bool(colon) and path.endswith(".py")
+
+
+def import_name(name: str, expected: str, fits: Callable[[object], bool]) -> Any:
+    """What ``path/to/file.py:NAME`` names.
+
+    Args:
+        name: Spelled like that.
+        expected: What it should be, for errors: ``a function``.
+        fits: Whether something in the file is that.
+
+    Raises:
+        UserError: no such file, it can't be imported, or NAME is something else.
+    """
+    path, _, wanted = name.rpartition(":")
+    module = import_file(Path(path), name)
+    found = getattr(module, wanted, None)
+    if not fits(found):
+        own = [key for key, value in vars(module).items() if fits(value) and not key.startswith("_")]
+        raise UserError(f"{name}: expected {expected} {wanted!r} in {path}.{did_you_mean(wanted, own)}")
+    return found
 
 
 def import_file(path: Path, name: str) -> ModuleType:

@@ -166,8 +166,8 @@ def refused(name: str, *words: str) -> None:
 def test_a_file_that_is_no_method(tmp_path: Path) -> None:
     name = written(tmp_path)
     refused(f"{tmp_path}/other.py:Mine", "expected a Python file, found none at")
-    refused(name[:-1] + "a", "expected a class 'Mina', a subclass of gendd.Method", "Did you mean 'Mine'?")
-    refused(name.replace("Mine", "Settings"), "expected a class 'Settings'")
+    refused(name[:-1] + "a", "expected a subclass of gendd.Method called 'Mina'", "Did you mean 'Mine'?")
+    refused(name.replace("Mine", "Settings"), "expected a subclass of gendd.Method called 'Settings'")
     (tmp_path / "broken.py").write_text("import nothing_of_that_name\n", encoding="utf-8")
     refused(f"{tmp_path}/broken.py:Mine", "that can be imported", "nothing_of_that_name")
 

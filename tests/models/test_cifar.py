@@ -15,7 +15,7 @@ from gendd.models import cifar, count_parameters, create_backbone, load_weights
 from gendd.models.cifar.shufflenet import shuffle
 
 SHARED = Path(__file__).parents[3] / "shared"
-ZOO = SHARED / "parity" / "cifar_zoo.json"
+ZOO = Path(__file__).parent / "cifar_zoo.json"
 WEIGHTS = SHARED / "data" / "resnet56_cifar10.safetensors"
 IMAGES = SHARED / "data" / "cifar10-jpeg-test.parquet"
 
@@ -42,7 +42,6 @@ def formula(key: str, value: Tensor) -> Tensor:
     return wave.to(value.dtype)
 
 
-@pytest.mark.skipif(not ZOO.exists(), reason="no shared/parity/cifar_zoo.json beside the checkout")
 @pytest.mark.parametrize("name", cifar.NAMES)
 def test_agrees_with_the_recorded_network(name: str) -> None:
     recorded = zoo()[name]

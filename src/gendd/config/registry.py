@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gendd.errors import UserError, did_you_mean
-from gendd.files import import_file
+from gendd.files import import_name, is_python_name
 
 if TYPE_CHECKING:
     from gendd.methods.base import Method
@@ -32,15 +32,9 @@ def names() -> tuple[str, ...]:
     return tuple(sorted(known, key=lambda name: (name != "gendd", name)))
 
 
-def is_file(name: str) -> bool:
-    """Whether a name is spelled ``path/to/file.py:CLASS``."""
-    path, colon, _ = name.rpartition(":")
-    return bool(colon) and path.endswith(".py")
-
-
 def check_name(key: str, name: str) -> None:
     """Raise :class:`UserError` of a config key at what is no method's name; no file is read."""
-    if name not in names() and not is_file(name):
+    if name not in names() and not is_python_name(name):
         raise UserError(
             f"{key}: expected one of {', '.join(names())}, or path/to/file.py:CLASS, got {name!r}."
             f"{did_you_mean(name, names())}"
@@ -55,7 +49,7 @@ def method_class(name: str) -> type[Method]:
     """
     check_name("method", name)
     base: type[Method] = import_module("gendd.methods").Method
-    if is_file(name):
+    if is_python_name(name):
         if name not in _OWN:
             _OWN[name] = _own(name, base)
         return _OWN[name]
@@ -70,16 +64,12 @@ def method_class(name: str) -> type[Method]:
 
 
 def _own(name: str, base: type[Method]) -> type[Method]:
-    path, _, wanted = name.rpartition(":")
-    module = import_file(Path(path), name)
-    found = getattr(module, wanted, None)
-    if not (isinstance(found, type) and issubclass(found, base)):
-        own = [key for key, each in vars(module).items() if isinstance(each, type) and issubclass(each, base)]
-        own = [key for key in own if vars(module)[key] is not base]
-        raise UserError(
-            f"{name}: expected a class {wanted!r}, a subclass of gendd.Method, in {path}."
-            f"{did_you_mean(wanted, own) if own else ''}"
-        )
+    wanted = name.rpartition(":")[2]
+    found: type[Method] = import_name(
+        name,
+        "a subclass of gendd.Method called",
+        lambda each: isinstance(each, type) and issubclass(each, base) and each is not base,
+    )
     if "name" not in found.__dict__:
         found.name = wanted
     if found.section() in names():
@@ -91,13 +81,13 @@ def _own(name: str, base: type[Method]) -> type[Method]:
 
 def section(name: str) -> str:
     """What the section of a method's settings is called."""
-    return method_class(name).section() if is_file(name) else name
+    return method_class(name).section() if is_python_name(name) else name
 
 
 def sections(values: Mapping[str, Any]) -> list[str]:
     """The sections that a run's plain values may hold for its methods, beside those every run has."""
     asked = [values.get("method"), *(values.get("baselines") or ())]
-    own = [section(name) for name in asked if isinstance(name, str) and is_file(name)]
+    own = [section(name) for name in asked if isinstance(name, str) and is_python_name(name)]
     return [name for name in names() if name != "gendd"] + own + list(_by_section())
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -13,35 +12,12 @@ from torch import Tensor
 from gendd.config import DataConfig
 from gendd.data.corrupt import Skipped
 from gendd.data.images import SMALL, Held, ImageSet, probe, resize_pixels
-from gendd.data.readers import (
-    Found,
-    Part,
-    given_names,
-    read_cifar,
-    read_digits,
-    read_fashion_mnist,
-    read_folder,
-    read_hf,
-    read_list,
-    read_parquet,
-)
+from gendd.data.readers import Found, Part, Reader, given_names, reader
 from gendd.data.shards import Shards, read_shards
 from gendd.data.split import long_tail, random_split, stratified_split
-from gendd.errors import UserError, did_you_mean
+from gendd.errors import UserError
 
-_READERS: dict[str, Callable[[DataConfig], Found]] = {
-    "digits": read_digits,
-    "fashion-mnist": read_fashion_mnist,
-    "cifar10": read_cifar,
-    "cifar100": read_cifar,
-    "folder": read_folder,
-    "list": read_list,
-    "parquet": read_parquet,
-    "hf": read_hf,
-}
 _SHARDS = "webdataset"
-# sets of image files, which are of any size
-_OF_FILES = ("folder", "list")
 _FOLDER_SIZE = 224
 _SMALLEST = 4
 _LONG_TAILED = 3
@@ -128,10 +104,8 @@ def load_data(config: DataConfig) -> Data:
     """
     if config.name == _SHARDS:
         return _load_shards(config)
-    if config.name not in _READERS:
-        near = did_you_mean(config.name, [*_READERS, _SHARDS])
-        raise UserError(f"data.name: expected a known set, got {config.name!r}.{near}")
-    found = _named(_READERS[config.name](config), config)
+    kind = reader(config.name)
+    found = _named(kind.read(config), config)
     _check_classes(found.train.labels, found.class_names, config)
     train_rows, val_rows = _split(found.train, len(found.class_names), config)
     train = _taken(found.train, train_rows, "training", config)
@@ -141,8 +115,8 @@ def load_data(config: DataConfig) -> Data:
         test = _taken(found.test, torch.arange(found.test.count), "test", config)
     elif val is None:
         raise _untested(config)
-    size, channels, large = _shape(train, config)
-    augment = _augment(config, large)
+    size, channels, large = _shape(train, config, kind)
+    augment = _augment(config, large, kind)
     test_framing = _TEST_FRAMING if size > SMALL else 1.0
     train = replace(train, size=size, channels=channels)
     if test is not None:
@@ -158,7 +132,8 @@ def load_data(config: DataConfig) -> Data:
     tested = val if test is None else test
     assert tested is not None
     return Data(
-        name=config.name,
+        # of path/to/file.py:NAME the end
+        name=config.name.rpartition(":")[2],
         train=train,
         val=val,
         test=tested,
@@ -304,7 +279,7 @@ def _taken(part: Part, rows: Tensor, name: str, config: DataConfig) -> ImageSet:
     )
 
 
-def _shape(train: ImageSet, config: DataConfig) -> tuple[int, int, bool]:
+def _shape(train: ImageSet, config: DataConfig, kind: Reader) -> tuple[int, int, bool]:
     """Side and channels that every image is brought to, and whether images are larger than small ones."""
     if isinstance(train.source, Tensor):
         size = config.image_size or train.source.shape[-1]
@@ -312,17 +287,17 @@ def _shape(train: ImageSet, config: DataConfig) -> tuple[int, int, bool]:
     sizes, gray = probe(train.source)
     if gray:
         gray = probe(train.source, len(train))[1]
-    size = _side(sizes, config)
+    size = _side(sizes, config, kind)
     return size, 1 if gray else 3, max(size, *map(max, sizes)) > SMALL
 
 
-def _side(sizes: set[tuple[int, int]], config: DataConfig) -> int:
+def _side(sizes: set[tuple[int, int]], config: DataConfig, kind: Reader) -> int:
     """Side of the images, as configured or as they are: (height, width) of those that were looked at."""
     if config.image_size is not None:
         return config.image_size
     height, width = min(sizes)
     alike = len(sizes) == 1 and height == width >= _SMALLEST
-    if config.name in _OF_FILES:
+    if kind.any_size:
         # photographs are of any size
         return height if alike and height <= SMALL else _FOLDER_SIZE
     if not alike:
@@ -334,13 +309,13 @@ def _side(sizes: set[tuple[int, int]], config: DataConfig) -> int:
     return height
 
 
-def _augment(config: DataConfig, large: bool) -> str:
+def _augment(config: DataConfig, large: bool, kind: Reader | None = None) -> str:
+    """What ``auto`` stands for; ``kind`` is None for shards, which hold photographs."""
     if config.augment != "auto":
         return config.augment
-    if config.name == "digits":
-        # A mirrored digit is another symbol.
+    if kind is not None and not kind.mirrored:
         return "crop"
-    return "resized-crop" if large and config.name in (*_OF_FILES, "parquet", "hf", _SHARDS) else "crop-flip"
+    return "resized-crop" if large and (kind is None or kind.photographs) else "crop-flip"
 
 
 def _ready(images: ImageSet, in_memory: bool, title: str, full: bool = False) -> ImageSet:

@@ -10,9 +10,8 @@ import torch
 from torch import nn
 
 from gendd.errors import UserError
-from gendd.files import write_text
+from gendd.files import is_python_name, write_text
 from gendd.models.downloads import hub_or_cache, unreached
-from gendd.models.module import is_file
 from gendd.report.model_card import card
 from gendd.student import Student, student
 
@@ -46,7 +45,7 @@ def load(
     if Path(path).exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise student.none_at(path)
     folder = download(name, revision)
-    if backbone is None and is_file(network := _network(folder)):
+    if backbone is None and is_python_name(network := _network(folder)):
         # a repository decides on no file to run here
         raise UserError(
             f"Student {name!r}: expected a network known by name, got one of the file {network}; "

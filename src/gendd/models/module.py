@@ -6,24 +6,18 @@ import hashlib
 import inspect
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from torch import nn
 
-from gendd.errors import UserError, did_you_mean, typed_line
-from gendd.files import import_file
+from gendd.errors import UserError, typed_line
+from gendd.files import import_name, is_python_name
 from gendd.models.backbone import Backbone, Frozen
 from gendd.models.feature import find_size, fits, sample_images
 from gendd.models.network import Network, Wanted, assemble, square
 
 FAMILY = "module"
 _METHODS = ("forward_features", "forward_head", "get_classifier")
-
-
-def is_file(name: str) -> bool:
-    """Whether a name is spelled ``path/to/file.py:factory``."""
-    path, colon, _ = name.rpartition(":")
-    return bool(colon) and path.endswith(".py")
 
 
 def create(name: str, wanted: Wanted) -> Network:
@@ -37,7 +31,7 @@ def create(name: str, wanted: Wanted) -> Network:
     Raises:
         UserError: no such file or function, it fails or returns no module, or the feature isn't found.
     """
-    factory = _factory(name)
+    factory: Callable[..., Any] = import_name(name, "a function", callable)
     given = {
         "num_classes": wanted.num_classes if wanted.classifier else 1,
         "in_channels": wanted.channels or wanted.in_channels,
@@ -59,7 +53,7 @@ def create(name: str, wanted: Wanted) -> Network:
 
 def digest(name: str) -> str | None:
     """What tells the content of a name's file from another's; None for a name without a file."""
-    if not is_file(name):
+    if not is_python_name(name):
         return None
     return hashlib.sha256(_path(name).read_bytes()).hexdigest()
 
@@ -135,16 +129,6 @@ def _look_at(net: nn.Module, name: str, wanted: Wanted, channels: Sequence[int],
 
 def _path(name: str) -> Path:
     return Path(name.rpartition(":")[0]).expanduser()
-
-
-def _factory(name: str) -> Callable[..., Any]:
-    path, wanted = _path(name), name.rpartition(":")[2]
-    module = import_file(path, name)
-    found = getattr(module, wanted, None)
-    if not callable(found):
-        own = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
-        raise UserError(f"{name}: expected a function {wanted!r} in {path}.{did_you_mean(wanted, own)}")
-    return cast("Callable[..., Any]", found)
 
 
 def _taken(factory: Callable[..., Any], given: dict[str, Any], name: str) -> dict[str, Any]:

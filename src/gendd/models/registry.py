@@ -18,6 +18,7 @@ from torch import nn
 
 from gendd.config import ModelConfig
 from gendd.errors import UserError, did_you_mean
+from gendd.files import is_python_name
 from gendd.models import cifar, huggingface, module, timm_networks, torchvision_networks
 from gendd.models.backbone import Backbone, Frozen
 from gendd.models.feature import FeatureNetwork
@@ -115,7 +116,7 @@ def check_name(name: str) -> None:
         UserError: :func:`create_backbone` knows no network of it; the nearest name is told.
     """
     family, _, rest = name.partition("/")
-    if module.is_file(name) or family == module.FAMILY or (family == "hf" and rest):
+    if is_python_name(name) or family == module.FAMILY or (family == "hf" and rest):
         return
     architecture = _architecture(name)
     if family == "cifar":
@@ -139,7 +140,7 @@ def _is_cifar(name: str) -> bool:
 
 
 def _create(name: str, wanted: Wanted) -> Network:
-    if module.is_file(name):
+    if is_python_name(name):
         return module.create(name, wanted)
     family, _, rest = name.partition("/")
     if family == "cifar":
@@ -293,7 +294,7 @@ def _architecture(name: str) -> str:
     """One name a network."""
     if name.startswith("cifar/"):
         return f"cifar/{cifar.canonical(name.removeprefix('cifar/'))}"
-    if module.is_file(name):
+    if is_python_name(name):
         path, _, factory = name.rpartition(":")
         return f"{Path(path).expanduser().resolve()}:{factory}"
     # a tag names weights, not another network

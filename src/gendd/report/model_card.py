@@ -9,9 +9,8 @@ import yaml
 
 from gendd.config import ReadoutName, registry
 from gendd.evaluation.long_tail import in_words
-from gendd.files import write_text
+from gendd.files import is_python_name, write_text
 from gendd.models import Backbone
-from gendd.models.module import is_file
 from gendd.student.generator import FeatureGenerator
 
 _OUTPUTS = {
@@ -128,7 +127,7 @@ def _use(student: Described) -> list[str]:
     name, network = student.backbone.name, ""
     if name.startswith("module/"):
         network = f", backbone={name.removeprefix('module/')}(…)"
-    elif is_file(name):
+    elif is_python_name(name):
         network = f", backbone={name.rpartition(':')[2]}(…)"
     shape = f"(B, {channels}, {size}, {size if size != 'H' else 'W'})"
     lines = [

@@ -54,7 +54,8 @@ def execute(
     config = with_settings(config)
     if config.out is None:
         stem = section(config.method)
-        config = dataclasses.replace(config, out=f"runs/{stem}-{config.data.name}")
+        images = config.data.name.rpartition(":")[2]
+        config = dataclasses.replace(config, out=f"runs/{stem}-{images}")
     assert config.out is not None
     folder = Path(config.out)
     device = resolve_device(config.training.device)

@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from gendd.config import ReadoutName, RunConfig, to_dict
-from gendd.config.registry import is_file, label
+from gendd.config.registry import label
 from gendd.data import Data
 from gendd.deploy.costs import OutputName, latency_images, readout_costs
 from gendd.evaluation import Scores, evaluate
 from gendd.evaluation.embedding import embedding_scores
 from gendd.evaluation.long_tail import Shots, shots_of
+from gendd.files import is_python_name
 from gendd.models import Frozen, count_parameters, memory_format
 from gendd.run.settings import sees_labels
 from gendd.run.training import Trained
@@ -151,7 +152,7 @@ class _Measuring:
         figures = self._figures(trained.student, trained.student.readout, scores)
         return {
             "name": self.config.student.name,
-            **({"label": label(name)} if is_file(name) else {}),
+            **({"label": label(name)} if is_python_name(name) else {}),
             **figures,
             **_fitted(trained.result),
         }

@@ -89,9 +89,8 @@ def teacher_run(config: RunConfig, data: Data, device: torch.device) -> tuple[Pa
     # without labels the images are split otherwise; streamed, none is decoded to know them
     own = data if seen.labels else load_data(dataclasses.replace(training.data, in_memory=False))
     made_of = [binding_of(training), _contents(own), version("gendd")]
-    source = digest(config.teacher.name)
-    if source is not None:
-        made_of.append(source)
+    sources = (digest(config.teacher.name), digest(seen.name))
+    made_of += [source for source in sources if source is not None]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     # of a path its end, which names the network
     stem = re.sub(r"[^\w.+-]+", "-", config.teacher.name)[-100:].lstrip("-.")

@@ -15,7 +15,7 @@ from PIL import Image
 
 from gendd.config import DataConfig
 from gendd.data import load_data, train_loader
-from gendd.data.readers import read_hf
+from gendd.data.readers.hf import read_hf
 from gendd.errors import UserError
 
 

@@ -26,7 +26,7 @@ from gendd.errors import UserError
 from gendd.run import Run
 from gendd.student import Student
 
-ExportOf = Callable[[Format, ReadoutName], Exported]
+ExportOf = Callable[[str, ReadoutName], Exported]
 READOUTS: tuple[ReadoutName, ...] = ("linear", "mean", "sample")
 
 
@@ -60,7 +60,7 @@ def run_file(result: Exported, images: Tensor) -> Tensor:
 @pytest.mark.parametrize("readout", READOUTS)
 @pytest.mark.parametrize("to", ["onnx", "torch-export", "safetensors"])
 def test_a_file_gives_the_student_s_logits_for_any_number_of_images(
-    to: Format, readout: ReadoutName, exported: ExportOf, small_run: Path
+    to: str, readout: ReadoutName, exported: ExportOf, small_run: Path
 ) -> None:
     result = exported(to, readout)
     suffix = {"onnx": ".onnx", "torch-export": ".pt2", "safetensors": ""}[to]
@@ -101,7 +101,7 @@ def test_what_a_file_says_of_itself(exported: ExportOf, small_run: Path) -> None
 
 
 @pytest.mark.parametrize("to", ["onnx", "torch-export"])
-def test_a_file_tells_nothing_of_the_machine_it_was_made_on(to: Format, exported: ExportOf) -> None:
+def test_a_file_tells_nothing_of_the_machine_it_was_made_on(to: str, exported: ExportOf) -> None:
     content = exported(to, "mean").path.read_bytes()
     for place in (str(Path(torch.__file__).parent), str(Path(exporter.__file__).parents[1])):
         assert place.encode() not in content
@@ -257,17 +257,42 @@ def test_deviation_is_in_units_of_the_largest_logit() -> None:
 
 
 @pytest.mark.parametrize("error", [3e-4, float("nan")])
-def test_a_file_that_deviates_is_not_kept(
-    error: float, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_file_that_deviates_is_not_kept(error: float, tmp_path: Path) -> None:
     def write(source: Source, path: Path) -> Network:
         path.write_bytes(b"something")
         return lambda images: source.deployed(images) + error * source.deployed(images).abs().max()
 
-    monkeypatch.setitem(exporter._WRITERS, "torch-export", write)
+    own = Format("torch-export", ".pt2", write)
     with pytest.raises(UserError, match=r"to 0\.0001 of the largest, got a deviation of (nan|[3-6]\.)"):
-        gendd.export(sized(make_student()), "torch-export", out=tmp_path / "new" / "s.pt2")
+        gendd.export(sized(make_student()), own, out=tmp_path / "new" / "s.pt2")
     assert not (tmp_path / "new").exists()
+
+
+OWN_FORMAT = """
+import torch
+from gendd.deploy.export import Format
+
+def write(source, path):
+    torch.save(source.deployed, path)
+    return torch.load(path, weights_only=False)
+
+PICKLE = Format("pickle", ".pt", write)
+"""
+
+
+def test_a_format_of_one_s_own_is_one_file(
+    small_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "own.py"
+    file.write_text(OWN_FORMAT, encoding="utf-8")
+    out = tmp_path / "student.pt"
+    words = ["export", str(small_run), "--readout", "mean", "--out", str(out)]
+    assert main([*words, "--to", f"{file}:PICKLE"]) == 0
+    assert "pickle, readout mean" in capsys.readouterr().out
+    found = torch.load(out, weights_only=False)(digits(3))
+    assert torch.equal(found, deploy(student_of(small_run), "mean")(digits(3)))
+    assert main([*words, "--to", f"{file}:PICKEL"]) == 2
+    assert "a gendd.deploy.export.Format 'PICKEL'" in capsys.readouterr().err
 
 
 def test_the_images_of_the_check_are_random_where_the_run_s_are_gone(small_run: Path, tmp_path: Path) -> None:
@@ -332,7 +357,7 @@ def test_a_network_that_cannot_be_traced(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"to": "onyx"}, r"expected a known format, got 'onyx'\. Did you mean 'onnx'\?"),
+        ({"to": "onyx"}, r"expected one of .*, or path/to/file.py:NAME, got 'onyx'\. Did you mean 'onnx'\?"),
         ({"quantize": "int4", "to": "onnx"}, "expected quantize int8 or none, got 'int4'"),
         ({"quantize": "int8"}, "expected format onnx for quantize int8, got safetensors"),
         ({"calibration": 0}, "expected a positive number of calibration images, got 0"),
@@ -487,7 +512,7 @@ WITHOUT_HEAD = r"Readout: this student has linear \(it has no generator\), got '
         ),
         ("export {timm} --to timm --readout mean --out {out}/s.safetensors", "timm: expected readout"),
         ("export {headless} --to timm --out {out}/s.safetensors", "timm: expected a student timm/NAME"),
-        ("export {headless} --to onyx --out {out}/s.onnx", "known format, got 'onyx'"),
+        ("export {headless} --to onyx --out {out}/s.onnx", "or path/to/file.py:NAME, got 'onyx'"),
         ("export {headless} --to onnx --out {out}/s.pt2", r"--out: expected a file name that ends in \.onnx"),
         ("export {headless} --to onnx --out {out}/file/s.onnx", "--out: expected a place to write to"),
         ("export {headless} --to safetensors --out {out}/file", "--out: expected a folder for safetensors"),

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from gendd.config import DataConfig
-from gendd.data.readers.common import Found, Part, pixel_part, required_path
+from gendd.data.readers.common import Found, Part, Reader, pixel_part, required_path
 from gendd.errors import UserError
 
 
@@ -37,3 +37,6 @@ def read_cifar(config: DataConfig) -> Found:
 
     train, names = part(True)
     return Found(train, part(False)[0], names)
+
+
+READER = Reader(read_cifar, ("cifar10", "cifar100"), photographs=False)

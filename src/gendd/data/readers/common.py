@@ -47,6 +47,27 @@ class Found:
     class_names: list[str]
 
 
+@dataclass(frozen=True)
+class Reader:
+    """A kind of set, by the names that ``data.name`` takes.
+
+    Args:
+        read: Finds the images that a configuration names.
+        names: Of the sets it reads.
+        photographs: Whether images of more than 64 pixels are cropped at random places and scales in training
+            where ``data.augment`` is auto.
+        any_size: Whether images may differ in size; ``data.image_size`` is then 224 by default, unless all
+            are squares of one side of at most 64.
+        mirrored: Whether a mirrored image is still of its class.
+    """
+
+    read: Callable[[DataConfig], Found]
+    names: tuple[str, ...] = ()
+    photographs: bool = True
+    any_size: bool = False
+    mirrored: bool = True
+
+
 def pixel_part(pixels: Tensor, labels: Tensor) -> Part:
     """Decoded images uint8 (n, C, S, S) and their labels (n,)."""
     return Part(len(pixels), labels, lambda indices: pixels.index_select(0, indices))

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from gendd.config import DataConfig
-from gendd.data.readers.common import Found, pixel_part
+from gendd.data.readers.common import Found, Reader, pixel_part
 from gendd.data.split import stratified_split
 
 
@@ -25,3 +25,6 @@ def read_digits(config: DataConfig) -> Found:
         pixel_part(pixels[test], labels[test]),
         [str(digit) for digit in range(10)],
     )
+
+
+READER = Reader(read_digits, ("digits",), photographs=False, mirrored=False)

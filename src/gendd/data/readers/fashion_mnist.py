@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from gendd.config import DataConfig
-from gendd.data.readers.common import Found, Part, pixel_part, required_path
+from gendd.data.readers.common import Found, Part, Reader, pixel_part, required_path
 from gendd.errors import UserError
 
 _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
@@ -84,3 +84,6 @@ def read_idx(file: Path, ndim: int) -> Tensor:
     if math.prod(shape) == 0:
         return torch.empty(shape, dtype=torch.uint8)
     return torch.frombuffer(bytearray(content), dtype=torch.uint8, offset=header).view(shape)
+
+
+READER = Reader(read_fashion_mnist, ("fashion-mnist",), photographs=False)

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 
 from gendd.config import DataConfig
-from gendd.data.readers.common import Found, Part, existing_path, file_part, image_files, required_path
+from gendd.data.readers.common import (
+    Found,
+    Part,
+    Reader,
+    existing_path,
+    file_part,
+    image_files,
+    required_path,
+)
 from gendd.errors import UserError
 
 
@@ -103,3 +111,6 @@ def _labelled_files(directory: Path, names: Sequence[str]) -> tuple[list[str], T
         files += inside
         labels += [label] * len(inside)
     return files, torch.tensor(labels)
+
+
+READER = Reader(read_folder, ("folder",), any_size=True)

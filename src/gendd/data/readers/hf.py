@@ -14,6 +14,7 @@ from gendd.config import DataConfig
 from gendd.data.readers.common import (
     Found,
     Part,
+    Reader,
     class_numbers,
     existing_path,
     required_path,
@@ -157,3 +158,6 @@ def _label_column(features: Any) -> tuple[str | None, list[str]]:
         if key in features and str(getattr(features[key], "dtype", "")).startswith(("int", "uint")):
             return key, []
     return None, []
+
+
+READER = Reader(read_hf, ("hf",))

@@ -12,6 +12,7 @@ from gendd.data.readers.common import (
     SUFFIXES,
     Found,
     Part,
+    Reader,
     class_numbers,
     existing_path,
     file_part,
@@ -111,3 +112,6 @@ def _check_label(label: int, classes: int | None, known: str, place: str) -> Non
         raise UserError(
             f"Expected labels below {classes or _MOST_CLASSES}{why}, got {label} in {place}; correct it."
         )
+
+
+READER = Reader(read_list, ("list",), any_size=True)

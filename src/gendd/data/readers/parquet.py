@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gendd.config import DataConfig
 from gendd.data.images import Held
-from gendd.data.readers.common import Found, Part, class_numbers, given_path, unlabelled, untested
+from gendd.data.readers.common import Found, Part, Reader, class_numbers, given_path, unlabelled, untested
 from gendd.errors import UserError
 
 
@@ -239,3 +239,6 @@ def _class_names(metadata: dict[bytes, bytes] | None, label: str | None) -> list
         return [str(name) for name in features[label]["names"]]
     except (KeyError, TypeError, ValueError):
         return None
+
+
+READER = Reader(read_parquet, ("parquet",))

@@ -3,7 +3,8 @@
 Every file is written under another name, checked against PyTorch, and only then takes its own.
 """
 
-from gendd.deploy.export.exporter import FORMATS, Exported, Format, export
+from gendd.deploy.export.exporter import Exported, export
+from gendd.deploy.export.formats import Format, formats
 from gendd.deploy.export.int8 import Quantized
 
-__all__ = ["FORMATS", "Exported", "Format", "Quantized", "export"]
+__all__ = ["Exported", "Format", "Quantized", "export", "formats"]

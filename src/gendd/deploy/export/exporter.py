@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -12,29 +11,16 @@ from torch import nn
 
 from gendd.config import ReadoutName, SamplerName
 from gendd.deploy import deploy
-from gendd.deploy.export import int8, to_onnx, to_safetensors, to_timm, to_torch
+from gendd.deploy.export import int8
 from gendd.deploy.export.check import checked, images_of
+from gendd.deploy.export.formats import Format, export_format
 from gendd.deploy.export.int8 import CALIBRATION, Quantized
-from gendd.deploy.export.source import Network, Source, image_size, opened
+from gendd.deploy.export.source import Source, image_size, opened
 from gendd.deploy.export.target import files, fresh, target
+from gendd.deploy.export.to_torch import check_steps
 from gendd.errors import UserError, did_you_mean
 from gendd.student import Student
 from gendd.student.folders import RunFolder
-
-Format = Literal["onnx", "timm", "torch-export", "safetensors"]
-FORMATS: tuple[Format, ...] = get_args(Format)
-_SUFFIXES: dict[Format, str] = {
-    "onnx": to_onnx.SUFFIX,
-    "timm": to_timm.SUFFIX,
-    "torch-export": to_torch.SUFFIX,
-    "safetensors": to_safetensors.SUFFIX,
-}
-_WRITERS: dict[Format, Callable[[Source, Path], Network]] = {
-    "onnx": to_onnx.write,
-    "timm": to_timm.write,
-    "torch-export": to_torch.write,
-    "safetensors": to_safetensors.write,
-}
 
 
 @dataclass(frozen=True)
@@ -54,7 +40,7 @@ class Exported:
     """
 
     path: Path
-    format: Format
+    format: str
     readout: ReadoutName
     bytes: int
     deviation: float
@@ -75,7 +61,7 @@ class Exported:
 
 def export(
     source: str | Path | RunFolder | Student,
-    to: Format,
+    to: str | Format,
     *,
     readout: ReadoutName | None = None,
     quantize: Literal["int8"] | None = None,
@@ -96,7 +82,8 @@ def export(
         source: A run, its folder, a student's folder, the id of a Hugging Face repository, or a student.
         to: ``onnx`` and ``torch-export`` take any number of images (B, C, S, S) in [0, 1] to logits (B, K);
             ``timm`` is the state dict of a timm student with its linear classifier; ``safetensors`` is a
-            folder that :func:`gendd.load` reads, with no more than the readout needs.
+            folder that :func:`gendd.load` reads, with no more than the readout needs;
+            ``path/to/file.py:NAME`` is a format of your own.
         readout: The student's own by default, and ``linear`` for ``timm``.
         quantize: ``int8`` for an ONNX file of 8-bit weights and activations.
         out: The file (the folder of ``safetensors``); by default in ``export/`` of the source's folder.
@@ -112,34 +99,37 @@ def export(
         UserError: something given can't be used, a package is missing, the network can't be converted, or
             the logits differ by more than 1e-4 of the largest. Nothing is then written.
     """
-    _check(to, quantize, calibration, sampler, seed)
+    kind = to if isinstance(to, Format) else export_format(to)
+    _check(kind, quantize, calibration, sampler, seed)
     run, folder, student = opened(source, backbone)
-    readout = _readout(student, to, readout)
+    if not student.readouts:
+        raise UserError(
+            "Export: expected a student that classifies, got one of features alone; use its embed(images) "
+            "from Python."
+        )
+    readout = kind.readout(student, readout)
     changed = _resample(student, readout, steps, sampler)
-    more = [quantize] if quantize else ["timm"] if to == "timm" else []
-    path = target(out, folder, "-".join(["student", readout, *more]), to, _SUFFIXES[to])
+    more = [quantize] if quantize else [kind.tag] if kind.tag else []
+    path = target(out, folder, "-".join(["student", readout, *more]), kind.name, kind.suffix)
     notes = []
-    unrolled = readout == "sample" and to in ("onnx", "torch-export")
-    if unrolled and (remark := to_torch.check_steps(student.settings.steps)) is not None:
+    unrolled = readout == "sample" and kind.unrolled
+    if unrolled and (remark := check_steps(student.settings.steps)) is not None:
         notes.append(remark)
     size = image_size(student, folder)
     exported = Source(student, deploy(student, readout, seed=seed), run, size, seed, changed)
     with fresh(path, folder, overwrite) as temporary:
-        deviation, checked_on, figures = _written(exported, to, temporary, quantize, calibration, progress)
-    if to == "timm":
-        notes.append(to_timm.call(exported, path))
+        deviation, checked_on, figures = _written(exported, kind, temporary, quantize, calibration, progress)
+    notes += kind.remarks(exported, path)
     written = sum(file.stat().st_size for file in files(path))
-    return Exported(path, to, readout, written, deviation, checked_on, tuple(notes), figures)
+    return Exported(path, kind.name, readout, written, deviation, checked_on, tuple(notes), figures)
 
 
-def _check(to: str, quantize: str | None, calibration: int, sampler: str | None, seed: int) -> None:
+def _check(to: Format, quantize: str | None, calibration: int, sampler: str | None, seed: int) -> None:
     """Raise :class:`UserError` at what no student can be exported to, before one is loaded."""
-    if to not in FORMATS:
-        raise UserError(f"Export: expected a known format, got {to!r}.{did_you_mean(to, FORMATS)}")
     if quantize not in (None, "int8"):
         raise UserError(f"Export: expected quantize int8 or none, got {quantize!r}.")
-    if quantize is not None and to != "onnx":
-        raise UserError(f"Export: expected format onnx for quantize int8, got {to}; leave quantize out.")
+    if quantize is not None and not to.quantizable:
+        raise UserError(f"Export: expected format onnx for quantize int8, got {to.name}; leave quantize out.")
     if calibration < 1:
         raise UserError(f"Export: expected a positive number of calibration images, got {calibration}.")
     if not 0 <= seed < 2**63:
@@ -148,21 +138,7 @@ def _check(to: str, quantize: str | None, calibration: int, sampler: str | None,
     if sampler not in (None, *samplers):
         near = did_you_mean(str(sampler), samplers)
         raise UserError(f"Export: expected a known sampler, got {sampler!r}.{near}")
-    if to == "onnx":
-        to_onnx.needs()
-
-
-def _readout(student: Student, to: Format, readout: ReadoutName | None) -> ReadoutName:
-    """The readout that is exported."""
-    if not student.readouts:
-        raise UserError(
-            "Export: expected a student that classifies, got one of features alone; use its embed(images) "
-            "from Python."
-        )
-    if to == "timm":
-        to_timm.check(student, readout)
-        readout = "linear"
-    return student.checked(readout)
+    to.needs()
 
 
 def _resample(student: Student, readout: ReadoutName, steps: int | None, sampler: SamplerName | None) -> bool:
@@ -186,7 +162,7 @@ def _written(
     images, checked_on = images_of(source)
     plain = path if data is None else path.with_name(f"{path.stem}-fp32{path.suffix}")
     try:
-        deviation = checked(_WRITERS[to](source, plain), source, images, f"the {to} file")
+        deviation = checked(to.write(source, plain), source, images, f"the {to.name} file")
         if data is None:
             return deviation, checked_on, None
         return deviation, checked_on, int8.quantize(plain, path, data, calibration, progress)

@@ -13,11 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gendd.deploy.export.formats import Format
 from gendd.deploy.export.source import Network, Source
 from gendd.deploy.export.to_torch import dynamic_batch, traced, unwritten
 from gendd.errors import UserError
 
-SUFFIX = ".onnx"
 OPSET = 18
 
 
@@ -85,3 +85,6 @@ def load(path: Path) -> Network:
         return torch.from_numpy(opened.run(["logits"], {"images": given})[0])
 
     return network
+
+
+FORMAT = Format("onnx", ".onnx", write, needs, unrolled=True, quantizable=True)

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from gendd.deploy import deploy
+from gendd.deploy.export.formats import Format
 from gendd.deploy.export.source import Network, Source
 from gendd.deploy.hub import load
 from gendd.report.model_card import write_card
 from gendd.student import Student
 from gendd.student.folders import RunFolder
-
-SUFFIX = ""
 
 
 def reduced(source: Source) -> Student:
@@ -50,3 +49,6 @@ def write(source: Source, path: Path) -> Network:
         write_card(path / "README.md", student, _figures(source.run, student, source.resampled))
     backbone = source.student.backbone.net if source.student.backbone.name.startswith("module/") else None
     return deploy(load(path, backbone=copy.deepcopy(backbone)), source.readout, seed=source.seed)
+
+
+FORMAT = Format("safetensors", "", write)

@@ -8,16 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gendd.config import ReadoutName
+from gendd.deploy.export.formats import Format
 from gendd.deploy.export.source import Network, Source
 from gendd.errors import UserError
 from gendd.models import save_weights
 from gendd.student import Student
 
-SUFFIX = ".safetensors"
 
-
-def check(student: Student, readout: str | None) -> None:
-    """Raise :class:`UserError` unless timm can build the student, and its readout is ``linear``."""
+def linear(student: Student, readout: ReadoutName | None) -> ReadoutName:
+    """``linear``; raises :class:`UserError` where another is asked for, or timm can't build the student."""
     name = student.backbone.name
     if not name.startswith("timm/"):
         raise UserError(
@@ -34,6 +34,7 @@ def check(student: Student, readout: str | None) -> None:
             f"Export to timm: expected readout linear, as timm's networks have no head, got {readout!r}; "
             "leave it out, or export it to onnx, torch-export or safetensors."
         )
+    return student.checked("linear")
 
 
 def arguments(source: Source) -> dict[str, Any]:
@@ -56,11 +57,11 @@ def arguments(source: Source) -> dict[str, Any]:
     return given
 
 
-def call(source: Source, path: Path) -> str:
+def call(source: Source, path: Path) -> list[str]:
     """The Python that loads the file."""
     name = source.student.backbone.name.removeprefix("timm/")
     given = [f"{key}={value!r}" for key, value in arguments(source).items()]
-    return f"timm.create_model({', '.join([repr(name), f'checkpoint_path={str(path)!r}', *given])})"
+    return [f"timm.create_model({', '.join([repr(name), f'checkpoint_path={str(path)!r}', *given])})"]
 
 
 def write(source: Source, path: Path) -> Network:
@@ -84,3 +85,6 @@ def write(source: Source, path: Path) -> Network:
         return logits
 
     return network
+
+
+FORMAT = Format("timm", ".safetensors", write, readout=linear, remarks=call, tag="timm")

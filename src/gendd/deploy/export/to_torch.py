@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 from torch.export import Dim, ExportedProgram
 
+from gendd.deploy.export.formats import Format
 from gendd.deploy.export.source import Network, Source
 from gendd.errors import UserError, first_line
 
-SUFFIX = ".pt2"
 METADATA = "metadata.json"
 # a step of the sampler is some hundred nodes, traced in about a second
 LARGE, MOST = 30, 200
@@ -80,3 +80,6 @@ def write(source: Source, path: Path) -> Network:
         return logits
 
     return network
+
+
+FORMAT = Format("torch-export", ".pt2", write, unrolled=True)

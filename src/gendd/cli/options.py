@@ -1,0 +1,292 @@
+"""The dotted options of a run: recipes, files and the command line, later ones winning."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from gendd.errors import UserError, did_you_mean
+from gendd.recipes import recipe_path
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
+
+    from gendd.config import RunConfig
+
+from gendd.cli.parsing import COMMANDS, Parser
+
+# what 'gendd train' is, whatever a recipe says
+_TRAIN: dict[str, Any] = {"method": "supervised", "baselines": []}
+# what of a recipe has no part in it
+_UNUSED = ("teacher", "teacher_training", "gendd", "readout")
+# options that are short for a dotted one, and what they take
+_SHORT = {
+    "teacher": ("teacher.name", "NETWORK", "the teacher: a name (gendd models lists them) or a run's folder"),
+    "student": ("student.name", "NETWORK", "the student, likewise"),
+    "data": ("data.name", "SET", "the images: digits, cifar10, folder, …"),
+    "readout": ("readout.name", "{linear,mean,sample,auto}", "how the finished student gives its logits"),
+    "precision": ("training.precision", "{auto,fp32,bf16,fp16}", "numbers the student is trained in"),
+}
+
+
+def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argparse.Namespace]:
+    """The configuration that the words after ``gendd distill`` or ``gendd train`` mean, and their flags.
+
+    Later settings win: defaults, recipe, ``--config`` files, dotted options. ``distill`` without a
+    recipe, a file or another set of images is the recipe ``digits``; ``train`` takes the student of what
+    is given, and neither its method nor its baselines. The configuration is None where only printing was
+    asked for.
+
+    Raises:
+        UserError: a setting that is unknown, ill-typed or out of range, or no recipe or file of a name.
+    """
+    from gendd.config import (
+        RunConfig,
+        dump,
+        extended,
+        from_dict,
+        load_config,
+        merge,
+        one_line,
+        read_mapping,
+        to_dict,
+    )
+
+    flags, rest = _run_flags(command).parse_known_args(words)
+    rest += _in_full(command, flags)
+    help_asked = any(word in ("-h", "--help") for word in rest)
+    if help_asked:
+        print(_run_help(command))
+        return None, flags
+    if flags.resume and flags.out is not None and not rest and not flags.config and not flags.recipe:
+        saved = Path(flags.out) / "config.yaml"
+        if not saved.is_file():
+            raise UserError(
+                f"--resume: expected a run in {flags.out!r}, found none. Leave --resume out to start it."
+            )
+        # the folder may have been moved since
+        return dataclasses.replace(load_config(saved), out=flags.out), flags
+    names = list(flags.recipe)
+    layers = [read_mapping(source) for source in [*map(recipe_path, names), *map(Path, flags.config)]]
+    asked = _asked(layers, rest)
+    _check_options(command, rest, asked)
+
+    def parsed(values: dict[str, Any]) -> dict[str, Any]:
+        """The settings of files with the options laid over them."""
+        base = to_dict(from_dict(values, RunConfig))
+        for key in _fixed(command):
+            base.pop(key, None)
+        parser = run_parser(command, _sections(asked, rest, base))
+        try:
+            found: dict[str, Any] = parser.parse_args(rest, namespace=parser.parse_object(base)).as_dict()
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{one_line(error)} See: gendd {command} --help.") from error
+        return found
+
+    # the recipe's settings suit no other images
+    if command == "distill" and not layers and parsed({})["data"]["name"] == "digits":
+        names = ["digits"]
+        layers = [read_mapping(recipe_path("digits"))]
+    chosen = any("baselines" in layer for layer in layers[len(names) :])
+    chosen = chosen or any(_option(word) == "--baselines" for word in rest)
+    defaults: dict[str, Any] = {}
+    for layer in [*map(extended, layers), _TRAIN if command == "train" else {}]:
+        merge(defaults, layer)
+    values = defaults | parsed(defaults)
+    if command == "distill" and not chosen:
+        values["baselines"] = _without_labels(values)
+    config = from_dict(values, RunConfig)
+    config.out = flags.out or config.out
+    if config.out is None:
+        files = [*names, *(Path(file).stem for file in flags.config)]
+        images = config.data.name.rpartition(":")[2]
+        config.out = f"runs/{files[-1] if files else f'{command}-{images}'}"
+    if flags.print_config:
+        print(dump(config), end="")
+        return None, flags
+    return config, flags
+
+
+def _fixed(command: str) -> set[str]:
+    """Keys that are no dotted options of a command."""
+    return {"out", *_TRAIN, *_UNUSED} if command == "train" else {"out"}
+
+
+def _in_full(command: str, flags: argparse.Namespace) -> list[str]:
+    """The dotted options that the short ones given stand for."""
+    found = []
+    for short, (key, _, _) in _short(command).items():
+        value = getattr(flags, short)
+        if value is None:
+            continue
+        if short in ("teacher", "student") and Path(value).is_dir():
+            from gendd.models.weights import network_of
+
+            found += [f"--{short}.{name}={part}" for name, part in network_of(value).items()]
+        else:
+            found.append(f"--{key}={value}")
+    return found
+
+
+def _short(command: str) -> dict[str, tuple[str, str, str]]:
+    """The short options of a command."""
+    return {name: told for name, told in _SHORT.items() if told[0].split(".")[0] not in _fixed(command)}
+
+
+def _without_labels(values: dict[str, Any]) -> list[str]:
+    """The baselines of a recipe that are left where training may not see labels."""
+    baselines: list[str] = values["baselines"]
+    if values["data"]["labels"]:
+        return baselines
+    from gendd.config.registry import method_class
+
+    left = [name for name in baselines if not method_class(name).needs_labels]
+    if left != baselines:
+        dropped = ", ".join(name for name in baselines if name not in left)
+        print(f"gendd: left out the recipe's baselines that need labels: {dropped}", file=sys.stderr)
+    return left
+
+
+def _run_flags(command: str) -> Parser:
+    parser = Parser(
+        prog=f"gendd {command}", add_help=False, allow_abbrev=False, description=COMMANDS[command]
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="start from a shipped recipe (gendd recipes lists them); a further one is laid over it",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a YAML file of settings; may be repeated",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="output folder (default: runs/ and the name of the last recipe or file, "
+        "else of the command and the data)",
+    )
+    for name, (key, takes, told) in _short(command).items():
+        parser.add_argument(f"--{name}", metavar=takes, help=f"{told} (short for --{key})")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
+    parser.add_argument("--print_config", action="store_true", help="print the resolved settings and stop")
+    return parser
+
+
+def _asked(layers: list[dict[str, Any]], words: list[str]) -> dict[str, Any]:
+    """The methods that files and options name, as a configuration does."""
+    import yaml
+
+    asked: dict[str, Any] = {}
+    for layer in layers:
+        asked |= {key: layer[key] for key in ("method", "baselines") if key in layer}
+    for index, word in enumerate(words):
+        key = (_option(word) or "").removeprefix("--")
+        if key in ("method", "baselines"):
+            value = word.partition("=")[2] if "=" in word else " ".join(words[index + 1 : index + 2])
+            asked[key] = yaml.safe_load(value) if key == "baselines" else value
+    if not isinstance(asked.get("baselines", []), list):
+        asked.pop("baselines")  # refused later, in the words of the others
+    return asked
+
+
+def _sections(asked: dict[str, Any], words: list[str], values: dict[str, Any]) -> list[str]:
+    """The sections of methods that options or values set something in."""
+    from gendd.config import registry
+
+    known = registry.sections(asked)
+    named = {option.removeprefix("--").split(".")[0] for option in map(_option, words) if option}
+    return [name for name in dict.fromkeys(known) if name in named or name in values]
+
+
+def run_parser(command: str, sections: Iterable[str] = ()) -> ArgumentParser:
+    """The typed parser of every dotted option of a run, and of those of some methods' sections."""
+    from jsonargparse import ArgumentParser
+
+    from gendd.config import RunConfig
+    from gendd.config.registry import settings_type
+
+    parser = ArgumentParser(prog=f"gendd {command}", exit_on_error=False, add_help=False)
+    parser.add_class_arguments(RunConfig, None, fail_untyped=True, skip={*_fixed(command), "settings"})
+    for name in sections:
+        parser.add_class_arguments(settings_type(name), name, fail_untyped=True)
+    return parser
+
+
+def _run_help(command: str) -> str:
+    flags = _run_flags(command).format_help()
+    settings = run_parser(command)
+    body = settings_help(settings)
+    more = (
+        ""
+        if command == "train"
+        else "\nThe settings of other methods, --kd.temperature: gendd methods NAME.\n"
+    )
+    return f"{flags}\nEvery setting is an option too, by its dotted name:\n\n{body}{more}"
+
+
+def settings_help(parser: ArgumentParser) -> str:
+    """What a parser of settings says of each."""
+    body = parser.format_help().split("\n\n", 1)[1]
+    # sections given as files of their own are the short options here
+    return re.sub(r"^ +--\S+ CONFIG +Path to a configuration file\.\n", "", body, flags=re.MULTILINE)
+
+
+def _check_options(command: str, words: list[str], asked: dict[str, Any] | None = None) -> None:
+    from gendd.config import keys
+    from gendd.config.registry import names, settings_type
+
+    known = [f"--{key}" for key in keys()]
+    if command != "train":
+        for section in _sections(asked or {}, words, {}):
+            known += [f"--{key}" for key in keys(settings_type(section), f"{section}.")]
+    flags = [option for action in _run_flags(command)._actions for option in action.option_strings]
+    unused = _fixed(command) - {"out"} | ({*names()} if command == "train" else set())
+    for name in filter(None, map(_option, words)):
+        if name.removeprefix("--").split(".")[0] in unused:
+            raise UserError(
+                f"gendd {command}: expected no {name}, as it trains the student on labels alone; "
+                "leave it out, or use gendd distill."
+            )
+        if name not in known:
+            raise UserError(f"Unknown option {name!r}.{did_you_mean(name, known + flags)}")
+
+
+def _option(word: str) -> str | None:
+    """The option that a word of the command line names, ``--key`` of ``--key=value`` and ``--key+=value``."""
+    return word.split("=")[0].rstrip("+") if word.startswith("--") else None
+
+
+def given_options(command: str, words: list[str]) -> dict[str, Any]:
+    """The settings that dotted options name, by section, and no others."""
+    from gendd.config import one_line
+
+    _check_options(command, words)
+    try:
+        parser = run_parser(command, _sections({}, words, {}))
+        values: dict[str, Any] = parser.parse_args(words).as_dict()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{one_line(error)} See: gendd {command} --help.") from error
+    found: dict[str, Any] = {}
+    for name in filter(None, map(_option, words)):
+        *sections, key = name.removeprefix("--").split(".")
+        into, value = found, values
+        for section in sections:
+            into, value = into.setdefault(section, {}), value[section]
+        into[key] = value[key]
+    return found

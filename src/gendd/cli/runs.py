@@ -1,0 +1,250 @@
+"""Commands that train, score, export or compare."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+from gendd.errors import UserError
+
+if TYPE_CHECKING:
+    pass
+
+from gendd.cli.options import given_options, parse_run
+from gendd.cli.parsing import COMMANDS, Parser
+
+
+def execute_command(command: str, words: list[str]) -> int:
+    config, flags = parse_run(command, words)
+    if config is None:
+        return 0
+    # after the options: these take seconds to load
+    from rich.console import Console
+
+    from gendd import report
+    from gendd.run import execute
+
+    run = execute(config, overwrite=flags.overwrite, resume=flags.resume)
+    console = Console()
+    report.print_table(run.metrics, console)
+    console.print(f"report  {run.report}\nstudent {run.folder / 'student'}", highlight=False, soft_wrap=True)
+    best = run.metrics["run"].get("best")
+    if best is not None and best["method"] != config.method:
+        found = f"best on validation images: {best['method']}, {best['percent']:.2f} %"
+        console.print(f"{found} ({run.folder / best['folder'] / 'student'})", highlight=False, soft_wrap=True)
+    return 0
+
+
+def evaluate_command(words: list[str]) -> int:
+    parser = Parser(prog="gendd evaluate", description=COMMANDS["evaluate"])
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument("--readout", help="linear, mean or sample; all by default")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(words)
+    from gendd.evaluation.long_tail import in_words
+    from gendd.run import evaluate_run
+
+    scores = evaluate_run(given.run, given.readout, progress=sys.stderr.isatty())
+    if given.json:
+        print(json.dumps(scores, indent=2))
+        return 0
+    width = max([8, *(len(name) + 2 for name in scores)])
+    for name, values in scores.items():
+        groups = values.pop("groups", None)
+        shown = [
+            f"{key} {value:.3f}" if key == "cosine" else f"{key} {value:.2f} %"
+            for key, value in values.items()
+            if value is not None
+        ]
+        print(f"{name:{width}}{'   '.join(shown)}")
+        if groups is not None:
+            print(f"{'':{width}}{in_words(groups)}")
+    return 0
+
+
+def probe_command(words: list[str]) -> int:
+    parser = Parser(
+        prog="gendd probe",
+        description=f"{COMMANDS['probe']}: the student stays as it is, a linear classifier is fitted to its "
+        "features of the training images, and the better of the two on the validation images stays. Its "
+        "figures, model card and report follow.",
+        epilog="A run that saw no labels (data.labels false) is fitted to its teacher's predictions, else to "
+        "those of readout mean. Labels are refused there unless --allow-labels is given, and the figures of "
+        "its readout linear, and its model card, are then those of a student that saw labels.",
+    )
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    parser.add_argument(
+        "--target",
+        metavar="{labels,teacher,mean}",
+        help="what it is fitted to (default: labels where the run may see them, else teacher, else mean)",
+    )
+    parser.add_argument(
+        "--allow-labels", action="store_true", help="--target labels for a run that saw no labels"
+    )
+    parser.add_argument(
+        "--train-images", metavar="N", type=int, help="at most so many training images (default: all)"
+    )
+    parser.add_argument(
+        "--device", metavar="{auto,cpu,cuda,mps}", help="where to compute (default: as the run was)"
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(words)
+    from gendd.run import probe_run
+
+    try:
+        probed = probe_run(
+            given.run,
+            given.target,
+            train_images=given.train_images,
+            allow_labels=given.allow_labels,
+            device=given.device,
+            progress=sys.stderr.isatty(),
+        )
+    except KeyboardInterrupt:
+        print("gendd: interrupted; the run is as it was.", file=sys.stderr)
+        return 130
+    print(json.dumps(probed.as_dict(), indent=2) if given.json else probed)
+    return 0
+
+
+def predict_command(words: list[str]) -> int:
+    parser = Parser(prog="gendd predict", description=COMMANDS["predict"])
+    parser.add_argument("run", metavar="RUN", help="a run's folder, a student's folder, or a Hub id")
+    parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files or directories of them")
+    parser.add_argument("--readout", help="linear, mean or sample; the student's own by default")
+    parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
+    parser.add_argument(
+        "--uncertainty",
+        metavar="N",
+        type=int,
+        default=0,
+        help="tell the entropy, its parts (nats) and the spread of N generated features too, such as 32",
+    )
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    given = parser.parse_args(words)
+    if given.top < 1:
+        raise UserError(f"--top: expected a positive integer, got {given.top}.")
+    from gendd.deploy.predict import predict
+
+    predictions = predict(given.run, given.images, given.top, given.readout, given.uncertainty)
+    if given.json:
+        print(json.dumps([prediction.as_dict() for prediction in predictions], indent=2))
+    else:
+        for prediction in (each for each in predictions if each.error is None):
+            pairs = zip(prediction.classes, prediction.probabilities, strict=True)
+            shown = ", ".join(f"{name} {100 * value:.1f} %" for name, value in pairs)
+            if (unsure := prediction.uncertainty) is not None:
+                shown += (
+                    f"   total {unsure['total']:.3f}, aleatoric {unsure['aleatoric']:.3f}, "
+                    f"mutual information {unsure['mutual_information']:.3f}, spread {unsure['spread']:.3f}"
+                )
+            print(f"{prediction.path}: {shown}")
+    errors = [prediction.error for prediction in predictions if prediction.error is not None]
+    for error in errors:
+        print(f"gendd: {' '.join(error.split())}", file=sys.stderr)
+    return 2 if errors else 0
+
+
+def export_command(words: list[str]) -> int:
+    parser = Parser(prog="gendd export", description=COMMANDS["export"])
+    parser.add_argument("run", metavar="RUN", help="a run's folder, a student's folder, or a Hub id")
+    parser.add_argument(
+        "--to",
+        metavar="FORMAT",
+        required=True,
+        help="onnx, torch-export, timm or safetensors, or path/to/file.py:NAME",
+    )
+    parser.add_argument("--readout", help="linear, mean or sample; the student's own by default")
+    parser.add_argument("--quantize", metavar="int8", help="an ONNX file of 8-bit weights and activations")
+    parser.add_argument(
+        "--calibration", type=int, default=256, metavar="N", help="training images it looks at (default: 256)"
+    )
+    parser.add_argument("--out", metavar="PATH", help="the file or folder (default: in RUN/export/)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise of readout sample (default: 0)")
+    parser.add_argument("--steps", type=int, help="sampling steps of readout sample")
+    parser.add_argument("--sampler", help="ddpm, ddim or dpm-solver, of readout sample")
+    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    given = vars(parser.parse_args(words))
+    from gendd.deploy.export import export
+
+    print(export(given.pop("run"), **given, progress=sys.stderr.isatty()))
+    return 0
+
+
+def import_released_command(words: list[str]) -> int:
+    parser = Parser(
+        prog="gendd import-released",
+        allow_abbrev=False,
+        description=COMMANDS["import-released"],
+        epilog="The dotted options of gendd distill hold too: --data.name and --data.path of the images to "
+        "evaluate on (without them nothing is measured), --readout.steps, --gendd.contraction, …",
+    )
+    parser.add_argument("checkpoint", metavar="CKPT", help="the file, of stage 1 or 2")
+    parser.add_argument(
+        "--student", metavar="NAME", required=True, help="the student network, cifar/resnet20"
+    )
+    parser.add_argument("--teacher", metavar="NAME", required=True, help="the teacher network")
+    parser.add_argument("--teacher-weights", metavar="FILE", help="its weights, to measure agreement with it")
+    parser.add_argument("--out", metavar="DIR", help="output folder (default: runs/ and the file's name)")
+    given, rest = parser.parse_known_args(words)
+    settings = given_options("import-released", rest)
+    from rich.console import Console
+
+    from gendd import report
+    from gendd.released import import_released
+
+    run = import_released(
+        given.checkpoint,
+        given.student,
+        given.teacher,
+        out=given.out,
+        teacher_weights=given.teacher_weights,
+        **settings,
+    )
+    console = Console()
+    report.print_table(run.metrics, console)
+    console.print(f"student {run.folder / 'student'}", highlight=False, soft_wrap=True)
+    return 0
+
+
+def compare_command(words: list[str]) -> int:
+    parser = Parser(
+        prog="gendd compare",
+        description=COMMANDS["compare"],
+        epilog="The same command goes on with a comparison that was interrupted; finished cells are kept. "
+        "docs/compare.md describes the file.",
+    )
+    parser.add_argument("file", metavar="FILE.yaml", help="methods, pairs, data, rates, seeds and budget")
+    parser.add_argument("--out", metavar="DIR", help="output folder (default: runs/compare/ and its name)")
+    parser.add_argument("--jobs", metavar="N", type=int, default=1, help="cells at a time (default: 1)")
+    parser.add_argument(
+        "--results", metavar="CSV", help="the rows, read and written (default: results.csv in the folder)"
+    )
+    parser.add_argument("--dry-run", action="store_true", help="say what would be run and stop")
+    parser.add_argument("--only", metavar="METHOD", nargs="+", default=[], help="methods of the file to run")
+    parser.add_argument(
+        "--time", metavar="STEPS", type=int, help="time so many training steps of all methods side by side"
+    )
+    given = parser.parse_args(words)
+    from gendd.compare import compare
+
+    try:
+        done = compare(
+            given.file,
+            given.out,
+            jobs=given.jobs,
+            results=given.results,
+            only=given.only,
+            time_steps=given.time,
+            dry_run=given.dry_run,
+        )
+    except KeyboardInterrupt:
+        again = " ".join(["gendd compare", *map(shlex.quote, words)])
+        print(f"gendd: interrupted; what is done is kept. Go on with: {again}", file=sys.stderr)
+        return 130
+    if given.dry_run:
+        return 0
+    print(f"{done}\nreport  {done.report}")
+    return 1 if done.errors else 0
