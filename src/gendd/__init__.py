@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from gendd.deploy.export import export
     from gendd.deploy.hub import load, push_to_hub
     from gendd.errors import UserError
+    from gendd.files import trusted_code
     from gendd.methods import KD, GenDD, KDConfig, Method, StepOutput, Supervised
     from gendd.models import Backbone, build_model, create_backbone, wrap
     from gendd.released import import_released
@@ -40,6 +41,7 @@ _HOMES = {
         "TrainingConfig",
     ),
     "gendd.errors": ("UserError",),
+    "gendd.files": ("trusted_code",),
     "gendd.deploy.export": ("export",),
     "gendd.deploy.hub": ("load", "push_to_hub"),
     "gendd.methods": ("KD", "GenDD", "KDConfig", "Method", "StepOutput", "Supervised"),
@@ -74,6 +76,7 @@ __all__ = [
     "import_released",
     "load",
     "push_to_hub",
+    "trusted_code",
     "wrap",
 ]
 

@@ -14,6 +14,10 @@ class UserError(ValueError):
     """
 
 
+class UntrustedCodeError(UserError):
+    """A file or folder names code, which was not run."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, of at most 300 characters; its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

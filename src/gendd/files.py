@@ -7,12 +7,14 @@ import importlib.util
 import json
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from gendd.errors import UserError, did_you_mean, typed_line
+from gendd.errors import UntrustedCodeError, UserError, did_you_mean, typed_line
 
 
 def write_text(path: Path, text: str) -> None:
@@ -36,6 +38,53 @@ def cache_folder() -> Path:
     if "GENDD_CACHE" in os.environ:
         return Path(os.environ["GENDD_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gendd"
+
+
+# names of code that may run though a file names it: all, or those that the user gave in this call
+_TRUSTED: ContextVar[bool | frozenset[str]] = ContextVar("trusted", default=False)
+
+
+@contextmanager
+def trusted_code(names: Iterable[str] | None = None) -> Iterator[None]:
+    """Let code run that a file or folder names: networks, methods, readers and shell commands.
+
+    Without it, a run's or student's folder, a configuration file or a comparison that names
+    ``path/to/file.py:NAME`` or ``pipe:COMMAND`` is refused.
+
+    Args:
+        names: Exactly these; None: whatever is named.
+    """
+    held = _TRUSTED.get()
+    given = True if names is None else frozenset(names) | (held or frozenset()) if held is not True else True
+    token = _TRUSTED.set(given)
+    try:
+        yield
+    finally:
+        _TRUSTED.reset(token)
+
+
+def check_code(values: Any, source: str) -> None:
+    """Refuse values that came from a file and name code, unless it is trusted.
+
+    Args:
+        values: Text, or nested dictionaries and lists of text and numbers.
+        source: What they came from, for the error.
+
+    Raises:
+        UntrustedCodeError: a text is ``path/to/file.py:NAME`` or ``pipe:COMMAND`` and is not trusted.
+    """
+    if isinstance(values, dict):
+        values = list(values.values())
+    if isinstance(values, (list, tuple)):
+        for value in values:
+            check_code(value, source)
+    elif isinstance(values, str) and (is_python_name(values) or "pipe:" in values):
+        trusted = _TRUSTED.get()
+        if trusted is not True and (not trusted or values not in trusted):
+            raise UntrustedCodeError(
+                f"{source} names code, {values!r}, which was not run. If you trust it, add --trust-code (in "
+                "Python: with gendd.trusted_code())."
+            )
 
 
 def is_python_name(name: str) -> bool:
@@ -89,7 +138,7 @@ def import_file(path: Path, name: str) -> ModuleType:
     sys.path.insert(0, folder)
     try:
         spec.loader.exec_module(module)
-    except Exception as error:  # of the user's own code
+    except (Exception, SystemExit) as error:  # of the user's own code
         raise UserError(
             f"{name}: expected a Python file that can be imported; {typed_line(error)}"
         ) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib.metadata import version
 
@@ -18,15 +19,23 @@ from gendd.cli.runs import (
     probe_command,
 )
 from gendd.errors import UserError, did_you_mean
+from gendd.files import trusted_code
 
 __all__ = ["main", "parse_run"]
+
+# path/to/file.py:NAME in an option, or one of a list
+_PYTHON_NAME = re.compile(r"[^\s,=\[\]'\"]+\.py:\w+")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (2 for a user's mistake, 130 for Ctrl-C)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    trusted = "--trust-code" in words
+    words = [word for word in words if word != "--trust-code"]
+    named = [name for word in words for name in _PYTHON_NAME.findall(word)]
     try:
-        return _dispatch(words)
+        with trusted_code(None if trusted else named):
+            return _dispatch(words)
     except UserError as error:
         print(f"gendd: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -79,6 +88,7 @@ def _help() -> str:
             "",
             *lines,
             "",
-            "gendd COMMAND --help tells a command's options; gendd --version the version.",
+            "gendd COMMAND --help prints a command's options; gendd --version the version.",
+            "Files and folders that name Python files or shell commands are refused without --trust-code.",
         ]
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from gendd.errors import UserError, did_you_mean
+from gendd.files import check_code
 from gendd.recipes import recipe_path
 
 if TYPE_CHECKING:
@@ -103,6 +104,7 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
     if command == "distill" and not chosen:
         values["baselines"] = _without_labels(values)
     config = from_dict(values, RunConfig)
+    check_code([config.data.path or "", config.data.test_path or ""], "data.path")
     config.out = flags.out or config.out
     if config.out is None:
         files = [*names, *(Path(file).stem for file in flags.config)]

@@ -19,6 +19,7 @@ import yaml
 
 from gendd.config import RunConfig, check, check_keys, extended, from_dict, merge, registry, with_settings
 from gendd.errors import UserError, did_you_mean
+from gendd.files import check_code
 from gendd.run.settings import binding_of
 
 BudgetKind = Literal["epochs", "steps", "seconds"]
@@ -283,6 +284,7 @@ def read_plan(source: str | Path | Mapping[str, Any]) -> Plan:
             raise UserError(
                 f"Comparison {str(path)!r}: expected key: value lines, got {type(values).__name__}."
             )
+        check_code(values, f"Comparison {str(path)!r}")
     _known("", values, _KEYS)
     spelled: dict[str, str] = {}
     return _plan(stem, _expanded(values, "", spelled), spelled)

@@ -12,6 +12,7 @@ import yaml
 from gendd.config import registry
 from gendd.config.run import _OWN_SECTIONS, RunConfig
 from gendd.errors import UserError, did_you_mean
+from gendd.files import check_code
 from gendd.recipes import recipe_path
 
 C = TypeVar("C")
@@ -157,6 +158,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
         raise UserError(f"Config {str(path)!r}: expected a readable YAML file; {reason}") from error
     if not isinstance(values, dict):
         raise UserError(f"Config {str(path)!r}: expected key: value lines, got {type(values).__name__}.")
+    check_code(values, f"Config {str(path)!r}")
     check_keys({key: value for key, value in values.items() if key != EXTENDS})
     return values
 

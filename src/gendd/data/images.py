@@ -15,6 +15,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -29,6 +30,8 @@ from gendd.data.corrupt import Named, Skipped, Tally
 from gendd.errors import UserError
 
 _GRAY_MODES = {"1", "L", "LA", "I"}
+# those that Pillow decodes by itself: for EPS and the like it starts other programs
+_FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "JPEG2000", "AVIF")
 # what Pillow's decoders raise at damaged files
 _PILLOW_ERRORS = (
     OSError,
@@ -295,6 +298,13 @@ def watched(steps: Iterable[int], total: int, title: str) -> Iterator[int]:
             yield step
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """The formats that are opened, of those that this Pillow has."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
 def decode(data: bytes, where: str, channels: int) -> Tensor:
     """Decode one image to gray (1 channel) or RGB (3).
 
@@ -305,7 +315,7 @@ def decode(data: bytes, where: str, channels: int) -> Tensor:
         UserError: not an image; ``where`` names it.
     """
     try:
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
             array = _values(image, channels)
     except _PILLOW_ERRORS as error:
         raise _not_an_image(where) from error
@@ -396,7 +406,7 @@ def _header(encoded: Encoded, index: int) -> tuple[int, int, bool] | UserError:
     """Height, width and whether it is gray, of one image."""
     try:
         data = encoded.read(index)
-        with Image.open(io.BytesIO(data)) as image:
+        with Image.open(io.BytesIO(data), formats=_formats()) as image:
             return image.height, image.width, image.mode.split(";")[0] in _GRAY_MODES
     except UserError as error:
         return error

@@ -180,10 +180,10 @@ def find_tars(value: str, key: str) -> list[str]:
         ) from error
     found: list[str] = []
     for url in given:
-        if is_remote(url):
+        path = os.path.expanduser(url)
+        if is_remote(url) and not os.path.exists(path):
             found.append(url)
             continue
-        path = os.path.expanduser(url)
         if os.path.isdir(path):
             matches = [str(file) for file in Path(path).rglob("*.tar") if file.is_file()]
         else:
@@ -194,7 +194,8 @@ def find_tars(value: str, key: str) -> list[str]:
                 f"{key}: expected tar shards (a directory, a glob or a brace pattern like "
                 f"'shards/{{0000..0330}}.tar'), got {value!r}{one or ', which matches none'}; correct it."
             )
-        found += sorted(matches)
+        # a file whose name looks like a URL or a command is opened by its whole path
+        found += [os.path.abspath(each) if is_remote(each) else each for each in sorted(matches)]
     return list(dict.fromkeys(found))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from pathlib import Path
 
@@ -10,7 +9,7 @@ import torch
 from torch import nn
 
 from gendd.errors import UserError
-from gendd.files import is_python_name, write_text
+from gendd.files import write_text
 from gendd.models.downloads import hub_or_cache, unreached
 from gendd.report.model_card import card
 from gendd.student import Student, student
@@ -44,22 +43,7 @@ def load(
         return student.load(path, device=device, backbone=backbone)
     if Path(path).exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise student.none_at(path)
-    folder = download(name, revision)
-    if backbone is None and is_python_name(network := _network(folder)):
-        # a repository decides on no file to run here
-        raise UserError(
-            f"Student {name!r}: expected a network known by name, got one of the file {network}; "
-            "build it and give it: gendd.load(path, backbone=module)."
-        )
-    return student.load(folder, device=device, backbone=backbone)
-
-
-def _network(folder: Path) -> str:
-    """The name of a student's network; "" where its config.json tells none."""
-    try:
-        return str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["backbone"]["name"])
-    except (OSError, ValueError, TypeError, LookupError):
-        return ""
+    return student.load(download(name, revision), device=device, backbone=backbone)
 
 
 def push_to_hub(

@@ -88,7 +88,7 @@ def _built(transformers: Any, source: str, wanted: Wanted, name: str) -> tuple[A
     """The network, ready to train, and how many classes its own classifier has."""
     auto = transformers.AutoModelForImageClassification
     if wanted.pretrained:
-        net, found = auto.from_pretrained(source, output_loading_info=True)
+        net, found = auto.from_pretrained(source, output_loading_info=True, trust_remote_code=False)
         return net.float().train(), _classes(net, found, name)
     config = _config(transformers, source, wanted)
     classes = config.num_labels
@@ -102,7 +102,7 @@ def _built(transformers: Any, source: str, wanted: Wanted, name: str) -> tuple[A
 
 def _config(transformers: Any, source: str, wanted: Wanted) -> Any:
     if wanted.config is None:
-        return transformers.AutoConfig.from_pretrained(source)
+        return transformers.AutoConfig.from_pretrained(source, trust_remote_code=False)
     given = dict(wanted.config)
     return transformers.AutoConfig.for_model(given.pop("model_type"), **given)
 

@@ -40,7 +40,7 @@ def create(name: str, wanted: Wanted) -> Network:
     taken = _taken(factory, given, name)
     try:
         net = factory(**taken)
-    except Exception as error:  # of the user's own code
+    except (Exception, SystemExit) as error:  # of the user's own code
         raise UserError(f"{name}: expected a function that returns a network; {typed_line(error)}") from error
     if not isinstance(net, nn.Module):
         raise UserError(

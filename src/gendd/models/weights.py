@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gendd.errors import UserError
+from gendd.files import check_code
 from gendd.models.backbone import Backbone
 
 _SHOWN = 3
@@ -159,6 +160,8 @@ def saved_backbone(path: str | Path) -> dict[str, Any] | None:
 def network_of(value: str) -> dict[str, str]:
     """The keys of :class:`gendd.ModelConfig` that a network's name, or the folder of its run, stands for."""
     described = saved_backbone(value) if Path(value).is_dir() else None
+    if described is not None:
+        check_code(described["name"], f"Student {value!r}")
     return {"name": value} if described is None else {"name": described["name"], "weights": value}
 
 

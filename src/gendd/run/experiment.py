@@ -14,7 +14,7 @@ from gendd import report
 from gendd.config import RunConfig, dump, with_settings
 from gendd.config.registry import method_class, section
 from gendd.data import Data, describe, load_data
-from gendd.files import write_json, write_text
+from gendd.files import trusted_code, write_json, write_text
 from gendd.messages import say
 from gendd.models import Backbone, Frozen, count_parameters, load_weights, teacher_class_names
 from gendd.models.provenance import provenance
@@ -51,6 +51,18 @@ def execute(
         teacher_wrapper: Gives the teacher that is asked in the place of the frozen one.
     """
     networks = networks or {}
+    names = [config.teacher.name, config.student.name, config.data.name, config.method, *config.baselines]
+    with trusted_code([*names, config.data.path or "", config.data.test_path or ""]):
+        return _execute(config, overwrite, resume, networks, teacher_wrapper)
+
+
+def _execute(
+    config: RunConfig,
+    overwrite: bool,
+    resume: bool,
+    networks: Mapping[str, nn.Module],
+    teacher_wrapper: Callable[[Frozen], Frozen] | None,
+) -> Run:
     config = with_settings(config)
     if config.out is None:
         stem = section(config.method)

@@ -7,7 +7,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from gendd.config import RunConfig, dump, load_config, to_dict
-from gendd.errors import UserError
+from gendd.errors import UntrustedCodeError, UserError
 from gendd.files import write_text
 from gendd.run.settings import SIZED, absolute, binding, data_paths
 from gendd.student.folders import RunFolder
@@ -97,6 +97,8 @@ def _check_replaceable(folder: Path, config: RunConfig) -> None:
         raise UserError(f"--overwrite: expected a run in {str(folder)!r}, found other files. {end}")
     try:
         load_config(saved)
+    except UntrustedCodeError:  # a run, whose code is not needed to replace it
+        pass
     except UserError as error:
         raise UserError(
             f"--overwrite: expected a run in {str(folder)!r}, but its config.yaml is of none ({error}) {end}"

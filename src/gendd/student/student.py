@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from gendd.config import GenDDConfig, ReadoutConfig, ReadoutName, SamplerName, from_dict, to_dict
 from gendd.errors import UserError, did_you_mean
+from gendd.files import check_code
 from gendd.models import Backbone, create_backbone, wrap
 from gendd.models.projector import project
 from gendd.student import readout as readouts
@@ -355,6 +356,8 @@ def load(
                 f"Student {str(folder)!r}: expected format {FORMAT}, got {config.get('format')!r}. "
                 "It was written by another version of gendd; use that one."
             )
+        if backbone is None:
+            check_code(config["backbone"]["name"], f"Student {str(folder)!r}")
         student = Student.from_config(config, backbone)
         student.load_state_dict(load_file(folder / "model.safetensors"))
     except _UNFIT as error:

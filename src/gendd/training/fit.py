@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import signal
 import warnings
 from collections.abc import Iterable, Iterator
@@ -14,6 +15,7 @@ from typing import Any, Literal
 
 import lightning
 import torch
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import (
     Callback,
     EMAWeightAveraging,
@@ -172,12 +174,17 @@ def _fit(
             enable_model_summary=False,
             enable_progress_bar=bar,
             use_distributed_sampler=False,
+            # SLURM's signals write no checkpoint of Lightning's own, which the next run would load unasked
+            plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+            default_root_dir=folder,
             reload_dataloaders_every_n_epochs=1,
         )
         start = checkpoints / "last.ckpt"
         resumed = resume and start.exists()
+        if resumed:
+            _read(start)
         try:
-            trainer.fit(module, ckpt_path=start if resumed else None, weights_only=False)
+            trainer.fit(module, ckpt_path=start if resumed else None, weights_only=True)
         except SystemExit as error:
             # Lightning ends the process on Ctrl-C and SIGTERM; the caller decides that here
             signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -198,11 +205,28 @@ def _fit(
 
 
 def _load_weights(module: LightningMethod, path: Path) -> None:
-    state = torch.load(path, map_location="cpu", weights_only=False)["state_dict"]
     try:
-        module.load_state_dict(state)
+        module.load_state_dict(_read(path)["state_dict"])
     except RuntimeError as error:
         raise _foreign(path) from error
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A checkpoint's tensors and plain values; code in it is refused.
+
+    Raises:
+        UserError: it can't be read.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"Checkpoint {str(path)!r}: expected tensors and plain values, got a file that is damaged or "
+            "holds something else; start again with --overwrite."
+        ) from error
+    return content
 
 
 def _foreign(path: Path) -> UserError:

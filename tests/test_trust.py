@@ -1,0 +1,190 @@
+"""What a folder or file from someone else names is never run unasked."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import tarfile
+from pathlib import Path
+
+import pytest
+import yaml
+from PIL import Image
+
+import gendd
+from gendd.cli import main
+from gendd.config import DataConfig
+from gendd.data.tars import find_tars, survey
+from gendd.errors import UserError
+from gendd.files import check_code
+
+Capture = pytest.CaptureFixture[str]
+NETWORK = """
+from pathlib import Path
+Path({marker!r}).touch()
+from gendd.models import create_backbone
+
+def net(num_classes, in_channels):
+    return create_backbone("cifar/resnet8x0.25", num_classes, in_channels=in_channels).net
+"""
+
+
+@pytest.fixture
+def marker(tmp_path: Path) -> Path:
+    """A file that code makes as soon as it runs."""
+    return tmp_path / "was-run"
+
+
+@pytest.fixture
+def stranger(small_run: Path, tmp_path: Path, marker: Path) -> Path:
+    """A finished run whose student, method and teacher are of a Python file in its folder."""
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    code = run / "net.py"
+    code.write_text(NETWORK.format(marker=str(marker)), encoding="utf-8")
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config["student"]["name"] = config["teacher"]["name"] = f"{code}:net"
+    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    described = json.loads((run / "student" / "config.json").read_text(encoding="utf-8"))
+    described["backbone"]["name"] = f"{code}:net"
+    (run / "student" / "config.json").write_text(json.dumps(described), encoding="utf-8")
+    return run
+
+
+def refused(capsys: Capture, *words: str) -> str:
+    capsys.readouterr()
+    assert main(list(words)) == 2
+    said = capsys.readouterr().err
+    # what was said before the mistake is not of it
+    return said.splitlines()[-1]
+
+
+def test_no_command_runs_the_code_of_a_folder(
+    stranger: Path, marker: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    image = tmp_path / "image.png"
+    Image.new("L", (8, 8)).save(image)
+    run, out = str(stranger), str(tmp_path / "out")
+    commands = [
+        ["predict", run, str(image)],
+        ["evaluate", run],
+        ["probe", run],
+        ["export", run, "--to", "safetensors"],
+        ["distill", "--teacher", run, "--out", out],
+        ["distill", "--student", run, "--out", out],
+        ["distill", "--out", run, "--resume"],
+        ["distill", "--config", str(stranger / "config.yaml"), "--out", out],
+    ]
+    for words in commands:
+        message = refused(capsys, *words)
+        assert "net.py:net', which was not run" in message and "--trust-code" in message, words
+    with pytest.raises(UserError, match="which was not run"):
+        gendd.load(stranger)
+    assert not marker.exists() and not Path(out).exists()
+
+
+def test_code_runs_where_it_is_trusted_or_named(
+    stranger: Path, marker: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    image = tmp_path / "image.png"
+    Image.new("L", (8, 8)).save(image)
+    assert main(["predict", str(stranger), str(image), "--trust-code"]) == 0
+    assert marker.exists() and "image.png: " in capsys.readouterr().out
+    marker.unlink()
+    with gendd.trusted_code():
+        assert gendd.load(stranger).readouts == ("linear", "mean", "sample")
+    with gendd.trusted_code([f"{stranger / 'net.py'}:net"]):
+        gendd.load(stranger)
+    assert marker.exists()
+    with gendd.trusted_code(["other.py:net"]), pytest.raises(UserError, match="which was not run"):
+        gendd.load(stranger)
+
+
+def test_a_comparison_names_no_code_unasked(tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "compare.yaml"
+    file.write_text("methods: {mine: {method: 'own.py:Mine'}}\n", encoding="utf-8")
+    assert "'own.py:Mine', which was not run" in refused(capsys, "compare", str(file), "--dry-run")
+
+
+@pytest.mark.parametrize("key", ["path", "test_path"])
+def test_shell_commands_are_refused(
+    key: str, small_run: Path, marker: Path, tmp_path: Path, capsys: Capture
+) -> None:
+    command = f"pipe:touch {marker}"
+    run = tmp_path / "run"
+    shutil.copytree(small_run, run)
+    config = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    config["data"] |= {"name": "webdataset", "path": "shards", key: command}
+    (run / "config.yaml").write_text(yaml.safe_dump(config), encoding="utf-8")
+    for words in (["evaluate", str(run)], ["probe", str(run)]):
+        assert "pipe:touch" in refused(capsys, *words)
+    option = f"--data.{key}={command}"
+    words = ["distill", "--data", "webdataset", "--data.path=shards", option, "--out", str(tmp_path / "new")]
+    assert "which was not run" in refused(capsys, *words)
+    assert not marker.exists()
+
+
+def test_a_file_whose_name_is_a_command_is_a_file(
+    tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "pipe:touch was-run;"
+    folder.mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.jpg")
+    with tarfile.open(folder / "0.tar", "w") as tar:
+        tar.add(tmp_path / "0.jpg", "0.jpg")
+    for value in (folder.name, "*/0.tar"):
+        (found,) = find_tars(value, "data.path")
+        assert os.path.isabs(found)
+        assert len(survey([found], 0)[0]) == 1
+    assert not marker.exists()
+
+
+class Bomb:
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, (str(self.marker),)
+
+
+def test_a_checkpoint_that_is_a_program(
+    digits_run: object, tmp_path: Path, marker: Path, capsys: Capture
+) -> None:
+    run = tmp_path / "run"
+    words = ["distill", "--out", str(run), "--student", "cifar/resnet8x0.25", "--method", "supervised"]
+    words += ["--training.epochs=1", "--training.progress=false", "--data.train_images=64", "--baselines=[]"]
+    assert main(words) == 0
+    (run / "metrics.json").unlink()
+    (checkpoints,) = run.rglob("checkpoints")
+    (checkpoints / "finished.json").unlink()
+    for content in (pickle.dumps(Bomb(marker)), b"PK\x03\x04 cut short"):
+        (checkpoints / "last.ckpt").write_bytes(content)
+        message = refused(capsys, *words, "--resume")
+        assert "last.ckpt': expected tensors and plain values" in message
+    assert not marker.exists()
+
+
+def test_a_file_that_ends_the_process_is_a_mistake(tmp_path: Path, capsys: Capture) -> None:
+    file = tmp_path / "net.py"
+    file.write_text("def net(num_classes):\n    raise SystemExit(0)\n", encoding="utf-8")
+    words = ["train", "--student", f"{file}:net", "--out", str(tmp_path / "run")]
+    assert "expected a function that returns a network; SystemExit: 0" in refused(capsys, *words)
+    file.write_text("raise SystemExit(0)\n", encoding="utf-8")
+    assert "expected a Python file that can be imported; SystemExit: 0" in refused(capsys, *words)
+
+
+def test_an_image_that_pillow_would_give_to_another_program(tmp_path: Path) -> None:
+    from gendd.data.images import decode
+
+    eps = tmp_path / "image.eps"
+    Image.new("RGB", (8, 8)).save(eps)
+    with pytest.raises(UserError, match="Expected an image, got here"):
+        decode(eps.read_bytes(), "here", 3)
+
+
+def test_plain_values_are_no_code() -> None:
+    check_code({"name": "cifar/resnet20", "path": "folder/of.py/images", "n": [1, None, "a.py"]}, "here")
+    assert DataConfig(path="pipe:cat a.tar").path is not None  # of the caller's own Python
