@@ -56,10 +56,10 @@ def test_rates_are_chosen_by_validation_and_a_failing_method_is_a_row(
         budget={"steps": 4},
     )
     Path("mine.yaml").write_text(yaml.safe_dump(file, sort_keys=False), encoding="utf-8")
-    assert main(["compare", "mine.yaml", "--dry-run"]) == 0
+    assert main(["compare", "mine.yaml", "--dry-run", "--trust-code"]) == 0
     assert not Path("runs").exists()
     assert "kd · rate 1e-06 · seed 0 · 2 epochs: to run" in capsys.readouterr().err
-    assert main(["compare", "mine.yaml"]) == 1
+    assert main(["compare", "mine.yaml", "--trust-code"]) == 1
     told = capsys.readouterr()
     folder = Path("runs/compare/mine")
     assert f"report  {folder / 'report.html'}" in told.out and "| KD |" in told.out
@@ -93,7 +93,7 @@ def test_rates_are_chosen_by_validation_and_a_failing_method_is_a_row(
     repaired = "return gendd.StepOutput(self.backbone(images)[1].square().mean(), self.backbone(images)[1])"
     Path("own.py").write_text(text.replace("raise RuntimeError('not\\nyet')", repaired), encoding="utf-8")
     monkeypatch.setattr("gendd.config.registry._OWN", {})
-    assert main(["compare", "mine.yaml"]) == 0
+    assert main(["compare", "mine.yaml", "--trust-code"]) == 0
     rows = read_rows(folder / "results.csv")
     assert [row["chosen"] for row in rows if row["method"] == "own"].count(True) == 2
     assert not any(row["error"] for row in rows)
