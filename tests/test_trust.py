@@ -160,10 +160,12 @@ def test_a_checkpoint_that_is_a_program(
     (run / "metrics.json").unlink()
     (checkpoints,) = run.rglob("checkpoints")
     (checkpoints / "finished.json").unlink()
-    for content in (pickle.dumps(Bomb(marker)), b"PK\x03\x04 cut short"):
-        (checkpoints / "last.ckpt").write_bytes(content)
-        message = refused(capsys, *words, "--resume")
-        assert "last.ckpt': expected tensors and plain values" in message
+    last = checkpoints / "last.ckpt"
+    last.write_bytes(b"PK\x03\x04 cut short")
+    assert "last.ckpt' is damaged, and there is no other" in refused(capsys, *words, "--resume")
+    last.write_bytes(pickle.dumps(Bomb(marker)))
+    (checkpoints / "last.ckpt.sha256").unlink()
+    assert "last.ckpt': expected tensors and plain values" in refused(capsys, *words, "--resume")
     assert not marker.exists()
 
 

@@ -7,14 +7,16 @@ import importlib.util
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from gendd.errors import UntrustedCodeError, UserError, did_you_mean, typed_line
+from gendd.messages import say
 
 
 def write_text(path: Path, text: str) -> None:
@@ -31,6 +33,60 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, content: Any) -> None:
     """:func:`write_text` of plain data."""
     write_text(path, json.dumps(content, indent=2) + "\n")
+
+
+@contextmanager
+def locked(path: Path, busy: str | None = None) -> Iterator[None]:
+    """Hold a lock file, which this process can't outlive; no lock on Windows.
+
+    Args:
+        path: The file, removed afterwards with the folders made for it that are still empty then.
+        busy: Error where another process holds it; None: wait until it lets go.
+
+    Raises:
+        UserError: it is held, and ``busy`` is given.
+    """
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    made = [each for each in path.parents if not each.exists()]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    told = False
+    while True:
+        stream = path.open("a+")
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            stream.seek(0)
+            holder = stream.read().strip() or "?"
+            stream.close()
+            if busy is not None:
+                raise UserError(f"{busy} (process {holder})") from error
+            if not told:
+                say(f"waiting for process {holder}, which holds {path}")
+                told = True
+            time.sleep(0.2)
+            continue
+        # whoever held it may have removed the file since it was opened
+        with suppress(FileNotFoundError):
+            if os.fstat(stream.fileno()).st_ino == path.stat().st_ino:
+                break
+        stream.close()
+    try:
+        with stream:
+            stream.truncate(0)
+            stream.write(f"{os.getpid()}\n")
+            stream.flush()
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):
+            for each in made:
+                each.rmdir()
 
 
 def cache_folder() -> Path:

@@ -428,7 +428,8 @@ def test_the_result_and_the_files(done: Done) -> None:
     assert done.result.steps == 4 * STEPS and done.result.monitor == "val/mean"
     assert done.result.best is not None and 0 <= done.result.best <= 1 and done.result.seconds > 0
     files = sorted(path.name for path in (done.folder / "checkpoints").iterdir())
-    assert files == ["best.ckpt", "finished.json", "last.ckpt"]
+    written = {"best.ckpt", "best.ckpt.sha256", "last.ckpt", "last.ckpt.sha256", "last.previous.ckpt"}
+    assert set(files) == written | {"finished.json"}
     assert FitResult(**json.loads((done.folder / "checkpoints" / "finished.json").read_text())) == done.result
 
 
@@ -994,6 +995,22 @@ def test_a_killed_run_goes_on_as_if_nothing_had_been(done: Done, data: Data, tmp
     assert [group["lr"] for group in mine["param_groups"]] == [
         group["lr"] for group in theirs["param_groups"]
     ]
+
+
+def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = settings(epochs=3)
+    plain, resumed = gendd(), gendd()
+    run(plain, data, tmp_path, config)
+    last = tmp_path / "checkpoints" / "last.ckpt"
+    whole = bytearray(last.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    last.write_bytes(whole)
+    (tmp_path / "checkpoints" / "finished.json").unlink()
+    run(resumed, data, tmp_path, config, resume=True)
+    assert "last.ckpt is damaged: going on from the one before it" in capsys.readouterr().err
+    assert same(plain.state_dict(), resumed.state_dict())
 
 
 def test_an_averaged_run_goes_on_too(data: Data, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from importlib.metadata import version
@@ -23,6 +24,12 @@ from gendd.files import trusted_code
 
 __all__ = ["main", "parse_run"]
 
+# full, read-only, over quota, not allowed, broken, too long a name
+_OF_THE_PLACE = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EROFS", "EDQUOT", "EACCES", "EPERM", "EIO", "EFBIG", "ENAMETOOLONG")
+    if hasattr(errno, name)
+}
 # path/to/file.py:NAME in an option, or one of a list
 _PYTHON_NAME = re.compile(r"[^\s,=\[\]'\"]+\.py:\w+")
 
@@ -47,6 +54,31 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
     except BrokenPipeError:
         return 0
+    except OSError as error:
+        if error.errno not in _OF_THE_PLACE:
+            raise
+        where = f": {str(error.filename)!r}" if error.filename else ""
+        print(
+            f"gendd: {error.strerror}{where}; what was written before is kept. Make room or give another "
+            "place, then go on with --resume.",
+            file=sys.stderr,
+        )
+        return 2
+    except (MemoryError, RuntimeError) as error:
+        if not _out_of_memory(error):
+            raise
+        print(
+            "gendd: out of memory; the last checkpoint is kept. Lower data.batch_size, data.workers or "
+            "gendd.repeats, or set data.in_memory false.",
+            file=sys.stderr,
+        )
+        return 2
+
+
+def _out_of_memory(error: Exception) -> bool:
+    """Whether Python, torch or a loader's process ran out of memory."""
+    signs = ("out of memory", "can't allocate memory", "DataLoader worker", "bad_alloc")
+    return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def _dispatch(words: list[str]) -> int:

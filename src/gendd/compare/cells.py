@@ -12,7 +12,6 @@ import os
 import platform
 import sys
 import threading
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -23,13 +22,11 @@ import torch
 
 from gendd.compare.teacher import RecordedTeacher, answers_folder, ledger_seconds
 from gendd.config import RunConfig, from_dict, to_dict
-from gendd.data import load_data
 from gendd.errors import typed_line
 from gendd.files import write_json
 from gendd.models import Frozen
 from gendd.run.exhibits import curves
-from gendd.run.experiment import execute, trained_teacher
-from gendd.run.settings import trains_teacher
+from gendd.run.experiment import execute
 from gendd.student.folders import RunFolder
 from gendd.training import resolve_device
 
@@ -51,14 +48,12 @@ class Job:
         log: File that gets what the run says.
         answers: Folder of recorded teachers; None: the teacher is asked itself.
         limit: Bytes of answers to keep.
-        lock: File that is locked while a teacher is trained; None where no other process would train it.
     """
 
     config: RunConfig
     log: Path
     answers: Path | None = None
     limit: float = 0.0
-    lock: Path | None = None
 
     @property
     def folder(self) -> Path:
@@ -75,7 +70,6 @@ class Job:
                 "log": str(self.log),
                 "answers": None if self.answers is None else str(self.answers),
                 "limit": self.limit,
-                "lock": None if self.lock is None else str(self.lock),
             },
         )
 
@@ -83,9 +77,9 @@ class Job:
     def read(cls, path: Path) -> Job:
         """The one that :meth:`write` wrote."""
         values = json.loads(path.read_text(encoding="utf-8"))
-        paths = {key: None if values[key] is None else Path(values[key]) for key in ("answers", "lock")}
+        answers = None if values["answers"] is None else Path(values["answers"])
         config = from_dict(values["config"], RunConfig)
-        return cls(config, Path(values["log"]), limit=values["limit"], **paths)
+        return cls(config, Path(values["log"]), answers=answers, limit=values["limit"])
 
 
 def finished_row(folder: Path) -> Row | None:
@@ -123,9 +117,8 @@ def _execute(job: Job) -> None:
     wrapper = None
     if job.answers is not None:
         wrapper = partial(_recorded, job=job)
-    with _teacher_trained(job):
-        again = (job.folder / "config.yaml").is_file()
-        execute(job.config, resume=again, teacher_wrapper=wrapper)
+    again = (job.folder / "config.yaml").is_file()
+    execute(job.config, resume=again, teacher_wrapper=wrapper)
 
 
 def _recorded(teacher: Frozen, job: Job) -> Frozen:
@@ -133,31 +126,6 @@ def _recorded(teacher: Frozen, job: Job) -> Frozen:
     folder = answers_folder(job.answers, teacher, job.config.teacher)
     ledger = job.folder / _LEDGER
     return RecordedTeacher(teacher, folder, limit=job.limit, root=job.answers, ledger=ledger)
-
-
-@contextlib.contextmanager
-def _teacher_trained(job: Job) -> Iterator[None]:
-    """A teacher that comes without weights is trained by one process while the others wait."""
-    if job.lock is not None and trains_teacher(job.config):
-        with locked(job.lock):
-            data = load_data(job.config.data)
-            if data.labelled:
-                trained_teacher(job.config, data, resolve_device(job.config.training.device))
-    yield
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Hold a lock on a file, once whoever holds it lets go or dies; no lock where there are none."""
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 def _figures(job: Job) -> Row:

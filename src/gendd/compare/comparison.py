@@ -7,7 +7,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +152,7 @@ class _Table:
             ended = run_here(self._next, self._job)
         else:
             keep = () if lock is None else (lock,)
-            ended = run_apart(self._next, partial(self._job, apart=True), jobs, self.folder / "jobs", keep)
+            ended = run_apart(self._next, self._job, jobs, self.folder / "jobs", keep)
         with closing(ended):
             for cell, figures in ended:
                 self._enter(cell, figures)
@@ -331,14 +330,13 @@ class _Table:
                 return cell
         return None
 
-    def _job(self, cell: Cell, apart: bool = False) -> Job:
+    def _job(self, cell: Cell) -> Job:
         plan = self.plan
         return Job(
             dataclasses.replace(cell.config, out=str(self._place(cell))),
             self._logs / f"{cell.key}.txt",
             self.folder / "teacher" if plan.share_teacher else None,
             plan.share_teacher_gb * 1e9,
-            self.folder / "teacher.lock" if apart else None,
         )
 
     def _tell(self, cell: Cell, count: int, seconds: float) -> None:

@@ -14,7 +14,7 @@ from gendd import report
 from gendd.config import RunConfig, dump, with_settings
 from gendd.config.registry import method_class, section
 from gendd.data import Data, describe, load_data
-from gendd.files import trusted_code, write_json, write_text
+from gendd.files import locked, trusted_code, write_json, write_text
 from gendd.messages import say
 from gendd.models import Backbone, Frozen, count_parameters, load_weights, teacher_class_names
 from gendd.models.provenance import provenance
@@ -25,7 +25,7 @@ from gendd.run.checks import check_names, check_networks
 from gendd.run.finished import Run
 from gendd.run.measuring import measure
 from gendd.run.networks import teacher_network, with_classes
-from gendd.run.output import check_folder, claim
+from gendd.run.output import LOCK, check_folder, claim
 from gendd.run.settings import methods_of, sized, trains_teacher
 from gendd.run.teacher import freeze, teacher_run
 from gendd.run.training import Trained, settle_readout, train
@@ -72,6 +72,21 @@ def _execute(
     folder = Path(config.out)
     device = resolve_device(config.training.device)
     check_folder(folder, config, overwrite, resume)
+    busy = f"Output folder {str(folder)!r}: another run writes there; wait for it, or give another --out."
+    with locked(folder / LOCK, busy):
+        # another may have finished there until now
+        check_folder(folder, config, overwrite, resume)
+        return _run(config, folder, device, resume, networks, teacher_wrapper)
+
+
+def _run(
+    config: RunConfig,
+    folder: Path,
+    device: torch.device,
+    resume: bool,
+    networks: Mapping[str, nn.Module],
+    teacher_wrapper: Callable[[Frozen], Frozen] | None,
+) -> Run:
     check_names(config, networks)
     data = load_data(config.data)
     network = teacher_network(config, data, networks)
@@ -191,12 +206,14 @@ def prepared_teacher(
 def trained_teacher(config: RunConfig, data: Data, device: torch.device) -> Path:
     """The run folder of a teacher trained on the labels, from the cache or trained now."""
     folder, training = teacher_run(config, data, device)
-    if (folder / "metrics.json").is_file():
-        say(f"teacher {config.teacher.name}: cached")
-        return folder
-    say(f"teacher {config.teacher.name}: training (cached afterwards in {folder})")
-    again = (folder / "config.yaml").is_file()
-    execute(dataclasses.replace(training, out=str(folder)), resume=again)
+    # two runs that want the same teacher train it once
+    with locked(folder.with_name(folder.name + ".lock")):
+        if (folder / "metrics.json").is_file():
+            say(f"teacher {config.teacher.name}: cached")
+            return folder
+        say(f"teacher {config.teacher.name}: training (cached afterwards in {folder})")
+        again = (folder / "config.yaml").is_file()
+        execute(dataclasses.replace(training, out=str(folder)), resume=again)
     return folder
 
 

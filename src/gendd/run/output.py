@@ -12,6 +12,8 @@ from gendd.files import write_text
 from gendd.run.settings import SIZED, absolute, binding, data_paths
 from gendd.student.folders import RunFolder
 
+# held while a run writes there
+LOCK = ".lock"
 # all that a run writes into its folder
 _WRITTEN = (
     "config.yaml",
@@ -24,6 +26,7 @@ _WRITTEN = (
     "baselines",
     "stage1",
     "export",
+    LOCK,
     # left where writing was cut short
     "probe.tmp",
     "config.yaml.tmp",
@@ -36,7 +39,7 @@ def claim(folder: Path, config: RunConfig) -> None:
     """Make a checked output folder this run's."""
     folder.mkdir(parents=True, exist_ok=True)
     for entry in folder.iterdir():
-        if not _is_written(entry):
+        if not _is_written(entry) or entry.name == LOCK:
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.rmtree(entry)
@@ -80,7 +83,7 @@ def check_folder(folder: Path, config: RunConfig, overwrite: bool, resume: bool)
                 f"{', '.join(changed[:4])}{more}. Give the same, or another --out."
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(each.name != LOCK for each in folder.iterdir())):
         if not overwrite:
             raise UserError(
                 f"Output folder {str(folder)!r} exists: give another --out, --resume to go on with its run, "

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import pickle
 import signal
 import warnings
 from collections.abc import Iterable, Iterator
@@ -29,6 +28,7 @@ from gendd.errors import UserError
 from gendd.files import write_json
 from gendd.methods import Method
 from gendd.training.callbacks import Progress, Throughput, shows_progress
+from gendd.training.checkpoints import SafeCheckpointIO, read, usable
 from gendd.training.device import overruns, resolve_device, resolve_precision
 from gendd.training.module import LightningMethod
 from gendd.training.monitor import is_share
@@ -96,14 +96,16 @@ def fit(
     # a backbone that was trained before was left in eval mode
     method.to(device).train()
     if not resume:
-        for name in ("finished.json", "last.ckpt", "best.ckpt"):
-            (checkpoints / name).unlink(missing_ok=True)
-    if not (resume and (finished.exists() or (checkpoints / "last.ckpt").exists())):
+        finished.unlink(missing_ok=True)
+        for name in ("last.ckpt", "best.ckpt"):
+            SafeCheckpointIO().remove_checkpoint(checkpoints / name)
+    start = usable(checkpoints / "last.ckpt") if resume and not finished.exists() else None
+    if start is None and not (resume and finished.exists()):
         _prepare(method, data, data_config, seed)
     module = LightningMethod(method, data, config, data_config, seed, channels_last, readout)
     monitor = module.monitor
     if not (resume and finished.exists()):
-        result = _fit(module, config, device, folder, monitor, resume, title)
+        result = _fit(module, config, device, folder, monitor, start, title)
         write_json(finished, result)
     result = json.loads(finished.read_text(encoding="utf-8"))
     _load_weights(module, checkpoints / ("last.ckpt" if monitor is None else "best.ckpt"))
@@ -125,7 +127,7 @@ def _fit(
     device: torch.device,
     folder: Path,
     monitor: str | None,
-    resume: bool,
+    start: Path | None,
     title: str,
 ) -> dict[str, Any]:
     checkpoints = folder / "checkpoints"
@@ -157,6 +159,8 @@ def _fit(
     if bar:
         callbacks.append(Progress(leave=True))
     precision, epochs = resolve_precision(config.precision, device), config.num_epochs(module.steps_per_epoch)
+    # SLURM's signals write no checkpoint of Lightning's own, which the next run would load unasked
+    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
     with _quiet():
         trainer = lightning.Trainer(
             accelerator=device.type,
@@ -174,27 +178,22 @@ def _fit(
             enable_model_summary=False,
             enable_progress_bar=bar,
             use_distributed_sampler=False,
-            # SLURM's signals write no checkpoint of Lightning's own, which the next run would load unasked
-            plugins=[SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else None,
+            plugins=[SafeCheckpointIO(), *slurm],
             default_root_dir=folder,
             reload_dataloaders_every_n_epochs=1,
         )
-        start = checkpoints / "last.ckpt"
-        resumed = resume and start.exists()
-        if resumed:
-            _read(start)
         try:
-            trainer.fit(module, ckpt_path=start if resumed else None, weights_only=True)
+            trainer.fit(module, ckpt_path=start, weights_only=True)
         except SystemExit as error:
             # Lightning ends the process on Ctrl-C and SIGTERM; the caller decides that here
             signal.signal(signal.SIGINT, signal.default_int_handler)
             raise KeyboardInterrupt from error
         except (KeyError, RuntimeError) as error:
-            if resumed and ("state_dict" in str(error) or isinstance(error, KeyError)):
+            if start is not None and ("state_dict" in str(error) or isinstance(error, KeyError)):
                 raise _foreign(start) from error
             raise
         if epochs % config.checkpoint_every:
-            trainer.save_checkpoint(start)
+            trainer.save_checkpoint(checkpoints / "last.ckpt")
     value = None if best is None or best.best_model_score is None else float(best.best_model_score)
     return {
         "seconds": module.seconds,
@@ -206,27 +205,9 @@ def _fit(
 
 def _load_weights(module: LightningMethod, path: Path) -> None:
     try:
-        module.load_state_dict(_read(path)["state_dict"])
+        module.load_state_dict(read(path)["state_dict"])
     except RuntimeError as error:
         raise _foreign(path) from error
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """A checkpoint's tensors and plain values; code in it is refused.
-
-    Raises:
-        UserError: it can't be read.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise UserError(
-            f"Checkpoint {str(path)!r}: expected tensors and plain values, got a file that is damaged or "
-            "holds something else; start again with --overwrite."
-        ) from error
-    return content
 
 
 def _foreign(path: Path) -> UserError:

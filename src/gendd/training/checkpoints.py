@@ -1,0 +1,146 @@
+"""Checkpoints that survive a full disk, a kill and a flipped bit.
+
+A checkpoint is written under another name, synced and renamed; of the last one the one before is kept. A
+file beside them, written first, has their SHA-256 digests: a checkpoint of another digest is damaged.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import pickle
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from gendd.errors import UserError
+from gendd.files import write_text
+from gendd.messages import say
+
+# digests: of the checkpoint, the one before it and the one that may be writing
+_KEPT = 3
+_AGAIN = "start again with --overwrite."
+
+
+class SafeCheckpointIO(CheckpointIO):
+    """Lightning's reading and writing of checkpoints, by :func:`write` and :func:`read`."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
+    ) -> None:
+        """See :func:`write`; of ``last.ckpt`` the one before is kept."""
+        write(checkpoint, Path(path), keep=Path(path).stem == "last")
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any | None = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """See :func:`read`."""
+        return read(Path(path))
+
+    def remove_checkpoint(self, path: str | Path) -> None:
+        """Remove a checkpoint, the one before it and their digests."""
+        for each in (Path(path), previous(Path(path)), _digests(Path(path))):
+            each.unlink(missing_ok=True)
+
+
+def write(checkpoint: dict[str, Any], path: Path, keep: bool = True) -> None:
+    """Write a checkpoint; whatever happens, the one before can still be read.
+
+    Args:
+        checkpoint: Tensors and plain values.
+        path: Where.
+        keep: Keep the one before when this one is there.
+
+    Raises:
+        UserError: it can't be written.
+    """
+    temporary = path.with_name(path.name + ".tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        known = _known(path)[: _KEPT - 1]
+        write_text(_digests(path), "\n".join([_digest(temporary), *known]) + "\n")
+        if keep and path.exists():
+            path.replace(previous(path))
+        temporary.replace(path)
+    except (OSError, RuntimeError) as error:
+        temporary.unlink(missing_ok=True)
+        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        raise UserError(
+            f"Checkpoint {str(path)!r} can't be written ({reason}); the one before it is kept. Make room, "
+            "then go on with the same command and --resume."
+        ) from error
+
+
+def read(path: Path) -> dict[str, Any]:
+    """A checkpoint's tensors and plain values; code in it is refused.
+
+    Raises:
+        UserError: it is damaged, or holds something else.
+    """
+    if not _whole(path):
+        raise UserError(f"Checkpoint {str(path)!r} is damaged; {_AGAIN}")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise UserError(
+            f"Checkpoint {str(path)!r}: expected tensors and plain values, got a file that is damaged or "
+            f"holds something else; {_AGAIN}"
+        ) from error
+    return content
+
+
+def usable(path: Path) -> Path | None:
+    """The checkpoint at ``path``, or the one before it where that is damaged; None where there is none.
+
+    Raises:
+        UserError: there are only damaged ones.
+    """
+    found = [each for each in (path, previous(path)) if each.exists()]
+    for each in found:
+        if _whole(each):
+            if each is not path:
+                lost = "is damaged" if path.exists() else "is missing"
+                say(f"checkpoint {path} {lost}: going on from the one before it")
+            return each
+    if not found:
+        return None
+    raise UserError(f"Checkpoint {str(path)!r} is damaged, and there is no other; {_AGAIN}")
+
+
+def previous(path: Path) -> Path:
+    """Where the checkpoint before one is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
+def _whole(path: Path) -> bool:
+    """Whether a checkpoint is as it was written; one without any digest is taken to be."""
+    known = _known(path)
+    try:
+        return not known or _digest(path) in known
+    except OSError:
+        return False
+
+
+def _digests(path: Path) -> Path:
+    return path.with_name(path.name.replace(".previous", "") + ".sha256")
+
+
+def _known(path: Path) -> list[str]:
+    try:
+        return _digests(path).read_text(encoding="utf-8").split()
+    except (OSError, UnicodeDecodeError):
+        return []
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,97 @@
+"""Disks that are full, folders that are taken, memory that runs out: one line, and nothing is lost."""
+
+from __future__ import annotations
+
+import errno
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from conftest import TINY
+
+import gendd
+from gendd.cli import main
+from gendd.files import locked
+
+Capture = pytest.CaptureFixture[str]
+
+
+@contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Files can't grow beyond so many bytes: what a full disk or a quota does, at one file at a time."""
+    held = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, held[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, held)
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    return ["distill", "--out", str(tmp_path / "run"), *TINY, "--method=supervised", "--training.epochs=2"]
+
+
+def last_line(capsys: Capture) -> str:
+    return capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_checkpoint_that_does_not_fit_is_one_line_and_the_run_goes_on(
+    words: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    with largest_file(30_000):
+        assert main(words) == 2
+    message = last_line(capsys)
+    assert message.startswith("gendd: Checkpoint '") and "can't be written (File too large)" in message
+    assert not list((tmp_path / "run").rglob("*.tmp"))
+    assert main([*words, "--resume"]) == 0
+    assert gendd.Run.open(tmp_path / "run").metrics["student"]["readouts"]["linear"]["top1"] > 0
+
+
+def test_a_settings_file_that_does_not_fit_is_one_line(words: list[str], capsys: Capture) -> None:
+    with largest_file(100):
+        assert main(words) == 2
+    assert last_line(capsys).startswith("gendd: File too large; what was written before is kept.")
+
+
+def test_two_runs_can_not_write_into_one_folder(words: list[str], tmp_path: Path, capsys: Capture) -> None:
+    with locked(tmp_path / "run" / ".lock"):
+        assert main(words) == 2
+    assert "run': another run writes there; wait for it, or give another --out. (process " in last_line(
+        capsys
+    )
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (MemoryError(), "out of memory"),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), "out of memory"),
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "out of memory"),
+        (OSError(errno.EROFS, "Read-only file system", "/there"), "Read-only file system: '/there'"),
+    ],
+)
+def test_what_the_machine_lacks_is_one_line(
+    error: Exception, message: str, words: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lacking(config: object) -> None:
+        raise error
+
+    monkeypatch.setattr("gendd.run.experiment.load_data", lacking)
+    assert main(words) == 2
+    assert last_line(capsys).startswith(f"gendd: {message}")
+
+
+def test_a_mistake_of_ours_is_no_mistake_of_the_user_s(
+    words: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(config: object) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr("gendd.run.experiment.load_data", broken)
+    with pytest.raises(RuntimeError, match="a bug"):
+        main(words)
