@@ -15,10 +15,12 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime
-from PIL import Image
+from PIL import Image, ImageOps
 
 # a small file may hold a very large image
 MOST_PIXELS = 50_000_000
+# times the shorter side: how much of a longer one is looked at
+LONG = 8
 
 
 class Classifier:
@@ -72,7 +74,14 @@ def decode(data: bytes, channels: int) -> np.ndarray:
 
 
 def values(image: Image.Image, channels: int) -> np.ndarray:
-    """An image of any mode -> uint8 (h, w, C)."""
+    """An image of any mode -> uint8 (h, w, C), upright."""
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        numbers = np.asarray(image).astype(np.float32)
+        if not (np.isfinite(numbers).all() and numbers.min() >= 0 and numbers.max() <= 255):
+            raise ValueError("numbers of an unknown range")
+        scale = 255 if image.mode == "F" and numbers.max() <= 1 else 1
+        return np.repeat((numbers * scale).round().astype(np.uint8)[:, :, None], channels, axis=2)
     if image.mode.startswith("I"):  # 16-bit gray
         gray = (np.asarray(image).astype(np.float32) / 257).round().clip(0, 255).astype(np.uint8)
         return np.repeat(gray[:, :, None], channels, axis=2)
@@ -86,12 +95,21 @@ def frame(pixels: np.ndarray, size: int, framing: float) -> np.ndarray:
     height, width = pixels.shape[:2]
     if height == width == size:
         return pixels
+    most = LONG * min(height, width)
+    if max(height, width) > most:
+        pixels = centre_crop(pixels, min(height, most), min(width, most))
+        height, width = pixels.shape[:2]
     short, wanted = min(height, width), round(size / framing)
     target = wanted if short >= wanted else size
     scaled = [target if side == short else int(target * side / short) for side in (height, width)]
     pixels = resize(resize(pixels, scaled[1], axis=1), scaled[0], axis=0)
-    top, left = (round((side - size) / 2) for side in scaled)
-    return pixels[top : top + size, left : left + size]
+    return centre_crop(pixels, size, size)
+
+
+def centre_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The middle of (h, w, C)."""
+    top, left = round((pixels.shape[0] - height) / 2), round((pixels.shape[1] - width) / 2)
+    return pixels[top : top + height, left : left + width]
 
 
 def resize(pixels: np.ndarray, side: int, axis: int) -> np.ndarray:

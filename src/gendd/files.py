@@ -23,7 +23,7 @@ def write_text(path: Path, text: str) -> None:
     """Write a file by replacing it: a process that is killed leaves the old one or the new one."""
     temporary = path.with_suffix(path.suffix + ".tmp")
     try:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
         temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import errno
+import io
+import os
 import re
 import sys
+from contextlib import suppress
 from importlib.metadata import version
 
 from gendd.cli.lists import methods_command, models_command, push_command, recipes_command, verify_command
@@ -27,7 +30,10 @@ __all__ = ["main", "parse_run"]
 # full, read-only, over quota, not allowed, broken, too long a name
 _OF_THE_PLACE = {
     getattr(errno, name)
-    for name in ("ENOSPC", "EROFS", "EDQUOT", "EACCES", "EPERM", "EIO", "EFBIG", "ENAMETOOLONG")
+    for name in (
+        *("ENOSPC", "EROFS", "EDQUOT", "EACCES", "EPERM", "EIO", "EFBIG"),
+        *("ENAMETOOLONG", "ENOTDIR", "EEXIST", "ELOOP"),
+    )
     if hasattr(errno, name)
 }
 # path/to/file.py:NAME in an option, or one of a list
@@ -37,6 +43,10 @@ _PYTHON_NAME = re.compile(r"[^\s,=\[\]'\"]+\.py:\w+")
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; returns the exit code (2 for a user's mistake, 130 for Ctrl-C)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
+    for stream in (sys.stdout, sys.stderr):
+        # a terminal that is no UTF-8 gets what it can't show escaped
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     trusted = "--trust-code" in words
     words = [word for word in words if word != "--trust-code"]
     named = [name for word in words for name in _PYTHON_NAME.findall(word)]
@@ -53,7 +63,11 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 130
     except BrokenPipeError:
-        return 0
+        # whoever read the output is gone: nothing more can be said, at the end of the process neither
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError, AttributeError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        return 141
     except OSError as error:
         if error.errno not in _OF_THE_PLACE:
             raise
@@ -77,7 +91,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _out_of_memory(error: Exception) -> bool:
     """Whether Python, torch or a loader's process ran out of memory."""
-    signs = ("out of memory", "can't allocate memory", "DataLoader worker", "bad_alloc")
+    signs = ("out of memory", "can't allocate memory", "killed by signal: Killed", "bad_alloc")
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 

@@ -4,7 +4,7 @@ from gendd.data.augment import augment
 from gendd.data.images import ImageSet
 from gendd.data.loading import Batch, Batches, ShardBatches, eval_loader, sample_loader, train_loader
 from gendd.data.mixing import Mixing
-from gendd.data.sets import Data, describe, load_data
+from gendd.data.sets import Data, describe, empty_classes, load_data
 from gendd.data.shards import Shards
 
 __all__ = [
@@ -17,6 +17,7 @@ __all__ = [
     "Shards",
     "augment",
     "describe",
+    "empty_classes",
     "eval_loader",
     "load_data",
     "sample_loader",

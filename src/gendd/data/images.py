@@ -22,14 +22,18 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 from torchvision.transforms.v2 import functional as VF
 
 from gendd.data.corrupt import Named, Skipped, Tally
 from gendd.errors import UserError
 
-_GRAY_MODES = {"1", "L", "LA", "I"}
+_GRAY_MODES = {"1", "L", "LA", "I", "F"}
+# EXIF's tag, and the least of its values that exchange height and width
+_ORIENTATION, _LYING = 0x0112, 5
+# times the shorter side: how much of a longer one is resized
+_LONG = 8
 # those that Pillow decodes by itself: for EPS and the like it starts other programs
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "JPEG2000", "AVIF")
 # what Pillow's decoders raise at damaged files
@@ -324,7 +328,16 @@ def decode(data: bytes, where: str, channels: int) -> Tensor:
 
 
 def _values(image: Image.Image, channels: int) -> NDArray[np.uint8]:
-    """uint8 (h, w) for one channel, (h, w, 3) for three."""
+    """uint8 (h, w) for one channel, (h, w, 3) for three, upright."""
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
+        values = np.asarray(image).astype(np.float32)
+        if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
+            raise ValueError("numbers of an unknown range")
+        # floats of at most 1 are shares, whatever else is a gray value
+        scale = 255 if image.mode == "F" and values.max() <= 1 else 1
+        whole = (values * scale).round().astype(np.uint8)
+        return whole if channels == 1 else np.repeat(whole[:, :, None], 3, 2)
     if image.mode.startswith("I"):
         # Pillow would clip 16-bit gray to its lowest 256 values.
         gray = (np.asarray(image).astype(np.float32) / 257).round().clip(0, 255).astype(np.uint8)
@@ -350,6 +363,10 @@ def frame(image: Tensor, size: int, framing: float = 1.0) -> Tensor:
         return image
     wanted = round(size / framing)
     short = wanted if min(height, width) >= wanted else size
+    side = min(height, width)
+    if max(height, width) > _LONG * side:
+        # only the middle is kept: the rest of a very long image would be resized for nothing
+        image = VF.center_crop(image, [min(height, _LONG * side), min(width, _LONG * side)])
     out: Tensor = VF.center_crop(VF.resize(image, [short], antialias=True), [size, size])
     return out
 
@@ -407,7 +424,10 @@ def _header(encoded: Encoded, index: int) -> tuple[int, int, bool] | UserError:
     try:
         data = encoded.read(index)
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
-            return image.height, image.width, image.mode.split(";")[0] in _GRAY_MODES
+            gray = image.mode.split(";")[0] in _GRAY_MODES
+            if image.getexif().get(_ORIENTATION, 1) >= _LYING:
+                return image.width, image.height, gray
+            return image.height, image.width, gray
     except UserError as error:
         return error
     except _PILLOW_ERRORS:

@@ -25,6 +25,7 @@ from gendd.data.corrupt import substitutes
 from gendd.data.images import ImageSet, cores, frame
 from gendd.data.sets import Data
 from gendd.data.shards import STREAMS, Epoch, Shards, steps_of
+from gendd.data.workers import ignore_interrupts, unchanged
 from gendd.errors import UserError
 
 _MOST_WORKERS = 8
@@ -147,7 +148,8 @@ class Batches:
             _Stream(self.images, self.augmentation, 0 if tally is None else tally.allowed),
             batch_sampler=batches,
             num_workers=min(self.workers, len(batches)),
-            collate_fn=_unchanged,
+            collate_fn=unchanged,
+            worker_init_fn=ignore_interrupts,
             # Given, because the loader would otherwise draw from the global generator.
             generator=torch.Generator(),
         )
@@ -218,10 +220,6 @@ class _Stream(Dataset[Any]):
         if self.augmentation is None:
             return self.images.images([index])[0]
         return self.augmentation.streamed(self.images, index, place)
-
-
-def _unchanged(batch: Any) -> Any:
-    return batch
 
 
 def _on_host(pixels: Tensor, labels: Tensor | None) -> Batch:

@@ -195,6 +195,17 @@ def _untested(config: DataConfig) -> UserError:
     )
 
 
+def empty_classes(data: Data) -> str | None:
+    """A line that names classes without a training image; None where there are none."""
+    counts = data.class_counts
+    if counts is None or bool((counts > 0).all()):
+        return None
+    missing = (counts == 0).nonzero().flatten().tolist()
+    shown = ", ".join(data.class_names[index] for index in missing[:5]) + (", …" if len(missing) > 5 else "")
+    word = "class" if len(missing) == 1 else f"{len(missing)} of the {len(counts)} classes"
+    return f"no training image of {word} {shown}; labels are counted from 0, and data.classes names them"
+
+
 def describe(data: Data) -> str:
     """One line for logs: images of each part, their shape, classes, augmentation, where they are."""
     counts = [f"{len(data.train):,} train"]
@@ -233,7 +244,22 @@ def _named(found: Found, config: DataConfig) -> Found:
     if config.classes is None:
         return found
     tested = None if found.test is None else found.test.labels
-    return replace(found, class_names=given_names(config.classes, found.train.labels, tested))
+    names = given_names(config.classes, found.train.labels, tested)
+    if names != found.class_names and sorted(names) == sorted(found.class_names):
+        # the set's own names, in the order that the file tells
+        return _renumbered(found, names)
+    return replace(found, class_names=names)
+
+
+def _renumbered(found: Found, names: list[str]) -> Found:
+    """The set with its classes in the order of ``names``."""
+    places = torch.tensor([names.index(name) for name in found.class_names])
+
+    def moved(part: Part) -> Part:
+        return part if part.labels is None else replace(part, labels=places[part.labels])
+
+    test = None if found.test is None else moved(found.test)
+    return Found(moved(found.train), test, names)
 
 
 def _split(part: Part, classes: int, config: DataConfig) -> tuple[Tensor, Tensor]:

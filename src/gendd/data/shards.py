@@ -41,6 +41,7 @@ from gendd.data.tars import (
     read_samples,
     survey,
 )
+from gendd.data.workers import ignore_interrupts, unchanged
 from gendd.errors import UserError
 
 # a step's stream depends on this number and not on the workers, which must divide it
@@ -268,7 +269,8 @@ class Epoch:
             _Reader(self),
             batch_size=None,
             num_workers=_helpers(min(self.workers, self.steps)),
-            collate_fn=_unchanged,
+            collate_fn=unchanged,
+            worker_init_fn=ignore_interrupts,
             # given, because the loader would otherwise draw from the global generator
             generator=torch.Generator(),
         )
@@ -342,10 +344,6 @@ class _Reader(IterableDataset[Any]):
             labels[row] = sample.label
             row += 1
         return pixels, None if shards.labels is None else labels
-
-
-def _unchanged(item: Any) -> Any:
-    return item
 
 
 def _helpers(most: int) -> int:

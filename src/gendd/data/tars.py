@@ -31,6 +31,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from gendd.data.images import Encoded, Held, cores, probe, watched
+from gendd.data.workers import ignore_interrupts, unchanged
 from gendd.errors import UserError
 from gendd.files import cache_folder
 
@@ -299,7 +300,8 @@ def survey(urls: Sequence[str], workers: int | None) -> list[Contents]:
             _Surveyor(missing),
             batch_size=None,
             num_workers=_helpers(missing, workers),
-            collate_fn=_unchanged,
+            collate_fn=unchanged,
+            worker_init_fn=ignore_interrupts,
             # given, because the loader would otherwise draw from the global generator
             generator=torch.Generator(),
         )
@@ -327,10 +329,6 @@ class _Surveyor(Dataset[Contents]):
     def __getitem__(self, index: int) -> Contents:
         url = self.urls[index]
         return _walked(url) if _can_seek(url) else _streamed(url)
-
-
-def _unchanged(item: Any) -> Any:
-    return item
 
 
 def _helpers(urls: Sequence[str], workers: int | None) -> int:

@@ -13,7 +13,7 @@ from torch import nn
 from gendd import report
 from gendd.config import RunConfig, dump, with_settings
 from gendd.config.registry import method_class, section
-from gendd.data import Data, describe, load_data
+from gendd.data import Data, describe, empty_classes, load_data
 from gendd.files import locked, trusted_code, write_json, write_text
 from gendd.messages import say
 from gendd.models import Backbone, Frozen, count_parameters, load_weights, teacher_class_names
@@ -92,6 +92,8 @@ def _run(
     network = teacher_network(config, data, networks)
     data = with_classes(config, data, network)
     say(describe(data))
+    if (line := empty_classes(data)) is not None:
+        say(line)
     config = sized(config, data)
     check_networks(config, data, network, networks)
     if network is not None:

@@ -7,10 +7,9 @@ import time
 from typing import Any
 
 import lightning
-from lightning.pytorch.callbacks import (
-    Callback,
-    RichProgressBar,
-)
+import torch
+from lightning.pytorch.callbacks import Callback, RichProgressBar, WeightAveraging
+from torch import Tensor
 
 from gendd.config import TrainingConfig
 from gendd.messages import say
@@ -69,6 +68,30 @@ class Throughput(Callback):
         rate = float(trainer.callback_metrics.get("images/s", 0.0))
         done = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
         say(f"{self.title}: {done} · {parts} · {rate:,.0f} images/s")
+
+
+class WarmAverage(WeightAveraging):
+    """An exponential moving average of the weights that follows them closely at first.
+
+    After n updates the decay is min(``decay``, (1 + n) / (10 + n)): a constant one would keep the
+    initialisation for the first 1 / (1 - decay) steps.
+
+    Args:
+        device: Where the average is kept.
+        decay: In (0, 1).
+    """
+
+    def __init__(self, device: torch.device, decay: float) -> None:
+        def average(averaged: list[Tensor], current: list[Tensor], count: Tensor | int) -> None:
+            updates = int(count)
+            weight = 1 - min(decay, (1 + updates) / (10 + updates))
+            for mean, value in zip(averaged, current, strict=True):
+                if mean.is_floating_point():
+                    mean.lerp_(value.to(mean.dtype), weight)
+                else:
+                    mean.copy_(value)
+
+        super().__init__(device=device, use_buffers=True, multi_avg_fn=torch.no_grad()(average))
 
 
 class Progress(RichProgressBar):

@@ -17,7 +17,6 @@ import torch
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch.callbacks import (
     Callback,
-    EMAWeightAveraging,
     ModelCheckpoint,
 )
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
@@ -27,7 +26,7 @@ from gendd.data import Batch, Data, train_loader
 from gendd.errors import UserError
 from gendd.files import write_json
 from gendd.methods import Method
-from gendd.training.callbacks import Progress, Throughput, shows_progress
+from gendd.training.callbacks import Progress, Throughput, WarmAverage, shows_progress
 from gendd.training.checkpoints import SafeCheckpointIO, read, usable
 from gendd.training.device import overruns, resolve_device, resolve_precision
 from gendd.training.module import LightningMethod
@@ -155,7 +154,7 @@ def _fit(
         callbacks.append(best)
     callbacks.append(last)
     if config.ema is not None:
-        callbacks.append(EMAWeightAveraging(device=device, decay=config.ema))
+        callbacks.append(WarmAverage(device, config.ema))
     if bar:
         callbacks.append(Progress(leave=True))
     precision, epochs = resolve_precision(config.precision, device), config.num_epochs(module.steps_per_epoch)

@@ -132,7 +132,15 @@ class LightningMethod(lightning.LightningModule):
         torch.manual_seed(key)  # dropout and stochastic depth of the network
         generator = torch.Generator(self.device).manual_seed(key)
         images, labels = self._mixed(batch, batch_idx)
-        out = self.method(images, labels, generator=generator)
+        try:
+            out = self.method(images, labels, generator=generator)
+        except ValueError as error:
+            if "more than 1 value per channel" not in str(error):
+                raise
+            raise UserError(
+                f"data.batch_size: expected at least 2 images for a network with BatchNorm on maps of one "
+                f"position, got {len(images)}; raise it, or give larger images."
+            ) from error
         parts = {"loss": out.loss.detach(), **out.parts}
         self._watch(parts)
         for name, value in parts.items():
@@ -178,7 +186,7 @@ class LightningMethod(lightning.LightningModule):
     def _not_finite(what: str, step: int, part: str) -> UserError:
         return UserError(
             f"The {what} is not finite at step {step} (part {part!r}): expected a number, "
-            "got NaN or infinity. Lower training.lr or set training.clip_grad_norm; "
+            "got NaN or infinity. Lower training.lr, set training.clip_grad_norm or training.precision fp32; "
             "the last good checkpoint is kept."
         )
 

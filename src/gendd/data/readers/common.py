@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -13,7 +13,10 @@ from gendd.config import DataConfig
 from gendd.data.images import Encoded, Files
 from gendd.errors import UserError
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".ppm", ".pgm", ".tif", ".tiff"}
+SUFFIXES = {
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".webp", ".gif", ".avif",
+    ".ppm", ".pgm", ".tif", ".tiff",
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,13 +110,37 @@ def existing_path(value: str, key: str, what: str) -> Path:
 
 
 def image_files(directory: Path) -> list[str]:
-    """Every image file below a directory, sorted; hidden ones are left out."""
-    return sorted(
-        os.path.join(parent, name)
-        for parent, _, names in os.walk(directory, followlinks=True)
-        for name in names
-        if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
-    )
+    """Every image file below a directory, sorted; hidden files and folders are left out."""
+    return sorted(file for file in visible_files(directory) if is_image(file))
+
+
+def is_image(file: str) -> bool:
+    """Whether a file's name ends as that of an image does."""
+    return os.path.splitext(file)[1].lower() in SUFFIXES
+
+
+def visible_files(directory: Path) -> Iterator[str]:
+    """Every file below a directory that is not hidden, links followed, each folder once."""
+    seen: set[tuple[int, int]] = set()
+    for parent, folders, names in os.walk(directory, followlinks=True):
+        status = os.stat(parent)
+        place = status.st_dev, status.st_ino
+        if place in seen:  # a link that leads back
+            folders.clear()
+            continue
+        seen.add(place)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        yield from (os.path.join(parent, name) for name in names if not name.startswith("."))
+
+
+def left_out(directory: Path) -> str | None:
+    """A line that counts the files below a directory that are taken for no images; None without any."""
+    others = [file for file in visible_files(directory) if not is_image(file)]
+    if not others:
+        return None
+    kinds = sorted({os.path.splitext(file)[1].lower() or "none" for file in others})
+    shown = ", ".join(kinds[:5]) + (", …" if len(kinds) > 5 else "")
+    return f"left out {len(others):,} of the files in '{directory}', by their suffixes no images ({shown})"
 
 
 def file_part(files: list[str], labels: Tensor | None) -> Part:

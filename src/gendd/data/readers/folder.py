@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,9 +17,11 @@ from gendd.data.readers.common import (
     existing_path,
     file_part,
     image_files,
+    left_out,
     required_path,
 )
 from gendd.errors import UserError
+from gendd.messages import say
 
 
 def read_folder(config: DataConfig) -> Found:
@@ -43,6 +46,8 @@ def read_folder(config: DataConfig) -> Found:
                 f"data.test_path: expected a directory outside of the training images in '{train_dir}', got "
                 f"'{test_dir}'; move it."
             )
+    if (line := left_out(root)) is not None:
+        say(line)
     train_names = _class_folders(train_dir)
     if test_dir is None:
         if train_names and config.labels:
@@ -54,11 +59,16 @@ def read_folder(config: DataConfig) -> Found:
     test, test_names = folder_part(test_dir)
     if test_names:
         if not train_names or (train_names != test_names and not config.labels):
-            return Found(_unlabelled(train_dir), test, test_names)
+            return Found(_unlabelled(train_dir), test, _shown(test_names))
         _check_equal(train_dir, train_names, test_dir, test_names)
     elif not train_names or not config.labels:
         return Found(_unlabelled(train_dir), test, [])
-    return Found(file_part(*_labelled_files(train_dir, train_names)), test, train_names)
+    return Found(file_part(*_labelled_files(train_dir, train_names)), test, _shown(train_names))
+
+
+def _shown(names: list[str]) -> list[str]:
+    """Names of folders as text; of one that is no UTF-8 the odd bytes escaped."""
+    return [os.fsencode(name).decode("utf-8", "backslashreplace") for name in names]
 
 
 def folder_part(directory: Path) -> tuple[Part, list[str]]:

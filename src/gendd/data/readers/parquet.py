@@ -6,6 +6,7 @@ import glob
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,12 @@ def read_parquet(config: DataConfig) -> Found:
             raise untested(config, "the parquet file(s) of the test images")
         return Found(unlabelled(train.part), None, [])
     test = _table(test_files)
+    if train.names and test.names and train.names != test.names:
+        one, other = next(pair for pair in zip_longest(train.names, test.names) if pair[0] != pair[1])
+        raise UserError(
+            f"Expected the same class names in data.path and data.test_path, got {one!r} in the schema of "
+            f"the first where the second has {other!r}; make them equal."
+        )
     numbers = class_numbers(train.labels, test.labels)
     names = test.names or train.names or numbers
     if len(numbers) > len(names):
