@@ -190,3 +190,14 @@ def test_tables_and_the_page_hold_every_method(tmp_path: Path) -> None:
     for number in range(4):
         assert html.count(f".dot.m{number}{{") == 2
     assert "http" not in html.replace("http-equiv", "")
+
+
+def test_seconds_are_those_of_steps_measured_side_by_side_where_there_are_some() -> None:
+    told = {"curve": [50.0, 60.0, 70.0, 80.0], "monitor": "val/linear", "steps": 8, "train_seconds": 99.0}
+    rows = [
+        row("kd", 0, 80.0, **{**told, "curve": [50.0, 50.0, 60.0, 60.0]}, step_seconds=0.25),
+        row("gendd", 0, 80.0, **told, step_seconds=0.5),
+    ]
+    kd, gendd = summarise(plan([0]), rows)
+    assert kd["seconds_to_reference"] == 0.25 * 8 * 3 / 4
+    assert gendd["seconds_to_reference"] == 0.5 * 8 * 2 / 4

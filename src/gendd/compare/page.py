@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gendd.compare.plan import Plan
 from gendd.compare.results import Row, is_loss
-from gendd.compare.summary import cells, headings, places
+from gendd.compare.summary import cells, headings, places, seconds
 from gendd.config import registry
 from gendd.files import write_text
 from gendd.report.drawing import DARK, FONT, LIGHT, Theme, picture
@@ -161,7 +161,7 @@ def _curves(
         share = np.arange(1, length + 1)
         along = share.astype(float)
         if by_seconds:
-            per_epoch = [(row["train_seconds"] or 0.0) / len(row["curve"]) for row in mine]
+            per_epoch = [seconds(row) / len(row["curve"]) for row in mine]
             along = share * float(np.mean(per_epoch))
         losses = losses or is_loss(mine[0])
         series[name] = along, values

@@ -153,6 +153,13 @@ def _difference(chosen: Mapping[int, Mapping[str, Any]], reference: Mapping[int,
     }
 
 
+def seconds(row: Mapping[str, Any]) -> float:
+    """Seconds of a cell's training: of its steps measured side by side where they are, else as it took."""
+    if row["step_seconds"] and row["steps"]:
+        return float(row["step_seconds"] * row["steps"])
+    return float(row["train_seconds"] or 0.0)
+
+
 def _seconds_to(
     chosen: Mapping[int, Mapping[str, Any]], reference: Mapping[int, Mapping[str, Any]]
 ) -> float | None:
@@ -163,13 +170,13 @@ def _seconds_to(
     found = []
     for seed in (seed for seed in chosen if seed in reference):
         row, other = chosen[seed], reference[seed]
-        if not row["curve"] or not other["curve"] or not row["train_seconds"] or _kind(row) != _kind(other):
+        if not row["curve"] or not other["curve"] or not seconds(row) or _kind(row) != _kind(other):
             return None
         better: Callable[[float], bool] = _reaches(other["curve"][-1], is_loss(row))
         epoch = next((done for done, value in enumerate(row["curve"], 1) if better(value)), None)
         if epoch is None:
             return None
-        found.append(row["train_seconds"] * epoch / len(row["curve"]))
+        found.append(seconds(row) * epoch / len(row["curve"]))
     return _mean(found)
 
 
