@@ -1,11 +1,54 @@
-"""Range checks of the configuration."""
+"""Range checks of the configuration: a rule per key, in a table per section."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
 from gendd.errors import UserError
+
+
+class Rule(NamedTuple):
+    """What a value must be, as a predicate and in words."""
+
+    ok: Callable[[Any], bool]
+    expected: str
+
+
+POSITIVE_INTEGER = Rule(lambda value: value >= 1, "a positive integer")
+INTEGER = Rule(lambda value: value >= 0, "a non-negative integer")
+POSITIVE = Rule(lambda value: value > 0, "a positive number")
+NON_NEGATIVE = Rule(lambda value: value >= 0, "a non-negative number")
+FRACTION = Rule(lambda value: 0 <= value < 1, "a fraction in [0, 1)")
+BELOW_ONE = Rule(lambda value: 0 <= value < 1, "a number in [0, 1)")
+UNIT = Rule(lambda value: 0 <= value <= 1, "a number in [0, 1]")
+PROBABILITY = Rule(lambda value: 0 <= value <= 1, "a probability in [0, 1]")
+
+
+def or_null(rule: Rule) -> Rule:
+    """The same rule, or null."""
+    return Rule(lambda value: value is None or rule.ok(value), f"{rule.expected} or null")
+
+
+def one_of(choices: Sequence[str]) -> Rule:
+    """One of some words."""
+    return Rule(lambda value: value in choices, f"one of {', '.join(choices)}")
 
 
 def check(ok: bool, key: str, expected: str, came: object) -> None:
     """Raise :class:`UserError` of a config key where what came is not as expected."""
     if not ok:
         raise UserError(f"{key}: expected {expected}, got {came!r}.")
+
+
+def check_section(section: object, prefix: str, rules: Mapping[str, Rule]) -> None:
+    """Raise :class:`UserError` at the first value of a section that breaks its rule.
+
+    Args:
+        section: A dataclass.
+        prefix: What its keys begin with, ``data.``.
+        rules: By key.
+    """
+    for key, rule in rules.items():
+        value = getattr(section, key)
+        check(rule.ok(value), prefix + key, rule.expected, value)

@@ -7,12 +7,47 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from gendd.config.checks import check
+from gendd.config.checks import (
+    BELOW_ONE,
+    FRACTION,
+    INTEGER,
+    NON_NEGATIVE,
+    POSITIVE_INTEGER,
+    PROBABILITY,
+    Rule,
+    check,
+    check_section,
+    or_null,
+)
 
 # the sections of timm's RandAugment strings
 _RANDAUGMENT = re.compile(
     r"rand(-(m\d+|n[1-9]\d*|p\d+(\.\d+)?|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]|t(weights|3aw?)))*"
 )
+
+
+_RULES = {
+    "shuffle_buffer": POSITIVE_INTEGER,
+    "steps_per_epoch": or_null(POSITIVE_INTEGER),
+    "validation": FRACTION,
+    "imbalance": or_null(Rule(lambda value: value >= 1, "a factor of at least 1")),
+    "max_corrupt": FRACTION,
+    "shot_thresholds": Rule(
+        lambda value: value is None or 1 <= value[0] <= value[1], "1 <= few <= many, or null"
+    ),
+    "batch_size": or_null(POSITIVE_INTEGER),
+    "train_images": or_null(POSITIVE_INTEGER),
+    "image_size": or_null(Rule(lambda value: value >= 4, "an integer of at least 4")),
+    "workers": or_null(INTEGER),
+    "crop_scale": Rule(lambda value: 0 < value[0] <= value[1] <= 1, "0 < low <= high <= 1"),
+    "randaugment": Rule(
+        lambda value: value is None or _RANDAUGMENT.fullmatch(value) is not None,
+        "timm's words for it such as 'rand-m7-n2-mstd0.5', or null",
+    ),
+    **dict.fromkeys(("color_jitter", "mixup", "cutmix"), NON_NEGATIVE),
+    **dict.fromkeys(("erase_prob", "mixup_prob", "mixup_switch_prob"), PROBABILITY),
+    "label_smoothing": BELOW_ONE,
+}
 
 
 @dataclass
@@ -115,72 +150,13 @@ class DataConfig:
     shuffle_buffer: int = 12_000
 
     def __post_init__(self) -> None:
-        check(self.shuffle_buffer >= 1, "data.shuffle_buffer", "a positive integer", self.shuffle_buffer)
-        check(
-            self.steps_per_epoch is None or self.steps_per_epoch >= 1,
-            "data.steps_per_epoch",
-            "a positive integer or null",
-            self.steps_per_epoch,
-        )
+        check_section(self, "data.", _RULES)
         if self.name == "webdataset":
             check(self.imbalance is None, "data.imbalance", "null for tar shards", self.imbalance)
         else:
             alone = f"for data.name {self.name!r} (webdataset has it)"
             check(not self.resampled, "data.resampled", f"false {alone}", self.resampled)
             check(self.steps_per_epoch is None, "data.steps_per_epoch", f"null {alone}", self.steps_per_epoch)
-        check(0 <= self.validation < 1, "data.validation", "a fraction in [0, 1)", self.validation)
-        check(
-            self.imbalance is None or self.imbalance >= 1,
-            "data.imbalance",
-            "a factor of at least 1 or null",
-            self.imbalance,
-        )
-        check(0 <= self.max_corrupt < 1, "data.max_corrupt", "a fraction in [0, 1)", self.max_corrupt)
-        few, many = self.shot_thresholds or (1, 1)
-        check(1 <= few <= many, "data.shot_thresholds", "1 <= few <= many, or null", self.shot_thresholds)
-        check(
-            self.batch_size is None or self.batch_size >= 1,
-            "data.batch_size",
-            "a positive integer or null",
-            self.batch_size,
-        )
-        check(
-            self.train_images is None or self.train_images >= 1,
-            "data.train_images",
-            "a positive integer or null",
-            self.train_images,
-        )
-        check(
-            self.image_size is None or self.image_size >= 4,
-            "data.image_size",
-            "an integer of at least 4 or null",
-            self.image_size,
-        )
-        check(
-            self.workers is None or self.workers >= 0,
-            "data.workers",
-            "a non-negative integer or null",
-            self.workers,
-        )
-        low, high = self.crop_scale
-        check(0 < low <= high <= 1, "data.crop_scale", "0 < low <= high <= 1", self.crop_scale)
-        check(
-            self.randaugment is None or _RANDAUGMENT.fullmatch(self.randaugment) is not None,
-            "data.randaugment",
-            "timm's words for it such as 'rand-m7-n2-mstd0.5', or null",
-            self.randaugment,
-        )
-        for name in ("color_jitter", "mixup", "cutmix"):
-            check(getattr(self, name) >= 0, f"data.{name}", "a non-negative number", getattr(self, name))
-        for name in ("erase_prob", "mixup_prob", "mixup_switch_prob"):
-            value = getattr(self, name)
-            check(0 <= value <= 1, f"data.{name}", "a probability in [0, 1]", value)
-        check(
-            0 <= self.label_smoothing < 1,
-            "data.label_smoothing",
-            "a number in [0, 1)",
-            self.label_smoothing,
-        )
 
     def batch_of(self, images: int) -> int:
         """The batch size per process for so many training images: ``batch_size``, or what null becomes."""

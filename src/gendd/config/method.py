@@ -5,9 +5,33 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gendd.config.checks import check
+from gendd.config.checks import (
+    INTEGER,
+    NON_NEGATIVE,
+    POSITIVE,
+    POSITIVE_INTEGER,
+    UNIT,
+    Rule,
+    check_section,
+    or_null,
+)
 
 Prediction = Literal["sample", "epsilon", "v"]
+
+
+_RULES = {
+    "contraction": or_null(UNIT),
+    "alpha": UNIT,
+    "time_power": POSITIVE,
+    "mixup": NON_NEGATIVE,
+    "condition_dropout": Rule(lambda value: 0 <= value < 1, "a probability in [0, 1)"),
+    **dict.fromkeys(("token_width", "repeats", "head_depth"), POSITIVE_INTEGER),
+    "head_width": or_null(POSITIVE_INTEGER),
+    "projector": or_null(INTEGER),
+    **dict.fromkeys(("map_weight", "stage_weight", "diffusion_weight"), NON_NEGATIVE),
+    "label_weight": or_null(NON_NEGATIVE),
+    "timesteps": Rule(lambda value: value >= 2, "an integer of at least 2"),
+}
 
 
 @dataclass
@@ -83,42 +107,4 @@ class GenDDConfig:
     refit: Literal["none", "labels", "teacher", "mean"] = "none"
 
     def __post_init__(self) -> None:
-        check(
-            self.contraction is None or 0 <= self.contraction <= 1,
-            "gendd.contraction",
-            "a number in [0, 1] or null",
-            self.contraction,
-        )
-        check(0 <= self.alpha <= 1, "gendd.alpha", "a number in [0, 1]", self.alpha)
-        check(self.time_power > 0, "gendd.time_power", "a positive number", self.time_power)
-        check(self.mixup >= 0, "gendd.mixup", "a non-negative number", self.mixup)
-        check(
-            0 <= self.condition_dropout < 1,
-            "gendd.condition_dropout",
-            "a probability in [0, 1)",
-            self.condition_dropout,
-        )
-        for name in ("token_width", "repeats", "head_depth"):
-            check(getattr(self, name) >= 1, f"gendd.{name}", "a positive integer", getattr(self, name))
-        check(
-            self.head_width is None or self.head_width >= 1,
-            "gendd.head_width",
-            "a positive integer or null",
-            self.head_width,
-        )
-        check(
-            self.projector is None or self.projector >= 0,
-            "gendd.projector",
-            "a non-negative integer or null",
-            self.projector,
-        )
-        for name in ("map_weight", "stage_weight", "diffusion_weight"):
-            value = getattr(self, name)
-            check(value >= 0, f"gendd.{name}", "a non-negative number", value)
-        check(
-            self.label_weight is None or self.label_weight >= 0,
-            "gendd.label_weight",
-            "a non-negative number or null",
-            self.label_weight,
-        )
-        check(self.timesteps >= 2, "gendd.timesteps", "an integer of at least 2", self.timesteps)
+        check_section(self, "gendd.", _RULES)

@@ -5,7 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gendd.config.checks import check
+from gendd.config.checks import POSITIVE_INTEGER, Rule, check_section, or_null
+
+_RULES = {
+    "classes": or_null(POSITIVE_INTEGER),
+    "std": Rule(lambda value: value is None or all(each > 0 for each in value), "positive numbers"),
+    "input_size": or_null(POSITIVE_INTEGER),
+    "channels": or_null(POSITIVE_INTEGER),
+}
 
 
 @dataclass
@@ -53,15 +60,4 @@ class ModelConfig:
     license: str | None = None
 
     def __post_init__(self) -> None:
-        check(
-            self.classes is None or self.classes >= 1, "classes", "a positive integer or null", self.classes
-        )
-        check(
-            self.std is None or all(value > 0 for value in self.std),
-            "std",
-            "positive numbers",
-            self.std,
-        )
-        for name in ("input_size", "channels"):
-            value = getattr(self, name)
-            check(value is None or value >= 1, name, "a positive integer or null", value)
+        check_section(self, "", _RULES)

@@ -5,11 +5,21 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from gendd.config.checks import check
+from gendd.config.checks import NON_NEGATIVE, POSITIVE_INTEGER, UNIT, check_section, one_of
 
 ReadoutName = Literal["linear", "mean", "sample"]
 ReadoutChoice = Literal["linear", "mean", "sample", "auto"]
 SamplerName = Literal["ddpm", "ddim", "dpm-solver"]
+
+
+_RULES = {
+    "name": one_of(get_args(ReadoutChoice)),
+    "sampler": one_of(get_args(SamplerName)),
+    "eta": UNIT,
+    "steps": POSITIVE_INTEGER,
+    "num_samples": POSITIVE_INTEGER,
+    "temperature": NON_NEGATIVE,
+}
 
 
 @dataclass
@@ -37,12 +47,4 @@ class ReadoutConfig:
     eta: float = 0.0
 
     def __post_init__(self) -> None:
-        for key, choices in (("name", ReadoutChoice), ("sampler", SamplerName)):
-            value = getattr(self, key)
-            check(
-                value in get_args(choices), f"readout.{key}", f"one of {', '.join(get_args(choices))}", value
-            )
-        check(0 <= self.eta <= 1, "readout.eta", "a number in [0, 1]", self.eta)
-        check(self.steps >= 1, "readout.steps", "a positive integer", self.steps)
-        check(self.num_samples >= 1, "readout.num_samples", "a positive integer", self.num_samples)
-        check(self.temperature >= 0, "readout.temperature", "a non-negative number", self.temperature)
+        check_section(self, "readout.", _RULES)

@@ -5,11 +5,40 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
-from gendd.config.checks import check
+from gendd.config.checks import (
+    BELOW_ONE,
+    INTEGER,
+    NON_NEGATIVE,
+    POSITIVE,
+    POSITIVE_INTEGER,
+    Rule,
+    check,
+    check_section,
+    or_null,
+)
 
 MonitorName = Literal["auto", "top1", "agreement", "diffusion"]
 # what a null ``training.epochs`` becomes: at least so many, more where they are few steps
 LEAST_EPOCHS, MOST_EPOCHS, ENOUGH_STEPS = 30, 300, 2000
+
+
+_RULES = {
+    "epochs": or_null(POSITIVE_INTEGER),
+    "lr": POSITIVE,
+    "weight_decay": NON_NEGATIVE,
+    "momentum": BELOW_ONE,
+    "gamma": Rule(lambda value: 0 < value <= 1, "a number in (0, 1]"),
+    "accumulate": POSITIVE_INTEGER,
+    "beta1": BELOW_ONE,
+    "beta2": Rule(lambda value: all(0 <= beta < 1 for beta in value), "two numbers in [0, 1)"),
+    "ema": or_null(Rule(lambda value: 0 < value < 1, "a number in (0, 1)")),
+    "min_lr": NON_NEGATIVE,
+    "stage1_lr": POSITIVE,
+    "milestones": Rule(lambda value: all(epoch >= 0 for epoch in value), "non-negative integers"),
+    "clip_grad_norm": or_null(POSITIVE),
+    "stage1_epochs": INTEGER,
+    "checkpoint_every": POSITIVE_INTEGER,
+}
 
 
 @dataclass
@@ -86,48 +115,13 @@ class TrainingConfig:
     progress: bool | None = None
 
     def __post_init__(self) -> None:
+        check_section(self, "training.", _RULES)
+        epochs = self.epochs or LEAST_EPOCHS
         check(
-            self.epochs is None or self.epochs >= 1,
-            "training.epochs",
-            "a positive integer or null",
-            self.epochs,
-        )
-        check(self.lr > 0, "training.lr", "a positive number", self.lr)
-        check(self.weight_decay >= 0, "training.weight_decay", "a non-negative number", self.weight_decay)
-        check(0 <= self.momentum < 1, "training.momentum", "a number in [0, 1)", self.momentum)
-        check(0 < self.gamma <= 1, "training.gamma", "a number in (0, 1]", self.gamma)
-        check(self.accumulate >= 1, "training.accumulate", "a positive integer", self.accumulate)
-        check(0 <= self.beta1 < 1, "training.beta1", "a number in [0, 1)", self.beta1)
-        check(
-            all(0 <= beta < 1 for beta in self.beta2), "training.beta2", "two numbers in [0, 1)", self.beta2
-        )
-        check(
-            self.warmup_epochs is None or 0 <= self.warmup_epochs < (self.epochs or LEAST_EPOCHS),
+            self.warmup_epochs is None or 0 <= self.warmup_epochs < epochs,
             "training.warmup_epochs",
-            f"null or a number in [0, {self.epochs or LEAST_EPOCHS}), the training's epochs",
+            f"null or a number in [0, {epochs}), the training's epochs",
             self.warmup_epochs,
-        )
-        check(self.ema is None or 0 < self.ema < 1, "training.ema", "a number in (0, 1) or null", self.ema)
-        check(self.min_lr >= 0, "training.min_lr", "a non-negative number", self.min_lr)
-        check(self.stage1_lr > 0, "training.stage1_lr", "a positive number", self.stage1_lr)
-        check(
-            all(epoch >= 0 for epoch in self.milestones),
-            "training.milestones",
-            "non-negative integers",
-            self.milestones,
-        )
-        check(
-            self.clip_grad_norm is None or self.clip_grad_norm > 0,
-            "training.clip_grad_norm",
-            "a positive number or null",
-            self.clip_grad_norm,
-        )
-        check(self.stage1_epochs >= 0, "training.stage1_epochs", "a non-negative integer", self.stage1_epochs)
-        check(
-            self.checkpoint_every >= 1,
-            "training.checkpoint_every",
-            "a positive integer",
-            self.checkpoint_every,
         )
 
     def num_epochs(self, steps_per_epoch: int) -> int:
