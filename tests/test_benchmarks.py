@@ -210,9 +210,9 @@ def test_exports_of_every_format_are_measured(exports: ModuleType, tmp_path: Pat
         assert [row["format"] for row in found] == [
             "onnx",
             "onnx int8",
+            "safetensors",
             "timm",
             "torch-export",
-            "safetensors",
         ]
     assert {(row["readout"], row["images"], row["test_images"]) for row in found} == {("linear", "40", "40")}
     assert all(float(row["deviation"]) < 1e-4 for row in found if row["format"] != "onnx int8")

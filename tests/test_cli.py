@@ -21,10 +21,11 @@ from conftest import TINY, Finished
 from PIL import Image
 
 import gendd
-from gendd.cli import main, parse_run, recipes
+from gendd.cli import main, parse_run
 from gendd.config import RunConfig, dump, load_config
 from gendd.config.registry import names
 from gendd.models.cifar import NAMES
+from gendd.recipes import recipes
 from gendd.run import Run
 
 Capture = pytest.CaptureFixture[str]

@@ -39,7 +39,7 @@ from gendd.training import (
     resolve_precision,
 )
 from gendd.training.callbacks import Progress
-from gendd.training.fit import make_loggers
+from gendd.training.trainer import make_loggers
 
 IMAGES = 128
 DATA = DataConfig(train_images=IMAGES, batch_size=64, validation=0.05)
@@ -572,8 +572,9 @@ def test_the_average_of_the_weights_is_what_is_saved(data: Data, tmp_path: Path)
     path = [*seen[1:], {name: raw[f"method.{name}"] for name in seen[0]}]
     average = path[0]
     averages = [average]
-    for state in path[1:]:
-        average = {name: 0.6 * average[name] + 0.4 * state[name] for name in average}
+    for updates, state in enumerate(path[1:], 1):
+        decay = min(0.6, (1 + updates) / (10 + updates))
+        average = {name: decay * average[name] + (1 - decay) * state[name] for name in average}
         averages.append(average)
     assert len(averages) == 2 * STEPS
     last = weights(tmp_path, "last")
@@ -1027,7 +1028,7 @@ def test_an_averaged_run_goes_on_too(data: Data, tmp_path: Path) -> None:
 
 
 def test_a_finished_run_is_only_loaded(done: Done, data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gendd.training.fit._fit", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr("gendd.training.trainer._fit", lambda *_: pytest.fail("trained again"))
     method = gendd()
     assert run(method, data, done.folder, done.config, resume=True) == done.result
     assert same(method.state_dict(), done.method.state_dict()) and not method.training

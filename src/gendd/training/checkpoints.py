@@ -71,7 +71,9 @@ def write(checkpoint: dict[str, Any], path: Path, keep: bool = True) -> None:
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
+        # torch's writer raises its own error over that of the system
+        system = error if isinstance(error, OSError) else error.__context__
+        reason = getattr(system, "strerror", None) or "is the disk full?"
         raise UserError(
             f"Checkpoint {str(path)!r} can't be written ({reason}); the one before it is kept. Make room, "
             "then go on with the same command and --resume."
