@@ -6,15 +6,18 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from conftest import Finished
 from runs import distil
 
 import gendd
 from gendd.config import RunConfig, load_config
+from gendd.errors import UserError
 from gendd.report import ReportData, write_report
 from gendd.run import Run, evaluate_run
 from gendd.run.advice import FEW_STEPS, advice, best_on_validation
+from gendd.student.folders import RunFolder
 
 
 def figures(top1: float, baselines: dict[str, float] | None = None) -> dict[str, Any]:
@@ -114,10 +117,17 @@ def test_a_run_says_what_it_warns_of_and_points_at_the_best(digits_run: Finished
     assert (digits_run.folder / best["folder"] / "student" / "model.safetensors").is_file()
 
 
-def test_epochs_and_batch_follow_from_the_number_of_images(tmp_path: Path, capsys: Any) -> None:
+def test_epochs_and_batch_follow_from_the_number_of_images(
+    tmp_path: Path, capsys: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopped(*_: Any) -> None:
+        raise UserError("far enough")
+
+    # the configuration is written before anything is trained
+    monkeypatch.setattr("gendd.run.experiment.prepared_teacher", stopped)
     options = ["--data.train_images=60", "--training.epochs=null", "--data.batch_size=null", "--baselines=[]"]
-    distil(tmp_path / "run", *options, "--training.checkpoint_every=200")
+    distil(tmp_path / "run", *options, code=2)
     said = capsys.readouterr().err
     assert "300 epochs of 3 steps, batch size 16 (training.epochs, data.batch_size)" in said
-    config = Run.open(tmp_path / "run").config
+    config = RunFolder(tmp_path / "run").config
     assert (config.training.epochs, config.data.batch_size) == (300, 16)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import resource
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from conftest import TINY
 
 import gendd
 from gendd.cli import main
+from gendd.errors import UserError
 from gendd.files import locked
 
 Capture = pytest.CaptureFixture[str]
@@ -96,3 +98,46 @@ def test_a_mistake_of_ours_is_no_mistake_of_the_user_s(
     monkeypatch.setattr("gendd.run.experiment.load_data", broken)
     with pytest.raises(RuntimeError, match="a bug"):
         main(words)
+
+
+def kept(folder: Path) -> dict[str, bytes]:
+    return {
+        str(file.relative_to(folder)): file.read_bytes()
+        for file in folder.rglob("*")
+        if file.is_file() and "logs" not in file.parts
+    }
+
+
+@pytest.mark.parametrize(
+    "options", [["--training.precision=fp16"], ["--seed=99999999999999999999"], ["--training.loggers=[none]"]]
+)
+def test_a_run_is_not_replaced_by_settings_that_can_not_be(
+    options: list[str], small_run: Path, words: list[str], tmp_path: Path, capsys: Capture
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(small_run, folder, ignore=shutil.ignore_patterns("export"))
+    before = kept(folder)
+    assert main([*words, "--overwrite", *options]) == 2
+    assert kept(folder) == before
+    assert last_line(capsys).startswith("gendd: ")
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_run_that_is_being_replaced_is_set_aside_until_the_new_one_is_complete(
+    small_run: Path, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(small_run, folder, ignore=shutil.ignore_patterns("export"))
+    before = kept(folder)
+
+    def broken(*_: object) -> None:
+        raise UserError("too bad")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("gendd.run.experiment.prepared_teacher", broken)
+        for _ in range(2):  # what is set aside is the last finished one
+            assert main([*words, "--overwrite"]) == 2
+            assert kept(folder / ".replaced") == before
+    assert main([*words, "--overwrite"]) == 0
+    assert not (folder / ".replaced").exists() and not (folder / ".lock").exists()
+    assert gendd.Run.open(folder).config.method == "supervised"

@@ -53,6 +53,7 @@ class RunConfig:
     out: str | None = None
 
     def __post_init__(self) -> None:
+        check(0 <= self.seed < 2**63, "seed", "an integer from 0 to 2**63 - 1", self.seed)
         registry.check_name("method", self.method)
         for name in self.baselines:
             registry.check_name("baselines", name)

@@ -25,12 +25,12 @@ from gendd.run.checks import check_names, check_networks
 from gendd.run.finished import Run
 from gendd.run.measuring import measure
 from gendd.run.networks import teacher_network, with_classes
-from gendd.run.output import LOCK, check_folder, claim
+from gendd.run.output import LOCK, check_folder, claim, finish
 from gendd.run.settings import methods_of, sized, trains_teacher
 from gendd.run.teacher import freeze, teacher_run
 from gendd.run.training import Trained, settle_readout, train
 from gendd.student import Student
-from gendd.training import resolve_device
+from gendd.training import resolve_device, resolve_precision
 
 
 def execute(
@@ -71,6 +71,8 @@ def _execute(
     assert config.out is not None
     folder = Path(config.out)
     device = resolve_device(config.training.device)
+    for training in (config.training, config.teacher_training):
+        resolve_precision(training.precision, device)
     check_folder(folder, config, overwrite, resume)
     busy = f"Output folder {str(folder)!r}: another run writes there; wait for it, or give another --out."
     with locked(folder / LOCK, busy):
@@ -157,6 +159,7 @@ def _run(
     report.write_report(content, folder / "report.html")
     # last: a folder with it is a finished run
     write_json(folder / "metrics.json", metrics)
+    finish(folder)
     return Run(folder)
 
 

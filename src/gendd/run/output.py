@@ -14,6 +14,8 @@ from gendd.student.folders import RunFolder
 
 # held while a run writes there
 LOCK = ".lock"
+# holds the run that is being replaced
+ASIDE = ".replaced"
 # all that a run writes into its folder
 _WRITTEN = (
     "config.yaml",
@@ -27,6 +29,7 @@ _WRITTEN = (
     "stage1",
     "export",
     LOCK,
+    ASIDE,
     # left where writing was cut short
     "probe.tmp",
     "config.yaml.tmp",
@@ -36,16 +39,31 @@ _WRITTEN = (
 
 
 def claim(folder: Path, config: RunConfig) -> None:
-    """Make a checked output folder this run's."""
+    """Make a checked output folder this run's; a finished run in it is set aside until this one is."""
     folder.mkdir(parents=True, exist_ok=True)
-    for entry in folder.iterdir():
-        if not _is_written(entry) or entry.name == LOCK:
-            continue
-        if entry.is_dir() and not entry.is_symlink():
-            shutil.rmtree(entry)
-        else:
-            entry.unlink()
+    aside = folder / ASIDE
+    there = [each for each in folder.iterdir() if _is_written(each) and each.name not in (LOCK, ASIDE)]
+    if (folder / "metrics.json").is_file():
+        _remove(aside)
+        aside.mkdir()
+        for entry in there:
+            entry.rename(aside / entry.name)
+    else:  # of an unfinished one nothing is kept
+        for entry in there:
+            _remove(entry)
     write_text(folder / "config.yaml", dump(config))
+
+
+def finish(folder: Path) -> None:
+    """Remove what was set aside."""
+    _remove(folder / ASIDE)
+
+
+def _remove(entry: Path) -> None:
+    if entry.is_dir() and not entry.is_symlink():
+        shutil.rmtree(entry)
+    else:
+        entry.unlink(missing_ok=True)
 
 
 def _is_written(entry: Path) -> bool:
