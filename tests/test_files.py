@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
+import gendd
+from gendd.cli import main
 from gendd.errors import UserError
-from gendd.files import locked
+from gendd.files import expanded, locked
 
 HOLDER = """
 import sys, time
@@ -65,3 +67,26 @@ def test_a_lock_is_waited_for(
         assert time.monotonic() - start > 0.3
     assert f"waiting for process {holder.pid}" in capsys.readouterr().err
     holder.communicate()
+
+
+def test_the_user_s_folder_is_expanded_wherever_a_path_is_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert expanded({"a": ["~/x", 1, "b~/c"], "~": None}) == {"a": [f"{tmp_path}/x", 1, "b~/c"], "~": None}
+    Path("mine.yaml").write_text("out: ~/from_file\nteacher: {weights: ~/t.safetensors}\n", encoding="utf-8")
+    for words, folder in (
+        (["--out=~/run"], "run"),
+        (["--out", "~/other"], "other"),
+        (["--config=~/mine.yaml"], "from_file"),
+    ):
+        assert main(["distill", *words, "--print_config"]) == 0
+        printed = capsys.readouterr().out
+        assert f"out: {tmp_path}/{folder}" in printed
+    assert f"weights: {tmp_path}/t.safetensors" in printed
+    with pytest.raises(UserError, match="No student at '~/nothing'"):
+        gendd.load("~/nothing")
+    backbone = gendd.create_backbone("cifar/resnet8x0.25", 3)
+    gendd.Student(backbone).save(tmp_path / "student")
+    assert gendd.load("~/student").num_classes() == 3

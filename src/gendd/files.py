@@ -89,6 +89,15 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
                 each.rmdir()
 
 
+def expanded(values: Any) -> Any:
+    """Values with ``~/`` at the start of any text in them replaced by the user's folder."""
+    if isinstance(values, dict):
+        return {key: expanded(value) for key, value in values.items()}
+    if isinstance(values, list):
+        return [expanded(value) for value in values]
+    return os.path.expanduser(values) if isinstance(values, str) and values.startswith("~/") else values
+
+
 def cache_folder() -> Path:
     """Where what took long is kept: ``$GENDD_CACHE``, else ``gendd`` in the user's cache folder."""
     if "GENDD_CACHE" in os.environ:

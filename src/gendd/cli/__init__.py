@@ -23,7 +23,7 @@ from gendd.cli.runs import (
     probe_command,
 )
 from gendd.errors import UserError, did_you_mean
-from gendd.files import trusted_code
+from gendd.files import expanded, trusted_code
 
 __all__ = ["main", "parse_run"]
 
@@ -48,7 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     trusted = "--trust-code" in words
-    words = [word for word in words if word != "--trust-code"]
+    # what a shell leaves as it is after a =
+    words = ["=".join(expanded(word.split("=", 1))) for word in words if word != "--trust-code"]
     named = [name for word in words for name in _PYTHON_NAME.findall(word)]
     try:
         with trusted_code(None if trusted else named):

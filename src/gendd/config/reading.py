@@ -12,7 +12,7 @@ import yaml
 from gendd.config import registry
 from gendd.config.run import _OWN_SECTIONS, RunConfig
 from gendd.errors import UserError, did_you_mean
-from gendd.files import check_code
+from gendd.files import check_code, expanded
 from gendd.recipes import recipe_path
 
 C = TypeVar("C")
@@ -159,6 +159,7 @@ def read_mapping(path: Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise UserError(f"Config {str(path)!r}: expected key: value lines, got {type(values).__name__}.")
     check_code(values, f"Config {str(path)!r}")
+    values = dict(expanded(values))
     check_keys({key: value for key, value in values.items() if key != EXTENDS})
     return values
 

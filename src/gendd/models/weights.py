@@ -254,6 +254,7 @@ def _shape(tensor: Tensor) -> str:
 
 def _weights_file(path: Path) -> Path:
     """The weights of a run's or a student's folder; any other path as it is."""
+    path = path.expanduser()
     inside = (path / "student" / _STUDENT_WEIGHTS, path / _STUDENT_WEIGHTS)
     return next((file for file in inside if file.is_file()), path)
 

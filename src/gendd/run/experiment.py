@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,8 @@ def _execute(
         images = config.data.name.rpartition(":")[2]
         config = dataclasses.replace(config, out=f"runs/{stem}-{images}")
     assert config.out is not None
-    folder = Path(config.out)
+    config = dataclasses.replace(config, out=os.path.expanduser(config.out))
+    folder = Path(str(config.out))
     device = resolve_device(config.training.device)
     for training in (config.training, config.teacher_training):
         resolve_precision(training.precision, device)

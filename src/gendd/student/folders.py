@@ -28,7 +28,7 @@ class RunFolder:
         Raises:
             UserError: there is none, or it has not finished.
         """
-        folder = Path(path)
+        folder = Path(path).expanduser()
         if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
             of_run = (folder.resolve().parent / "config.yaml").is_file()
             way = f"give {str(folder.parent)!r}" if of_run else "the run's config.yaml tells the images"

@@ -369,7 +369,8 @@ def load(
 
 def find(path: str | Path) -> Path | None:
     """The student's folder at or in ``path``."""
-    for folder in (Path(path) / "student", Path(path)):
+    path = Path(path).expanduser()
+    for folder in (path / "student", path):
         if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
             return folder
     return None
