@@ -290,3 +290,30 @@ def test_a_file_that_holds_no_state_dict_is_refused(tmp_path: Path, content: obj
     refuse(
         tmp_path / "w.pt", rf"expected a state dict \(names to tensors\), got a {kind} holding something else"
     )
+
+
+def test_what_trainers_save_beside_the_weights(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    network = create_backbone("cifar/resnet8x0.25", 3).net
+    state = network.state_dict()
+    other = {key: value + 1 for key, value in state.items()}
+    below = {f"model.{key}": value for key, value in state.items()}
+    saved: dict[str, Any] = {
+        "ema": {"state_dict": other, "state_dict_ema": state, "epoch": 3},
+        "average alone": {"model_ema": state},
+        "swa": torch.optim.swa_utils.AveragedModel(network).state_dict(),
+        "lightning": {"state_dict": {**below, "criterion.weight": torch.ones(3)}},
+    }
+    for name, content in saved.items():
+        file = tmp_path / f"{name}.pt"
+        torch.save(content, file)
+        backbone = create_backbone("cifar/resnet8x0.25", 3)
+        load_weights(backbone, file)
+        assert all(torch.equal(value, state[key]) for key, value in backbone.net.state_dict().items()), name
+        said = capsys.readouterr().err
+        assert ("took 'state_dict_ema', the average of the weights, and not 'state_dict'" in said) == (
+            name == "ema"
+        )
+    load_weights(backbone, f"{tmp_path / 'ema.pt'}::state_dict")
+    assert torch.equal(backbone.net.state_dict()["fc.bias"], other["fc.bias"])
+    with pytest.raises(UserError, match="expected one of 'state_dict', 'state_dict_ema' after .*, got 'ema'"):
+        load_weights(backbone, f"{tmp_path / 'ema.pt'}::ema")

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gendd.errors import UserError
 from gendd.files import check_code
+from gendd.messages import say
 from gendd.models.backbone import Backbone
 
 _SHOWN = 3
@@ -37,8 +38,10 @@ class OtherClassesError(UserError):
 _STUDENT_WEIGHTS = "model.safetensors"
 # where the state dict is in a checkpoint that holds more
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "net")
+# likewise of the average of the weights, which is taken where there are both, as timm does
+_AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
 # what trainers put before every key of a network that is part of theirs
-_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "student.")
+_PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "student.", "method.")
 # what public checkpoints call their classifier
 _CLASSIFIERS = ("fc", "linear", "classifier", "head", "classifier.0", "last_linear")
 
@@ -188,8 +191,10 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     every key are removed. Beside the state dict a file may hold plain Python values (epoch, optimiser
     state), NumPy scalars and an ``argparse.Namespace``.
 
+    Of a checkpoint with an average of the weights beside them the average is taken.
+
     Args:
-        path: As for :func:`load_weights`.
+        path: As for :func:`load_weights`; ``FILE::KEY`` takes the part of a checkpoint called KEY.
 
     Returns:
         Names to tensors, and the outermost wrapper's other values by name, NumPy's as opaque objects.
@@ -197,16 +202,45 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     Raises:
         UserError: no such file, or one that can't be read or holds no state dict.
     """
-    loaded = _read(_weights_file(Path(path)))
-    beside = {}
+    file, _, key = str(path).partition("::")
+    loaded = _read(_weights_file(Path(file)))
+    beside: dict[str, Any] = {}
+    if key or (
+        isinstance(loaded, Mapping) and any(isinstance(loaded.get(name), Mapping) for name in _AVERAGES)
+    ):
+        return _plain_keys(_unwrap(_chosen(loaded, key, file), Path(file))), beside
     if isinstance(loaded, Mapping) and (inner := _inner(loaded)) is not None:
         beside = {key: value for key, value in loaded.items() if value is not inner}
     return _plain_keys(_unwrap(loaded, Path(path))), beside
 
 
+def _chosen(loaded: Any, key: str, file: str) -> Mapping[Any, Any]:
+    """The part of a checkpoint that a user names, else the average of the weights."""
+    parts = {name: part for name, part in loaded.items() if isinstance(part, Mapping)}
+    if key:
+        if key not in parts:
+            raise UserError(
+                f"weights: expected one of {', '.join(map(repr, parts)) or 'no part'} after {file}::, got {key!r}."
+            )
+        return parts[key]
+    name = next(name for name in _AVERAGES if name in parts)
+    others = [other for other in _WRAPPERS if other in parts]
+    if others:
+        say(f"{file}: took {name!r}, the average of the weights, and not {others[0]!r} ({file}::{others[0]})")
+    return parts[name]
+
+
 def _without_prefixes(state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
-    """The state dict without what is before every key; as it is where no key is then the network's."""
+    """The state dict without what is before every key; as it is where no key is then the network's.
+
+    A network that is a part of something larger is taken out of it: all of it is below one prefix.
+    """
     bare = state
+    needed = {key for key in own if not key.endswith("num_batches_tracked")}
+    for prefix in _PREFIXES:
+        below = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+        if len(below) < len(state) and needed <= set(below) and own.isdisjoint(state):
+            return below
     while bare and own.isdisjoint(bare):
         prefix = next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in bare)), None)
         if prefix is None:
