@@ -107,10 +107,6 @@ def test_a_prefix_of_another_networks_keys_is_told_as_it_is(tmp_path: Path) -> N
     torch.save({"state_dict": {"model.a.weight": torch.zeros(1)}}, tmp_path / "w.ckpt")
     with pytest.raises(UserError, match=r"1 keys unexpected \(model\.a\.weight\)"):
         load_weights(fresh(), tmp_path / "w.ckpt")
-    state = {f"model.{key}": value for key, value in fresh().net.state_dict().items()}
-    torch.save({"state_dict": {**state, "loss.scale": torch.zeros(1)}}, tmp_path / "w.ckpt")
-    with pytest.raises(UserError, match=r"keys unexpected \(loss\.scale, model\.bn1\.bias"):
-        load_weights(fresh(), tmp_path / "w.ckpt")
 
 
 def test_batch_counts_may_be_missing(trained: Backbone, tmp_path: Path) -> None:
@@ -315,5 +311,7 @@ def test_what_trainers_save_beside_the_weights(tmp_path: Path, capsys: pytest.Ca
         )
     load_weights(backbone, f"{tmp_path / 'ema.pt'}::state_dict")
     assert torch.equal(backbone.net.state_dict()["fc.bias"], other["fc.bias"])
-    with pytest.raises(UserError, match="expected one of 'state_dict', 'state_dict_ema' after .*, got 'ema'"):
+    with pytest.raises(
+        UserError, match=r"expected one of 'state_dict', 'state_dict_ema' after .*, got 'ema'"
+    ):
         load_weights(backbone, f"{tmp_path / 'ema.pt'}::ema")

@@ -205,23 +205,21 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
     file, _, key = str(path).partition("::")
     loaded = _read(_weights_file(Path(file)))
     beside: dict[str, Any] = {}
-    if key or (
-        isinstance(loaded, Mapping) and any(isinstance(loaded.get(name), Mapping) for name in _AVERAGES)
-    ):
-        return _plain_keys(_unwrap(_chosen(loaded, key, file), Path(file))), beside
+    parts = loaded if isinstance(loaded, Mapping) else {}
+    if key or any(isinstance(parts.get(name), Mapping) for name in _AVERAGES):
+        return _plain_keys(_unwrap(_chosen(parts, key, file), Path(file))), beside
     if isinstance(loaded, Mapping) and (inner := _inner(loaded)) is not None:
         beside = {key: value for key, value in loaded.items() if value is not inner}
     return _plain_keys(_unwrap(loaded, Path(path))), beside
 
 
-def _chosen(loaded: Any, key: str, file: str) -> Mapping[Any, Any]:
+def _chosen(loaded: Mapping[Any, Any], key: str, file: str) -> Mapping[Any, Any]:
     """The part of a checkpoint that a user names, else the average of the weights."""
     parts = {name: part for name, part in loaded.items() if isinstance(part, Mapping)}
     if key:
         if key not in parts:
-            raise UserError(
-                f"weights: expected one of {', '.join(map(repr, parts)) or 'no part'} after {file}::, got {key!r}."
-            )
+            known = ", ".join(map(repr, parts)) or "no part"
+            raise UserError(f"weights: expected one of {known} after {file}::, got {key!r}.")
         return parts[key]
     name = next(name for name in _AVERAGES if name in parts)
     others = [other for other in _WRAPPERS if other in parts]
@@ -237,8 +235,8 @@ def _without_prefixes(state: dict[str, Tensor], own: set[str]) -> dict[str, Tens
     """
     bare = state
     needed = {key for key in own if not key.endswith("num_batches_tracked")}
-    for prefix in _PREFIXES:
-        below = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
+    for each in _PREFIXES:
+        below = {key.removeprefix(each): value for key, value in state.items() if key.startswith(each)}
         if len(below) < len(state) and needed <= set(below) and own.isdisjoint(state):
             return below
     while bare and own.isdisjoint(bare):
