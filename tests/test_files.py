@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import threading
@@ -10,8 +11,10 @@ import pytest
 
 import gendd
 from gendd.cli import main
+from gendd.data.images import Files
+from gendd.data.tars import find_tars
 from gendd.errors import UserError
-from gendd.files import expanded, locked
+from gendd.files import expanded, locked, read_bytes
 
 HOLDER = """
 import sys, time
@@ -90,3 +93,17 @@ def test_the_user_s_folder_is_expanded_wherever_a_path_is_given(
     backbone = gendd.create_backbone("cifar/resnet8x0.25", 3)
     gendd.Student(backbone).save(tmp_path / "student")
     assert gendd.load("~/student").num_classes() == 3
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes here")
+def test_a_pipe_or_device_is_no_file_to_read(tmp_path: Path) -> None:
+    pipe = tmp_path / "image.png"
+    os.mkfifo(pipe)
+    for path in (pipe, Path("/dev/zero")):
+        with pytest.raises(OSError, match="not a regular file"):
+            read_bytes(path)
+    with pytest.raises(UserError, match=r"not a regular file\); restore or remove it"):
+        Files([str(pipe)]).read(0)
+    os.mkfifo(tmp_path / "0.tar")
+    with pytest.raises(UserError, match=r"expected tar files, got .*0\.tar', which is none"):
+        find_tars(str(tmp_path / "*.tar"), "data.path")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import importlib.util
 import json
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -96,6 +98,14 @@ def expanded(values: Any) -> Any:
     if isinstance(values, list):
         return [expanded(value) for value in values]
     return os.path.expanduser(values) if isinstance(values, str) and values.startswith("~/") else values
+
+
+def read_bytes(path: str | Path) -> bytes:
+    """The content of a file; of a pipe or device, which may never end, an :class:`OSError`."""
+    mode = os.stat(path).st_mode
+    if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return Path(path).read_bytes()
 
 
 def cache_folder() -> Path:

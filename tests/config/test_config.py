@@ -281,6 +281,9 @@ def test_ranges(section: type[Any], key: str, low: list[Any], high: list[Any]) -
 
 
 def test_a_range_is_checked_on_loading_too() -> None:
+    assert refused({"gendd": {"head_depth": 10**9}}) == (
+        "gendd.head_depth: expected a positive integer up to 100, got 1000000000."
+    )
     assert refused({"gendd": {"repeats": 0}}) == "gendd.repeats: expected a positive integer, got 0."
     assert refused({"repeats": 0}, GenDDConfig) == "gendd.repeats: expected a positive integer, got 0."
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gendd.errors import UserError
 from gendd.models import cifar, count_parameters, create_backbone, load_weights
 from gendd.models.cifar.shufflenet import shuffle
 
@@ -193,3 +194,9 @@ def test_multipliers_scale_every_width() -> None:
 def test_other_names_are_refused(name: str) -> None:
     with pytest.raises(KeyError):
         cifar.create(name, 10)
+
+
+@pytest.mark.parametrize("name", ["resnet9999999999992", "resnet8x1000", "wrn_16_9999", "wrn_999994_2"])
+def test_names_of_networks_that_would_fill_the_memory_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"cifar/{name}"):
+        create_backbone(f"cifar/{name}", 5)

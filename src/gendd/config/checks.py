@@ -30,6 +30,15 @@ def or_null(rule: Rule) -> Rule:
     return Rule(lambda value: value is None or rule.ok(value), f"{rule.expected} or null")
 
 
+def at_most(limit: int, rule: Rule) -> Rule:
+    """The same rule up to a limit, beyond which a network would not be built but memory filled."""
+
+    def ok(value: Any) -> bool:
+        return rule.ok(value) and value <= limit
+
+    return Rule(ok, f"{rule.expected} up to {limit:,}")
+
+
 def one_of(choices: Sequence[str]) -> Rule:
     """One of some words."""
     return Rule(lambda value: value in choices, f"one of {', '.join(choices)}")

@@ -12,6 +12,7 @@ from gendd.config.checks import (
     POSITIVE_INTEGER,
     UNIT,
     Rule,
+    at_most,
     check_section,
     or_null,
 )
@@ -25,12 +26,13 @@ _RULES = {
     "time_power": POSITIVE,
     "mixup": NON_NEGATIVE,
     "condition_dropout": Rule(lambda value: 0 <= value < 1, "a probability in [0, 1)"),
-    **dict.fromkeys(("token_width", "repeats", "head_depth"), POSITIVE_INTEGER),
-    "head_width": or_null(POSITIVE_INTEGER),
-    "projector": or_null(INTEGER),
+    **dict.fromkeys(("token_width", "repeats"), POSITIVE_INTEGER),
+    "head_depth": at_most(100, POSITIVE_INTEGER),
+    "head_width": or_null(at_most(65_536, POSITIVE_INTEGER)),
+    "projector": or_null(at_most(65_536, INTEGER)),
     **dict.fromkeys(("map_weight", "stage_weight", "diffusion_weight"), NON_NEGATIVE),
     "label_weight": or_null(NON_NEGATIVE),
-    "timesteps": Rule(lambda value: value >= 2, "an integer of at least 2"),
+    "timesteps": Rule(lambda value: 2 <= value <= 1_000_000, "an integer of 2 to 1,000,000"),
 }
 
 

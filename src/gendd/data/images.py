@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import cache
-from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -28,6 +27,7 @@ from torchvision.transforms.v2 import functional as VF
 
 from gendd.data.corrupt import Named, Skipped, Tally
 from gendd.errors import UserError
+from gendd.files import read_bytes
 
 _GRAY_MODES = {"1", "L", "LA", "I", "F"}
 # EXIF's tag, and the least of its values that exchange height and width
@@ -76,7 +76,7 @@ class Files:
 
     def read(self, index: int) -> bytes:
         try:
-            return Path(self.paths[index]).read_bytes()
+            return read_bytes(self.paths[index])
         except OSError as error:
             raise UserError(
                 f"Expected a readable image file, got {self.paths[index]!r} ({error.strerror}); "

@@ -195,6 +195,8 @@ def find_tars(value: str, key: str) -> list[str]:
                 f"{key}: expected tar shards (a directory, a glob or a brace pattern like "
                 f"'shards/{{0000..0330}}.tar'), got {value!r}{one or ', which matches none'}; correct it."
             )
+        if (odd := next((each for each in matches if not os.path.isfile(each)), None)) is not None:
+            raise UserError(f"{key}: expected tar files, got {odd!r}, which is none; correct the path.")
         # a file whose name looks like a URL or a command is opened by its whole path
         found += [os.path.abspath(each) if is_remote(each) else each for each in sorted(matches)]
     return list(dict.fromkeys(found))

@@ -14,6 +14,7 @@ from gendd.data.images import decode, frame, watched
 from gendd.data.readers import image_files
 from gendd.deploy.hub import load
 from gendd.errors import UserError
+from gendd.files import read_bytes
 from gendd.student.uncertainty import PredictiveDistribution, check_samples
 
 
@@ -121,7 +122,7 @@ def _images_at(path: str) -> list[str]:
 
 def _content(file: str) -> bytes:
     try:
-        return Path(file).read_bytes()
+        return read_bytes(file)
     except IsADirectoryError as error:
         raise UserError(f"Expected images in {file!r}, found none; give another directory.") from error
     except OSError as error:

@@ -22,6 +22,7 @@ from gendd.data.readers.common import (
     untested,
 )
 from gendd.errors import UserError
+from gendd.files import read_bytes
 
 _IMAGES = ("image", "img")
 _LABELS = ("label", "labels", "fine_label")
@@ -50,7 +51,7 @@ class _Rows:
         value = self.split[int(self.indices[index])][self.column] or {}
         content, path = value.get("bytes"), value.get("path")
         try:
-            return content or (Path(path).read_bytes() if path else b"")
+            return content or (read_bytes(path) if path else b"")
         except OSError as error:
             raise UserError(
                 f"Expected a readable image file, got {path!r} ({error.strerror}), named in "

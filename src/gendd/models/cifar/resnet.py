@@ -15,6 +15,8 @@ from torch.nn import functional as F
 
 from gendd.models.cifar.network import Network, convolution, stage
 
+# of a name, which a file may give: more is a mistake or meant to fill the memory
+MOST_LAYERS, MOST_WIDER = 1_208, 64
 _PATTERN = re.compile(r"resnet(\d+)(?:x(\d+(?:\.\d+)?))?")
 
 
@@ -110,16 +112,17 @@ def create(name: str, num_classes: int, in_channels: int) -> Network:
     """Build ``resnet{depth}``, ``resnet{depth}x{multiplier}`` or ``ResNet50`` with random weights.
 
     Raises:
-        KeyError: the name is not of that form, the depth is not 6n + 2, or the multiplier is zero.
+        KeyError: the name is not of that form, the depth is not 6n + 2 of at most 1,208, or the multiplier is
+            not above 0 and at most 64.
     """
     if name == "ResNet50":
         return BottleneckResNet((3, 4, 6, 3), num_classes, in_channels)
     match = _PATTERN.fullmatch(name)
-    if match is None or (int(match[1]) - 2) % 6 or int(match[1]) < 8:
+    if match is None or (int(match[1]) - 2) % 6 or not 8 <= int(match[1]) <= MOST_LAYERS:
         raise KeyError(name)
     blocks = (int(match[1]) - 2) // 6
     scale = float(match[2] or 1)
-    if scale == 0:
+    if not 0 < scale <= MOST_WIDER:
         raise KeyError(name)
     if scale == 4:
         return ResNet(blocks, 32, (64, 128, 256), num_classes, in_channels)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendd.models.cifar.network import Network, convolution, stage
+from gendd.models.cifar.resnet import MOST_LAYERS, MOST_WIDER
 
 _PATTERN = re.compile(r"wrn_(\d+)_(\d+)")
 
@@ -66,9 +67,11 @@ def create(name: str, num_classes: int, in_channels: int) -> WideResNet:
     """Build ``wrn_{depth}_{width}`` with random weights.
 
     Raises:
-        KeyError: the name is not of that form, the depth is not 6n + 4, or the width is zero.
+        KeyError: the name is not of that form, the depth is not 6n + 4, the width is zero, or one is too large.
     """
     match = _PATTERN.fullmatch(name)
-    if match is None or (int(match[1]) - 4) % 6 or int(match[1]) < 10 or int(match[2]) == 0:
+    if match is None or (int(match[1]) - 4) % 6 or not 10 <= int(match[1]) <= MOST_LAYERS:
+        raise KeyError(name)
+    if not 0 < int(match[2]) <= MOST_WIDER:
         raise KeyError(name)
     return WideResNet((int(match[1]) - 4) // 6, int(match[2]), num_classes, in_channels)
