@@ -67,7 +67,7 @@ def create(name: str, num_classes: int, in_channels: int) -> WideResNet:
     """Build ``wrn_{depth}_{width}`` with random weights.
 
     Raises:
-        KeyError: the name is not of that form, the depth is not 6n + 4, the width is zero, or one is too large.
+        KeyError: the name is not of that form, the depth is not 6n + 4, or one is zero or too large.
     """
     match = _PATTERN.fullmatch(name)
     if match is None or (int(match[1]) - 4) % 6 or not 10 <= int(match[1]) <= MOST_LAYERS:
