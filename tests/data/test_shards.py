@@ -803,3 +803,14 @@ def test_features_alone_and_no_class_known(
     student = Run.open(tmp_path / "four").student()
     assert student.num_classes("linear") == 4 and student.class_names() == ["0", "1", "2", "3"]
     assert Run.open(tmp_path / "four").metrics["student"]["refit"]["target"] == "teacher"
+
+
+@pytest.mark.parametrize("resampled", [False, True])
+def test_shards_that_give_nothing_are_no_endless_loop(
+    resampled: bool, settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = DataConfig(**settings, resampled=resampled, max_corrupt=0.9)
+    data = load_data(config)
+    monkeypatch.setattr(Shards, "read", lambda self, segment, tally: iter(()))
+    with pytest.raises(UserError, match="and the other shards, found none in a whole pass"):
+        epoch_of(data, config)

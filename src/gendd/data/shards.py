@@ -293,7 +293,23 @@ class Epoch:
         shuffle = library().shuffle(size, initial=size, rng=rng)
         planned = self.shards.drawn(rng) if self.resampled else self.shards.segments(self.order, begin, end)
         for segments, stage in ((planned, shuffle), (self.shards.drawn(rng), iter)):
-            yield from stage(sample for each in segments for sample in self.shards.read(each, tally))
+            yield from stage(self._readable(segments, tally))
+
+    def _readable(self, segments: Iterable[Segment], tally: Tally) -> Iterator[Sample]:
+        """The images of segments that can be read; raises :class:`UserError` where a whole pass has none."""
+        barren = 0
+        for segment in segments:
+            found = False
+            for sample in self.shards.read(segment, tally):
+                found = True
+                yield sample
+            barren = 0 if found else barren + 1
+            if barren > len(self.shards.urls):
+                more = " and the other shards" if len(self.shards.urls) > 1 else ""
+                raise UserError(
+                    f"Expected readable images in {self.shards.urls[0]!r}{more}, found none in a whole pass; mend "
+                    "the shards, or give others."
+                )
 
     def interval(self, number: int) -> tuple[int, int]:
         """The images of the epoch's line that a stream reads."""
