@@ -307,8 +307,8 @@ class Epoch:
             if barren > len(self.shards.urls):
                 more = " and the other shards" if len(self.shards.urls) > 1 else ""
                 raise UserError(
-                    f"Expected readable images in {self.shards.urls[0]!r}{more}, found none in a whole pass; mend "
-                    "the shards, or give others."
+                    f"Expected readable images in {self.shards.urls[0]!r}{more}, found none in a whole pass; "
+                    "mend the shards, or give others."
                 )
 
     def interval(self, number: int) -> tuple[int, int]:
