@@ -233,11 +233,13 @@ def _without_prefixes(state: dict[str, Tensor], own: set[str]) -> dict[str, Tens
 
     A network that is a part of something larger is taken out of it: all of it is below one prefix.
     """
+    if not own.isdisjoint(state):
+        return state
     bare = state
     needed = {key for key in own if not key.endswith("num_batches_tracked")}
     for each in _PREFIXES:
         below = {key.removeprefix(each): value for key, value in state.items() if key.startswith(each)}
-        if len(below) < len(state) and needed <= set(below) and own.isdisjoint(state):
+        if len(below) < len(state) and needed <= set(below):
             return below
     while bare and own.isdisjoint(bare):
         prefix = next((prefix for prefix in _PREFIXES if all(key.startswith(prefix) for key in bare)), None)

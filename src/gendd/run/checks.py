@@ -5,14 +5,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 
 from gendd.config import RunConfig
 from gendd.data import Data
-from gendd.errors import UserError
+from gendd.errors import UserError, first_line
 from gendd.evaluation.refit import check_refit
 from gendd.methods import Method, Pretraining, build_method
 from gendd.models import Backbone
+from gendd.models.feature import still
 from gendd.models.registry import check_name
 from gendd.run.networks import student_network
 from gendd.run.settings import is_taught, methods_of, sees_labels, trains_teacher
@@ -45,6 +47,9 @@ def check_networks(
         )
     seen = sees_labels(config, data)
     student = student_network(config, data, teacher, networks.get("student"))
+    for role, network in (("teacher", teacher), ("student", student)):
+        if network is not None:
+            _check_size(network, data, role)
     for name in methods_of(config):
         method = build_method(dataclasses.replace(config, method=name), student, teacher, seen)
         _check_labels(name, method, config, data)
@@ -74,6 +79,19 @@ def check_networks(
             f"data.test_path: expected labelled test images for method {config.method!r}, which has no "
             "teacher to agree with, got unlabelled ones; set data.test_path."
         )
+
+
+def _check_size(backbone: Backbone, data: Data, role: str) -> None:
+    """Raise :class:`UserError` where a network can't take images of the data's size."""
+    images = torch.zeros(2, data.channels, data.image_size, data.image_size, device=backbone.mean.device)
+    try:
+        with still(backbone.net):
+            backbone.features(images)
+    except Exception as error:  # of the network's own code
+        raise UserError(
+            f"{role}.input_size: expected a size that {backbone.name} takes, as it can't take images of "
+            f"{data.image_size} pixels ({first_line(error)}); set it, or data.image_size."
+        ) from error
 
 
 def _check_labels(name: str, method: Method, config: RunConfig, data: Data) -> None:

@@ -6,14 +6,12 @@ import copy
 import dataclasses
 from collections.abc import Mapping
 
-import torch
 from torch import nn
 
 from gendd.config import RunConfig
 from gendd.data import Data
-from gendd.errors import UserError, first_line
+from gendd.errors import UserError
 from gendd.models import Backbone, Frozen, build_model, build_teacher, teacher_class_names
-from gendd.models.feature import still
 from gendd.run.settings import is_taught, sees_labels
 
 
@@ -25,8 +23,7 @@ def teacher_network(config: RunConfig, data: Data, networks: Mapping[str, nn.Mod
         found = build_teacher(config.teacher, data.num_classes, data.channels, networks.get("teacher"))
     except UserError as error:
         raise UserError(f"Teacher: {error}") from error
-    _check_size(found.expect((data.image_size, data.image_size)), data, "teacher")
-    return found
+    return found.expect((data.image_size, data.image_size))
 
 
 def with_classes(config: RunConfig, data: Data, teacher: Backbone | Frozen | None) -> Data:
@@ -45,7 +42,7 @@ def student_network(
     classes = _student_classes(config, data, teacher)
     # where nothing tells the classes its classifier is no readout
     backbone = build_model(config.student, classes or 1, data.channels, given)
-    _check_size(backbone.expect((data.image_size, data.image_size)), data, "student")
+    backbone.expect((data.image_size, data.image_size))
     if not backbone.has_classifier:
         raise UserError(
             f"student.feature: expected a module before the classifier of {backbone.name}, got "
@@ -57,19 +54,6 @@ def student_network(
             f"that it learns from without labels, got one with {backbone.num_classes}; build it anew."
         )
     return backbone if given is None else copy.deepcopy(backbone)
-
-
-def _check_size(backbone: Backbone, data: Data, role: str) -> None:
-    """Raise :class:`UserError` where a network can't take images of the data's size."""
-    images = torch.zeros(2, data.channels, data.image_size, data.image_size, device=backbone.mean.device)
-    try:
-        with torch.no_grad(), still(backbone.net):
-            backbone.features(images)
-    except Exception as error:  # of the network's own code
-        raise UserError(
-            f"{role}.input_size: expected a size that {backbone.name} takes, as it can't take images of "
-            f"{data.image_size} pixels ({first_line(error)}); set it, or data.image_size."
-        ) from error
 
 
 def _student_classes(config: RunConfig, data: Data, teacher: Backbone | Frozen | None) -> int:

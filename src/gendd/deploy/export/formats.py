@@ -16,10 +16,6 @@ from gendd.files import import_name, is_python_name
 from gendd.student import Student
 
 
-def _any_readout(student: Student, readout: ReadoutName | None) -> ReadoutName:
-    return student.checked(readout)
-
-
 def _no_remarks(source: Source, path: Path) -> list[str]:
     return []
 
@@ -46,7 +42,7 @@ class Format:
     suffix: str
     write: Callable[[Source, Path], Network]
     needs: Callable[[], None] = lambda: None
-    readout: Callable[[Student, ReadoutName | None], ReadoutName] = _any_readout
+    readout: Callable[[Student, ReadoutName | None], ReadoutName] = Student.checked
     remarks: Callable[[Source, Path], list[str]] = _no_remarks
     unrolled: bool = False
     quantizable: bool = False
