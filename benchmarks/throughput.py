@@ -1,0 +1,219 @@
+"""Images per second of a training step of each method beside the plain student's, and its peak memory.
+
+Images are random and lie on the device: a step is the teacher's pass, forward, backward and the optimiser.
+Every repeat times all methods one after the other; a row's ratio is the median over repeats of its seconds
+divided by those of the plain student in the same repeat. On CUDA, a few more steps run with PyTorch's check
+for waits of the host on the device, and peak memory is that of a method alone.
+
+    python benchmarks/throughput.py --case small --precision bf16
+    python benchmarks/throughput.py --case large --precision bf16
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import gc
+import platform
+import statistics
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import records
+import torch
+from torch import Tensor
+
+from gendd.config import RunConfig, from_dict
+from gendd.methods import Method, build_method
+from gendd.models import Frozen, create_backbone
+from gendd.training import autocast_type, overruns, parameter_groups, resolve_device
+
+RESULTS = Path(__file__).parent / "results"
+FIELDS = ["teacher", "student", "pixels", "batch", "precision", "method", "ratio", "lowest", "highest"]
+FIELDS += ["images_per_second", "peak_memory_mb", "waits", "repeats", "steps", "machine", "torch"]
+METHODS: dict[str, dict[str, Any]] = {
+    "student alone": {"method": "supervised"},
+    "KD": {"method": "kd"},
+    "SimKD": {"method": "simkd"},
+    "GenDD": {"method": "gendd"},
+    "GenDD, pooled": {"method": "gendd", "gendd": {"map_weight": 0}},
+    "GenDD, published": {
+        "method": "gendd",
+        "gendd": {"map_weight": 0, "head_width": 1024, "repeats": 30, "token_width": 64},
+    },
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    """A pair of networks and the images they see."""
+
+    teacher: str
+    student: str
+    pixels: int
+    classes: int
+    batch: int
+
+
+CASES = {
+    "small": Case("cifar/resnet56", "cifar/resnet20", 32, 10, 128),
+    "small-512": Case("cifar/resnet56", "cifar/resnet20", 32, 10, 512),
+    "large": Case("timm/resnet50", "timm/resnet18", 224, 1000, 128),
+}
+
+
+class Training:
+    """A method that is trained on one batch again and again."""
+
+    def __init__(self, settings: dict[str, Any], case: Case, precision: str, device: torch.device) -> None:
+        config = from_dict(settings, RunConfig)
+        torch.manual_seed(0)
+        backbones = [create_backbone(name, case.classes) for name in (case.student, case.teacher)]
+        student, teacher = (each.expect((case.pixels, case.pixels)) for each in backbones)
+        self.method: Method = build_method(config, student, Frozen(teacher), True)
+        self.images = torch.rand(case.batch, 3, case.pixels, case.pixels, device=device)
+        self.labels = torch.arange(case.batch, device=device) % case.classes
+        if not overruns(self.method, device):
+            self.method.to(memory_format=torch.channels_last)
+            self.images = self.images.contiguous(memory_format=torch.channels_last)
+        self.method.to(device).train()
+        self.method.prepare([(self.images, self.labels)])
+        self.optimiser = torch.optim.AdamW(parameter_groups(self.method, 0.05), lr=1e-3, fused=True)
+        self.autocast = autocast_type(precision, device)
+        self.generator = torch.Generator(device).manual_seed(0)
+        self.device = device
+
+    def step(self) -> Tensor:
+        """One step; its loss."""
+        self.optimiser.zero_grad()
+        with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
+            out = self.method(self.images, self.labels, generator=self.generator)
+        out.loss.backward()
+        self.optimiser.step()
+        return out.loss.detach()
+
+    def seconds(self, steps: int) -> float:
+        """Mean seconds of a step."""
+        wait(self.device)
+        start = time.perf_counter()
+        for _ in range(steps):
+            loss = self.step()
+        wait(self.device)
+        taken = time.perf_counter() - start
+        if not bool(torch.isfinite(loss)):
+            raise SystemExit("the loss is not finite")
+        return taken / steps
+
+
+def wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextlib.contextmanager
+def waits_are_errors() -> Iterator[None]:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        yield
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+def alone(training: Training, base: int) -> tuple[float | str, str]:
+    """Peak memory in MB of what came since ``base`` bytes, and the first wait of three steps, if any."""
+    if training.device.type != "cuda":
+        return "", ""
+    training.seconds(3)
+    torch.cuda.reset_peak_memory_stats()
+    training.seconds(3)
+    peak = round((torch.cuda.max_memory_allocated() - base) / 1e6, 1)
+    try:
+        with waits_are_errors():
+            for _ in range(3):
+                training.step()
+    except RuntimeError as error:
+        return peak, str(error).splitlines()[0]
+    finally:
+        wait(training.device)
+    return peak, "none"
+
+
+def measure(
+    case: Case, precision: str, device: torch.device, repeats: int, steps: int
+) -> list[dict[str, Any]]:
+    """A row per method."""
+    found = {}
+    for name, settings in METHODS.items():
+        gc.collect()
+        base = 0
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            base = torch.cuda.memory_allocated()
+        found[name] = alone(Training(settings, case, precision, device), base)
+    trainings = {name: Training(each, case, precision, device) for name, each in METHODS.items()}
+    for training in trainings.values():
+        training.seconds(max(3, steps))
+    taken: dict[str, list[float]] = {name: [] for name in trainings}
+    for _ in range(repeats):
+        for name, training in trainings.items():
+            taken[name].append(training.seconds(steps))
+    plain = taken["student alone"]
+    machine = platform.processor() or platform.machine()
+    rows = []
+    for name, seconds in taken.items():
+        ratios = [each / base for each, base in zip(seconds, plain, strict=True)]
+        rows.append(
+            {
+                "teacher": case.teacher,
+                "student": case.student,
+                "pixels": case.pixels,
+                "batch": case.batch,
+                "precision": precision,
+                "method": name,
+                "ratio": f"{statistics.median(ratios):.3f}",
+                "lowest": f"{min(ratios):.3f}",
+                "highest": f"{max(ratios):.3f}",
+                "images_per_second": round(case.batch / statistics.median(seconds)),
+                "peak_memory_mb": found[name][0],
+                "waits": found[name][1],
+                "repeats": repeats,
+                "steps": steps,
+                "machine": torch.cuda.get_device_name() if device.type == "cuda" else machine,
+                "torch": torch.__version__,
+            }
+        )
+    return rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--case", choices=[*CASES], nargs="+", default=["small"])
+    parser.add_argument("--precision", choices=["fp32", "bf16"], nargs="+", default=["bf16"])
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--steps", type=int, default=20, help="steps per repeat")
+    parser.add_argument("--threads", type=int, help="of the processor; default: as PyTorch chooses")
+    parser.add_argument("--results", type=Path, default=RESULTS / "throughput.csv")
+    arguments = parser.parse_args()
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    device = resolve_device(arguments.device)
+    for case in arguments.case:
+        for precision in arguments.precision:
+            rows = measure(CASES[case], precision, device, arguments.repeats, arguments.steps)
+            records.append(arguments.results, FIELDS, rows)
+            for row in rows:
+                print(
+                    f"{row['student']} {row['pixels']} px × {row['batch']} {precision} {row['method']}: "
+                    f"{row['ratio']} × the student alone ({row['lowest']} to {row['highest']}), "
+                    f"{row['images_per_second']} images/s, {row['peak_memory_mb'] or '–'} MB, "
+                    f"waits: {row['waits'] or '–'}",
+                    flush=True,
+                )
+
+
+if __name__ == "__main__":
+    main()
