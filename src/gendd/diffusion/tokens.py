@@ -5,7 +5,6 @@ Shapes: B images · D feature width · C token width · N = ceil(D / C) tokens �
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -57,8 +56,3 @@ def repeat_rows(values: Tensor, repeats: int) -> Tensor:
     """(B, N, …) -> (M·B·N, …), repeat-major: row = (m·B + i)·N + n."""
     flat = values.flatten(0, 1)
     return flat.expand(repeats, *flat.shape).flatten(0, 1)
-
-
-def token_index(images: int, tokens: int, repeats: int, device: torch.device) -> Tensor:
-    """(M·B·N,) int64 position of each row of :func:`repeat_rows` in its feature."""
-    return torch.arange(tokens, device=device).repeat(repeats * images)

@@ -152,7 +152,7 @@ class Method(nn.Module):
     def _apply(self, fn: Any, recurse: bool = True) -> Method:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.teacher is not None:
-            self.teacher._apply(fn)  # type: ignore[no-untyped-call]
+            self.teacher._apply(fn)
         return self
 
     @abstractmethod

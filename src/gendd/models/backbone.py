@@ -27,6 +27,7 @@ from gendd.models.feature import (
     tapped,
     without,
 )
+from gendd.models.graphs import GraphedPasses
 
 _MEASURED_SIDE = 32
 # ITU-R BT.601, as image libraries turn RGB to grey
@@ -458,7 +459,8 @@ class Backbone(nn.Module):
 class Frozen(nn.Module):
     """A backbone that never changes: eval mode whatever ``train()`` is called, and no gradient.
 
-    The backbone is frozen in place. Outputs are constants that may enter a graph.
+    The backbone is frozen in place. Outputs are constants that may enter a graph. On CUDA a pass becomes a
+    CUDA graph once its shape has come three times.
 
     Args:
         backbone: What is frozen.
@@ -475,6 +477,7 @@ class Frozen(nn.Module):
         if dtype is not None and dtype != torch.float32:
             backbone.compute_in(dtype)
         self.eval()
+        self._passes = GraphedPasses()
         # the view of a network that stays in eval mode stays good
         self._compiled: Callable[[Tensor], Tensor] | None = None
         if compile:
@@ -515,10 +518,14 @@ class Frozen(nn.Module):
         # Not inference_mode: its tensors can't be saved for a backward pass.
         with torch.no_grad():
             if self._compiled is None:
-                feature, logits = self.backbone(images)
-            else:
-                feature, logits = self.backbone.with_logits(self._read(self.backbone.prepare(images)))
-        return feature, logits
+                found: tuple[Tensor, Tensor] = self._passes("feature", self.backbone, images)
+                return found
+            return self.backbone.with_logits(self._read(self.backbone.prepare(images)))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Frozen:
+        self._passes.clear()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
 
     @property
     def has_map(self) -> bool:
@@ -532,15 +539,23 @@ class Frozen(nn.Module):
 
     def with_stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
         """As :meth:`with_map`, and the maps of finer grids, as :meth:`Backbone.with_stages`."""
-        with torch.no_grad():
+
+        def look(images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
             feature, found, stages = self.backbone.with_stages(images)
             return *self.backbone.with_logits(feature), found, stages
 
+        with torch.no_grad():
+            return self._passes("stages", look, images)
+
     def with_map(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Images (B, C, H, W) in [0, 1] -> constants: feature (B, D), logits (B, K), map (B, E, h, w)."""
-        with torch.no_grad():
+
+        def look(images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
             feature, found = self.backbone.with_map(images)
             return *self.backbone.with_logits(feature), found
+
+        with torch.no_grad():
+            return self._passes("map", look, images)
 
     def _read(self, x: Tensor) -> Tensor:
         if self._compiled is not None:

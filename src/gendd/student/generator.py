@@ -130,12 +130,14 @@ class FeatureGenerator(nn.Module):
         images = targets.shape[0]
         repeats = t.shape[0] // (images * self.num_tokens)
         x0 = tokens.repeat_rows(tokens.split(targets.float(), self.token_width), repeats)
-        z = tokens.repeat_rows(condition.unsqueeze(1).expand(-1, self.num_tokens, -1), repeats)
-        if keep is not None:
-            z = z * keep.unsqueeze(-1)
-        token = tokens.token_index(images, self.num_tokens, repeats, t.device)
         x_t = add_noise(x0, t, noise, self.schedule)
-        output = self.head(x_t, t, z, token)
+        # what the rows of an image or of a token have in common is computed once
+        grid = (repeats, images, self.num_tokens)
+        z = condition.unsqueeze(1)
+        if keep is not None:
+            z = z * keep.view(*grid, 1)
+        position = torch.arange(self.num_tokens, device=t.device)
+        output = self.head(x_t.view(*grid, -1), t.view(grid), z, position).flatten(0, 2)
         return diffusion_loss(output, x0, x_t, t, noise, self.schedule, self.prediction)
 
     def mean(self, condition: Tensor) -> Tensor:

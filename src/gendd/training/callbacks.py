@@ -21,6 +21,15 @@ def shows_progress(config: TrainingConfig) -> bool:
     return sys.stderr.isatty() if config.progress is None else config.progress
 
 
+def is_logged(trainer: lightning.Trainer) -> bool:
+    """Whether the current step's values are written, or shown as the epoch's last.
+
+    Logging them at every step would take longer than a small network's step.
+    """
+    every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
+    return (trainer.global_step + 1) % every == 0 or trainer.is_last_batch
+
+
 class Throughput(Callback):
     """Images a second and the learning rate, logged with every logged step; a line an epoch without a bar."""
 
@@ -28,6 +37,7 @@ class Throughput(Callback):
         self.lines, self.title = lines, title
         self._since: tuple[int, float] | None = None
         self._images = 0
+        self._logged = False
 
     def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._since, self._images = (0, time.perf_counter()), 0
@@ -36,7 +46,9 @@ class Throughput(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         # after the step the schedule has moved on
-        pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
+        self._logged = is_logged(trainer)
+        if self._logged:
+            pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
 
     def on_train_batch_end(
         self,
@@ -48,6 +60,8 @@ class Throughput(Callback):
     ) -> None:
         assert self._since is not None
         self._images += len(batch.images) * trainer.world_size
+        if not self._logged:
+            return
         start = self._since[1]
         rate = self._images / max(1e-9, time.perf_counter() - start)
         pl_module.log("images/s", rate, prog_bar=True)

@@ -22,6 +22,7 @@ from gendd.config import DataConfig, ReadoutChoice, TrainingConfig
 from gendd.data import Batch, Batches, Data, Mixing, ShardBatches, eval_loader, train_loader
 from gendd.errors import UserError
 from gendd.methods import Method
+from gendd.training.callbacks import is_logged
 from gendd.training.monitor import choose_monitor, chosen_readout, readout_classes, teacher_classes
 from gendd.training.schedule import beta2, learning_rate_factor, parameter_groups
 
@@ -32,6 +33,18 @@ def derive_seed(*parts: int | str) -> int:
     """A 63-bit seed that depends on every part, and on nothing else."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+def _seed(key: int, device: torch.device) -> None:
+    """Seed the global generators that a step on ``device`` draws from.
+
+    ``torch.manual_seed`` would seed those of devices that are not there too, which takes milliseconds.
+    """
+    torch.default_generator.manual_seed(key)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(key)
+    elif device.type == "mps":
+        torch.mps.manual_seed(key)
 
 
 class LightningMethod(lightning.LightningModule):
@@ -129,7 +142,7 @@ class LightningMethod(lightning.LightningModule):
         """One step, or its part of one batch; the parts of its loss are logged as ``train/NAME``."""
         self._check_finite()
         key = self._step_seed(batch_idx)
-        torch.manual_seed(key)  # dropout and stochastic depth of the network
+        _seed(key, self.device)  # dropout and stochastic depth of the network
         generator = torch.Generator(self.device).manual_seed(key)
         images, labels = self._mixed(batch, batch_idx)
         try:
@@ -143,8 +156,9 @@ class LightningMethod(lightning.LightningModule):
             ) from error
         parts = {"loss": out.loss.detach(), **out.parts}
         self._watch(parts)
-        for name, value in parts.items():
-            self.log(f"train/{name}", value, prog_bar=True, batch_size=len(batch.images))
+        if is_logged(self.trainer):
+            for name, value in parts.items():
+                self.log(f"train/{name}", value, prog_bar=True, batch_size=len(batch.images))
         loss: Tensor = out.loss
         return loss
 
