@@ -46,6 +46,24 @@ def test_folding_changes_no_logits(prediction: Prediction, learned: bool, classe
     torch.testing.assert_close(found / scale, expected / scale, rtol=0, atol=2e-6)
 
 
+@pytest.mark.parametrize("classes", [3, 50])
+def test_the_students_own_estimate_is_folded_too(classes: int) -> None:
+    torch.manual_seed(0)
+    generator = FeatureGenerator(20, 20, GenDDConfig(token_width=8, head_width=16, residual=True))
+    generator.set_statistics(torch.randn(20), torch.rand(20) + 0.5)
+    classifier = nn.Linear(20, classes)
+    folded, features = FoldedMean(generator, classifier), torch.randn(5, 20)
+
+    class Plain(nn.Module):
+        def forward(self, features: torch.Tensor) -> torch.Tensor:
+            return mean_logits(generator, classifier, features)
+
+    with torch.no_grad():
+        torch.testing.assert_close(folded(features), Plain()(features), rtol=1e-4, atol=1e-5)
+    saved = sum(savings(generator, classifier).values())
+    assert saved == multiply_adds(Plain(), features[:1]) - multiply_adds(folded, features[:1])
+
+
 def test_a_classifier_without_bias_is_folded_too() -> None:
     generator, _ = parts(16, 3)
     classifier = nn.Linear(16, 3, bias=False)

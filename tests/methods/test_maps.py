@@ -237,6 +237,31 @@ def test_the_projected_feature_conditions_the_head() -> None:
         torch.testing.assert_close(deploy(student, "mean")(images(6)), logits, rtol=1e-4, atol=1e-5)
 
 
+def test_an_estimating_student_is_saved_with_what_it_generates(tmp_path: Path) -> None:
+    method = distiller(residual=True, token_width=8, zero_init=True)
+    assert method.generator.residual and method.generator.num_tokens == 8
+    method.eval()
+    student = method.student()
+    batch = images(3, 4)
+    with torch.no_grad():
+        estimated = student.features(batch)
+        torch.testing.assert_close(student.embed(batch), estimated, rtol=1e-3, atol=1e-4)
+        expected = {name: student.logits(estimated, name) for name in ("linear", "mean")}
+        loaded = gendd.load(student.save(tmp_path / "student")).eval()
+        for name, logits in expected.items():
+            torch.testing.assert_close(loaded.logits(loaded.features(batch), name), logits)
+        torch.testing.assert_close(
+            deploy(loaded, readout="mean")(batch), expected["mean"], rtol=1e-4, atol=1e-4
+        )
+
+
+@pytest.mark.parametrize("settings", [{"projector": 0}, {"map_weight": 0.0}, {"prediction": "v"}])
+def test_without_an_estimate_there_is_no_difference_to_it(settings: dict[str, Any]) -> None:
+    assert not distiller(**settings).generator.residual
+    with pytest.raises(UserError, match=r"gendd\.residual true: expected a student with a projector"):
+        distiller(residual=True, **settings)
+
+
 def test_without_a_deployed_projector_the_student_is_the_network_itself() -> None:
     method = distiller(projector=0)
     student = method.student()

@@ -52,6 +52,15 @@ def test_a_good_run_warns_of_nothing() -> None:
     assert warned(kd=79.9) == ""
 
 
+def test_a_cheaper_readout_that_is_better_is_told() -> None:
+    found = figures(10.0)
+    found["student"]["readouts"]["linear"] = {"top1": 38.0}
+    (line,) = advice(RunConfig(), found, None, 5000)
+    assert "readout linear" in line and "38.00 against 10.00" in line and "--readout.name auto" in line
+    found["student"]["readouts"]["linear"] = {"top1": 10.5}
+    assert advice(RunConfig(), found, None, 5000) == []
+
+
 def test_few_steps_name_the_epochs_that_make_more() -> None:
     text = warned(steps=FEW_STEPS - 1)
     assert text.startswith(

@@ -385,3 +385,77 @@ def test_guidance_of_a_generator_without_dropout_is_refused() -> None:
     unguided = generator(condition_dropout=0.0)
     with pytest.raises(UserError, match=r"expected 1 .* got 2\.0\. Train with gendd\.condition_dropout"):
         unguided.sample(conditions(), steps=2, guidance=2.0)
+
+
+def estimating(zeroed: bool = False, **changed: Any) -> FeatureGenerator:
+    """A generator of differences to the student's estimate (6), in tokens of 4, the last one padded."""
+    torch.manual_seed(0)
+    settings = {"token_width": 4, "head_width": 16, "head_depth": 1, "timesteps": 1000, "residual": True}
+    settings |= {"prediction": "sample", "condition_dropout": 0.1, "zero_init": zeroed}
+    made = FeatureGenerator(6, 6, GenDDConfig(**{**settings, **changed})).requires_grad_(False)
+    made.set_statistics(torch.randn(6), torch.rand(6) + 0.5)
+    return made
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_a_silent_head_leaves_the_students_estimate(sampler: SamplerName) -> None:
+    model, features = estimating(zeroed=True), torch.randn(5, 6)
+    z = model.condition(features)
+    assert z.shape == (5, 12)
+    torch.testing.assert_close(model.mean(z), features, rtol=1e-4, atol=1e-4)
+    # x_0 ~ N(estimate, scale²): what is sampled is spread around it
+    samples = model.sample(z, steps=50, num_samples=4000, sampler=sampler, generator=seeded())
+    torch.testing.assert_close(samples.mean(0), features, rtol=0, atol=0.12)
+    spread = samples.std(0) / model.feature_scale
+    torch.testing.assert_close(spread, torch.ones(5, 6), rtol=0, atol=0.12)
+
+
+@pytest.mark.parametrize("learned", [False, True])
+def test_a_difference_is_added_to_the_estimate_and_what_x_t_tells(learned: bool) -> None:
+    model = estimating(learned_variance=learned)
+    features, targets = torch.randn(3, 6), torch.randn(3, 6)
+    t, noise = torch.randint(0, 1000, (12,)), torch.randn(12, 4)
+    keep = torch.rand(12) < 0.7
+    z = model.condition(features)
+    rows = model.loss_rows(targets, z, t, noise, keep)
+    padded = torch.zeros(3, 8)
+    padded[:, :6] = model.standardise(features)
+    estimate = padded.view(6, 4).repeat(2, 1) * keep.unsqueeze(-1)
+    x0 = torch.zeros(3, 8)
+    x0[:, :6] = targets
+    x0 = x0.view(6, 4).repeat(2, 1)
+    x_t = add_noise(x0, t, noise, model.schedule)
+    token = torch.arange(2).repeat(6)
+    condition = model.norm(features).repeat_interleave(2, 0).repeat(2, 1) * keep.unsqueeze(-1)
+    signal = model.schedule.alphas_cumprod[t].float().unsqueeze(-1)
+    said = model.head(x_t, t, condition, token)
+    predicted = said[:, :4] + (1 - signal) * estimate + signal.sqrt() * x_t
+    expected = diffusion_loss(torch.cat([predicted, said[:, 4:]], -1), x0, x_t, t, noise, model.schedule)
+    torch.testing.assert_close(rows.mse, expected.mse, rtol=1e-4, atol=1e-5)
+    assert (rows.vlb is None) is not learned
+    if expected.vlb is not None:
+        torch.testing.assert_close(rows.vlb, expected.vlb, rtol=1e-3, atol=1e-4)
+
+
+def test_guidance_moves_away_from_what_is_said_without_an_estimate() -> None:
+    model, features = estimating(), torch.randn(3, 6)
+    schedule, z = model.schedule.respace(5), model.condition(features)
+    x = torch.randn(2 * 3 * 2, 4, generator=seeded(1))
+
+    def denoised(guidance: float, condition: Tensor) -> Tensor:
+        return model.denoiser(condition, schedule, guidance)(x, 2).x0
+
+    conditional, unconditional = denoised(1.0, z), denoised(1.0, torch.zeros_like(z))
+    found = denoised(3.0, z)
+    torch.testing.assert_close(found, unconditional + 3 * (conditional - unconditional), rtol=1e-4, atol=1e-4)
+
+
+def test_the_estimate_is_told_of_the_loss() -> None:
+    model, features = estimating(), torch.randn(3, 6, requires_grad=True)
+    for parameter in model.parameters():
+        parameter.zero_()
+    rows = model.loss_rows(
+        torch.randn(3, 6), model.condition(features), torch.full((6,), 999), torch.randn(6, 4)
+    )
+    rows.mse.mean().backward()
+    assert features.grad is not None and features.grad.abs().min() > 0

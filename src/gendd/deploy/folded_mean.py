@@ -92,6 +92,7 @@ class FoldedMean(nn.Module):
         self.final, modulation = _fold_output(generator, classifier)
         layers += modulation
         # whatever reads y is one layer, and split after it
+        self.estimate = _fold_estimate(generator, classifier) if generator.residual else None
         self.modulation = Affine(*(torch.cat(parts) for parts in zip(*layers, strict=True)))
         self.sizes = [len(bias) for _, bias in layers]
         self.to(weight.device, weight.dtype)
@@ -111,7 +112,7 @@ class FoldedMean(nn.Module):
         for number, block in enumerate(self.blocks):
             x = block(x, *rest[3 * number : 3 * number + 3])
         logits: Tensor = self.final(x, y, *rest[3 * len(self.blocks) :])
-        return logits
+        return logits if self.estimate is None else logits + self.estimate(features)
 
 
 class FoldedBlock(nn.Module):
@@ -213,6 +214,16 @@ def _fold_output(
     return FoldedOutput(Affine(output, None), Affine(padded, bias), tokens), modulation
 
 
+def _fold_estimate(generator: FeatureGenerator, classifier: nn.Linear) -> Affine:
+    """What the student's own estimate adds to the logits, of features (B, D).
+
+    x̂_0 is restored to f̂ = x̂_0 scale + mean; (1-ᾱ) of the standardised estimate adds (1-ᾱ)(s - mean) to it.
+    """
+    share = 1 - generator.schedule.value("alphas_cumprod", generator.mean_time)
+    weight = share * classifier.weight
+    return Affine(weight, -(weight @ generator.feature_mean))
+
+
 @torch.no_grad()
 def savings(generator: FeatureGenerator, classifier: nn.Linear) -> dict[str, int]:
     """Multiply-adds that each fold takes from one image's :func:`gendd.student.readout.mean_logits`.
@@ -223,6 +234,8 @@ def savings(generator: FeatureGenerator, classifier: nn.Linear) -> dict[str, int
     width, channels = head.condition.out_features, generator.token_width
     output, modulation = _fold_output(_exact(generator), _exact(classifier))
     plain = tokens * (_weights(head.final_modulation) + _weights(head.final)) + _weights(classifier)
+    # the estimate has a classifier of its own
+    plain -= _weights(classifier) if generator.residual else 0
     # its classifier runs once an image, the rest once a token
     by_token = sum(weight.numel() for weight, _ in modulation)
     by_token += 0 if output.output is None else _weights(output.output)

@@ -92,6 +92,7 @@ class GenDD(Method):
             width = head_width(backbone, self.teacher.feature_dim, config)
             config = dataclasses.replace(config, head_width=width)
         self.labels = labels
+        config = dataclasses.replace(config, residual=self._estimates(config))
         strength = config.contraction
         if strength is None:
             strength = CONTRACTION if self._same_classes or config.centres == "means" else 0.0
@@ -108,6 +109,16 @@ class GenDD(Method):
             self.register_buffer("class_means", torch.zeros_like(centres))
             self.register_buffer("class_variance", torch.ones(()))
         self.register_buffer("prepared", torch.tensor(not self._needs_statistics))
+
+    def _estimates(self, config: GenDDConfig) -> bool:
+        """Whether the head gives the difference to what the student estimates."""
+        able = self.maps is not None and self.maps.hidden > 0 and config.prediction == "sample"
+        if config.residual and not able:
+            raise UserError(
+                "gendd.residual true: expected a student with a projector (gendd.projector not 0, networks "
+                "that give maps, gendd.map_weight above 0) and gendd.prediction sample."
+            )
+        return able if config.residual is None else config.residual
 
     @property
     def _same_classes(self) -> bool:

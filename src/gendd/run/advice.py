@@ -12,6 +12,8 @@ from gendd.config.registry import label
 FEW_STEPS = 500
 # share of the predictions that one class may have where no class has that many images
 _NEARLY_ALL = 0.9
+# points by which a cheaper readout is better than by chance
+_APART = 1.0
 
 
 def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None, steps: int) -> list[str]:
@@ -38,6 +40,13 @@ def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None,
                 f"nothing; try more epochs, or {rate}"
             )
     own, measure = own_figure(metrics["student"])
+    if own is not None and measure is not None:
+        linear = metrics["student"]["readouts"].get("linear", {}).get(measure)
+        if linear is not None and linear > own + _APART:
+            lines.append(
+                f"readout linear, which costs least, is better on the test images ({linear:.2f} against "
+                f"{own:.2f} %); try --readout.name auto, which chooses on the validation images"
+            )
     better = {}
     for name, figures in metrics["baselines"].items():
         value = figures.get(measure) if measure is not None else None

@@ -58,6 +58,10 @@ def head_width(backbone: Backbone, feature_width: int, config: GenDDConfig) -> i
 class FeatureGenerator(nn.Module):
     """Generates teacher features (B, D) from student features (B, d).
 
+    With ``config.residual`` a student feature estimates the teacher's (d = D), and what the head gives is a
+    difference: x̂_0 = (1-ᾱ_t) ŝ + √ᾱ_t x_t + head(x_t, t, z) for the standardised estimate ŝ. Without the head
+    that is E[x_0 | x_t] for x_0 ~ N(ŝ, 1). The condition is then (B, d + D): z, and ŝ.
+
     ``feature_mean`` and ``feature_scale`` (D,) are the statistics features are standardised with; the
     identity until :meth:`set_statistics`. ``mean_time`` is the time at which :meth:`mean` asks the head.
 
@@ -79,6 +83,7 @@ class FeatureGenerator(nn.Module):
         self.token_width = min(config.token_width, feature_width)
         self.num_tokens = tokens.num_tokens(feature_width, self.token_width)
         self.prediction = config.prediction
+        self.residual = bool(config.residual)
         self.schedule: Schedule = cosine_schedule(config.timesteps)
         self.mean_time = len(self.schedule) - 1
         if config.prediction == "epsilon":
@@ -111,9 +116,18 @@ class FeatureGenerator(nn.Module):
         return features * self.feature_scale + self.feature_mean
 
     def condition(self, student_features: Tensor) -> Tensor:
-        """z = LayerNorm(s); (B, d) -> (B, d)."""
+        """z = LayerNorm(s); (B, d) -> (B, d), with ``residual`` (B, d + D)."""
         z: Tensor = self.norm(student_features)
-        return z
+        if not self.residual:
+            return z
+        return torch.cat([z, self.standardise(student_features).to(z.dtype)], dim=-1)
+
+    def _parts(self, condition: Tensor) -> tuple[Tensor, Tensor | None]:
+        """What the head is told (…, d), and the estimate's tokens (…, N, C) where there is one."""
+        if not self.residual:
+            return condition, None
+        z, estimate = torch.split(condition, [self.condition_width, self.feature_width], dim=-1)
+        return z, tokens.split(estimate.float(), self.token_width)
 
     def loss_rows(
         self, targets: Tensor, condition: Tensor, t: Tensor, noise: Tensor, keep: Tensor | None = None
@@ -122,7 +136,7 @@ class FeatureGenerator(nn.Module):
 
         Args:
             targets: (B, D) standardised features.
-            condition: (B, d) from :meth:`condition`.
+            condition: From :meth:`condition`.
             t: (R,) int64; R = M·B·N fixes M.
             noise: (R, C) standard normal.
             keep: (R,) bool, False where the condition is dropped; None keeps all.
@@ -133,25 +147,33 @@ class FeatureGenerator(nn.Module):
         x_t = add_noise(x0, t, noise, self.schedule)
         # what the rows of an image or of a token have in common is computed once
         grid = (repeats, images, self.num_tokens)
-        z = condition.unsqueeze(1)
+        z, estimate = self._parts(condition)
+        z = z.unsqueeze(1)
         if keep is not None:
             z = z * keep.view(*grid, 1)
         position = torch.arange(self.num_tokens, device=t.device)
         output = self.head(x_t.view(*grid, -1), t.view(grid), z, position).flatten(0, 2)
+        if estimate is not None:
+            rows = tokens.repeat_rows(estimate, repeats)
+            rows = rows if keep is None else rows * keep.unsqueeze(-1)
+            output = completed(output.float(), x_t, t, rows, self.schedule)
         return diffusion_loss(output, x0, x_t, t, noise, self.schedule, self.prediction)
 
     def mean(self, condition: Tensor) -> Tensor:
-        """E[f | z] in one pass, the head's x̂_0 at x_t = 0; (B, d) -> (B, D) teacher features.
+        """E[f | z] in one pass, the head's x̂_0 at x_t = 0; :meth:`condition`'s -> (B, D) teacher features.
 
         The time is :attr:`mean_time`: T-1, where x_t tells nothing; of an ε head, whose x̂_0 is
         ill-conditioned there, an earlier one (see :func:`gendd.student.readout.choose_mean_time`).
         """
         t = torch.full((1,), self.mean_time, device=condition.device)
         position = torch.arange(self.num_tokens, device=condition.device)
-        modulations = self.head.modulate(t, condition.unsqueeze(1), position)
+        z, tokenised = self._parts(condition)
+        modulations = self.head.modulate(t, z.unsqueeze(1), position)
         # one row of zeros serves all: what the blocks compute of it alone is computed once
         x = condition.new_zeros(1, 1, self.token_width)
         output = self.head.denoise(x, modulations)[..., : self.token_width].float()
+        if tokenised is not None:
+            output = completed(output, x, t, tokenised, self.schedule)
         estimate = predicted_x0(output, x, t, self.schedule, self.prediction)
         return self.restore(tokens.merge(estimate, self.feature_width))
 
@@ -172,7 +194,7 @@ class FeatureGenerator(nn.Module):
         """Generated teacher features.
 
         Args:
-            condition: (B, d) from :meth:`condition`.
+            condition: From :meth:`condition`.
             steps: Steps of the respaced schedule, 1 .. T.
             guidance: Classifier-free guidance; 1 is none.
             num_samples: S.
@@ -222,11 +244,28 @@ class FeatureGenerator(nn.Module):
         return self.restore(merged)
 
     def denoiser(self, condition: Tensor, schedule: Schedule, guidance: float = 1.0) -> GuidedDenoiser:
-        """The head as a denoiser for the samplers; condition (B, d), rows (S·B·N, C) for any S."""
+        """The head as a denoiser for the samplers; :meth:`condition`'s, rows (S·B·N, C) for any S."""
         position = torch.arange(self.num_tokens, device=condition.device)
+        z, estimate = self._parts(condition)
         return GuidedDenoiser(
-            self.head, condition.unsqueeze(1), position, schedule, guidance, self.prediction
+            self.head, z.unsqueeze(1), position, schedule, guidance, self.prediction, estimate
         )
+
+
+def completed(output: Tensor, x_t: Tensor, t: Tensor, estimate: Tensor, schedule: Schedule) -> Tensor:
+    """x̂_0 of a head that gives the difference to an estimate, see :class:`FeatureGenerator`.
+
+    Args:
+        output: (…, C) of the head, or (…, 2C) with the variance's interpolation in the second half.
+        x_t: (…, C) noisy tokens.
+        t: Steps of the schedule, of as many axes as the leading ones of ``x_t``, or (1,).
+        estimate: (…, C) standardised.
+        schedule: The schedule of ``t``.
+    """
+    channels = x_t.shape[-1]
+    signal, noise = schedule.at("sqrt_alphas_cumprod", t), schedule.at("sqrt_one_minus_alphas_cumprod", t)
+    x0 = output[..., :channels] + noise.square() * estimate + signal * x_t
+    return x0 if output.shape[-1] == channels else torch.cat([x0, output[..., channels:]], dim=-1)
 
 
 class GuidedDenoiser:
@@ -245,6 +284,7 @@ class GuidedDenoiser:
         schedule: Whose steps are taken.
         guidance: g.
         prediction: What the head predicts.
+        estimate: (B, N, C) standardised, where the head gives the difference to it.
     """
 
     def __init__(
@@ -255,7 +295,9 @@ class GuidedDenoiser:
         schedule: Schedule,
         guidance: float,
         prediction: Prediction,
+        estimate: Tensor | None = None,
     ) -> None:
+        self.estimate = estimate
         self.head, self.schedule, self.guidance, self.prediction = head, schedule, guidance, prediction
         self.images, self.position = condition.shape[0], position
         self.guided = guidance != 1.0
@@ -275,6 +317,12 @@ class GuidedDenoiser:
         if self.guided:
             modulations = [self._branches(each) for each in modulations]
         output = self.head.denoise(grid, modulations).float()
+        if self.estimate is not None:
+            estimate = self.estimate
+            if self.guided:
+                estimate = torch.stack([estimate, torch.zeros_like(estimate)]).unsqueeze(1)
+            index = torch.full((1,), step, device=x.device)
+            output = completed(output, grid, index, estimate, self.schedule)
         if self.guided:
             conditional, unconditional = output.flatten(1, 3)
             predicted, v = conditional[:, :channels], conditional[:, channels:]
