@@ -39,6 +39,7 @@ TINY = [
     "--gendd.head_width=32",
     "--gendd.repeats=2",
     "--gendd.token_width=32",
+    "--readout.name=mean",
     "--readout.num_samples=2",
     "--readout.steps=4",
 ]

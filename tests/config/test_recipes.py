@@ -57,6 +57,7 @@ METHOD = {
     "gendd.map_weight": 0.0,
     "gendd.stage_weight": 0.0,
     "gendd.projector": 0,
+    "gendd.residual": False,
     "gendd.label_weight": 0.0,
     "training.optimizer": "adamw",
     "training.beta1": 0.9,

@@ -76,7 +76,8 @@ def test_graphs_follow_weights_that_change_and_networks_that_move() -> None:
     assert torch.allclose(graphed(images)[1], plain(images)[1], atol=1e-5)
     graphed.cpu()
     assert not graphed._passes._captured
-    assert torch.allclose(graphed(images.cpu())[1], plain(images)[1].cpu(), atol=1e-3)
+    # convolutions on CUDA round to TF32
+    assert torch.allclose(graphed(images.cpu())[1], plain(images)[1].cpu(), atol=2e-2)
 
 
 class _Waits(nn.Module):

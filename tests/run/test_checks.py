@@ -64,11 +64,6 @@ from gendd.errors import UserError
             ["--data.labels=false", "--method=supervised"],
             "data.labels: expected true for method 'supervised', which learns from labels, got False.",
         ),
-        (
-            ["--data.validation=0", "--readout.name=auto"],
-            "data.validation: expected a fraction above 0, as readout.name is auto, got 0; hold some images "
-            "out, or name the readout.",
-        ),
     ],
 )
 def test_a_setting_that_cannot_work_costs_no_training(

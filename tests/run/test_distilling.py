@@ -35,7 +35,7 @@ def test_distill_from_python_takes_names_dicts_and_configs(
         training=given["training"],
         teacher_training=config.teacher_training,
         gendd={"head_width": 32, "repeats": 2, "token_width": 32},
-        readout=gendd.ReadoutConfig(num_samples=2, steps=4),
+        readout=gendd.ReadoutConfig("mean", num_samples=2, steps=4),
     )
     assert isinstance(run, gendd.Run)
     assert run.folder == tmp_path / "run"

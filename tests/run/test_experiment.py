@@ -12,10 +12,11 @@ from conftest import Finished
 from runs import distil, untimed
 
 import gendd
-from gendd.config import dump
+from gendd.config import RunConfig, dump
 from gendd.deploy.costs import readout_costs
 from gendd.methods import KL, GenDD, Pretraining
 from gendd.run import Run, evaluate_run
+from gendd.run.exhibits import curves
 from gendd.training import overruns
 
 
@@ -192,16 +193,39 @@ def test_the_readout_in_use_chooses_the_checkpoint(
 def test_the_readout_is_picked_on_validation(
     digits_run: Finished, tmp_path: Path, no_report: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    options = ["--baselines=[]", "--readout.name=auto", "--training.epochs=1", "--readout.steps=2"]
-    found = distil(tmp_path, *options)["student"]
+    assert RunConfig().readout.name == "auto"
+    options = ["--baselines=[kd]", "--readout.name=auto", "--training.epochs=2"]
+    metrics = distil(tmp_path, *options)
+    found = metrics["student"]
     percent = found["readout_pick"]["percent"]
-    assert list(percent) == ["linear", "mean", "sample"]
+    assert list(percent) == ["linear", "mean"]
     near = [name for name, value in percent.items() if value >= round(max(percent.values()) - 0.1, 2)]
     assert found["readout"] == near[0] == gendd.load(tmp_path).readout
     assert f"readout {near[0]}, the cheapest near the best; right on validation" in capsys.readouterr().err
     # the readouts of one pass say on the validation images what they said in training
     best = found["validation"]
-    assert best["metric"] == "val/mean" and best["percent"] == percent["mean"]
+    assert best["metric"] == "val/best" and best["percent"] == max(percent.values())
+    assert metrics["baselines"]["kd"]["validation"]["metric"] == "val/linear"
+    told = [row["val/top1"] for row in curves(tmp_path, "auto") if "val/top1" in row]
+    assert len(told) == 2 and max(told) == pytest.approx(best["percent"], abs=0.01)
+
+
+def test_without_validation_images_the_mean_is_the_readout(
+    digits_run: Finished, tmp_path: Path, no_report: None
+) -> None:
+    options = ["--baselines=[]", "--readout.name=auto", "--training.epochs=1", "--data.validation=0"]
+    # another number of images: the teacher is another too
+    options.append("--data.train_images=100")
+    assert distil(tmp_path, *options)["student"]["readout"] == "mean"
+
+
+def test_without_labels_the_better_readout_s_agreement_chooses(
+    digits_run: Finished, tmp_path: Path, no_report: None
+) -> None:
+    options = ["--baselines=[]", "--readout.name=auto", "--training.epochs=1", "--data.labels=false"]
+    found = distil(tmp_path, *options)["student"]
+    assert found["validation"]["metric"] == "val/agreement"
+    assert found["validation"]["percent"] == max(found["readout_pick"]["percent"].values())
 
 
 @pytest.mark.parametrize("method", ["kd", "kl"])

@@ -77,7 +77,7 @@ class GenDDConfig:
             map. 0: the projector serves the training alone. Null: half the teacher's width, or less where
             it would cost more than a quarter of the student's multiply-adds.
         residual: Generate the difference to the feature that the student with its projector estimates. Null:
-            where there is a projector and ``prediction`` is ``sample``.
+            where the feature is split into tokens, there is a projector and ``prediction`` is ``sample``.
         diffusion_weight: Weight of the diffusion loss.
         label_weight: Weight with which the cross-entropy of the linear readout reaches the student itself,
             where labels are seen; null: 1 where the teacher does not have the classes of the labels, else 0.

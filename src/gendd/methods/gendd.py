@@ -118,7 +118,10 @@ class GenDD(Method):
                 "gendd.residual true: expected a student with a projector (gendd.projector not 0, networks "
                 "that give maps, gendd.map_weight above 0) and gendd.prediction sample."
             )
-        return able if config.residual is None else config.residual
+        if config.residual is not None:
+            return config.residual
+        assert self.teacher is not None
+        return able and config.token_width < self.teacher.feature_dim
 
     @property
     def _same_classes(self) -> bool:

@@ -40,11 +40,6 @@ def check_networks(
     It is said before anything is trained or written, of this teacher and these labels.
     """
     _check_teacher(config, data)
-    if config.readout.name == "auto" and data.val is None:
-        raise UserError(
-            "data.validation: expected a fraction above 0, as readout.name is auto, got 0; hold some images "
-            "out, or name the readout."
-        )
     seen = sees_labels(config, data)
     student = student_network(config, data, teacher, networks.get("student"))
     for role, network in (("teacher", teacher), ("student", student)):

@@ -21,6 +21,8 @@ from gendd.student import Student
 # logged figures of a step, by name
 Row = dict[str, float]
 
+# of several that were logged, the first chose the checkpoint
+_TOP1 = ("val/best", "val/mean", "val/linear")
 _FEATURES = 1000
 _EXAMPLES = 24
 
@@ -43,7 +45,7 @@ def curves(folder: Path, readout: ReadoutChoice = "mean") -> list[Row]:
             rows.setdefault(int(row["step"]), {}).update(row)
     curve = [rows[step] for step in sorted(rows)]
     for row in curve:
-        for name in ("val/linear", "val/mean") if readout == "linear" else ("val/mean", "val/linear"):
+        for name in ("val/linear", "val/mean") if readout == "linear" else _TOP1:
             if name in row and "val/top1" not in row:
                 row["val/top1"] = 100 * row[name]
         if "val/agreement" in row:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import nn
@@ -138,11 +139,14 @@ def settle_readout(
     """Give the student its readout: as configured, else what ``auto`` picks, which is said and returned."""
     name, pick = config.readout.name, None
     student.settings = dataclasses.replace(config.readout, name="linear")
-    if name == "auto" and len(student.readouts) > 1:
-        assert data.val is not None
+    if name == "auto":
+        name = "mean" if "mean" in student.readouts else "linear"
+    one_pass = tuple(each for each in student.readouts if each != "sample")
+    if config.readout.name == "auto" and len(one_pass) > 1 and data.val is not None:
         scores = evaluate(
             student.to(device).eval(),
             data.val,
+            readouts=one_pass,
             teacher=teacher,
             num_classes=data.num_classes,
             device=device,
@@ -152,9 +156,11 @@ def settle_readout(
         )
         # without labels, or of the teacher's classes
         seen = sees_labels(config, data) and any(score.top1 is not None for score in scores.values())
-        pick = pick_readout(scores, "top1" if seen else "agreement")
-        say(str(pick))
-        name = pick.name
+        metric: Literal["top1", "agreement"] = "top1" if seen else "agreement"
+        if any(getattr(score, metric) is not None for score in scores.values()):
+            pick = pick_readout(scores, metric)
+            say(str(pick))
+            name = pick.name
     if name in student.readouts:
         # of labels that were seen, not of the classes that the teacher alone has
         other = sees_labels(config, data) and student.num_classes(name) != data.num_classes

@@ -97,7 +97,8 @@ class FeatureGenerator(nn.Module):
             config.head_width or HEAD_WIDTH,
             config.head_depth,
             self.token_width * (2 if config.learned_variance else 1),
-            config.zero_init,
+            # at first there is no difference
+            config.zero_init or self.residual,
         )
         self.register_buffer("feature_mean", torch.zeros(feature_width))
         self.register_buffer("feature_scale", torch.ones(feature_width))

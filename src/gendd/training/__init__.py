@@ -3,7 +3,7 @@
 from gendd.training.callbacks import shows_progress
 from gendd.training.device import autocast_type, overruns, resolve_device, resolve_precision
 from gendd.training.module import LightningMethod, derive_seed
-from gendd.training.monitor import choose_monitor, chosen_readout, is_share
+from gendd.training.monitor import choose_monitor, chosen_readouts, is_share
 from gendd.training.schedule import beta2, learning_rate_factor, parameter_groups
 from gendd.training.trainer import FitResult, fit
 
@@ -13,7 +13,7 @@ __all__ = [
     "autocast_type",
     "beta2",
     "choose_monitor",
-    "chosen_readout",
+    "chosen_readouts",
     "derive_seed",
     "fit",
     "is_share",

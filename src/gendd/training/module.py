@@ -23,7 +23,7 @@ from gendd.data import Batch, Batches, Data, Mixing, ShardBatches, eval_loader, 
 from gendd.errors import UserError
 from gendd.methods import Method
 from gendd.training.callbacks import is_logged
-from gendd.training.monitor import choose_monitor, chosen_readout, readout_classes, teacher_classes
+from gendd.training.monitor import choose_monitor, chosen_readouts, readout_classes, teacher_classes
 from gendd.training.schedule import beta2, learning_rate_factor, parameter_groups
 
 EVAL_BATCH_SIZE = 512
@@ -90,7 +90,7 @@ class LightningMethod(lightning.LightningModule):
         self._unchecked: tuple[int, list[str], Tensor, torch.cuda.Event | None] | None = None
         classes = readout_classes(method)
         seen = data.num_classes if self.use_labels else None
-        self._chosen = chosen_readout(classes, readout, seen)
+        self._chosen = chosen_readouts(classes, readout, seen)
         self.monitor: str | None = None
         if data.val is not None:
             self.monitor = choose_monitor(method, config.monitor, self.use_labels, data.num_classes, readout)
@@ -98,7 +98,7 @@ class LightningMethod(lightning.LightningModule):
         if self.use_labels:
             watched |= {name: count for name, count in classes.items() if count == data.num_classes}
         if self.monitor == "val/agreement":
-            watched["agreement"] = teacher_classes(method)
+            watched |= {f"agreement_{name}": teacher_classes(method) for name in self._chosen}
         self.accuracy = nn.ModuleDict(
             {name: MulticlassAccuracy(max(count, 2), average="micro") for name, count in watched.items()}
         )
@@ -226,15 +226,21 @@ class LightningMethod(lightning.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Accuracy of every readout of the labels' classes that costs one pass, and what is monitored."""
         outputs = self.method.predict(batch.images)
+        told: Tensor | None = None
         if self.monitor == "val/agreement":
-            assert self._chosen is not None
-            outputs["agreement"] = outputs[self._chosen]
+            assert self.method.teacher is not None
+            told = self.method.teacher(batch.images)[1].argmax(-1)
+            outputs |= {f"agreement_{name}": outputs[name] for name in self._chosen}
         for name in self.accuracy:
             if not bool(torch.isfinite(outputs[name]).all()):
                 raise self._not_finite("validation", self.global_step, f"logits of {name}")
             metric = cast(MulticlassAccuracy, self.accuracy[name])
-            metric.update(outputs[name].argmax(-1), self._target(name, batch))
-            self.log(f"val/{name}", metric, prog_bar=True, batch_size=len(batch.images))
+            agrees = name.startswith("agreement_")
+            target = told if agrees else batch.labels
+            assert target is not None
+            metric.update(outputs[name].argmax(-1), target)
+            if not agrees:
+                self.log(f"val/{name}", metric, prog_bar=True, batch_size=len(batch.images))
         if self.monitor == "val/diffusion":
             # the same noise in every epoch: it is the student that makes the difference
             key = derive_seed(self.seed, "validation", batch_idx, self.global_rank)
@@ -246,13 +252,16 @@ class LightningMethod(lightning.LightningModule):
             self.diffusion.update(loss, len(batch.images))
             self.log("val/diffusion", self.diffusion, prog_bar=True, batch_size=len(batch.images))
 
-    def _target(self, name: str, batch: Batch) -> Tensor:
-        if name != "agreement":
-            assert batch.labels is not None
-            return batch.labels
-        assert self.method.teacher is not None
-        predicted: Tensor = self.method.teacher(batch.images)[1].argmax(-1)
-        return predicted
+    def on_validation_epoch_end(self) -> None:
+        """What chooses the checkpoint where that is the better of two readouts, or the agreement."""
+        if self.monitor not in ("val/best", "val/agreement"):
+            return
+        agrees = self.monitor == "val/agreement"
+        names = [f"agreement_{name}" if agrees else name for name in self._chosen]
+        metrics = [cast(MulticlassAccuracy, self.accuracy[name]) for name in names]
+        self.log(self.monitor, torch.stack([metric.compute() for metric in metrics]).max(), prog_bar=True)
+        for metric in metrics if agrees else ():
+            metric.reset()
 
     def configure_optimizers(self) -> Any:
         """AdamW or SGD with decay by parameter kind, and the schedule per step."""

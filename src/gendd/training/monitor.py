@@ -25,20 +25,22 @@ def choose_monitor(
         monitor: ``training.monitor``.
         labels: Whether training may see labels.
         num_classes: K of the data's labels.
-        readout: The readout in use; for ``sample`` it is ``mean``, which costs one pass.
+        readout: The readout in use; for ``sample`` it is ``mean``, which costs one pass, and for ``auto``
+            the better of those that do.
 
     Returns:
-        ``val/READOUT`` (top-1 of it), ``val/agreement`` or ``val/diffusion``.
+        ``val/READOUT`` (top-1 of it), ``val/best`` (of the better of two), ``val/agreement`` or
+        ``val/diffusion``.
 
     Raises:
         UserError: the method can't be judged by what ``monitor`` names, or by anything.
     """
     classes = readout_classes(method)
-    chosen = chosen_readout(classes, readout, num_classes if labels else None)
+    chosen = chosen_readouts(classes, readout, num_classes if labels else None)
     found: dict[str, str] = {}
-    if labels and chosen and classes[chosen] == num_classes:
-        found["top1"] = f"val/{chosen}"
-    if chosen and classes[chosen] == teacher_classes(method):
+    if labels and chosen and classes[chosen[0]] == num_classes:
+        found["top1"] = f"val/{chosen[0]}" if len(chosen) == 1 else "val/best"
+    if chosen and classes[chosen[0]] == teacher_classes(method):
         found["agreement"] = "val/agreement"
     if method.has_diffusion:
         found["diffusion"] = "val/diffusion"
@@ -59,10 +61,12 @@ def choose_monitor(
     return found.get(monitor) or next(iter(found.values()))
 
 
-def chosen_readout(
+def chosen_readouts(
     classes: Mapping[ReadoutName, int], readout: ReadoutChoice, seen: int | None = None
-) -> ReadoutName | None:
-    """Of one-pass readouts the one in use: ``mean`` for ``sample`` and ``auto``, or what there is.
+) -> list[ReadoutName]:
+    """Of one-pass readouts those in use: ``mean`` for ``sample``, both for ``auto``, or what there is.
+
+    Those of ``auto`` have the same classes.
 
     Args:
         classes: K of each readout there is.
@@ -71,9 +75,11 @@ def chosen_readout(
     """
     own = [name for name, count in classes.items() if count == seen]
     there = own or list(classes)
+    if readout == "auto" and len({classes[name] for name in there}) == 1:
+        return there
     if "mean" in there and (readout != "linear" or "linear" not in there):
-        return "mean"
-    return "linear" if "linear" in there else None
+        return ["mean"]
+    return ["linear"] if "linear" in there else []
 
 
 def teacher_classes(method: Method) -> int:
