@@ -365,26 +365,48 @@ def headline() -> str:
 
 
 def plot_compared(name: str) -> None:
-    """Test accuracy of every method of a comparison, a bar each."""
+    """Test accuracy of every method of a comparison; that of the linear readout too where it is another."""
     found = sorted((row for row in summary(name) if row["test"] is not None), key=lambda row: -row["test"])
     if not found:
         return
-    figure = Figure(figsize=(7, 0.26 * len(found) + 0.8), layout="constrained")
+    figure = Figure(figsize=(7, 0.26 * len(found) + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    values = [row["test"] for row in found]
-    colours = ["#0072b2" if row["label"].startswith("GenDD") else "#888888" for row in found]
-    spread = [row["test_sd"] or 0.0 for row in found]
-    axes.barh(range(len(found)), values, xerr=spread, color=colours, height=0.65, error_kw={"capsize": 3})
+    apart = False
+    for place, row in enumerate(found):
+        colour = "#0072b2" if row["label"].startswith("GenDD") else "#666666"
+        value, spread = row["test"], row["test_sd"] or 0.0
+        axes.errorbar(value, place, xerr=spread, fmt="o", color=colour, markersize=5, capsize=3)
+        axes.annotate(
+            f"{value:.1f}",
+            (value + spread, place),
+            (6, 0),
+            textcoords="offset points",
+            va="center",
+            fontsize=8,
+        )
+        linear = row["linear"]
+        if linear is not None and abs(linear - value) > 1.5:
+            apart = True
+            axes.errorbar(
+                linear,
+                place,
+                xerr=row["linear_sd"] or 0.0,
+                fmt="D",
+                color=colour,
+                mfc="none",
+                markersize=5,
+                capsize=3,
+            )
+            axes.annotate(
+                f"{linear:.1f}", (linear, place), (8, 0), textcoords="offset points", va="center", fontsize=8
+            )
     axes.set_yticks(range(len(found)), [row["label"] for row in found], fontsize=8)
     axes.invert_yaxis()
-    low = min(value - error for value, error in zip(values, spread, strict=True))
-    high = max(value + error for value, error in zip(values, spread, strict=True))
-    margin = max(0.15 * (high - low), 0.2)
-    axes.set_xlim(max(0, low - margin), high + margin)
-    axes.set_xlabel("test top-1, %")
-    for position, (value, error) in enumerate(zip(values, spread, strict=True)):
-        axes.text(value + error + 0.03 * margin, position, f" {value:.1f}", va="center", fontsize=8)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.12)
+    axes.set_xlabel("test top-1, %" + (" (◇ linear readout)" if apart else ""))
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(RESULTS / "compare" / f"{name}.png", dpi=150)
 
