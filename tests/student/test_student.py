@@ -30,6 +30,12 @@ def saved(tmp_path: Path) -> Path:
     return make_student().save(tmp_path / "run" / "student")
 
 
+@pytest.mark.parametrize("generative, name", [(True, "mean"), (False, "linear")])
+def test_where_no_run_picks_a_readout_it_is_the_mean_if_there_is_one(generative: bool, name: str) -> None:
+    student = make_student(generative=generative, readout=ReadoutConfig(steps=3))
+    assert (student.readout, student.settings.steps) == (name, 3)
+
+
 @pytest.mark.parametrize("name", READOUTS)
 def test_a_loaded_student_gives_the_same_logits_bit_for_bit(name: ReadoutName, tmp_path: Path) -> None:
     student = make_student(readout=ReadoutConfig(name, steps=3, guidance=2.0, num_samples=2, temperature=0.5))

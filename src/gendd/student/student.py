@@ -76,7 +76,11 @@ class Student(nn.Module):
         self.generator = generator
         self.classifier = classifier
         self.linear = linear and backbone.has_classifier
-        self.settings = readout or ReadoutConfig("linear" if classifier is None else "mean")
+        self.settings = readout or ReadoutConfig()
+        if self.settings.name == "auto":
+            # a run picks one on its validation images
+            name: ReadoutName = "linear" if classifier is None else "mean"
+            self.settings = dataclasses.replace(self.settings, name=name)
         self.info = dict(info or {})
         self.folder: Path | None = None
         if self.readouts:
