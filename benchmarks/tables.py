@@ -339,34 +339,37 @@ def summary(name: str) -> list[dict[str, Any]]:
     return summarise(plan, read_rows(RESULTS / "compare" / f"{name}.csv"))
 
 
+def measured(name: str) -> list[dict[str, Any]]:
+    """The methods of a comparison that have results, the best first."""
+    return sorted((row for row in summary(name) if row["test"] is not None), key=lambda row: -row["test"])
+
+
+def methods_table(rows: list[dict[str, Any]], shown: list[str]) -> str:
+    names = headings(rows)
+    shown = [each for each in shown if each in names]
+    lines = [[row["label"], *cells(row, shown)] for row in rows]
+    return table(["method", *(names[each] for each in shown)], lines)
+
+
 def compared(name: str) -> str:
     """The methods of a comparison that have results, the best first."""
-    found = [row for row in summary(name) if row["test"] is not None]
-    found.sort(key=lambda row: -row["test"])
+    found = measured(name)
     if not found:
         return "Not measured yet."
-    shown = [each for each in headings(found) if each not in ("interval", "epochs", "peak_memory_mb", "mean")]
-    names = headings(found)
-    rows = [[row["label"], *cells(row, shown)] for row in found]
-    return table(["method", *(names[each] for each in shown)], rows)
+    left_out = ("interval", "epochs", "peak_memory_mb", "mean")
+    return methods_table(found, [each for each in headings(found) if each not in left_out])
 
 
 def headline() -> str:
     """The methods of the comparison on CIFAR-10 that a reader asks for first, the best first."""
     wanted = ("gendd", "gendd_unlabelled", "simkd", "srd", "dist", "kd", "gendd_published", "supervised")
-    found = [row for row in summary("cifar10") if row["method"] in wanted and row["test"] is not None]
-    shown = ["rate", "test", "difference", "t_interval", "multiply_adds", "seeds"]
-    names = headings(found)
-    shown = [each for each in shown if each in names]
-    found.sort(key=lambda row: -row["test"])
-    return table(
-        ["method", *(names[each] for each in shown)], [[row["label"], *cells(row, shown)] for row in found]
-    )
+    found = [row for row in measured("cifar10") if row["method"] in wanted]
+    return methods_table(found, ["rate", "test", "difference", "t_interval", "multiply_adds", "seeds"])
 
 
 def plot_compared(name: str) -> None:
     """Test accuracy of every method of a comparison; that of the linear readout too where it is another."""
-    found = sorted((row for row in summary(name) if row["test"] is not None), key=lambda row: -row["test"])
+    found = measured(name)
     if not found:
         return
     figure = Figure(figsize=(7, 0.26 * len(found) + 0.9), layout="constrained")

@@ -91,8 +91,8 @@ class FoldedMean(nn.Module):
             layers += modulation
         self.final, modulation = _fold_output(generator, classifier)
         layers += modulation
-        # whatever reads y is one layer, and split after it
         self.estimate = _fold_estimate(generator, classifier) if generator.residual else None
+        # whatever reads y is one layer, and split after it
         self.modulation = Affine(*(torch.cat(parts) for parts in zip(*layers, strict=True)))
         self.sizes = [len(bias) for _, bias in layers]
         self.to(weight.device, weight.dtype)

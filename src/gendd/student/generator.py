@@ -298,7 +298,6 @@ class GuidedDenoiser:
         prediction: Prediction,
         estimate: Tensor | None = None,
     ) -> None:
-        self.estimate = estimate
         self.head, self.schedule, self.guidance, self.prediction = head, schedule, guidance, prediction
         self.images, self.position = condition.shape[0], position
         self.guided = guidance != 1.0
@@ -306,6 +305,9 @@ class GuidedDenoiser:
         if self.guided:
             # one condition more, which is none
             self.condition = torch.cat([condition, torch.zeros_like(condition[:1])])
+            if estimate is not None:
+                estimate = torch.stack([estimate, torch.zeros_like(estimate)]).unsqueeze(1)
+        self.estimate = estimate
 
     def __call__(self, x: Tensor, step: int) -> Denoised:
         """x (S·B·N, C) at a step of the schedule -> its x̂_0 and log-variance."""
@@ -318,12 +320,9 @@ class GuidedDenoiser:
         if self.guided:
             modulations = [self._branches(each) for each in modulations]
         output = self.head.denoise(grid, modulations).float()
+        index = torch.full((1,), step, device=x.device)
         if self.estimate is not None:
-            estimate = self.estimate
-            if self.guided:
-                estimate = torch.stack([estimate, torch.zeros_like(estimate)]).unsqueeze(1)
-            index = torch.full((1,), step, device=x.device)
-            output = completed(output, grid, index, estimate, self.schedule)
+            output = completed(output, grid, index, self.estimate, self.schedule)
         if self.guided:
             conditional, unconditional = output.flatten(1, 3)
             predicted, v = conditional[:, :channels], conditional[:, channels:]
@@ -332,7 +331,6 @@ class GuidedDenoiser:
         else:
             output = output.flatten(0, 2)
             predicted, v = output[:, :channels], output[:, channels:]
-        index = torch.full((1,), step, device=x.device)
         x0 = predicted_x0(predicted, x, index, self.schedule, self.prediction)
         if v.shape[-1] == 0:
             return Denoised(x0, None)
