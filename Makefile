@@ -6,7 +6,7 @@ CHECKED := src tests benchmarks examples
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint format clean
+.PHONY: help setup demo test test-slow lint lowest format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -44,9 +44,12 @@ lint: $(VENV)/.installed-dev  ## style, format and types
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+lowest: $(VENV)/.installed  ## run the commands with every dependency at its lower bound (gigabytes, minutes)
+	$(BIN)/python benchmarks/lower_bounds.py .venv-lowest
+
 format: $(VENV)/.installed-dev  ## rewrite the code in the house format
 	$(BIN)/ruff check --fix $(CHECKED)
 	$(BIN)/ruff format $(CHECKED)
 
 clean:  ## remove the environment and what was built
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .coverage
+	rm -rf $(VENV) .venv-lowest build dist .mypy_cache .ruff_cache .pytest_cache .coverage

@@ -355,10 +355,9 @@ def test_predict_tells_classes_by_probability(
 def test_resume_names_the_setting_that_changed(digits_run: Finished, capsys: Capture) -> None:
     folder = str(digits_run.folder)
     words = ["distill", "--resume", "--out", folder, *TINY, "--baselines=[supervised,kl,kd]"]
-    assert refused(capsys, *words, "--training.lr=0.01") == (
-        f"--resume: expected the configuration of the run in {folder!r}, but training.lr was 0.02 "
-        "and is 0.01. "
-        "Give the same, or another --out."
+    assert refused(capsys, *words, "--training.weight_decay=0.01") == (
+        f"--resume: expected the configuration of the run in {folder!r}, but training.weight_decay was 0.05 "
+        "and is 0.01. Give the same, or another --out."
     )
 
 

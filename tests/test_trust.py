@@ -6,12 +6,16 @@ import json
 import os
 import pickle
 import shutil
+import signal
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
+from conftest import Finished
 from PIL import Image
+from runs import distil, untimed
 
 import gendd
 from gendd.cli import main
@@ -19,6 +23,8 @@ from gendd.config import DataConfig
 from gendd.data.tars import find_tars, survey
 from gendd.errors import UserError
 from gendd.files import check_code
+from gendd.methods import GenDD
+from gendd.run import Run
 
 Capture = pytest.CaptureFixture[str]
 NETWORK = """
@@ -190,3 +196,42 @@ def test_an_image_that_pillow_would_give_to_another_program(tmp_path: Path) -> N
 def test_plain_values_are_no_code() -> None:
     check_code({"name": "cifar/resnet20", "path": "folder/of.py/images", "n": [1, None, "a.py"]}, "here")
     assert DataConfig(path="pipe:cat a.tar").path is not None  # of the caller's own Python
+
+
+def test_nothing_of_slurm_s_is_written_or_gone_on_from(
+    digits_run: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+) -> None:
+    variables = {
+        "NTASKS": "1",
+        "JOB_NAME": "job",
+        "JOB_ID": "1",
+        "PROCID": "0",
+        "LOCALID": "0",
+        "NODEID": "0",
+    }
+    for name, value in variables.items():
+        monkeypatch.setenv(f"SLURM_{name}", value)
+    monkeypatch.chdir(tmp_path)
+    held = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    forward, steps = GenDD.forward, 0
+
+    def warned(self: GenDD, *args: Any, **options: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        os.kill(os.getpid(), signal.SIGUSR1)
+        if steps == 3:
+            raise KeyboardInterrupt
+        return forward(self, *args, **options)
+
+    monkeypatch.setattr(GenDD, "forward", warned)
+    try:
+        distil(tmp_path / "run", "--baselines=[]", code=130)
+        assert not list(tmp_path.rglob("hpc_ckpt*"))
+        for folder in (tmp_path, tmp_path / "run", tmp_path / "run" / "checkpoints"):
+            folder.mkdir(exist_ok=True)
+            (folder / "hpc_ckpt_1.ckpt").write_bytes(pickle.dumps({"state_dict": {}}))
+        assert main(["distill", "--resume", "--out", str(tmp_path / "run")]) == 0
+    finally:
+        signal.signal(signal.SIGUSR1, held)
+    first = Run.open(digits_run.folder).metrics
+    assert untimed(Run.open(tmp_path / "run").metrics["student"]) == untimed(first["student"])

@@ -101,8 +101,8 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_checkpoint(
     distil(tmp_path, "--baselines=[]", code=2)
     assert capsys.readouterr().err.splitlines()[-1] == (
         "gendd: The loss is not finite at step 8 (part 'probe'): expected a number, got NaN or infinity. "
-        "Lower training.lr, set training.clip_grad_norm or training.precision fp32; the last good checkpoint "
-        "is kept."
+        "Go on from the last good checkpoint with --resume and a lower training.lr, a "
+        "training.clip_grad_norm or training.precision fp32."
     )
     saved = torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=False)
     assert saved["global_step"] == 6

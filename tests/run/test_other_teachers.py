@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -153,3 +155,54 @@ def test_kd_without_a_share_of_labels_is_a_baseline_without_them(
         tmp_path, "--data.labels=false", "--baselines=[kd]", "--kd.weight=1", "--training.epochs=1"
     )
     assert set(metrics["baselines"]) == {"kd"}
+
+
+@pytest.mark.parametrize(
+    ("names", "code", "said"),
+    [
+        ("abcdefghij", 0, ""),
+        ("0123456789", 0, ""),
+        (
+            "abcdefghik",
+            0,
+            "warning: the teacher's class names are not the data's: class 9 is 'k' to the teacher",
+        ),
+        (
+            "abcdefghji",
+            2,
+            "class 8 is 'j' to the teacher, 'i' in the data; give its names, one a line, in a file",
+        ),
+        (
+            "bacdefghij",
+            2,
+            "class 0 is 'b' to the teacher, 'a' in the data; give its names, one a line, in a file",
+        ),
+    ],
+)
+def test_names_of_a_teacher_s_classes(
+    names: str,
+    code: int,
+    said: str,
+    digits_run: Finished,
+    cache: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    no_report: None,
+) -> None:
+    teacher = tmp_path / "teacher"
+    shutil.copytree(teacher_of(cache) / "student", teacher)
+    content = json.loads((teacher / "config.json").read_text(encoding="utf-8"))
+    content["info"]["class_names"] = list(names)
+    (teacher / "config.json").write_text(json.dumps(content), encoding="utf-8")
+    own = tmp_path / "names.txt"
+    own.write_text("\n".join("abcdefghij"), encoding="utf-8")
+    options = [
+        f"--teacher.weights={teacher}",
+        f"--data.classes={own}",
+        "--training.epochs=1",
+        "--baselines=[]",
+    ]
+    distil(tmp_path / "run", *options, code=code)
+    err = capsys.readouterr().err
+    assert (said in err) if said else ("class names" not in err)
+    assert (tmp_path / "run").exists() == (code == 0)

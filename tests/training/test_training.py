@@ -39,6 +39,7 @@ from gendd.training import (
     resolve_precision,
 )
 from gendd.training.callbacks import Progress
+from gendd.training.device import strides_over_one_position
 from gendd.training.trainer import make_loggers
 
 IMAGES = 128
@@ -468,6 +469,38 @@ def test_training_again_gives_the_same_weights(done: Done, data: Data, tmp_path:
     assert not same(other.state_dict(), done.method.state_dict())
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "found"),
+    [
+        ("cifar/resnet8", 8, False),
+        ("cifar/resnet8", 4, False),
+        ("cifar/resnet8", 2, True),
+        ("timm/test_resnet", 32, False),
+        ("timm/test_resnet", 8, True),
+    ],
+)
+def test_strided_convolutions_on_one_position_are_found(name: str, size: int, found: bool) -> None:
+    backbone = network(name)
+    before = {key: value.clone() for key, value in backbone.state_dict().items()}
+    backbone.train()
+    assert strides_over_one_position(backbone, 1, size) is found
+    assert backbone.net.training and same(before, backbone.state_dict())
+    assert not any(part._forward_pre_hooks for part in backbone.modules())
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp32"])
+def test_networks_too_deep_for_bf16_on_a_cpu_train_in_fp32(
+    precision: Any, data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    weights = []
+    for folder, asked in (("one", precision), ("other", "fp32")):
+        method = Supervised(network("timm/test_resnet"))
+        run(method, data, tmp_path / folder, settings(epochs=1, precision=asked))
+        weights.append(method.state_dict())
+    assert same(*weights)
+    assert ("training in fp32: bf16 gradients" in capsys.readouterr().err) == (precision == "bf16")
+
+
 @pytest.mark.parametrize("memory_format", [True, False])
 def test_statistics_are_taken_before_the_first_step(memory_format: bool, data: Data, tmp_path: Path) -> None:
     method = gendd(centres="means")
@@ -645,7 +678,9 @@ def test_a_loss_that_is_not_finite_stops_the_run(step: int, validation: float, t
 
 
 def test_a_rate_far_too_high_names_the_diffusion(data: Data, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"not finite at step \d+ \(part 'diffusion'\).* Lower training\.lr"):
+    with pytest.raises(
+        UserError, match=r"not finite at step \d+ \(part 'diffusion'\).* Go on from .* lower training\.lr"
+    ):
         run(gendd(), data, tmp_path, settings(epochs=4, lr=1e30, warmup_epochs=0.0))
 
 

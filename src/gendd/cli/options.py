@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import re
 import sys
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from gendd.errors import UserError, did_you_mean
 from gendd.files import check_code
@@ -38,10 +37,10 @@ _SHORT = {
 def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argparse.Namespace]:
     """The configuration that the words after ``gendd distill`` or ``gendd train`` mean, and their flags.
 
-    Later settings win: defaults, recipe, ``--config`` files, dotted options. ``distill`` without a
-    recipe, a file or another set of images is the recipe ``digits``; ``train`` takes the student of what
-    is given, and neither its method nor its baselines. The configuration is None where only printing was
-    asked for.
+    Later settings win: defaults, those of a run that is resumed, recipe, ``--config`` files, dotted options.
+    ``distill`` without a recipe, a file or another set of images is the recipe ``digits``; ``train`` takes
+    the student of what is given, and neither its method nor its baselines. The configuration is None where
+    only printing was asked for.
 
     Raises:
         UserError: a setting that is unknown, ill-typed or out of range, or no recipe or file of a name.
@@ -51,7 +50,6 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
         dump,
         extended,
         from_dict,
-        load_config,
         merge,
         one_line,
         read_mapping,
@@ -64,17 +62,12 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
     if help_asked:
         print(_run_help(command))
         return None, flags
-    if flags.resume and flags.out is not None and not rest and not flags.config and not flags.recipe:
-        saved = Path(flags.out) / "config.yaml"
-        if not saved.is_file():
-            raise UserError(
-                f"--resume: expected a run in {flags.out!r}, found none. Leave --resume out to start it."
-            )
-        # the folder may have been moved since
-        return dataclasses.replace(load_config(saved), out=flags.out), flags
     names = list(flags.recipe)
     layers = [read_mapping(source) for source in [*map(recipe_path, names), *map(Path, flags.config)]]
-    asked = _asked(layers, rest)
+    saved: dict[str, Any] = {}
+    if flags.resume and flags.out is not None:
+        saved = _saved(flags.out)
+    asked = _asked([saved, *layers], rest)
     _check_options(command, rest, asked)
 
     def parsed(values: dict[str, Any]) -> dict[str, Any]:
@@ -92,13 +85,15 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
         return found
 
     # the recipe's settings suit no other images
-    if command == "distill" and not layers and parsed({})["data"]["name"] == "digits":
+    if command == "distill" and not saved and not layers and parsed({})["data"]["name"] == "digits":
         names = ["digits"]
         layers = [read_mapping(recipe_path("digits"))]
-    chosen = any("baselines" in layer for layer in layers[len(names) :])
+    chosen = bool(saved) or any("baselines" in layer for layer in layers[len(names) :])
     chosen = chosen or any(_option(word) == "--baselines" for word in rest)
     defaults: dict[str, Any] = {}
-    for layer in [*map(extended, layers), _TRAIN if command == "train" else {}]:
+    known = {*get_type_hints(RunConfig), *_sections(asked, rest, saved)}
+    saved = {key: value for key, value in saved.items() if key in known}
+    for layer in [saved, *map(extended, layers), _TRAIN if command == "train" else {}]:
         merge(defaults, layer)
     values = defaults | parsed(defaults)
     if command == "distill" and not chosen:
@@ -114,6 +109,16 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
         print(dump(config), end="")
         return None, flags
     return config, flags
+
+
+def _saved(out: str) -> dict[str, Any]:
+    """The settings of the run in a folder that is resumed, which may have been moved since."""
+    from gendd.config import load_config, to_dict
+
+    file = Path(out).expanduser() / "config.yaml"
+    if not file.is_file():
+        raise UserError(f"--resume: expected a run in {out!r}, found none. Leave --resume out to start it.")
+    return {**to_dict(load_config(file)), "out": out}
 
 
 def _fixed(command: str) -> set[str]:

@@ -56,11 +56,11 @@ class DataConfig:
 
     Args:
         name: digits, fashion-mnist, cifar10, cifar100, folder, list, parquet, hf or webdataset.
-        path: Root directory of the set (folder: holds ``train/`` and ``test/`` or ``val/``, or nothing but
-            unlabelled images); for parquet the training file, for list the training list (lines
-            ``path label``, or ``path`` alone for unlabelled images), for hf a folder that ``save_to_disk``
-            of Hugging Face's datasets wrote, for webdataset a directory, glob or brace pattern of tar
-            shards. Digits need none; fashion-mnist also finds Debian's package.
+        path: Root directory of the set (folder: holds ``train/`` and ``test/`` or ``val/``, both where there
+            are images for validation, or nothing but unlabelled images); for parquet the training file, for
+            list the training list (lines ``path label``, or ``path`` alone for unlabelled images), for hf a
+            folder that ``save_to_disk`` of Hugging Face's datasets wrote, for webdataset a directory, glob or
+            brace pattern of tar shards. Digits need none; fashion-mnist also finds Debian's package.
         test_path: Test images where they are not below ``path`` (folder, list, parquet, hf; for webdataset
             shards, a directory of images or parquet). Test images may be unlabelled, and may be missing
             where the training images are unlabelled or ``labels`` is false: evaluation is then by
@@ -71,7 +71,8 @@ class DataConfig:
         image_size: Side in pixels that images are resized to; null keeps the set's own size (folder and
             list: 224, unless the images are squares of one side of at most 64; webdataset: 224).
         validation: Fraction of the training set held out for choosing checkpoints, in [0, 1); by class
-            where ``labels`` is true, else at random.
+            where ``labels`` is true, else at random. A set with validation images of its own besides its test
+            images has them used instead; 0: none.
         imbalance: Make the training set long-tailed: class c of K keeps at most n · imbalance^(-c/(K-1))
             images, n those of the largest class (Cui et al. 2019), which ones by ``split_seed``, after the
             validation images were held out, which stay as they are; at least 1, null leaves the set. Not of

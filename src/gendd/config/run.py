@@ -75,6 +75,12 @@ class RunConfig:
             "1 where gendd.condition_dropout is 0 (dropout trains the unconditional branch)",
             self.readout.guidance,
         )
+        check(
+            self.method != "gendd" or self.readout.steps <= self.gendd.timesteps,
+            "readout.steps",
+            f"at most {self.gendd.timesteps} (gendd.timesteps)",
+            self.readout.steps,
+        )
         frozen = "{} (only the frozen teacher has another)"
         check(self.student.dtype == "fp32", "student.dtype", frozen.format("fp32"), self.student.dtype)
         check(not self.student.compile, "student.compile", frozen.format("false"), self.student.compile)

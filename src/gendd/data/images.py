@@ -127,6 +127,7 @@ class ImageSet:
         max_corrupt: Share of the images that may be corrupt and are skipped, in [0, 1); with 0 the first
             one is an error.
         skipped: Told of each of those.
+        fingerprint: Of the images as they were found (see :func:`gendd.data.fingerprint.fingerprint`).
     """
 
     source: Tensor | Encoded
@@ -136,6 +137,7 @@ class ImageSet:
     framing: float = 1.0
     max_corrupt: float = 0.0
     skipped: Skipped = field(default_factory=Skipped, compare=False)
+    fingerprint: str = ""
 
     def __len__(self) -> int:
         return len(self.source)

@@ -11,11 +11,13 @@ from torch import Tensor
 
 from gendd.config import DataConfig
 from gendd.data.corrupt import Skipped
+from gendd.data.fingerprint import fingerprint
 from gendd.data.images import SMALL, Held, ImageSet, probe, resize_pixels
 from gendd.data.readers import Found, Part, Reader, given_names, reader
 from gendd.data.shards import Shards, read_shards
 from gendd.data.split import long_tail, random_split, stratified_split
 from gendd.errors import UserError
+from gendd.messages import say
 
 _SHARDS = "webdataset"
 _FOLDER_SIZE = 224
@@ -23,6 +25,7 @@ _SMALLEST = 4
 _LONG_TAILED = 3
 _TEST_FRAMING = 0.875
 _MEMORY_BYTES = 2 * 1024**3
+_OWN = "{:,} validation images of the set's own (data.validation 0: none)"
 
 
 @dataclass(frozen=True)
@@ -80,16 +83,22 @@ class Data:
         return high >= _LONG_TAILED * low and high - low > 3 * math.sqrt(high + low)
 
     @property
+    def parts(self) -> dict[str, ImageSet | Shards]:
+        """The training, validation and test images that there are."""
+        parts = {"training": self.train, "validation": self.val, "test": self.test}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    @property
     def skipped(self) -> list[Skipped]:
         """What was skipped of the training, validation and test images."""
-        parts = [self.train.skipped, *([] if self.val is None else [self.val.skipped]), self.test.skipped]
-        return list(dict.fromkeys(parts))
+        return list(dict.fromkeys(part.skipped for part in self.parts.values()))
 
 
 def load_data(config: DataConfig) -> Data:
     """Find the set, split it, and load what is used of it.
 
-    Validation images are held out first (stratified where training may see labels), then the rest is
+    Validation images are those that the set has beside its test images, or held out first (stratified where
+    training may see labels), then the rest is
     made long-tailed by ``imbalance``, then ``train_images`` are drawn from it; all by ``split_seed``
     alone. Only images that are used are decoded. Whether images are in memory never changes what they
     are: training images for ``resized-crop`` are decoded ahead only if all have the final size, as crops
@@ -107,9 +116,7 @@ def load_data(config: DataConfig) -> Data:
     kind = reader(config.name)
     found = _named(kind.read(config), config)
     _check_classes(found.train.labels, found.class_names, config)
-    train_rows, val_rows = _split(found.train, len(found.class_names), config)
-    train = _taken(found.train, train_rows, "training", config)
-    val = _taken(found.train, val_rows, "validation", config) if len(val_rows) else None
+    train, val = _held_out(found, config)
     test = None
     if found.test is not None:
         test = _taken(found.test, torch.arange(found.test.count), "test", config)
@@ -155,14 +162,19 @@ def _load_shards(config: DataConfig) -> Data:
     channels = found.channels
     framing = _TEST_FRAMING if size > SMALL else 1.0
     val = None if found.val is None else replace(found.val, size=size, framing=framing)
-    test = None
-    if found.test is not None:
-        test = _taken(found.test, torch.arange(found.test.count), "test", config)
-        test = replace(test, size=size, channels=channels, framing=framing)
+
+    def loaded(part: Part, name: str) -> ImageSet:
+        images = _taken(part, torch.arange(part.count), name, config)
+        images = replace(images, size=size, channels=channels, framing=framing)
         in_memory = config.in_memory
         if in_memory is None:
-            in_memory = len(test) * channels * size * size <= _MEMORY_BYTES
-        test = _ready(test, in_memory, "Decoding test images")
+            in_memory = len(images) * channels * size * size <= _MEMORY_BYTES
+        return _ready(images, in_memory, f"Decoding {name} images")
+
+    if found.own_val is not None:
+        say(_OWN.format(found.own_val.count))
+        val = loaded(found.own_val, "validation")
+    test = None if found.test is None else loaded(found.test, "test")
     tested = val if test is None else test
     assert tested is not None
     return Data(
@@ -243,8 +255,8 @@ def _named(found: Found, config: DataConfig) -> Found:
     """The set with the class names of ``data.classes``, where that is given."""
     if config.classes is None:
         return found
-    tested = None if found.test is None else found.test.labels
-    names = given_names(config.classes, found.train.labels, tested)
+    others = [part.labels for part in (found.test, found.val) if part is not None]
+    names = given_names(config.classes, found.train.labels, *others)
     if names != found.class_names and sorted(names) == sorted(found.class_names):
         # the set's own names, in the order that the file tells
         return _renumbered(found, names)
@@ -258,20 +270,37 @@ def _renumbered(found: Found, names: list[str]) -> Found:
     def moved(part: Part) -> Part:
         return part if part.labels is None else replace(part, labels=places[part.labels])
 
-    test = None if found.test is None else moved(found.test)
-    return Found(moved(found.train), test, names)
+    test, val = (None if part is None else moved(part) for part in (found.test, found.val))
+    return Found(moved(found.train), test, names, val)
 
 
-def _split(part: Part, classes: int, config: DataConfig) -> tuple[Tensor, Tensor]:
-    """Rows of the training and of the validation images."""
+def _held_out(found: Found, config: DataConfig) -> tuple[ImageSet, ImageSet | None]:
+    """The training and the validation images."""
+    own = found.val if config.validation > 0 else None
+    if own is not None:
+        say(_OWN.format(own.count))
+        if config.labels and found.train.labels is not None and own.labels is None:
+            raise UserError(
+                f"Expected labels with the validation images in {config.path!r}, as the training images have "
+                "some, got none; add them, or set data.labels to false."
+            )
+    rows, val_rows = _split(found.train, len(found.class_names), config, hold=own is None)
+    train = _taken(found.train, rows, "training", config)
+    if own is not None:
+        return train, _taken(own, torch.arange(own.count), "validation", config)
+    return train, _taken(found.train, val_rows, "validation", config) if len(val_rows) else None
+
+
+def _split(part: Part, classes: int, config: DataConfig, hold: bool) -> tuple[Tensor, Tensor]:
+    """Rows of the training images and of those of them that are held out, if they are to be."""
     generator = torch.Generator().manual_seed(config.split_seed)
-    if config.validation == 0:
+    if config.validation == 0 or not hold:
         rest, held = torch.arange(part.count), torch.arange(0)
     elif part.labels is None or not config.labels:
         rest, held = random_split(part.count, config.validation, generator)
     else:
         rest, held = stratified_split(part.labels, config.validation, generator)
-    if len(rest) == 0 or (config.validation > 0 and len(held) == 0):
+    if len(rest) == 0 or (hold and config.validation > 0 and len(held) == 0):
         raise UserError(
             f"data.validation: expected a fraction of the {part.count} training images that leaves some on "
             f"both sides, got {config.validation}; change it, or set 0 for none."
@@ -300,8 +329,15 @@ def _split(part: Part, classes: int, config: DataConfig) -> tuple[Tensor, Tensor
 def _taken(part: Part, rows: Tensor, name: str, config: DataConfig) -> ImageSet:
     """The images at ``rows``; size and channels are set when the training images have been seen."""
     labels = None if part.labels is None else part.labels[rows]
+    source = part.take(rows)
     return ImageSet(
-        part.take(rows), labels, channels=0, size=0, max_corrupt=config.max_corrupt, skipped=Skipped(name)
+        source,
+        labels,
+        channels=0,
+        size=0,
+        max_corrupt=config.max_corrupt,
+        skipped=Skipped(name),
+        fingerprint=fingerprint(source, labels),
     )
 
 

@@ -23,8 +23,9 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from gendd.config import DataConfig
 from gendd.data.corrupt import Skipped, allowed, too_many
+from gendd.data.fingerprint import base_name, digest, fingerprint, tensor_bytes
 from gendd.data.images import ImageSet, cores, decode, watched
-from gendd.data.readers import Part, class_numbers, given_names, read_part, untested
+from gendd.data.readers import Part, by_split, class_numbers, given_names, read_part, untested
 from gendd.data.tars import (
     BAD_LABEL,
     NO_LABEL,
@@ -98,6 +99,13 @@ class Shards:
 
     def __len__(self) -> int:
         return len(self.starts)
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the shards' names, of where their training images lie, and of the labels."""
+        return digest(
+            [*map(base_name, self.urls), *map(tensor_bytes, (self.counts, self.starts, self.labels))]
+        )
 
     def __deepcopy__(self, memo: dict[int, object]) -> Shards:
         # never written to: a copy of what holds it shares the labels
@@ -377,6 +385,7 @@ class Found:
     Args:
         train: Training images; channels and size not set yet.
         val: Images held out of them, encoded, size not set yet; None where there are none.
+        own_val: Validation images of the set's own in their place; None likewise.
         test: Test images, labelled or not; None where there are none, which only unlabelled training
             images allow.
         class_names: One name a class; none where nothing tells the classes.
@@ -388,19 +397,21 @@ class Found:
     test: Part | None
     class_names: list[str]
     channels: int
+    own_val: Part | None = None
 
 
 def read_shards(config: DataConfig) -> Found:
     """What ``data.path`` and ``data.test_path`` name.
 
     In the order of their hashes (of tar and key, by ``split_seed``) the first images are held out,
-    ``validation`` of them and at most 10,000; the ``train_images`` that follow are trained on.
+    ``validation`` of them and at most 10,000, none where there are shards of validation images besides the
+    test images; the ``train_images`` that follow are trained on.
 
     Raises:
         UserError: shards that are missing, hold no images or too many unreadable ones, labels that are no
             class numbers or have no name, or labelled images without test images.
     """
-    path, test_path = _paths(config)
+    path, val_path, test_path = _paths(config)
     mask = int(torch.randint(_NO_BOUND, (), generator=torch.Generator().manual_seed(config.split_seed)))
     contents = survey(path, config.workers)
     lost = _check_whole(contents, config.max_corrupt, "mend them, or raise data.max_corrupt")
@@ -409,12 +420,20 @@ def read_shards(config: DataConfig) -> Found:
     tested = None if test is None else test.labels
     if labels is not None and config.labels and test is None:
         raise untested(config, "test images (shards, a directory of class folders or parquet)")
+    own_val = None
+    if val_path:
+        own_val, _ = _test(val_path, config)
+        if labels is not None and config.labels and own_val.labels is None:
+            raise UserError(
+                f"Expected a cls with every image of {val_path[0]!r}, as the training images have one, found "
+                "none; add them, or set data.labels to false."
+            )
     # what training may not see and no test image has needs to be no class
     useful = config.labels or tested is not None
     labels, names = _classes(labels if useful else None, tested, names, config)
 
     hashes = torch.from_numpy(np.concatenate([each.hashes for each in contents])) ^ mask
-    choice, held = _chosen(hashes, mask, config)
+    choice, held = _chosen(hashes, mask, config, 0.0 if own_val is not None else config.validation)
     held_rows = (hashes < choice.first).nonzero()[:, 0]
     train_rows = (hashes >= choice.first) & (hashes <= choice.last)
     parts = torch.split(train_rows, [len(each) for each in contents])
@@ -435,16 +454,19 @@ def read_shards(config: DataConfig) -> Found:
     channels = 1 if all(each.gray for each in contents if len(each)) else 3
     val = None
     if held:
+        held_labels = None if labels is None else labels[held_rows]
+        source = images_at(contents, held_rows)
         val = ImageSet(
-            images_at(contents, held_rows),
-            None if labels is None else labels[held_rows],
+            source,
+            held_labels,
             channels,
             size=0,
             max_corrupt=config.max_corrupt,
             skipped=Skipped("validation"),
+            fingerprint=fingerprint(source, held_labels),
         )
         val = val if config.in_memory is False else _held(val)
-    return Found(train, val, test, names, channels)
+    return Found(train, val, test, names, channels, own_val)
 
 
 def _classes(
@@ -470,19 +492,16 @@ def _classes(
     return labels, names or class_numbers(labels, tested)
 
 
-def _paths(config: DataConfig) -> tuple[list[str], str | list[str] | None]:
-    """The training shards, and the test set: shards too, the path of another kind of set, or none."""
+def _paths(config: DataConfig) -> tuple[list[str], list[str], str | list[str] | None]:
+    """The shards of training and validation; the test set: shards, the path of another kind, or none."""
     if config.path is None:
         raise UserError("data.path: expected tar shards for data.name 'webdataset', got none; set data.path.")
-    train, test = find_tars(config.path, "data.path"), list[str]()
+    train, val, test = find_tars(config.path, "data.path"), list[str](), list[str]()
     root = Path(config.path).expanduser()
     if root.is_dir():
-        by_split = {
-            split: [tar for tar in train if _belongs(Path(tar).relative_to(root), split)]
-            for split in ("train", "test", "val")
-        }
-        if by_split["train"]:
-            train, test = by_split["train"], by_split["test"] or by_split["val"]
+        train, val, test = by_split(train, root)
+    if config.validation == 0 and (test or config.test_path is not None):
+        val = []
     if config.test_path is not None:
         other = Path(config.test_path).expanduser()
         holds_tars = other.is_dir() and next(other.rglob("*.tar"), None) is not None
@@ -491,21 +510,17 @@ def _paths(config: DataConfig) -> tuple[list[str], str | list[str] | None]:
             and (other.is_dir() or other.suffix == ".parquet")
             and not holds_tars
         ):
-            return train, config.test_path
+            return train, val, config.test_path
         test = find_tars(config.test_path, "data.test_path")
-    return train, test or None
-
-
-def _belongs(file: Path, split: str) -> bool:
-    return any(part.startswith(split) for part in file.parts)
+    return (train, val, test) if test else (train, [], val or None)
 
 
 def _test(given: str | list[str], config: DataConfig) -> tuple[Part, list[str]]:
-    """The test images, and their class names where they have any."""
+    """The test or validation images, and their class names where they have any."""
     if isinstance(given, str):
         return read_part(given, "data.test_path")
     contents = survey(given, config.workers)
-    _check_whole(contents, 0.0, "mend them, or give another data.test_path")
+    _check_whole(contents, 0.0, "mend them, or give others")
     count = sum(len(each) for each in contents)
     return Part(count, _labels(contents, True), lambda rows: images_at(contents, rows)), []
 
@@ -556,11 +571,11 @@ def _labels(contents: Sequence[Contents], needed: bool) -> Tensor | None:
     )
 
 
-def _chosen(hashes: Tensor, mask: int, config: DataConfig) -> tuple[Choice, int]:
-    """Which images are trained on, and how many are held out."""
+def _chosen(hashes: Tensor, mask: int, config: DataConfig, share: float) -> tuple[Choice, int]:
+    """Which images are trained on, and how many are held out, ``share`` of all."""
     total = len(hashes)
-    held = min(round(config.validation * total), MOST_HELD_OUT)
-    if held == total or (config.validation > 0 and held == 0):
+    held = min(round(share * total), MOST_HELD_OUT)
+    if held == total or (share > 0 and held == 0):
         raise UserError(
             f"data.validation: expected a fraction of the {total} training images that leaves some on both "
             f"sides, got {config.validation}; change it, or set 0 for none."

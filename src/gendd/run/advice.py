@@ -40,7 +40,8 @@ def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None,
                 f"nothing; try more epochs, or {rate}"
             )
     own, measure = own_figure(metrics["student"])
-    if own is not None and measure is not None:
+    # auto has chosen on the validation images already
+    if own is not None and measure is not None and config.readout.name != "auto":
         linear = metrics["student"]["readouts"].get("linear", {}).get(measure)
         if linear is not None and linear > own + _APART:
             lines.append(

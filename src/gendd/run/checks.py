@@ -12,8 +12,9 @@ from gendd.config import RunConfig
 from gendd.data import Data
 from gendd.errors import UserError, first_line
 from gendd.evaluation.refit import check_refit
+from gendd.messages import say
 from gendd.methods import Method, Pretraining, build_method
-from gendd.models import Backbone
+from gendd.models import Backbone, teacher_class_names
 from gendd.models.feature import still
 from gendd.models.registry import check_name
 from gendd.run.networks import student_network
@@ -40,6 +41,7 @@ def check_networks(
     It is said before anything is trained or written, of this teacher and these labels.
     """
     _check_teacher(config, data)
+    _check_class_names(config, data, teacher)
     seen = sees_labels(config, data)
     student = student_network(config, data, teacher, networks.get("student"))
     for role, network in (("teacher", teacher), ("student", student)):
@@ -74,6 +76,32 @@ def check_networks(
             f"data.test_path: expected labelled test images for method {config.method!r}, which has no "
             "teacher to agree with, got unlabelled ones; set data.test_path."
         )
+
+
+def _check_class_names(config: RunConfig, data: Data, teacher: Backbone | None) -> None:
+    """Report where a teacher that was trained has other names for its classes than the data.
+
+    Raises:
+        UserError: they are the same in another order.
+    """
+    if teacher is None or teacher.num_classes != data.num_classes:
+        return
+    names = teacher_class_names(config.teacher, data.num_classes)
+    if names is None or names == data.class_names or _are_numbers(names) or _are_numbers(data.class_names):
+        return
+    number = next(index for index, name in enumerate(names) if name != data.class_names[index])
+    differs = f"class {number} is {names[number]!r} to the teacher, {data.class_names[number]!r} in the data"
+    if sorted(names) == sorted(data.class_names):
+        raise UserError(
+            f"Teacher: expected its classes in the order of the data's, but {differs}; give its names, one a "
+            "line, in a file data.classes, which orders the data's."
+        )
+    say(f"warning: the teacher's class names are not the data's: {differs}; check that they mean the same")
+
+
+def _are_numbers(names: list[str]) -> bool:
+    """Whether classes have no names but their numbers."""
+    return names == [str(number) for number in range(len(names))]
 
 
 def _check_size(backbone: Backbone, data: Data, role: str) -> None:

@@ -26,7 +26,7 @@ from gendd.run.checks import check_names, check_networks
 from gendd.run.finished import Run
 from gendd.run.measuring import measure
 from gendd.run.networks import teacher_network, with_classes
-from gendd.run.output import LOCK, check_folder, claim, finish
+from gendd.run.output import LOCK, adopt, check_folder, check_images, claim, finish
 from gendd.run.settings import methods_of, sized, trains_teacher
 from gendd.run.teacher import freeze, teacher_run
 from gendd.run.training import Trained, settle_readout, train
@@ -109,8 +109,11 @@ def _run(
             "without; data.labels false says that it is meant"
         )
     # before the teacher is trained: a run that is stopped there can be resumed too
-    if not resume:
+    if resume:
+        adopt(folder, config)
+    else:
         claim(folder, config)
+    check_images(folder, data, resume)
     for skipped in data.skipped:
         skipped.record(folder / "logs" / "skipped.txt")
     teacher, teacher_folder = prepared_teacher(config, data, network, device)

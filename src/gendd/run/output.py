@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
 from gendd.config import RunConfig, dump, load_config, to_dict
+from gendd.data import Data
 from gendd.errors import UntrustedCodeError, UserError
-from gendd.files import write_text
+from gendd.files import write_json, write_text
+from gendd.messages import say
 from gendd.run.settings import SIZED, absolute, binding, data_paths
 from gendd.student.folders import RunFolder
 
@@ -38,6 +43,12 @@ _WRITTEN = (
 )
 
 
+# what may be changed where a run goes on: how training goes on, and what happens after it
+_CHANGEABLE = {f"training.{key}" for key in ("lr", "clip_grad_norm", "precision", "epochs")} | {
+    f"readout.{key}" for key in ("sampler", "eta", "steps", "guidance", "num_samples", "temperature")
+}
+
+
 def claim(folder: Path, config: RunConfig) -> None:
     """Make a checked output folder this run's; a finished run in it is set aside until this one is."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -52,6 +63,36 @@ def claim(folder: Path, config: RunConfig) -> None:
         for entry in there:
             _remove(entry)
     write_text(folder / "config.yaml", dump(config))
+
+
+def check_images(folder: Path, data: Data, resume: bool) -> None:
+    """Note what tells a run's images from others; a run that goes on must have the same.
+
+    Raises:
+        UserError: images that were added, removed, changed or labelled otherwise since.
+    """
+    file = folder / "logs" / "images.json"
+    found = {
+        name: {"images": len(part), "fingerprint": part.fingerprint} for name, part in data.parts.items()
+    }
+    known: dict[str, Any] = {}
+    if resume and file.is_file():
+        with suppress(ValueError):  # damaged, it tells nothing
+            known = json.loads(file.read_text(encoding="utf-8"))
+    if not known:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_json(file, found)
+        return
+    for name in {**known, **found}:
+        was, now = known.get(name, {}), found.get(name, {})
+        if was.get("fingerprint") == now.get("fingerprint"):
+            continue
+        before, after = was.get("images", 0), now.get("images", 0)
+        raise UserError(
+            f"--resume: expected the {before:,} {name} images that the run in {str(folder)!r} began with, "
+            f"got {'others' if after == before else f'{after:,}'}; restore them, or start again with "
+            "--overwrite."
+        )
 
 
 def finish(folder: Path) -> None:
@@ -87,18 +128,17 @@ def check_folder(folder: Path, config: RunConfig, overwrite: bool, resume: bool)
                 f"--resume: expected a run trained in {str(folder)!r}, found an imported checkpoint; "
                 f"start from its weights with --student.weights {folder} and another --out."
             )
-        ours, theirs = binding(to_dict(load_config(saved))), binding(to_dict(config))
-        changed = [
-            f"{name} was {value!r} and is {theirs[name]!r}"
-            for name, value in ours.items()
-            # null becomes a number when the run starts
-            if value != theirs[name] and not (theirs[name] is None and name in SIZED)
+        changed = _changed(saved, config)
+        refused = [
+            f"{name} was {was!r} and is {now!r}"
+            for name, (was, now) in changed.items()
+            if name not in _CHANGEABLE or (name == "training.epochs" and now < was)
         ]
-        if changed:
-            more = ", …" if len(changed) > 4 else ""
+        if refused:
+            more = ", …" if len(refused) > 4 else ""
             raise UserError(
                 f"--resume: expected the configuration of the run in {str(folder)!r}, but "
-                f"{', '.join(changed[:4])}{more}. Give the same, or another --out."
+                f"{', '.join(refused[:4])}{more}. Give the same, or another --out."
             )
         return
     if folder.exists() and (not folder.is_dir() or any(each.name != LOCK for each in folder.iterdir())):
@@ -108,6 +148,26 @@ def check_folder(folder: Path, config: RunConfig, overwrite: bool, resume: bool)
                 "or --overwrite to replace it."
             )
         _check_replaceable(folder, config)
+
+
+def _changed(saved: Path, config: RunConfig) -> dict[str, tuple[Any, Any]]:
+    """By dotted key, the settings that are others than those saved, before and now."""
+    ours, theirs = binding(to_dict(load_config(saved))), binding(to_dict(config))
+    return {
+        name: (ours.get(name), theirs.get(name))
+        for name in {**ours, **theirs}
+        # null becomes a number when the run starts
+        if ours.get(name) != theirs.get(name) and not (theirs.get(name) is None and name in SIZED)
+    }
+
+
+def adopt(folder: Path, config: RunConfig) -> None:
+    """Make what a checked configuration changes a part of the run that goes on, and report it."""
+    changed = _changed(folder / "config.yaml", config)
+    for name, (was, now) in changed.items():
+        say(f"--resume: {name} {was} → {now} from here on")
+    if changed:
+        write_text(folder / "config.yaml", dump(config))
 
 
 def _check_replaceable(folder: Path, config: RunConfig) -> None:

@@ -88,20 +88,15 @@ def teacher_run(config: RunConfig, data: Data, device: torch.device) -> tuple[Pa
     )
     # without labels the images are split otherwise; streamed, none is decoded to know them
     own = data if seen.labels else load_data(dataclasses.replace(training.data, in_memory=False))
-    made_of = [binding_of(training), _contents(own), version("gendd")]
+    made_of = [
+        binding_of(training),
+        own.class_names,
+        {name: part.fingerprint for name, part in own.parts.items()},
+        version("gendd"),
+    ]
     sources = (digest(config.teacher.name), digest(seen.name))
     made_of += [source for source in sources if source is not None]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
     # of a path its end, which names the network
     stem = re.sub(r"[^\w.+-]+", "-", config.teacher.name)[-100:].lstrip("-.")
     return cache_folder() / "teachers" / f"{stem}-{data.name}-{key}", training
-
-
-def _contents(data: Data) -> list[Any]:
-    """What tells these images from others of the same name and place: counts, classes and labels."""
-    parts = [data.train, data.test] if data.val is None else [data.train, data.test, data.val]
-    labels = [
-        None if part.labels is None else hashlib.sha256(part.labels.numpy().tobytes()).hexdigest()
-        for part in parts
-    ]
-    return [[len(part) for part in parts], data.class_names, labels]

@@ -5,9 +5,11 @@ from __future__ import annotations
 from typing import Literal, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gendd.errors import UserError
+from gendd.models import Backbone
+from gendd.models.feature import sample_images, still
 
 
 def resolve_device(name: str, key: str = "training.device") -> torch.device:
@@ -52,6 +54,29 @@ def _cpu_multiplies_bf16() -> bool:
     # with either, a ResNet's step in bf16 takes about half the time of one in fp32
     names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+def strides_over_one_position(backbone: Backbone, channels: int, size: int) -> bool:
+    """Whether a strided convolution of a network is given maps of 1x1, at images of this size.
+
+    In bf16 on CPUs PyTorch 2.14 leaves the gradient of its weights uninitialised.
+    """
+    found: list[bool] = []
+
+    def look(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.append(inputs[0].shape[-2:] == (1, 1))
+
+    strided = [
+        part for part in backbone.net.modules() if isinstance(part, nn.Conv2d) and max(part.stride) > 1
+    ]
+    hooks = [part.register_forward_pre_hook(look) for part in strided]
+    try:
+        with still(backbone.net):
+            backbone.net(sample_images(backbone.net, channels, (size, size)))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return any(found)
 
 
 def overruns(network: nn.Module, device: torch.device) -> bool:

@@ -104,6 +104,11 @@ class LightningMethod(lightning.LightningModule):
         )
         self.diffusion = MeanMetric()
 
+    @property
+    def total_steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self.steps_per_epoch * self.config.num_epochs(self.steps_per_epoch)
+
     def train_dataloader(self) -> Batches | ShardBatches:
         """The batches of the current epoch."""
         return train_loader(
@@ -200,14 +205,14 @@ class LightningMethod(lightning.LightningModule):
     def _not_finite(what: str, step: int, part: str) -> UserError:
         return UserError(
             f"The {what} is not finite at step {step} (part {part!r}): expected a number, "
-            "got NaN or infinity. Lower training.lr, set training.clip_grad_norm or training.precision fp32; "
-            "the last good checkpoint is kept."
+            "got NaN or infinity. Go on from the last good checkpoint with --resume and a lower training.lr, "
+            "a training.clip_grad_norm or training.precision fp32."
         )
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.config.optimizer != "adamw":
             return
-        total = self.steps_per_epoch * self.config.num_epochs(self.steps_per_epoch)
+        total = self.total_steps
         for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
             group["betas"] = (self.config.beta1, beta2(self.global_step, total, self.config))
 
@@ -267,18 +272,22 @@ class LightningMethod(lightning.LightningModule):
         """AdamW or SGD with decay by parameter kind, and the schedule per step."""
         config = self.config
         groups = parameter_groups(self.method, config.weight_decay, config.decay_all)
-        # the fused step unscales gradients itself, which Lightning's clipping can't follow
-        fused = self.device.type in ("cpu", "cuda") and config.clip_grad_norm is None
+        fused = self._fused
         optimiser: torch.optim.Optimizer
         if config.optimizer == "sgd":
             optimiser = torch.optim.SGD(groups, lr=config.lr, momentum=config.momentum, fused=fused)
         else:
-            start = beta2(0, self.steps_per_epoch * config.num_epochs(self.steps_per_epoch), config)
+            start = beta2(0, self.total_steps, config)
             optimiser = torch.optim.AdamW(groups, lr=config.lr, betas=(config.beta1, start), fused=fused)
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimiser, lambda step: learning_rate_factor(step, self.steps_per_epoch, config)
         )
         return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    @property
+    def _fused(self) -> bool:
+        # the fused step unscales gradients itself, which Lightning's clipping can't follow
+        return self.device.type in ("cpu", "cuda") and self.config.clip_grad_norm is None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         checkpoint["seconds"] = self.seconds + (
@@ -287,3 +296,12 @@ class LightningMethod(lightning.LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.seconds = checkpoint["seconds"]
+        # where training goes on, it does so by the configuration of now
+        for state in checkpoint.get("lr_schedulers", ()):
+            count = len(state["base_lrs"])
+            rate = self.config.lr * learning_rate_factor(
+                state["last_epoch"], self.steps_per_epoch, self.config
+            )
+            state["base_lrs"], state["_last_lr"] = [self.config.lr] * count, [rate] * count
+            for group in checkpoint["optimizer_states"][0]["param_groups"]:
+                group |= {"initial_lr": self.config.lr, "lr": rate, "fused": self._fused}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import signal
+import tempfile
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -25,10 +27,16 @@ from gendd.config import DataConfig, ReadoutChoice, TrainingConfig
 from gendd.data import Batch, Data, train_loader
 from gendd.errors import UserError
 from gendd.files import write_json
+from gendd.messages import say
 from gendd.methods import Method
 from gendd.training.callbacks import Progress, Throughput, WarmAverage, shows_progress
 from gendd.training.checkpoints import SafeCheckpointIO, read, usable
-from gendd.training.device import overruns, resolve_device, resolve_precision
+from gendd.training.device import (
+    overruns,
+    resolve_device,
+    resolve_precision,
+    strides_over_one_position,
+)
 from gendd.training.module import LightningMethod
 from gendd.training.monitor import is_share
 
@@ -98,18 +106,30 @@ def fit(
         finished.unlink(missing_ok=True)
         for name in ("last.ckpt", "best.ckpt"):
             SafeCheckpointIO().remove_checkpoint(checkpoints / name)
-    start = usable(checkpoints / "last.ckpt") if resume and not finished.exists() else None
-    if start is None and not (resume and finished.exists()):
-        _prepare(method, data, data_config, seed)
     module = LightningMethod(method, data, config, data_config, seed, channels_last, readout)
     monitor = module.monitor
-    if not (resume and finished.exists()):
+    # a finished training goes on where it is given more epochs
+    if not finished.exists() or _result(finished)["steps"] < module.total_steps:
+        start = usable(checkpoints / "last.ckpt") if resume else None
+        if start is None:
+            _prepare(method, data, data_config, seed)
         result = _fit(module, config, device, folder, monitor, start, title)
         write_json(finished, result)
-    result = json.loads(finished.read_text(encoding="utf-8"))
+    result = _result(finished)
     _load_weights(module, checkpoints / ("last.ckpt" if monitor is None else "best.ckpt"))
     method.to(device).eval()
     return FitResult(**result)
+
+
+def _result(finished: Path) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(finished.read_text(encoding="utf-8"))
+        return {each.name: found[each.name] for each in dataclasses.fields(FitResult)}
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"{str(finished)!r}: expected the result of a training, got a file that is damaged; "
+            "start again with --overwrite."
+        ) from error
 
 
 def _prepare(method: Method, data: Data, data_config: DataConfig, seed: int) -> None:
@@ -158,9 +178,18 @@ def _fit(
     if bar:
         callbacks.append(Progress(leave=True))
     precision, epochs = resolve_precision(config.precision, device), config.num_epochs(module.steps_per_epoch)
-    # SLURM's signals write no checkpoint of Lightning's own, which the next run would load unasked
+    size = module.data.channels, module.data.image_size
+    if (
+        precision == "bf16"
+        and device.type == "cpu"
+        and strides_over_one_position(module.method.backbone, *size)
+    ):
+        say("training in fp32: bf16 gradients of strided convolutions on maps of 1x1 are undefined on CPUs")
+        precision = "fp32"
+    # SLURM's signals write no checkpoint of Lightning's own
     slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
-    with _quiet():
+    # Lightning would go on unasked from a checkpoint of SLURM's that lies in its root: an empty one
+    with _quiet(), tempfile.TemporaryDirectory() as root:
         trainer = lightning.Trainer(
             accelerator=device.type,
             devices=1,
@@ -178,7 +207,7 @@ def _fit(
             enable_progress_bar=bar,
             use_distributed_sampler=False,
             plugins=[SafeCheckpointIO(), *slurm],
-            default_root_dir=folder,
+            default_root_dir=root,
             reload_dataloaders_every_n_epochs=1,
         )
         try:

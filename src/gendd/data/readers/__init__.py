@@ -1,6 +1,15 @@
 """What there is on disk, before anything is split or decoded: one reader per kind of set, a file each."""
 
-from gendd.data.readers.common import Found, Part, Reader, class_numbers, given_names, image_files, untested
+from gendd.data.readers.common import (
+    Found,
+    Part,
+    Reader,
+    by_split,
+    class_numbers,
+    given_names,
+    image_files,
+    untested,
+)
 from gendd.data.readers.registry import reader, readers
 from gendd.data.readers.standalone import read_part
 
@@ -8,6 +17,7 @@ __all__ = [
     "Found",
     "Part",
     "Reader",
+    "by_split",
     "class_numbers",
     "given_names",
     "image_files",

@@ -13,6 +13,8 @@ from gendd.config import DataConfig
 from gendd.data.images import Encoded, Files
 from gendd.errors import UserError
 
+# what the folder of a part of a set may be called; a file's name begins with the first of them
+SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".webp", ".gif", ".avif",
     ".ppm", ".pgm", ".tif", ".tiff",
@@ -43,11 +45,13 @@ class Found:
         test: Test images, labelled or not; None where there are none, which only unlabelled training
             images allow.
         class_names: One name a class; none where nothing tells the classes.
+        val: Validation images of the set's own; None where some of the training images are held out.
     """
 
     train: Part
     test: Part | None
     class_names: list[str]
+    val: Part | None = None
 
 
 @dataclass(frozen=True)
@@ -146,6 +150,18 @@ def left_out(directory: Path) -> str | None:
 def file_part(files: list[str], labels: Tensor | None) -> Part:
     """Image files and their labels (n,)."""
     return Part(len(files), labels, lambda indices: Files([files[index] for index in indices.tolist()]))
+
+
+def by_split(files: list[str], root: Path) -> tuple[list[str], list[str], list[str]]:
+    """The training, validation and test files below ``root``, by what their names or folders begin with.
+
+    Where nothing is called train, all are training files.
+    """
+    train, val, test = (
+        [file for file in files if any(part.startswith(split) for part in Path(file).relative_to(root).parts)]
+        for split in SPLITS
+    )
+    return (train, val, test) if train else (files, [], [])
 
 
 def read_text(path: Path, key: str) -> str:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gendd.config import DataConfig
 from gendd.data.readers.common import (
+    SPLITS,
     Found,
     Part,
     Reader,
@@ -19,6 +20,7 @@ from gendd.data.readers.common import (
     image_files,
     left_out,
     required_path,
+    unlabelled,
 )
 from gendd.errors import UserError
 from gendd.messages import say
@@ -27,18 +29,18 @@ from gendd.messages import say
 def read_folder(config: DataConfig) -> Found:
     """``train/CLASS/*.jpg`` below ``data.path``; test images likewise, in test/, val/ or ``test_path``.
 
-    A directory without train/, test/ and val/ holds the training images itself. Images without class
-    folders are unlabelled, and so are training images where training may not see the labels and their
-    folders are not the test set's classes. Unlabelled training images need no test images.
+    Where there are test images besides them, those of val/ are for validation. The folders may also be called
+    training/, testing/, valid/ or validation/. A directory without any of them holds the training images
+    itself. Images without class folders are unlabelled, and so are training images where training may not see
+    the labels and their folders are not the test set's classes. Unlabelled training images need no test
+    images.
     """
     root = required_path(config, "a directory of images, or one with train/ and test/ or val/")
-    train_dir = root / "train" if (root / "train").is_dir() else root
-    beside = [root / name for name in ("test", "val") if (root / name).is_dir()]
-    if train_dir == root and beside:
-        raise UserError(
-            f"data.path: expected train/ beside {beside[0].name}/ in '{root}', found none; add it."
-        )
-    test_dir: Path | None = beside[0] if beside else None
+    parts = _split_folders(root)
+    train_dir, val_dir = parts.pop("train", root), parts.pop("val", None)
+    test_dir = parts.pop("test", None)
+    if train_dir == root and (beside := test_dir or val_dir) is not None:
+        raise UserError(f"data.path: expected train/ beside {beside.name}/ in '{root}', found none; add it.")
     if config.test_path is not None:
         test_dir = existing_path(config.test_path, "data.test_path", "a directory of test images")
         if test_dir.resolve().is_relative_to(train_dir.resolve()):
@@ -46,9 +48,13 @@ def read_folder(config: DataConfig) -> Found:
                 f"data.test_path: expected a directory outside of the training images in '{train_dir}', got "
                 f"'{test_dir}'; move it."
             )
+    if test_dir is None:
+        test_dir, val_dir = val_dir, None
+    train_names = _class_folders(train_dir)
+    if train_dir != root:
+        _check_beside(root, train_dir, bool(train_names) or test_dir is not None or not config.labels)
     if (line := left_out(root)) is not None:
         say(line)
-    train_names = _class_folders(train_dir)
     if test_dir is None:
         if train_names and config.labels:
             raise UserError(
@@ -56,14 +62,52 @@ def read_folder(config: DataConfig) -> Found:
                 "add one or set data.test_path, or set data.labels to false."
             )
         return Found(_unlabelled(train_dir), None, [])
-    test, test_names = folder_part(test_dir)
-    if test_names:
-        if not train_names or (train_names != test_names and not config.labels):
-            return Found(_unlabelled(train_dir), test, _shown(test_names))
-        _check_equal(train_dir, train_names, test_dir, test_names)
-    elif not train_names or not config.labels:
-        return Found(_unlabelled(train_dir), test, [])
-    return Found(file_part(*_labelled_files(train_dir, train_names)), test, _shown(train_names))
+    test, names = folder_part(test_dir)
+    labelled = bool(train_names)
+    if names:
+        if not config.labels:
+            labelled = train_names == names
+        elif labelled:
+            _check_equal(train_dir, train_names, test_dir, names)
+    elif config.labels:
+        names = train_names
+    else:
+        labelled = False
+    val = None
+    if val_dir is not None:
+        val, val_names = folder_part(val_dir)
+        if labelled and config.labels:
+            _check_equal(train_dir, train_names, val_dir, val_names)
+        elif val_names != names:
+            val = unlabelled(val)
+    train = file_part(*_labelled_files(train_dir, train_names)) if labelled else _unlabelled(train_dir)
+    return Found(train, test, _shown(names), val)
+
+
+def _split_folders(root: Path) -> dict[str, Path]:
+    """The folders of the training, validation and test images, as far as they are there."""
+    present = {name.lower(): root / name for name in reversed(_class_folders(root))} if root.is_dir() else {}
+    found = {split: [present[name] for name in names if name in present] for split, names in SPLITS.items()}
+    return {split: folders[0] for split, folders in found.items() if folders}
+
+
+def _check_beside(root: Path, train_dir: Path, clear: bool) -> None:
+    """Report folders of images beside train/ that are read as nothing.
+
+    Raises:
+        UserError: it is not ``clear`` that train/ is no class among them.
+    """
+    known = {name for names in SPLITS.values() for name in names}
+    others = [name for name in _class_folders(root) if name.lower() not in known and image_files(root / name)]
+    if not others:
+        return
+    shown = ", ".join(f"{name}/" for name in _shown(others)[:5]) + (", …" if len(others) > 5 else "")
+    if not clear:
+        raise UserError(
+            f"data.path: expected class folders in '{train_dir}', got images, and more in {shown} beside it; "
+            f"if {train_dir.name}/ is a class itself, move all classes into a folder {train_dir.name}/."
+        )
+    say(f"read {train_dir.name}/ of '{root}'; left out {shown} beside it")
 
 
 def _shown(names: list[str]) -> list[str]:

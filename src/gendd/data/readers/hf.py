@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gendd.config import DataConfig
 from gendd.data.readers.common import (
+    SPLITS,
     Found,
     Part,
     Reader,
@@ -24,6 +25,8 @@ from gendd.data.readers.common import (
 from gendd.errors import UserError
 from gendd.files import read_bytes
 
+# a split, and what errors call it
+_Split = tuple[Any, str]
 _IMAGES = ("image", "img")
 _LABELS = ("label", "labels", "fine_label")
 
@@ -65,34 +68,49 @@ class _Rows:
 def read_hf(config: DataConfig) -> Found:
     """A folder written by ``save_to_disk``: a DatasetDict with train and test or validation, or one split.
 
+    Where there is a split test as well, that called validation is for validation.
+
     ``data.test_path`` may name another such folder, or that of one split. The images are in the column of
     type Image, the labels in that of type ClassLabel (or of integers named label).
     """
     what = "a folder written by save_to_disk of Hugging Face's datasets"
-    train_split, test_split = _splits(required_path(config, what), "data.path")
+    train_split, val_split, test_split = _splits(required_path(config, what), "data.path")
     if config.test_path is not None:
-        alone, of_dict = _splits(existing_path(config.test_path, "data.test_path", what), "data.test_path")
-        test_split = of_dict or alone
+        other = existing_path(config.test_path, "data.test_path", what)
+        alone, *held = _splits(other, "data.test_path")
+        test_split = held[1] or held[0] or alone
+    elif test_split is None:
+        test_split, val_split = val_split, None
     train, train_names = _part(*train_split)
     if test_split is None:
         if train.labels is not None and config.labels:
             raise untested(config, "a folder of test images, or a split 'test' or 'validation'")
         return Found(unlabelled(train), None, [])
     test, test_names = _part(*test_split)
-    if train_names and test_names and train_names != test_names:
+    _check_equal(train_split, train_names, test_split, test_names)
+    val = None
+    if val_split is not None:
+        val, val_names = _part(*val_split)
+        _check_equal(train_split, train_names, val_split, val_names)
+    numbers = class_numbers(train.labels, test.labels, None if val is None else val.labels)
+    return Found(train, test, train_names or test_names or numbers, val)
+
+
+def _check_equal(split: _Split, names: list[str], other: _Split, others: list[str]) -> None:
+    """Raise :class:`UserError` where both splits name their classes, and not alike."""
+    if names and others and names != others:
         raise UserError(
-            f"Expected the same class names in {train_split[1]} and {test_split[1]}, got "
-            f"{_shown(train_names)} and {_shown(test_names)}; save them with the same features."
+            f"Expected the same class names in {split[1]} and {other[1]}, got {_shown(names)} and "
+            f"{_shown(others)}; save them with the same features."
         )
-    return Found(train, test, train_names or test_names or class_numbers(train.labels, test.labels))
 
 
 def _shown(names: Sequence[str]) -> str:
     return ", ".join(names[:5]) + (", …" if len(names) > 5 else "")
 
 
-def _splits(path: Path, key: str) -> tuple[tuple[Any, str], tuple[Any, str] | None]:
-    """The training split of a folder, or its only one, and the test split; each with its name for errors."""
+def _splits(path: Path, key: str) -> tuple[_Split, _Split | None, _Split | None]:
+    """The training split of a folder, or its only one, those of validation and of the test."""
     try:
         import datasets
     except ImportError as error:
@@ -106,16 +124,18 @@ def _splits(path: Path, key: str) -> tuple[tuple[Any, str], tuple[Any, str] | No
             f"({reason}); save it anew."
         ) from error
     if isinstance(loaded, datasets.Dataset):
-        return (loaded, f"'{path}'"), None
-    test = next((name for name in ("test", "validation", "val") if name in loaded), None)
-    train = "train" if "train" in loaded else test if key == "data.test_path" else None
+        return (loaded, f"'{path}'"), None, None
+    held = [next((name for name in SPLITS[part] if name in loaded), None) for part in ("val", "test")]
+    train = "train" if "train" in loaded else None
+    if train is None and key == "data.test_path":
+        train = held[1] or held[0]
     if train is None:
         raise UserError(
             f"{key}: expected a split 'train' in '{path}', got {', '.join(sorted(loaded)) or 'none'}; "
             "rename one, or give the folder of one split."
         )
-    named = None if test is None else (loaded[test], f"'{path}' ({test})")
-    return (loaded[train], f"'{path}' ({train})"), named
+    val, test = (None if name is None else (loaded[name], f"'{path}' ({name})") for name in held)
+    return (loaded[train], f"'{path}' ({train})"), val, test
 
 
 def _part(split: Any, name: str) -> tuple[Part, list[str]]:

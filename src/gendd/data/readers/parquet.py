@@ -15,7 +15,16 @@ from torch import Tensor
 
 from gendd.config import DataConfig
 from gendd.data.images import Held
-from gendd.data.readers.common import Found, Part, Reader, class_numbers, given_path, unlabelled, untested
+from gendd.data.readers.common import (
+    Found,
+    Part,
+    Reader,
+    by_split,
+    class_numbers,
+    given_path,
+    unlabelled,
+    untested,
+)
 from gendd.errors import UserError
 
 
@@ -94,41 +103,41 @@ def read_parquet(config: DataConfig) -> Found:
     """Hugging Face's layout: columns image (or img) with the encoded bytes, and label.
 
     ``data.path`` and ``data.test_path`` are a file, a glob or a directory of parquet files each. In a
-    directory the names of files or folders (train*, test*, val*) tell the splits apart.
+    directory the names of files or folders (train*, test*, val*) tell the splits apart; val* are the test
+    images where there are no others, else those of validation.
     """
     path = given_path(config, "a parquet file, a glob or a directory")
     train_files = _parquet_files(path, "data.path")
-    test_files: list[str] = []
+    val_files, test_files = list[str](), list[str]()
     root = Path(path).expanduser()
     if root.is_dir():
-        by_split = {
-            split: [file for file in train_files if _belongs(Path(file).relative_to(root), split)]
-            for split in ("train", "test", "val")
-        }
-        train_files = by_split["train"] or train_files
-        test_files = by_split["train"] and (by_split["test"] or by_split["val"])
+        train_files, val_files, test_files = by_split(train_files, root)
     if config.test_path is not None:
         test_files = _parquet_files(config.test_path, "data.test_path")
+    elif not test_files:
+        test_files, val_files = val_files, []
     train = _table(train_files)
     if not test_files:
         if train.labels is not None and config.labels:
             raise untested(config, "the parquet file(s) of the test images")
         return Found(unlabelled(train.part), None, [])
     test = _table(test_files)
-    if train.names and test.names and train.names != test.names:
-        one, other = next(pair for pair in zip_longest(train.names, test.names) if pair[0] != pair[1])
-        raise UserError(
-            f"Expected the same class names in data.path and data.test_path, got {one!r} in the schema of "
-            f"the first where the second has {other!r}; make them equal."
-        )
-    numbers = class_numbers(train.labels, test.labels)
+    val = _table(val_files) if val_files else None
+    for part in (test, val):
+        if part is not None and train.names and part.names and train.names != part.names:
+            one, other = next(pair for pair in zip_longest(train.names, part.names) if pair[0] != pair[1])
+            raise UserError(
+                f"Expected the same class names in {train.files[0]!r} and {part.files[0]!r}, got {one!r} in "
+                f"the schema of the first where the second has {other!r}; make them equal."
+            )
+    numbers = class_numbers(train.labels, test.labels, None if val is None else val.labels)
     names = test.names or train.names or numbers
     if len(numbers) > len(names):
         raise UserError(
             f"Expected labels below {len(names)} (the class names of the schema) in the files of data.path "
             f"and data.test_path, got {len(numbers) - 1}; correct the labels or the schema."
         )
-    return Found(train.part, test.part, names)
+    return Found(train.part, test.part, names, None if val is None else val.part)
 
 
 def parquet_part(value: str, key: str) -> tuple[Part, list[str]]:
@@ -147,10 +156,6 @@ def parquet_part(value: str, key: str) -> tuple[Part, list[str]]:
             f"{len(numbers) - 1}; correct the labels or the schema."
         )
     return table.part, names
-
-
-def _belongs(file: Path, split: str) -> bool:
-    return any(part.startswith(split) for part in file.parts)
 
 
 def _parquet_files(value: str, key: str) -> list[str]:
