@@ -176,8 +176,8 @@ def test_a_key_that_is_no_text_is_unknown() -> None:
         ("training.beta2", [0.9], "[number, number]"),
         ("data.crop_scale", "big", "[number, number]"),
         ("training.loggers", ["tb"], "a list of one of csv, tensorboard, wandb"),
-        ("training.milestones", ["a"], "a list of integer"),
-        ("student.mean", "x", "a list of number or null"),
+        ("training.milestones", ["a"], "a list of integers"),
+        ("student.mean", "x", "a list of numbers or null"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_told_in_words(key: str, value: Any, expected: str) -> None:

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 import re
 import sys
-from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -205,16 +205,17 @@ def _asked(layers: list[dict[str, Any]], words: list[str]) -> dict[str, Any]:
     return asked
 
 
-def _sections(asked: dict[str, Any], words: list[str], values: dict[str, Any]) -> list[str]:
+def _sections(asked: dict[str, Any], words: list[str], values: dict[str, Any]) -> tuple[str, ...]:
     """The sections of methods that options or values set something in."""
     from gendd.config import registry
 
     known = registry.sections(asked)
     named = {option.removeprefix("--").split(".")[0] for option in map(_option, words) if option}
-    return [name for name in dict.fromkeys(known) if name in named or name in values]
+    return tuple(name for name in dict.fromkeys(known) if name in named or name in values)
 
 
-def run_parser(command: str, sections: Iterable[str] = ()) -> ArgumentParser:
+@cache
+def run_parser(command: str, sections: tuple[str, ...] = ()) -> ArgumentParser:
     """The typed parser of every dotted option of a run, and of those of some methods' sections."""
     from jsonargparse import ArgumentParser
 

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
 from gendd.config import registry
+from gendd.config.checks import check_numbers
 from gendd.config.run import _OWN_SECTIONS, RunConfig
 from gendd.errors import UserError, did_you_mean
 from gendd.files import check_code, expanded
 from gendd.recipes import recipe_path
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 C = TypeVar("C")
 # what in a file names the recipes it is laid over; no setting of a run
@@ -60,6 +65,8 @@ def check_keys(
         elif value is None and type(None) not in get_args(hints[key]):
             # jsonargparse lets null pass for any type
             raise UserError(f"{prefix}{key}: expected {_words(hints[key])}, got null.")
+        else:
+            check_numbers(f"{prefix}{key}", value)
 
 
 def _check_section(name: str, values: Any) -> None:
@@ -117,11 +124,8 @@ def _built(
     values: dict[str, Any], section: type[C], name: str | None = None, given: dict[str, Any] | None = None
 ) -> C:
     """A section, called ``name`` where it is one of several, of values whose keys were checked."""
-    from jsonargparse import ArgumentParser
-
-    skipped = set(_UNSPELLED) if section is RunConfig else set()
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(section, name, fail_untyped=True, skip=skipped)
+    skipped = _UNSPELLED if section is RunConfig else set()
+    parser = _parser(section, name)
     try:
         parsed = parser.instantiate(parser.parse_object(values if name is None else {name: values}))
         parsed = parsed if name is None or not dataclasses.fields(cast(Any, section)) else parsed[name]
@@ -133,6 +137,18 @@ def _built(
         raise
     except Exception as error:
         raise UserError(one_line(error, section, name)) from error
+
+
+@lru_cache(maxsize=64)
+def _parser(section: type[Any], name: str | None) -> ArgumentParser:
+    """The typed parser of a section, which takes longer to make than to use."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(
+        section, name, fail_untyped=True, skip=set(_UNSPELLED) if section is RunConfig else set()
+    )
+    return parser
 
 
 def load_config(path: Path) -> RunConfig:
@@ -207,6 +223,8 @@ def one_line(error: BaseException, section: type[Any] = RunConfig, name: str | N
         name: What the section is called in front of its keys.
     """
     text = " ".join(str(error).split())
+    if required := re.search(r"arguments are required: ([\w., ]+)", text):
+        return f"expected a value of {required[1]}, found none; add it."
     key = re.search(r"[Kk]ey \"([\w.]+)\"", text)
     values = re.findall(r"(?:Got|Given) value: (.*?)(?= Given value| Got value| - |$)", text)
     if key is None or not values:
@@ -223,12 +241,17 @@ def _expected(key: str, section: type[Any]) -> str:
     return "another type" if hint is None else _words(hint)
 
 
+_PLURAL = {int: "integers", float: "numbers"}
+
+
 def _words(hint: Any) -> str:
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(map(str, inner))
     if origin is list:
-        return f"a list of {_words(inner[0])}"
+        return f"a list of {_PLURAL.get(inner[0]) or _words(inner[0])}"
+    if origin is dict:
+        return "a section"
     if origin is tuple:
         return "[" + ", ".join(map(_words, inner)) + "]"
     if inner:

@@ -15,10 +15,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gendd.errors import UserError
+from gendd.errors import UserError, first_line
 from gendd.files import check_code
 from gendd.messages import say
 from gendd.models.backbone import Backbone
+from gendd.models.described import checked
 
 _SHOWN = 3
 
@@ -62,10 +63,6 @@ _HARMLESS: list[Any] = [argparse.Namespace] + [
     (_Dropped, name)
     for name in ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 ]
-
-
-# what a description may hold beside what every one has
-_DESCRIBED = ("feature", "input_size", "channels", "config", "projector")
 
 
 def save_weights(backbone: Backbone, path: str | Path) -> None:
@@ -150,14 +147,18 @@ def saved_backbone(path: str | Path) -> dict[str, Any] | None:
     if file.name != _STUDENT_WEIGHTS or not config.is_file():
         return None
     try:
-        described = json.loads(config.read_text(encoding="utf-8"))["backbone"]
-        optional = [key for key in _DESCRIBED if key in described]
-        return {key: described[key] for key in ("name", "in_channels", "mean", "std", *optional)}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{config}: expected a readable JSON file; {reason}") from error
-    except (KeyError, TypeError):  # of another library
+        saved = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise UserError(
+            f"{str(config)!r}: expected a readable JSON file, got one that is not ({first_line(error)}); "
+            "restore it."
+        ) from error
+    if not isinstance(saved, dict) or "format" not in saved:  # of another library
         return None
+    try:
+        return checked(saved.get("backbone"))
+    except UserError as error:
+        raise UserError(f"Student {str(file.parent)!r}: {error}") from error
 
 
 def network_of(value: str) -> dict[str, str]:
@@ -179,7 +180,7 @@ def saved_info(path: str | Path) -> dict[str, Any]:
     config = _weights_file(Path(path)).with_name("config.json")
     try:
         info = json.loads(config.read_text(encoding="utf-8"))["info"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, KeyError, TypeError):
         return {}
     return info if isinstance(info, dict) else {}
 
