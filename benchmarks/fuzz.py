@@ -102,7 +102,9 @@ def damaged(sound: bytes) -> SearchStrategy[bytes]:
 def places(values: Any, here: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
     """The path of every value in nested ones, their own included."""
     yield here
-    inner = values.items() if isinstance(values, dict) else enumerate(values if isinstance(values, list) else ())
+    inner = (
+        values.items() if isinstance(values, dict) else enumerate(values if isinstance(values, list) else ())
+    )
     for key, value in inner:
         yield from places(value, (*here, key))
 
@@ -110,7 +112,10 @@ def places(values: Any, here: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 def altered(sound: Any) -> SearchStrategy[Any]:
     """Nested values that differ from sound ones in a few places: replaced, removed or added to."""
     change = st.tuples(
-        st.sampled_from(list(places(sound))), st.sampled_from(["replace"] * 4 + ["remove", "add"]), VALUES, TEXTS
+        st.sampled_from(list(places(sound))),
+        st.sampled_from(["replace"] * 4 + ["remove", "add"]),
+        VALUES,
+        TEXTS,
     )
 
     def changed(changes: list[tuple[tuple[Any, ...], str, Any, str]]) -> Any:
@@ -162,7 +167,9 @@ def of_lists(folder: Path) -> Target:
     pictures(folder, 12)
     part = st.one_of(
         st.integers(0, 11).map(lambda number: f"{number}.png {number % 3}"),
-        st.sampled_from(["0.png", "0.png -1", "1.png 99999999999", "é.png 1", "none.png 0", "0.png 1e3", "\t"]),
+        st.sampled_from(
+            ["0.png", "0.png -1", "1.png 99999999999", "é.png 1", "none.png 0", "0.png 1e3", "\t"]
+        ),
         st.text(max_size=20),
     )
     text = st.lists(part, max_size=14).map("\n".join)
@@ -347,7 +354,10 @@ def encoded(image: Image.Image, folder: Path) -> dict[str, bytes]:
         "bmp bits": (image.convert("1"), "BMP", {}),
         "tiff": (image, "TIFF", {"exif": turned}),
         "tiff float": (floats, "TIFF", {}),
-        **{f"tiff {each}": (image, "TIFF", {"compression": each}) for each in ("tiff_lzw", "jpeg", "packbits")},
+        **{
+            f"tiff {each}": (image, "TIFF", {"compression": each})
+            for each in ("tiff_lzw", "jpeg", "packbits")
+        },
     }
     found = {}
     for name, (each, form, options) in kinds.items():

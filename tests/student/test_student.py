@@ -316,7 +316,10 @@ def test_a_config_that_lacks_a_key(saved: Path, key: str) -> None:
 @pytest.mark.parametrize(
     "values, reason",
     [
-        ({"backbone": {"name": "cifar/resnet8x0.5", "classes": 5}}, "'backbone.classes'. Did you mean 'backbone.num_classes'"),
+        (
+            {"backbone": {"name": "cifar/resnet8x0.5", "classes": 5}},
+            "'backbone.classes'. Did you mean 'backbone.num_classes'",
+        ),
         ({"backbone": "cifar/resnet8x0.5"}, "backbone: expected a section, got 'cifar/resnet8x0.5'"),
         ({"readout": {"name": "mean", "step": 3}}, "'readout.step'. Did you mean"),
         ({"readout": {"name": "mode"}}, "mode"),

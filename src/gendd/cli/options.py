@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 import re
 import sys
 from functools import cache
@@ -66,7 +67,7 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
         return None, flags
     if flags.resume and flags.out is not None and not rest and not flags.config and not flags.recipe:
         saved = Path(flags.out) / "config.yaml"
-        if not saved.is_file():
+        if not os.path.isfile(saved):
             raise UserError(
                 f"--resume: expected a run in {flags.out!r}, found none. Leave --resume out to start it."
             )
@@ -128,7 +129,7 @@ def _in_full(command: str, flags: argparse.Namespace) -> list[str]:
         value = getattr(flags, short)
         if value is None:
             continue
-        if short in ("teacher", "student") and Path(value).is_dir():
+        if short in ("teacher", "student") and os.path.isdir(value):
             from gendd.models.weights import network_of
 
             found += [f"--{short}.{name}={part}" for name, part in network_of(value).items()]

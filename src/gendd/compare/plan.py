@@ -15,11 +15,18 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import yaml
-
-from gendd.config import RunConfig, check, check_keys, extended, from_dict, merge, registry, with_settings
+from gendd.config import (
+    RunConfig,
+    check,
+    check_keys,
+    extended,
+    from_dict,
+    merge,
+    plain_values,
+    registry,
+    with_settings,
+)
 from gendd.errors import UserError, did_you_mean
-from gendd.files import check_code
 from gendd.run.settings import binding_of
 
 BudgetKind = Literal["epochs", "steps", "seconds"]
@@ -275,16 +282,7 @@ def read_plan(source: str | Path | Mapping[str, Any]) -> Plan:
     else:
         path = Path(source)
         stem = re.sub(r"[^\w.+-]+", "-", path.stem)
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"Comparison {str(path)!r}: expected a readable YAML file; {reason}") from error
-        if not isinstance(values, dict):
-            raise UserError(
-                f"Comparison {str(path)!r}: expected key: value lines, got {type(values).__name__}."
-            )
-        check_code(values, f"Comparison {str(path)!r}")
+        values = plain_values(path, f"Comparison {str(path)!r}")
     _known("", values, _KEYS)
     spelled: dict[str, str] = {}
     return _plan(stem, _expanded(values, "", spelled), spelled)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 from gendd.errors import UserError
 
-
 # an integer beyond is a slip, and two of them overflow 64 bits
 MOST = 2**31
 
@@ -60,7 +59,7 @@ def check(ok: bool, key: str, expected: str, came: object) -> None:
 
 
 def check_numbers(key: str, value: Any) -> None:
-    """Raise :class:`UserError` of a config key where a value is a number, or holds one, that nothing can use."""
+    """Raise :class:`UserError` of a config key where a number is one that nothing can use."""
     for each in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(each, float):
             check(math.isfinite(each), key, "a finite number", each)

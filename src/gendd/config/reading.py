@@ -14,7 +14,7 @@ from gendd.config import registry
 from gendd.config.checks import check_numbers
 from gendd.config.run import _OWN_SECTIONS, RunConfig
 from gendd.errors import UserError, did_you_mean
-from gendd.files import check_code, expanded
+from gendd.files import check_code, expanded, read_text
 from gendd.recipes import recipe_path
 
 if TYPE_CHECKING:
@@ -167,17 +167,46 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """What a YAML file itself says, ``extends`` included, its keys checked; raises as :func:`load_config`."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"Config {str(path)!r}: expected a readable YAML file; {reason}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"Config {str(path)!r}: expected key: value lines, got {type(values).__name__}.")
-    check_code(values, f"Config {str(path)!r}")
-    values = dict(expanded(values))
+    values = dict(expanded(plain_values(path, f"Config {str(path)!r}")))
     check_keys({key: value for key, value in values.items() if key != EXTENDS})
     return values
+
+
+def plain_values(path: Path, name: str) -> dict[str, Any]:
+    """The mapping in a YAML file that someone gave.
+
+    Args:
+        path: The file.
+        name: What errors call it.
+
+    Raises:
+        UserError: it can't be read, holds something else, or names code that isn't trusted.
+    """
+    try:
+        values = yaml.safe_load(read_text(path))
+    except Exception as error:  # PyYAML raises whatever its constructors do
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(f"{name}: expected a readable YAML file; {reason}") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{name}: expected key: value lines, got {type(values).__name__}.")
+    if not _is_finite(values):
+        raise UserError(f"{name}: expected a few nested sections, got endless ones; write out its anchors.")
+    check_code(values, name)
+    return values
+
+
+def _is_finite(values: Any) -> bool:
+    """Whether values are nested no deeper than settings are: anchors may lead back to themselves."""
+    level = [values]
+    for _ in range(20):
+        level = [
+            inner
+            for each in level
+            for inner in (each.values() if isinstance(each, dict) else each if isinstance(each, list) else ())
+        ]
+        if not level or len(level) > 100_000:
+            return not level
+    return False
 
 
 def extended(values: dict[str, Any], below: tuple[str, ...] = ()) -> dict[str, Any]:

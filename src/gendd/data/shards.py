@@ -9,6 +9,7 @@ does not depend on how many workers there are. Shapes: B images a batch, C chann
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -43,6 +44,7 @@ from gendd.data.tars import (
 )
 from gendd.data.workers import ignore_interrupts, unchanged
 from gendd.errors import UserError
+from gendd.files import user_path
 
 # a step's stream depends on this number and not on the workers, which must divide it
 STREAMS = 24
@@ -475,8 +477,8 @@ def _paths(config: DataConfig) -> tuple[list[str], str | list[str] | None]:
     if config.path is None:
         raise UserError("data.path: expected tar shards for data.name 'webdataset', got none; set data.path.")
     train, test = find_tars(config.path, "data.path"), list[str]()
-    root = Path(config.path).expanduser()
-    if root.is_dir():
+    root = user_path(config.path)
+    if os.path.isdir(root):
         by_split = {
             split: [tar for tar in train if _belongs(Path(tar).relative_to(root), split)]
             for split in ("train", "test", "val")
@@ -484,11 +486,11 @@ def _paths(config: DataConfig) -> tuple[list[str], str | list[str] | None]:
         if by_split["train"]:
             train, test = by_split["train"], by_split["test"] or by_split["val"]
     if config.test_path is not None:
-        other = Path(config.test_path).expanduser()
-        holds_tars = other.is_dir() and next(other.rglob("*.tar"), None) is not None
+        other = user_path(config.test_path)
+        holds_tars = os.path.isdir(other) and next(other.rglob("*.tar"), None) is not None
         if (
             not is_remote(config.test_path)
-            and (other.is_dir() or other.suffix == ".parquet")
+            and (os.path.isdir(other) or other.suffix == ".parquet")
             and not holds_tars
         ):
             return train, config.test_path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,7 +118,7 @@ def _entropies(said: PredictiveDistribution) -> dict[str, float]:
 
 def _images_at(path: str) -> list[str]:
     """The path itself, or the images in the directory it is; a directory without any stays."""
-    return (image_files(Path(path)) if Path(path).is_dir() else []) or [path]
+    return (image_files(Path(path)) if os.path.isdir(path) else []) or [path]
 
 
 def _content(file: str) -> bytes:

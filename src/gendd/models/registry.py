@@ -8,9 +8,9 @@ one of their names: it takes seconds.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -18,7 +18,7 @@ from torch import nn
 
 from gendd.config import ModelConfig
 from gendd.errors import UserError, did_you_mean
-from gendd.files import is_python_name
+from gendd.files import is_python_name, user_path
 from gendd.models import cifar, huggingface, module, timm_networks, torchvision_networks
 from gendd.models.backbone import Backbone, Frozen
 from gendd.models.feature import FeatureNetwork
@@ -296,7 +296,7 @@ def _architecture(name: str) -> str:
         return f"cifar/{cifar.canonical(name.removeprefix('cifar/'))}"
     if is_python_name(name):
         path, _, factory = name.rpartition(":")
-        return f"{Path(path).expanduser().resolve()}:{factory}"
+        return f"{os.path.realpath(user_path(path))}:{factory}"
     # a tag names weights, not another network
     return name.partition(".")[0] if name.startswith(("timm/", "torchvision/")) else name
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shlex
 import warnings
@@ -16,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from gendd.errors import UserError, first_line
-from gendd.files import check_code
+from gendd.files import check_code, read_text, user_path
 from gendd.messages import say
 from gendd.models.backbone import Backbone
 from gendd.models.described import checked
@@ -143,12 +144,12 @@ def saved_backbone(path: str | Path) -> dict[str, Any] | None:
         UserError: the config.json can't be read.
     """
     file = _weights_file(Path(path))
-    config = file.with_name("config.json")
+    config = file.parent / "config.json"
     if file.name != _STUDENT_WEIGHTS or not config.is_file():
         return None
     try:
-        saved = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        saved = json.loads(read_text(config))
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(
             f"{str(config)!r}: expected a readable JSON file, got one that is not ({first_line(error)}); "
             "restore it."
@@ -163,7 +164,7 @@ def saved_backbone(path: str | Path) -> dict[str, Any] | None:
 
 def network_of(value: str) -> dict[str, str]:
     """The keys of :class:`gendd.ModelConfig` that a network's name, or the folder of its run, stands for."""
-    described = saved_backbone(value) if Path(value).is_dir() else None
+    described = saved_backbone(value) if os.path.isdir(user_path(value)) else None
     if described is not None:
         check_code(described["name"], f"Student {value!r}")
     return {"name": value} if described is None else {"name": described["name"], "weights": value}
@@ -177,10 +178,10 @@ def saved_class_names(path: str | Path) -> list[str] | None:
 
 def saved_info(path: str | Path) -> dict[str, Any]:
     """What a run's or a student's folder tells of its student beside the network; empty of other weights."""
-    config = _weights_file(Path(path)).with_name("config.json")
+    config = _weights_file(Path(path)).parent / "config.json"
     try:
-        info = json.loads(config.read_text(encoding="utf-8"))["info"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, RecursionError, KeyError, TypeError):
+        info = json.loads(read_text(config))["info"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return {}
     return info if isinstance(info, dict) else {}
 
@@ -289,15 +290,15 @@ def _shape(tensor: Tensor) -> str:
 
 def _weights_file(path: Path) -> Path:
     """The weights of a run's or a student's folder; any other path as it is."""
-    path = path.expanduser()
+    path = user_path(path)
     inside = (path / "student" / _STUDENT_WEIGHTS, path / _STUDENT_WEIGHTS)
-    return next((file for file in inside if file.is_file()), path)
+    return next((file for file in inside if os.path.isfile(file)), path)
 
 
 def _read(path: Path) -> Any:
     """What a weights file holds."""
-    if not path.is_file():
-        raise UserError(f"weights: expected a file, found none at {path}; check the path.")
+    if not os.path.isfile(path):
+        raise UserError(f"weights: expected a file, found none at {str(path)!r}; check the path.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

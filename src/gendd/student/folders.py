@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 
 from gendd.config import RunConfig, load_config
-from gendd.errors import UserError
+from gendd.errors import UserError, first_line
+from gendd.files import read_text, user_path
 from gendd.student.student import Student, load
 
 
@@ -28,12 +30,12 @@ class RunFolder:
         Raises:
             UserError: there is none, or it has not finished.
         """
-        folder = Path(path).expanduser()
-        if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
+        folder = user_path(path)
+        if os.path.isfile(folder / "config.json") and not os.path.isfile(folder / "config.yaml"):
             of_run = (folder.resolve().parent / "config.yaml").is_file()
             way = f"give {str(folder.parent)!r}" if of_run else "the run's config.yaml tells the images"
             raise UserError(f"Expected a run's folder, got that of a student alone, {str(path)!r}; {way}.")
-        if not (folder / "config.yaml").is_file():
+        if not os.path.isfile(folder / "config.yaml"):
             raise UserError(f"No run at {str(path)!r}: expected a folder with config.yaml, written by gendd.")
         if not (folder / "metrics.json").is_file():
             raise UserError(
@@ -50,7 +52,15 @@ class RunFolder:
     @property
     def metrics(self) -> dict[str, Any]:
         """Its figures, the content of ``metrics.json``."""
-        metrics: dict[str, Any] = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
+        file = self.folder / "metrics.json"
+        try:
+            metrics = json.loads(read_text(file))
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(
+                f"{str(file)!r}: expected a readable JSON file ({first_line(error)}); restore it."
+            ) from error
+        if not isinstance(metrics, dict) or not isinstance(metrics.get("run"), dict):
+            raise UserError(f"{str(file)!r}: expected the figures of a run, got something else; restore it.")
         return metrics
 
     @property

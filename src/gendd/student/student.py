@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from gendd.config import ReadoutConfig, ReadoutName, SamplerName, to_dict
 from gendd.errors import UntrustedCodeError, UserError, did_you_mean
-from gendd.files import check_code
+from gendd.files import check_code, read_text, user_path
 from gendd.models import Backbone, create_backbone, wrap
 from gendd.models.projector import project
 from gendd.student import readout as readouts
@@ -357,7 +358,7 @@ def load(
     if folder is None:
         raise none_at(path)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        config = json.loads(read_text(folder / "config.json"))
         found = config.get("format")
         if found != FORMAT:
             raise UserError(
@@ -384,9 +385,9 @@ def load(
 
 def find(path: str | Path) -> Path | None:
     """The student's folder at or in ``path``."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     for folder in (path / "student", path):
-        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+        if all(os.path.isfile(folder / name) for name in ("config.json", "model.safetensors")):
             return folder
     return None
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from gendd.config import DataConfig
 from gendd.data.images import Encoded, Files
 from gendd.errors import UserError
+from gendd.files import read_bytes, user_path
 
 SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".webp", ".gif", ".avif",
@@ -103,8 +104,8 @@ def required_path(config: DataConfig, what: str) -> Path:
 
 def existing_path(value: str, key: str, what: str) -> Path:
     """The path that ``key`` names, which exists; raises :class:`UserError` likewise."""
-    path = Path(value).expanduser()
-    if not path.exists():
+    path = user_path(value)
+    if not os.path.exists(path):
         raise UserError(f"{key}: expected {what}, got {value!r}, which does not exist; correct the path.")
     return path
 
@@ -151,7 +152,7 @@ def file_part(files: list[str], labels: Tensor | None) -> Part:
 def read_text(path: Path, key: str) -> str:
     """The text of a file that ``key`` names; raises :class:`UserError` where it is none."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise UserError(f"{key}: expected a text file, got '{path}' ({reason}); correct the path.") from error

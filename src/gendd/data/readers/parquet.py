@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
@@ -17,6 +18,7 @@ from gendd.config import DataConfig
 from gendd.data.images import Held
 from gendd.data.readers.common import Found, Part, Reader, class_numbers, given_path, unlabelled, untested
 from gendd.errors import UserError
+from gendd.files import user_path
 
 
 @dataclass(frozen=True)
@@ -99,8 +101,8 @@ def read_parquet(config: DataConfig) -> Found:
     path = given_path(config, "a parquet file, a glob or a directory")
     train_files = _parquet_files(path, "data.path")
     test_files: list[str] = []
-    root = Path(path).expanduser()
-    if root.is_dir():
+    root = user_path(path)
+    if os.path.isdir(root):
         by_split = {
             split: [file for file in train_files if _belongs(Path(file).relative_to(root), split)]
             for split in ("train", "test", "val")
@@ -154,10 +156,10 @@ def _belongs(file: Path, split: str) -> bool:
 
 
 def _parquet_files(value: str, key: str) -> list[str]:
-    path = Path(value).expanduser()
-    if path.is_dir():
+    path = user_path(value)
+    if os.path.isdir(path):
         files = sorted(str(file) for file in path.rglob("*.parquet") if file.is_file())
-    elif path.exists():
+    elif os.path.exists(path):
         files = [str(path)]
     else:
         files = sorted(glob.glob(str(path), recursive=True))
