@@ -289,7 +289,7 @@ def test_a_file_that_is_missing(saved: Path, name: str) -> None:
 def test_another_format(saved: Path) -> None:
     change(saved, format=99)
     with pytest.raises(
-        UserError, match=r"^Student .*: expected format 1, got 99; if it .* use that one\.$"
+        UserError, match=r"^Student .*: expected format 1, got 99; if another .* use that one\.$"
     ) as caught:
         load(saved)
     one_line(caught)

@@ -125,7 +125,7 @@ def _built(
 ) -> C:
     """A section, called ``name`` where it is one of several, of values whose keys were checked."""
     skipped = _UNSPELLED if section is RunConfig else set()
-    parser = _parser(section, name)
+    parser = _parser(section, name)  # type: ignore[arg-type]  # classes are hashable
     try:
         parsed = parser.instantiate(parser.parse_object(values if name is None else {name: values}))
         parsed = parsed if name is None or not dataclasses.fields(cast(Any, section)) else parsed[name]

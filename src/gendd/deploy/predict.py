@@ -72,8 +72,8 @@ def predict(
     student = load(path)
     if readout is not None:
         student.readout = readout
-    size = int(student.info.get("image_size", 224))
-    framing = float(student.info.get("framing", 1.0))
+    size = int(student.info.get("image_size") or 224)
+    framing = float(student.info.get("framing") or 1.0)
     if not student.readouts:
         raise UserError(
             f"Student {str(path)!r}: expected one that classifies, got one of features alone; "

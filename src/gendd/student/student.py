@@ -362,8 +362,7 @@ def load(
         found = config.get("format")
         if found != FORMAT:
             raise UserError(
-                f"expected format {FORMAT}, got {found!r}; if it was written by another version of gendd, use "
-                "that one."
+                f"expected format {FORMAT}, got {found!r}; if another version wrote it, use that one."
             )
         described = checked(config)
         if backbone is None:
