@@ -136,7 +136,6 @@ _AT_ODDS = [
     ["--data.train_images=99999"],
     ["--data.train_images=0"],
     ["--data.validation=0.00001"],
-    ["--data.validation=0.99999"],
     ["--data.randaugment=rand-x9"],
     ["--data.name=digit"],
     ["--data.name="],

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gendd.config import registry
-from gendd.config.checks import SEED, check
+from gendd.config.checks import SEED, check, check_section
 from gendd.config.data import DataConfig
 from gendd.config.method import GenDDConfig
 from gendd.config.model import ModelConfig
@@ -53,7 +53,7 @@ class RunConfig:
     out: str | None = None
 
     def __post_init__(self) -> None:
-        check(SEED.ok(self.seed), "seed", SEED.expected, self.seed)
+        check_section(self, "", {"seed": SEED})
         registry.check_name("method", self.method)
         for name in self.baselines:
             registry.check_name("baselines", name)
@@ -74,6 +74,12 @@ class RunConfig:
             "readout.guidance",
             "1 where gendd.condition_dropout is 0 (dropout trains the unconditional branch)",
             self.readout.guidance,
+        )
+        check(
+            self.readout.steps <= self.gendd.timesteps,
+            "readout.steps",
+            f"an integer up to gendd.timesteps, {self.gendd.timesteps:,}",
+            self.readout.steps,
         )
         frozen = "{} (only the frozen teacher has another)"
         check(self.student.dtype == "fp32", "student.dtype", frozen.format("fp32"), self.student.dtype)

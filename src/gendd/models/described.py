@@ -50,12 +50,17 @@ class _Projector:
     rectified: bool = True
 
     def __post_init__(self) -> None:
-        check_section(self, "backbone.projector.", {"width": WIDTH, "hidden": WIDTH})
+        check_section(self, "projector.", {"width": WIDTH, "hidden": WIDTH})
 
 
 @dataclass
 class _Backbone:
     backbone: _Network
+
+
+@dataclass
+class _Projected:
+    projector: _Projector
 
 
 def checked(values: Any) -> dict[str, Any]:
@@ -67,5 +72,5 @@ def checked(values: Any) -> dict[str, Any]:
     check(isinstance(values, dict), "backbone", "a section", values)
     described: dict[str, Any] = to_dict(from_dict({"backbone": values}, _Backbone))["backbone"]
     if described["projector"] is not None:
-        described["projector"] = to_dict(from_dict(described["projector"], _Projector))
+        described |= to_dict(from_dict({"projector": described["projector"]}, _Projected))
     return {key: described[key] for key in values}

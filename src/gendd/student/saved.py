@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from gendd.config import GenDDConfig, ReadoutConfig, check, from_dict
-from gendd.config.checks import Rule, check_section, or_null
+from gendd.config.checks import POSITIVE_INTEGER, Rule, at_most, check_section, or_null
 from gendd.errors import UserError
-from gendd.models.described import CLASSES, SIDE, WIDTH
+from gendd.models.described import SIDE, WIDTH
 from gendd.models.described import checked as checked_backbone
 from gendd.student.generator import FeatureGenerator
 
@@ -32,7 +32,7 @@ class Generator:
         last = self.settings.timesteps - 1
         rules = {
             **dict.fromkeys(("condition_width", "feature_width"), WIDTH),
-            "num_classes": or_null(CLASSES),
+            "num_classes": or_null(at_most(1_000_000, POSITIVE_INTEGER)),
             "mean_time": or_null(Rule(lambda time: 0 <= time <= last, f"an integer of 0 to {last}")),
         }
         check_section(self, "generator.", rules)

@@ -377,7 +377,9 @@ def load(
         raise UserError(f"Student {str(folder)!r}: {error}") from error
     except _UNFIT as error:
         expected = "a folder written by gendd" if backbone is None else "the network it was saved with"
-        raise UserError(f"Student {str(folder)!r}: expected {expected}; {_reason(error)}") from error
+        raise UserError(
+            f"Student {str(folder)!r}: expected {expected}; {_reason(error)} Restore its files."
+        ) from error
     student.folder = folder
     return student.to(device).eval()
 
@@ -400,4 +402,4 @@ def none_at(path: str | Path) -> UserError:
 
 def _reason(error: Exception) -> str:
     # torch names the first parameters that don't fit on the second line
-    return " ".join(" ".join(str(error).splitlines()[:2]).split())[:300]
+    return " ".join(" ".join(str(error).splitlines()[:2]).split())[:300].rstrip(".") + "."
