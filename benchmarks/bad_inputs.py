@@ -1,7 +1,8 @@
 """Mistakes of a user: each must end with exit code 2 and one line, and leave a finished run as it is.
 
-The mistakes are those of tests/mistakes. Each is made in a process of its own, forked from one that has loaded
-everything, whose output is kept; the run that most of them would replace is compared byte for byte afterwards.
+The mistakes are those of tests/mistakes. Each is made in a process of its own, forked from one that has
+loaded everything, whose output is kept; the run that most of them would replace, and the one they read, are
+compared byte for byte afterwards.
 
     python benchmarks/bad_inputs.py                          # all, and writes results/bad_inputs.csv
     python benchmarks/bad_inputs.py --only tars students     # some kinds, and writes nothing
@@ -112,7 +113,7 @@ def call(case: Case, place: Place) -> int:
 
 
 def forked(case: Case, place: Place, said: Path) -> int:
-    """The exit code of a mistake made in a new process; negative for a signal, as of one that takes too long."""
+    """The exit code of a mistake made in a new process; negative for a signal, as where it takes too long."""
     # nothing that was printed here is printed there again
     sys.stdout.flush()
     sys.stderr.flush()
@@ -158,13 +159,13 @@ def run(case: Case, fixed: Path, before: str) -> Outcome:
         code = forked(case, place, Path(temporary) / "said")
         seconds = time.monotonic() - began
         said = (Path(temporary) / "said").read_text(encoding="utf-8", errors="replace")
-        untouched = digest(place.out) == before
+        untouched = digest(place.out) == digest(place.run) == before
         for closed in folder.rglob("*"):
             if closed.is_dir() and not closed.is_symlink():
                 closed.chmod(0o755)
-    if not untouched:
-        shutil.rmtree(place.out)
-        shutil.copytree(place.run, place.out)
+    for each in (place.out, place.run) if not untouched else ():
+        shutil.rmtree(each)
+        shutil.copytree(fixed / "kept", each)
     return Outcome(case, code, said, untouched, seconds)
 
 
@@ -188,7 +189,8 @@ def main() -> None:
         for part in ("train", "test"):
             for name in ("a", "b"):
                 fill(fixed / "images" / part / name)
-        shutil.copytree(fixed / "run", fixed / "out")
+        for name in ("out", "kept"):
+            shutil.copytree(fixed / "run", fixed / name)
         before = digest(fixed / "out")
         with contextlib.ExitStack() as stack:
             lines = None if arguments.lines is None else stack.enter_context(arguments.lines.open("w"))

@@ -105,6 +105,17 @@ def user_path(value: str | Path) -> Path:
     return Path(os.path.expanduser(value))
 
 
+def check_path(path: str | Path, key: str) -> None:
+    """Raise :class:`UserError` of an option at a path that no file can have."""
+    try:
+        os.stat(path)
+    except ValueError as error:
+        raise UserError(f"{key}: expected a path, got {str(path)!r} ({error}); correct it.") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{key}: expected a shorter path than {str(path)!r}; correct it.") from error
+
+
 def read_bytes(path: str | Path) -> bytes:
     """The content of a file; of a pipe or device, which may never end, an :class:`OSError`."""
     mode = os.stat(path).st_mode

@@ -315,8 +315,8 @@ def test_a_file_holds_only_what_differs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"- a\n- b\n", "expected key: value lines, got list."),
-        (b"", "expected key: value lines, got NoneType."),
+        (b"- a\n- b\n", "expected key: value lines, got a list; see "),
+        (b"", "expected key: value lines, got nothing; see "),
         (b"seed: [1\n", "expected a readable YAML file; "),
         (b"\xff\xfe\x00", "expected a readable YAML file; "),
     ],

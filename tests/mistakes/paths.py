@@ -86,7 +86,6 @@ _TAKEN: dict[str, Callable[[Place, str], list[str]]] = {
 # what is a good path there, or asks for nothing
 _GOOD = {
     ("--out", "missing"),
-    ("--out", "empty text"),
     ("--out", "an empty folder"),
     ("--out", "a newline"),
     ("--out", "no user's"),

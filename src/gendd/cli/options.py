@@ -89,7 +89,7 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"{one_line(error)} See: gendd {command} --help.") from error
+            raise UserError(f"{one_line(error).rstrip('.')}. See: gendd {command} --help.") from error
         return found
 
     # the recipe's settings suit no other images
@@ -106,6 +106,8 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
         values["baselines"] = _without_labels(values)
     config = from_dict(values, RunConfig)
     check_code([config.data.path or "", config.data.test_path or ""], "data.path")
+    if flags.out == "":
+        raise UserError("--out: expected a folder, got none; name one, or leave --out out.")
     config.out = flags.out or config.out
     if config.out is None:
         files = [*names, *(Path(file).stem for file in flags.config)]
@@ -285,7 +287,7 @@ def given_options(command: str, words: list[str]) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{one_line(error)} See: gendd {command} --help.") from error
+        raise UserError(f"{one_line(error).rstrip('.')}. See: gendd {command} --help.") from error
     found: dict[str, Any] = {}
     for name in filter(None, map(_option, words)):
         *sections, key = name.removeprefix("--").split(".")

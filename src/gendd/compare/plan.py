@@ -27,6 +27,7 @@ from gendd.config import (
     with_settings,
 )
 from gendd.errors import UserError, did_you_mean
+from gendd.run.checks import check_names
 from gendd.run.settings import binding_of
 
 BudgetKind = Literal["epochs", "steps", "seconds"]
@@ -198,6 +199,7 @@ class Plan:
         where = f"methods.{entry.name}"
         try:
             config = from_dict({**values, "baselines": []}, RunConfig)
+            check_names(config, {})
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         if entry.name in registry.names() and config.method != entry.name:
@@ -297,7 +299,7 @@ def _plan(stem: str, values: dict[str, Any], spelled: dict[str, str]) -> Plan:
     check(bool(methods), "methods", "a section of one method or more", values.get("methods"))
     entries = tuple(_entry(name, changes, rates, budget) for name, changes in methods.items())
     reference = values.get("reference")
-    if reference is not None and reference not in methods:
+    if reference is not None and str(reference) not in methods:
         raise UserError(
             f"reference: expected one of the methods, got {reference!r}."
             f"{did_you_mean(str(reference), methods)}"
@@ -451,7 +453,7 @@ def _budget(values: Any) -> Budget:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _expanded(value: Any, key: str, spelled: dict[str, str]) -> Any:

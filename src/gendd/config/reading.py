@@ -185,10 +185,17 @@ def plain_values(path: Path, name: str) -> dict[str, Any]:
     try:
         values = yaml.safe_load(read_text(path))
     except Exception as error:  # PyYAML raises whatever its constructors do
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split())
+        if isinstance(error, OSError):
+            reason = f"{error.strerror}: check the path."
+        elif isinstance(error, (UnicodeDecodeError, RecursionError)):
+            reason = (
+                "it is not UTF-8." if isinstance(error, UnicodeDecodeError) else "it is nested too deeply."
+            )
         raise UserError(f"{name}: expected a readable YAML file; {reason}") from error
     if not isinstance(values, dict):
-        raise UserError(f"{name}: expected key: value lines, got {type(values).__name__}.")
+        found = {type(None): "nothing", list: "a list", str: "text"}.get(type(values), repr(values))
+        raise UserError(f"{name}: expected key: value lines, got {found}; see gendd distill --print_config.")
     if not _is_finite(values):
         raise UserError(f"{name}: expected a few nested sections, got endless ones; write out its anchors.")
     check_code(values, name)

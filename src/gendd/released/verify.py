@@ -53,7 +53,9 @@ def verify(reference: Path | None = None, device: torch.device | str = "cpu") ->
         with path.open("rb") as file, np.load(file) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except _UNREADABLE as error:
-        raise UserError(f"Reference {str(path)!r}: expected a readable .npz file; {error}.") from error
+        raise UserError(
+            f"Reference {str(path)!r}: expected a readable .npz file, got none; correct the path."
+        ) from error
     try:
         return _verify(arrays, torch.device(device))
     except KeyError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -79,7 +78,7 @@ def check_folder(folder: Path, config: RunConfig, overwrite: bool, resume: bool)
             f"Output folder {str(folder)!r}: expected --resume or --overwrite, got both; leave one out."
         )
     if resume:
-        if not os.path.isfile(saved):
+        if not saved.is_file():
             raise UserError(
                 f"--resume: expected a run in {str(folder)!r}, found none. Leave --resume out to start it."
             )
@@ -102,9 +101,7 @@ def check_folder(folder: Path, config: RunConfig, overwrite: bool, resume: bool)
                 f"{', '.join(changed[:4])}{more}. Give the same, or another --out."
             )
         return
-    if os.path.exists(folder) and (
-        not folder.is_dir() or any(each.name != LOCK for each in folder.iterdir())
-    ):
+    if folder.exists() and (not folder.is_dir() or any(each.name != LOCK for each in folder.iterdir())):
         if not overwrite:
             raise UserError(
                 f"Output folder {str(folder)!r} exists: give another --out, --resume to go on with its run, "

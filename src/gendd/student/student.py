@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gendd.config import ReadoutConfig, ReadoutName, SamplerName, to_dict
-from gendd.errors import UntrustedCodeError, UserError, did_you_mean
+from gendd.errors import UntrustedCodeError, UserError, did_you_mean, nearest
 from gendd.files import check_code, read_text, user_path
 from gendd.models import Backbone, create_backbone, wrap
 from gendd.models.projector import project
@@ -117,7 +117,7 @@ class Student(nn.Module):
                 reason, advice = " (nothing reads generated features)", " Distil with gendd.centres means."
             raise UserError(
                 f"Readout: this student has {', '.join(self.readouts) or 'none'}{reason}, got {name!r}."
-                f"{advice or did_you_mean(str(name), self.readouts)}"
+                f"{advice or nearest(str(name), self.readouts)}"
             )
         return name
 
@@ -402,4 +402,4 @@ def none_at(path: str | Path) -> UserError:
 
 def _reason(error: Exception) -> str:
     # torch names the first parameters that don't fit on the second line
-    return " ".join(" ".join(str(error).splitlines()[:2]).split())[:300].rstrip(".") + "."
+    return " ".join(" ".join(str(error).splitlines()[:2]).split())[:300].rstrip(".") + "; restore its files."
