@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import yaml
+
 from mistakes.case import Case, Made, Place
 
 # RUN, IMAGES and OUT stand for those of the place
@@ -88,7 +89,7 @@ _WORDS = [
     "import-released",
     "import-released RUN/student/model.safetensors",
     "import-released RUN/student/model.safetensors --student cifar/resnet20",
-    "import-released RUN/student/model.safetensors --student cifar/resnet20 --teacher cifar/resnet56 --out OUT/new",
+    "import-released RUN/student/model.safetensors --student cifar/vgg8 --teacher cifar/vgg8 --out OUT/new",
     "import-released RUN/student/model.safetensors --student nothing --teacher cifar/resnet56 --out OUT/new",
     "import-released RUN/config.yaml --student cifar/resnet20 --teacher cifar/resnet56 --out OUT/new",
     "import-released RUN/config.yaml --student cifar/resnet20 --teacher cifar/resnet56 --nothing 5",

@@ -14,8 +14,9 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from mistakes.case import Case, Made, Place
 from PIL import Image
+
+from mistakes.case import Case, Made, Place
 
 _FORMATS = {
     "png": "PNG",
@@ -280,7 +281,10 @@ _TARS = {
     "a variable that is not set": lambda place: _shards("${NOTHING_OF_THIS_NAME}/0.tar", place),
     "a URL of nothing": lambda place: _shards("file:///nothing/0.tar", place),
     "a command": lambda place: _shards("pipe:cat /dev/zero", place),
-    "a folder called .tar": lambda place: ((place.folder / "a.tar").mkdir(), _shards(f"{place.folder}/a.tar", place))[1],
+    "a folder called .tar": lambda place: (
+        (place.folder / "a.tar").mkdir(),
+        _shards(f"{place.folder}/a.tar", place),
+    )[1],
     "no test set": lambda place: _tar(*_SAMPLE)(place)[:-1],  # type: ignore[index]
 }  # fmt: skip
 

@@ -11,17 +11,18 @@ from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
-from mistakes.case import Case, Made, Place
 from safetensors.torch import save, save_file
 
 from gendd.models import create_backbone, save_weights
+from mistakes.case import Case, Made, Place
 
 _NAMES = [
     *("resnet20", "cifar/", "cifar/resnet", "cifar/resnet21", "cifar/resnet9999999999992", "cifar/resnet8x0"),
     *("cifar/resnet8x1000000", "cifar/wrn_16_0", "cifar/wrn_16_99999999", "cifar/vgg7", "cifar/MobileNetV9"),
-    *("timm/", "timm/resnett18", "timm/resnet18.nothing", "torchvision/resnet19", "torchvision/", "torchvision"),
-    *("hf/", "hf/./nothing", "hf//nothing", "keras/resnet50", "/", "//", ".", "a b", "../cifar/resnet20", "module/x"),
-    *("net.py:network", "net.py:", ":network", "timm/resnet18\n", "CIFAR/resnet20", "tiem/resnet18", "0", "null"),
+    *("timm/", "timm/resnett18", "timm/resnet18.nothing", "torchvision/resnet19", "torchvision/", "0"),
+    *("hf/", "hf/./nothing", "hf//nothing", "keras/resnet50", "/", "//", ".", "a b", "../resnet20", "null"),
+    *("net.py:network", "net.py:", ":network", "timm/resnet18\n", "CIFAR/resnet20", "tiem/resnet18"),
+    *("module/x", "NULL/1"),
 ]  # fmt: skip
 
 _WRONG = {

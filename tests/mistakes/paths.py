@@ -52,6 +52,7 @@ def _set(name: str, key: str = "path") -> Callable[[Place, str], list[str]]:
     return lambda place, path: place.distill(f"--data={name}", f"--data.{key}={path}")
 
 
+_SETS = ("folder", "list", "parquet", "hf", "webdataset", "cifar10", "fashion-mnist")
 _TAKEN: dict[str, Callable[[Place, str], list[str]]] = {
     "--config": lambda place, path: place.distill("--config", path),
     "--out": lambda _, path: ["distill", "--out", path, "--data.train_images=99999"],
@@ -60,7 +61,7 @@ _TAKEN: dict[str, Callable[[Place, str], list[str]]] = {
     "--student.weights": lambda place, path: place.distill(f"--student.weights={path}"),
     "--teacher.weights": lambda place, path: place.distill(f"--teacher.weights={path}"),
     "--student FILE.py": lambda place, path: place.distill("--student", f"{path}.py:network"),
-    **{name: _set(name) for name in ("folder", "list", "parquet", "hf", "webdataset", "cifar10", "fashion-mnist")},
+    **{name: _set(name) for name in _SETS},
     "data.test_path": lambda place, path: place.distill(
         "--data=folder", f"--data.path={place.images}", f"--data.test_path={path}"
     ),

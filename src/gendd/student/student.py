@@ -359,7 +359,7 @@ def load(
         raise none_at(path)
     try:
         config = json.loads(read_text(folder / "config.json"))
-        found = config.get("format")
+        found = config.get("format") if isinstance(config, dict) else None
         if found != FORMAT:
             raise UserError(
                 f"expected format {FORMAT}, got {found!r}; if another version wrote it, use that one."
@@ -377,9 +377,7 @@ def load(
         raise UserError(f"Student {str(folder)!r}: {error}") from error
     except _UNFIT as error:
         expected = "a folder written by gendd" if backbone is None else "the network it was saved with"
-        raise UserError(
-            f"Student {str(folder)!r}: expected {expected}; {_reason(error)} Restore its files."
-        ) from error
+        raise UserError(f"Student {str(folder)!r}: expected {expected}; {_reason(error)}") from error
     student.folder = folder
     return student.to(device).eval()
 
