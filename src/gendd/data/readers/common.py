@@ -20,6 +20,10 @@ SUFFIXES = {
 }  # fmt: skip
 
 
+# a label beyond is a slip, and a network of as many classes would not fit anywhere
+MOST_CLASSES = 1_000_000
+
+
 @dataclass(frozen=True)
 class Part:
     """The training or the test images of a set.
@@ -181,8 +185,17 @@ def given_names(value: str, *labels: Tensor | None) -> list[str]:
 
 
 def class_numbers(*labels: Tensor | None) -> list[str]:
-    """Numbers as names for the classes up to the largest label; none without labels."""
-    return [str(label) for label in range(largest_label(*labels) + 1)]
+    """Numbers as names for the classes up to the largest label; none without labels.
+
+    Raises:
+        UserError: the largest is no class number.
+    """
+    largest = largest_label(*labels)
+    if largest >= MOST_CLASSES:
+        raise UserError(
+            f"Expected labels below {MOST_CLASSES:,}, got {largest:,}; number the classes from 0."
+        )
+    return [str(label) for label in range(largest + 1)]
 
 
 def largest_label(*labels: Tensor | None) -> int:

@@ -218,6 +218,11 @@ def _table(files: list[str]) -> _Table:
             raise UserError(
                 f"Expected the column(s) {wanted} in {file!r}, got {', '.join(schema.names)}; rename them."
             )
+        if not _is_encoded(schema.field(image).type):
+            raise UserError(
+                f"Expected encoded images (bytes) in column {image} of {file!r}, got "
+                f"{schema.field(image).type}; write JPEG or PNG files into it."
+            )
         counts.append(table.metadata.num_rows)
         if label is not None:
             try:
@@ -239,6 +244,14 @@ def _table(files: list[str]) -> _Table:
             "give a split that has its labels."
         )
     return _Table(files, counts, str(image), joined, names)
+
+
+def _is_encoded(kind: Any) -> bool:
+    """Whether a column's type is that of encoded images: bytes, alone or beside a path."""
+    pa, _ = _arrow()
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _is_encoded(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind))
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, label: str | None) -> list[str] | None:
