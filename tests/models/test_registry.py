@@ -175,6 +175,8 @@ def test_timm_networks_without_a_linear_classifier_on_the_feature_are_refused(na
     [
         ("cifar/resnt56", "Did you mean 'cifar/resnet56'?"),
         ("resnet56", "Did you mean 'cifar/resnet56'?"),
+        ("resnet20", "Did you mean 'cifar/resnet20'?"),
+        ("CIFAR/vgg8", "Did you mean 'cifar/vgg8'?"),
         ("resnet50", "Did you mean 'timm/resnet50'?"),
         ("timm/resnet5O", "Did you mean 'timm/resnet50'?"),
         ("timm/resnet18.a1_in2k", "Did you mean 'timm/resnet18.a1_in1k'?"),

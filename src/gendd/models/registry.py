@@ -302,4 +302,7 @@ def _architecture(name: str) -> str:
 
 
 def _unknown(name: str, choices: Sequence[str]) -> UserError:
+    # of another family rather than of another size
+    own = name.rpartition("/")[2]
+    choices = [choice for choice in choices if choice.partition("/")[2] == own] or choices
     return UserError(f"Unknown model {name!r}: expected {_SPELLINGS}.{did_you_mean(name, choices)}")
