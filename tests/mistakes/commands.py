@@ -196,4 +196,4 @@ def cases() -> Iterator[Case]:
             file = place.write("plan.yaml", yaml.safe_dump({**_SOUND, **values}))
             return ["compare", file, "--out", str(place.folder / "out"), "--dry-run"]
 
-        yield Case("comparisons", name, compared, quick=number % 6 == 0)
+        yield Case("comparisons", name, compared, quick=number % 9 == 0)

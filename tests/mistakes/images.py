@@ -338,7 +338,7 @@ def cases() -> Iterator[Case]:
                 place.write(f"train/a/{index}{name}", content())
             return place.distill("--data=folder", f"--data.path={place.folder}", "--data.max_corrupt=0")
 
-        yield Case("images", f"predict {name}", predicted, quick=number % 3 == 0)
+        yield Case("images", f"predict {name}", predicted, quick=number % 5 == 0)
         if name not in ("script.eps", "icon.ico"):
             yield Case("images", f"train {name}", trained)
     for kind, table in (
