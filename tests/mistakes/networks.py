@@ -34,7 +34,6 @@ _WRONG = {
     "a feature that is not there": ["--student.feature=nothing"],
     "a feature that is empty": ["--student.feature="],
     "pretrained that has none": ["--student.pretrained=true"],
-    "tokens of a feature without any": ["--student.feature=fc[0]"],
     "a head too deep": ["--gendd.head_depth=101"],
     "a head too wide": ["--gendd.head_width=70000"],
     "a probe of nothing": ["--method=linear_probe", "--baselines=[]"],

@@ -191,6 +191,16 @@ def test_an_unknown_name_names_the_nearest(name: str, hint: str) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("vit_tiny_patch16_224", 8), ("vit_tiny_patch16_224", 15), ("deit_tiny_patch16_224", 1)],
+)
+def test_a_size_that_a_network_cannot_take_is_told(name: str, size: int) -> None:
+    with pytest.raises(UserError, match=rf"^timm/{name}: expected .* images of {size} pixels, got") as caught:
+        create_backbone(f"timm/{name}", 5, input_size=size)
+    assert "give another input_size" in str(caught.value) and "\n" not in str(caught.value)
+
+
 def test_pretrained_weights_that_do_not_exist_are_refused() -> None:
     with pytest.raises(UserError, match="pretrained: expected false for cifar/resnet8"):
         create_backbone("cifar/resnet8", 10, pretrained=True)

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from gendd.config import ModelConfig
-from gendd.errors import UserError, did_you_mean
+from gendd.errors import UserError, did_you_mean, first_line
 from gendd.files import is_python_name, user_path
 from gendd.models import cifar, huggingface, module, timm_networks, torchvision_networks
 from gendd.models.backbone import Backbone, Frozen
@@ -105,7 +105,15 @@ def create_backbone(
     if name.startswith("cifar/"):
         name = _architecture(name)
     wanted = Wanted(num_classes, in_channels, pretrained, feature, classifier, input_size, channels, config)
-    backbone = _create(name, wanted).backbone(name, in_channels, mean, std)
+    try:
+        made = _create(name, wanted)
+    except RuntimeError as error:  # of the network, which was run
+        size = "its own" if input_size is None else input_size
+        raise UserError(
+            f"{name}: expected a network that takes images of {size} pixels, got one that does not "
+            f"({first_line(error).rstrip('.')}); give another input_size."
+        ) from error
+    backbone = made.backbone(name, in_channels, mean, std)
     return backbone if projector is None else project(backbone, classes=num_classes, **projector)
 
 
