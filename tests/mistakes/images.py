@@ -8,6 +8,7 @@ import os
 import pickle
 import struct
 import tarfile
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -40,8 +41,6 @@ def _bomb() -> bytes:
     """A small PNG of 60,000 × 60,000 pixels, as its header says."""
     whole = bytearray(picture())
     whole[16:24] = struct.pack(">II", 60_000, 60_000)
-    import zlib
-
     whole[29:33] = struct.pack(">I", zlib.crc32(whole[12:29]))
     return bytes(whole)
 

@@ -157,7 +157,7 @@ def _of(name: str, classes: int, part: str = "") -> Callable[[Place], Made]:
     def make(place: Place) -> Made:
         file = place.folder / "other.safetensors"
         save_weights(create_backbone(name, classes, in_channels=1), file)
-        return place.distill(f"--student.weights={file}{part}")
+        return place.distill("--student=cifar/resnet8", f"--student.weights={file}{part}")
 
     return make
 
@@ -168,4 +168,4 @@ def _not_finite(place: Place) -> Made:
         key: torch.full_like(value, torch.nan) if "weight" in key else value for key, value in state.items()
     }
     save_file(spoiled, place.folder / "nan.safetensors")
-    return place.distill(f"--student.weights={place.folder / 'nan.safetensors'}")
+    return place.distill("--student=cifar/resnet8", f"--student.weights={place.folder / 'nan.safetensors'}")

@@ -220,8 +220,8 @@ def _chosen(loaded: Mapping[Any, Any], key: str, file: str) -> Mapping[Any, Any]
     parts = {name: part for name, part in loaded.items() if isinstance(part, Mapping)}
     if key:
         if key not in parts:
-            known = ", ".join(map(repr, parts)) or "no part"
-            raise UserError(f"weights: expected one of {known} after {file}::, got {key!r}.")
+            known = f"one of {', '.join(map(repr, parts))}" if parts else "nothing"
+            raise UserError(f"weights: expected {known} after {file}::, got {key!r}; correct it.")
         return parts[key]
     name = next(name for name in _AVERAGES if name in parts)
     others = [other for other in _WRAPPERS if other in parts]
