@@ -128,5 +128,8 @@ def test_text_is_read_of_files_alone(tmp_path: Path) -> None:
     for path in (tmp_path / "fifo", "/dev/zero"):
         with pytest.raises(OSError, match="not a regular file"):
             read_text(path)
+    for name in ("a\0b", "caf\ud800"):
+        with pytest.raises(OSError, match="no file can have this name"):
+            read_text(tmp_path / name)
     (tmp_path / "text").write_bytes("é\n".encode())
     assert read_text(tmp_path / "text") == "é\n"

@@ -117,8 +117,11 @@ def check_path(path: str | Path, key: str) -> None:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The content of a file; of a pipe or device, which may never end, an :class:`OSError`."""
-    mode = os.stat(path).st_mode
+    """The content of a file; an :class:`OSError` at a pipe or device, which may never end, or an odd name."""
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:
+        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from error
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return Path(path).read_bytes()

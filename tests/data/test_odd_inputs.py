@@ -187,3 +187,16 @@ def test_a_label_that_is_no_class_number_makes_no_classes(label: int, tmp_path: 
     Image.new("RGB", (8, 8)).save(content, "PNG")
     config = rows(tmp_path, [content.getvalue()] * 20, [0, label] * 10)
     load_fails(config, f"Expected labels below 1,000,000, got {label:,}; number the classes from 0.")
+
+
+@pytest.mark.parametrize("name", ["folder", "list", "parquet", "hf", "webdataset", "cifar10"])
+def test_a_path_that_is_no_file_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.parquet")
+    for path in (
+        "",
+        str(tmp_path / "fifo.parquet"),
+        "/dev/zero",
+        f"{tmp_path}/a\0b",
+        str(tmp_path / ("x" * 300)),
+    ):
+        load_fails(DataConfig(name, path), "xpected")

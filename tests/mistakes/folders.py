@@ -171,6 +171,8 @@ def cases() -> Iterator[Case]:
         for row, (name, change) in enumerate(_SPOILED.items()):
             # in turn
             for command in (readers * 2)[row % len(readers) :][:2]:
+                if (file, name) == (_CONFIG, "an empty section"):  # a run of defaults
+                    continue
                 number += 1
 
                 def damaged(

@@ -87,6 +87,7 @@ _TAKEN: dict[str, Callable[[Place, str], list[str]]] = {
 # what is a good path there, or asks for nothing
 _GOOD = {
     ("--out", "missing"),
+    ("export --out", "an empty folder"),
     ("--out", "an empty folder"),
     ("--out", "a newline"),
     ("--out", "no user's"),

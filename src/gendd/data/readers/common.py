@@ -109,7 +109,7 @@ def required_path(config: DataConfig, what: str) -> Path:
 def existing_path(value: str, key: str, what: str) -> Path:
     """The path that ``key`` names, which exists; raises :class:`UserError` likewise."""
     path = user_path(value)
-    if not os.path.exists(path):
+    if not value or not os.path.exists(path):
         raise UserError(f"{key}: expected {what}, got {value!r}, which does not exist; correct the path.")
     return path
 

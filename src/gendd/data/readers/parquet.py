@@ -159,10 +159,10 @@ def _parquet_files(value: str, key: str) -> list[str]:
     path = user_path(value)
     if os.path.isdir(path):
         files = sorted(str(file) for file in path.rglob("*.parquet") if file.is_file())
-    elif os.path.exists(path):
+    elif os.path.isfile(path):
         files = [str(path)]
     else:
-        files = sorted(glob.glob(str(path), recursive=True))
+        files = sorted(file for file in glob.glob(str(path), recursive=True) if os.path.isfile(file))
     if not files:
         raise UserError(
             f"{key}: expected a parquet file, a glob or a directory of them, got {value!r}, which matches "
