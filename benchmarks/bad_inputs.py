@@ -4,8 +4,8 @@ The mistakes are those of tests/mistakes. Each is made in a process of its own, 
 loaded everything, whose output is kept; the run that most of them would replace, and the one they read, are
 compared byte for byte afterwards.
 
-    python benchmarks/bad_inputs.py                          # all, and writes results/bad_inputs.csv
-    python benchmarks/bad_inputs.py --only tars students     # some kinds, and writes nothing
+    python benchmarks/bad_inputs.py                          # all of results/bad_inputs.csv
+    python benchmarks/bad_inputs.py --only tars students     # the rows of some kinds
 """
 
 from __future__ import annotations
@@ -75,6 +75,11 @@ class Outcome:
     def good(self) -> bool:
         """Whether it is as it should be."""
         return self.code == 2 and self.one_line and self.untouched
+
+    def __str__(self) -> str:
+        touched = "" if self.untouched else ", and a run was touched"
+        tail = "\n    ".join(self.said.splitlines()[-12:])
+        return f"{self.case}: exit {self.code}, {self.seconds:.0f} s{touched}\n    {tail}"
 
 
 def finished(folder: Path) -> Path:
@@ -179,9 +184,13 @@ def main() -> None:
     torch.set_num_threads(1)
     for name in MODULES:
         import_module(f"gendd.{name}")
-    wanted = [case for case in cases() if not arguments.only or case.kind in arguments.only]
-    outcomes: list[Outcome] = []
-    with tempfile.TemporaryDirectory(prefix="mistakes-") as temporary:
+    kinds: dict[str, list[Case]] = {}
+    for case in cases():
+        kinds.setdefault(case.kind, []).append(case)
+    if unknown := set(arguments.only or ()) - set(kinds):
+        parser.error(f"expected kinds of {', '.join(kinds)}, got {', '.join(sorted(unknown))}")
+    bad = 0
+    with tempfile.TemporaryDirectory(prefix="mistakes-") as temporary, contextlib.ExitStack() as stack:
         fixed = Path(temporary)
         fixed.chmod(0o755)
         os.environ["GENDD_CACHE"] = str(fixed / "cache")
@@ -191,39 +200,29 @@ def main() -> None:
                 fill(fixed / "images" / part / name)
         for name in ("out", "kept"):
             shutil.copytree(fixed / "run", fixed / name)
-        before = digest(fixed / "out")
-        with contextlib.ExitStack() as stack:
-            lines = None if arguments.lines is None else stack.enter_context(arguments.lines.open("w"))
-            for case in wanted:
+        before = digest(fixed / "kept")
+        lines = None if arguments.lines is None else stack.enter_context(arguments.lines.open("w"))
+        for kind in arguments.only or kinds:
+            outcomes = []
+            for case in kinds[kind]:
                 outcome = run(case, fixed, before)
                 outcomes.append(outcome)
                 if lines is not None:
                     print(f"{outcome.seconds:5.1f}  {case}\n       {outcome.line}", file=lines, flush=True)
                 if not outcome.good:
-                    touched = "" if outcome.untouched else ", and the run was touched"
-                    tail = "\n    ".join(outcome.said.splitlines()[-12:])
-                    print(
-                        f"{case}: exit {outcome.code}, {outcome.seconds:.0f} s{touched}\n    {tail}",
-                        flush=True,
-                    )
-    rows = []
-    for kind in dict.fromkeys(case.kind for case in wanted):
-        of_kind = [outcome for outcome in outcomes if outcome.case.kind == kind]
-        rows.append(
-            {
+                    bad += 1
+                    print(outcome, flush=True)
+            row = {
                 "kind": kind,
-                "count": len(of_kind),
-                "one_line": sum(outcome.one_line for outcome in of_kind),
-                "exit_2": sum(outcome.code == 2 for outcome in of_kind),
-                "untouched": sum(outcome.untouched for outcome in of_kind),
-                "seconds": round(sum(outcome.seconds for outcome in of_kind), 1),
+                "count": len(outcomes),
+                "one_line": sum(outcome.one_line for outcome in outcomes),
+                "exit_2": sum(outcome.code == 2 for outcome in outcomes),
+                "untouched": sum(outcome.untouched for outcome in outcomes),
+                "seconds": round(sum(outcome.seconds for outcome in outcomes), 1),
             }
-        )
-        print(rows[-1], flush=True)
-    if not arguments.only:
-        records.write(RESULTS, FIELDS, rows)
-    bad = sum(not outcome.good for outcome in outcomes)
-    print(f"{len(outcomes)} mistakes, {bad} not as they should be")
+            print(row, flush=True)
+            records.replace(RESULTS, FIELDS, {"kind": kind}, [row])
+    print(f"{bad} mistakes not as they should be")
     sys.exit(bad > 0)
 
 
