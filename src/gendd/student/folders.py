@@ -42,6 +42,7 @@ class RunFolder:
                 f"The run at {str(path)!r} has not finished: expected metrics.json. "
                 "Continue it with --resume."
             )
+        _metrics(folder / "metrics.json")
         return cls(folder)
 
     @property
@@ -52,16 +53,7 @@ class RunFolder:
     @property
     def metrics(self) -> dict[str, Any]:
         """Its figures, the content of ``metrics.json``."""
-        file = self.folder / "metrics.json"
-        try:
-            metrics = json.loads(read_text(file))
-        except (OSError, ValueError, RecursionError) as error:
-            raise UserError(
-                f"{str(file)!r}: expected a readable JSON file ({first_line(error)}); restore it."
-            ) from error
-        if not isinstance(metrics, dict) or not isinstance(metrics.get("run"), dict):
-            raise UserError(f"{str(file)!r}: expected the figures of a run, got something else; restore it.")
-        return metrics
+        return _metrics(self.folder / "metrics.json")
 
     @property
     def report(self) -> Path:
@@ -71,3 +63,21 @@ class RunFolder:
     def student(self, device: str | torch.device = "cpu", backbone: nn.Module | None = None) -> Student:
         """Its student, in eval mode; see :func:`gendd.load`."""
         return load(self.folder, device=device, backbone=backbone)
+
+
+def _metrics(file: Path) -> dict[str, Any]:
+    """The figures of a run; raises :class:`UserError` where the file holds something else."""
+    try:
+        metrics = json.loads(read_text(file))
+        sections = [metrics["run"], metrics["student"], *metrics["student"]["readouts"].values()]
+        sections += [metrics["teacher"]] if metrics.get("teacher") is not None else []
+    except (KeyError, TypeError, AttributeError):
+        sections = [None]
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{str(file)!r}: expected a readable JSON file ({first_line(error)}); restore it."
+        ) from error
+    if not all(isinstance(each, dict) for each in sections):
+        raise UserError(f"{str(file)!r}: expected the figures of a run, got something else; restore it.")
+    found: dict[str, Any] = metrics
+    return found
