@@ -551,7 +551,7 @@ def test_a_mistake_is_one_line(
         ("training: 3", "training: expected a section (key: value lines), got 3."),
         ("training: {epochs: many}", "training.epochs: expected integer or null, got many."),
         ("data: {crop_scale: [0.5]}", "data.crop_scale: expected [number, number], got [0.5]."),
-        ("- a\n- b", "Config FILE: expected key: value lines, got list."),
+        ("- a\n- b", "Config FILE: expected key: value lines, got a list; see "),
         ("a: [", "Config FILE: expected a readable YAML file; "),
     ],
 )

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from gendd.errors import UserError, did_you_mean
+from gendd.errors import UserError, did_you_mean, nearest
 
 
 def test_a_user_error_is_a_value_error() -> None:
@@ -28,3 +28,8 @@ def test_a_long_list_is_cut() -> None:
 def test_without_choices_nothing_is_said() -> None:
     assert did_you_mean("x", []) == ""
     assert did_you_mean("x", iter(())) == ""
+
+
+def test_where_choices_were_listed_only_a_near_one_is_named() -> None:
+    assert nearest("mixpu", ["mixup", "alpha"]) == " Did you mean 'mixup'?"
+    assert nearest("zzz", ["mixup", "alpha"]) == nearest("zzz", []) == ""

@@ -14,7 +14,7 @@ from gendd.cli import main
 from gendd.data.images import Files
 from gendd.data.tars import find_tars
 from gendd.errors import UserError
-from gendd.files import expanded, locked, read_bytes
+from gendd.files import check_path, expanded, locked, read_bytes, read_text, user_path
 
 HOLDER = """
 import sys, time
@@ -107,3 +107,29 @@ def test_a_pipe_or_device_is_no_file_to_read(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "0.tar")
     with pytest.raises(UserError, match=r"expected tar files, got .*0\.tar', which is none"):
         find_tars(str(tmp_path / "*.tar"), "data.path")
+
+
+@pytest.mark.parametrize("name", ["a\0b", "caf\ud800", "x" * 300, "x/" * 3000])
+def test_a_path_that_no_file_can_have(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"^--out: expected a (shorter )?path"):
+        check_path(tmp_path / name, "--out")
+    for good in (tmp_path, tmp_path / "not" / "there"):
+        check_path(good, "--out")
+
+
+def test_a_user_s_folder_is_replaced_where_there_is_one() -> None:
+    assert user_path("~/a") == Path.home() / "a"
+    assert user_path("~nobody-of-this-name/a") == Path("~nobody-of-this-name/a")
+    assert user_path(Path("a/~")) == Path("a/~")
+
+
+def test_text_is_read_of_files_alone(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    for path in (tmp_path / "fifo", "/dev/zero"):
+        with pytest.raises(OSError, match="not a regular file"):
+            read_text(path)
+    for name in ("a\0b", "caf\ud800"):
+        with pytest.raises(OSError, match="no file can have this name"):
+            read_text(tmp_path / name)
+    (tmp_path / "text").write_bytes("é\n".encode())
+    assert read_text(tmp_path / "text") == "é\n"

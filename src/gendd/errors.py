@@ -29,6 +29,12 @@ def typed_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
+def nearest(name: str, choices: Iterable[str]) -> str:
+    """The end of a sentence that listed the choices: ``" Did you mean 'x'?"``, or ``""``."""
+    near = difflib.get_close_matches(name, sorted(set(choices)), n=1, cutoff=0.5)
+    return f" Did you mean {near[0]!r}?" if near else ""
+
+
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
     """The end of a sentence that names the choice nearest to ``name``, or lists the first few.
 
@@ -36,10 +42,7 @@ def did_you_mean(name: str, choices: Iterable[str]) -> str:
         ``" Did you mean 'x'?"``, else ``" Choose from: a, b, c."``, else ``""`` without choices.
     """
     known = sorted(set(choices))
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    if near:
-        return f" Did you mean {near[0]!r}?"
-    if not known:
-        return ""
+    if (near := nearest(name, known)) or not known:
+        return near
     shown = ", ".join(known[:12]) + (", …" if len(known) > 12 else "")
     return f" Choose from: {shown}."

@@ -100,12 +100,36 @@ def expanded(values: Any) -> Any:
     return os.path.expanduser(values) if isinstance(values, str) and values.startswith("~/") else values
 
 
+def user_path(value: str | Path) -> Path:
+    """A path as a user spells it: ``~`` is the user's folder, where there is one."""
+    return Path(os.path.expanduser(value))
+
+
+def check_path(path: str | Path, key: str) -> None:
+    """Raise :class:`UserError` of an option at a path that no file can have."""
+    try:
+        os.stat(path)
+    except ValueError as error:
+        raise UserError(f"{key}: expected a path, got {str(path)!r} ({error}); correct it.") from error
+    except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            raise UserError(f"{key}: expected a shorter path than {str(path)!r}; correct it.") from error
+
+
 def read_bytes(path: str | Path) -> bytes:
-    """The content of a file; of a pipe or device, which may never end, an :class:`OSError`."""
-    mode = os.stat(path).st_mode
+    """The content of a file; an :class:`OSError` at a pipe or device, which may never end, or an odd name."""
+    try:
+        mode = os.stat(path).st_mode
+    except ValueError as error:
+        raise OSError(errno.EINVAL, "no file can have this name", str(path)) from error
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise OSError(errno.EINVAL, "not a regular file", str(path))
     return Path(path).read_bytes()
+
+
+def read_text(path: str | Path) -> str:
+    """The text of a file in UTF-8; raises as :func:`read_bytes`, or ``UnicodeDecodeError``."""
+    return read_bytes(path).decode("utf-8")
 
 
 def cache_folder() -> Path:
@@ -198,8 +222,8 @@ def import_file(path: Path, name: str) -> ModuleType:
     Raises:
         UserError: there is none, or it can't be imported.
     """
-    path = path.expanduser()
-    if not path.is_file():
+    path = user_path(path)
+    if not os.path.isfile(path):
         raise UserError(f"{name}: expected a Python file, found none at {path}; check the path.")
     # by its path: two files of one name are two modules
     key = "gendd_file_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]

@@ -17,6 +17,8 @@ from gendd.errors import UserError
     "changes, message",
     [
         ({"metods": {}}, "Unknown key 'metods'. Did you mean 'methods'?"),
+        ({"budget": {"epochs": float("inf")}}, "budget.epochs: expected a positive integer, got inf."),
+        ({"reference": ["kl"]}, "reference: expected one of the methods, got ['kl']."),
         (
             {"base": {"training.epoch": 1}},
             "base: Unknown config key 'training.epoch'. Did you mean 'training.epochs'?",
@@ -82,10 +84,24 @@ def test_a_mistake_is_told_by_its_key(changes: dict[str, Any], message: str) -> 
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    "key, value, message",
+    [
+        ("data.name", "digit", "got 'digit'. Did you mean 'digits'?"),
+        ("student.name", "cifar/resnet9", "Unknown model 'cifar/resnet9'"),
+        ("teacher.name", "nothing", "Teacher: Unknown model 'nothing'"),
+    ],
+)
+def test_names_are_known_before_anything_is_run(key: str, value: str, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        _ = read_plan(small(pairs={"p": {key: value}})).groups
+    assert message in str(caught.value)
+
+
 def test_a_file_that_is_no_mapping_or_not_there_is_told(tmp_path: Path) -> None:
     path = tmp_path / "list.yaml"
     path.write_text("- 1\n", encoding="utf-8")
-    with pytest.raises(UserError, match="expected key: value lines, got list"):
+    with pytest.raises(UserError, match="expected key: value lines, got a list"):
         read_plan(path)
     with pytest.raises(UserError, match="expected a readable YAML file"):
         read_plan(tmp_path / "none.yaml")

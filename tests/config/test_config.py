@@ -176,8 +176,8 @@ def test_a_key_that_is_no_text_is_unknown() -> None:
         ("training.beta2", [0.9], "[number, number]"),
         ("data.crop_scale", "big", "[number, number]"),
         ("training.loggers", ["tb"], "a list of one of csv, tensorboard, wandb"),
-        ("training.milestones", ["a"], "a list of integer"),
-        ("student.mean", "x", "a list of number or null"),
+        ("training.milestones", ["a"], "a list of integers"),
+        ("student.mean", "x", "a list of numbers or null"),
     ],
 )
 def test_a_value_of_the_wrong_type_is_told_in_words(key: str, value: Any, expected: str) -> None:
@@ -288,6 +288,72 @@ def test_a_range_is_checked_on_loading_too() -> None:
     assert refused({"repeats": 0}, GenDDConfig) == "gendd.repeats: expected a positive integer, got 0."
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_numbers_are_finite(value: float) -> None:
+    for key, given in (("mixup", value), ("time_power", value)):
+        assert refused({"gendd": {key: given}}).startswith(f"gendd.{key}: expected a finite number, got ")
+    for values in (
+        {"readout": {"guidance": value}},
+        {"method": "kd", "kd": {"temperature": value}},
+        {"training": {"beta2": [0.5, value]}},
+        {"student": {"mean": [value]}},
+    ):
+        assert "expected a finite number, got" in refused(values)
+    with pytest.raises(UserError, match=r"readout\.guidance: expected a finite number"):
+        ReadoutConfig(guidance=value)
+
+
+@pytest.mark.parametrize("value", [2**31, -(2**31), 10**30])
+def test_integers_are_small_enough_to_count_with(value: int) -> None:
+    for values in ({"training": {"epochs": value}}, {"data": {"shot_thresholds": [1, value]}}):
+        assert "expected an integer below 2,147,483,648, got" in refused(values)
+    with pytest.raises(UserError, match="expected an integer below"):
+        TrainingConfig(epochs=value)
+    assert from_dict({"seed": 2**63 - 1, "data": {"split_seed": 2**40}}, RunConfig).seed == 2**63 - 1
+
+
+@pytest.mark.parametrize(
+    "section, values",
+    [
+        (TrainingConfig, {"lr": "fast"}),
+        (TrainingConfig, {"beta2": 0.9}),
+        (DataConfig, {"crop_scale": (1.0,)}),
+        (GenDDConfig, {"repeats": None}),
+        (RunConfig, {"seed": "x"}),
+    ],
+)
+def test_a_value_of_another_type_is_refused_in_python_too(section: type[Any], values: dict[str, Any]) -> None:
+    ((key, value),) = values.items()
+    with pytest.raises(UserError) as error:
+        section(**values)
+    assert f"{key}: expected " in str(error.value) and str(error.value).endswith(f"got {value!r}.")
+
+
+def test_sampling_steps_are_those_of_the_schedule_at_most() -> None:
+    values = {"readout": {"steps": 21}, "gendd": {"timesteps": 20}}
+    assert refused(values) == "readout.steps: expected an integer up to gendd.timesteps, 20, got 21."
+    values["readout"]["steps"] = 20
+    assert from_dict(values, RunConfig).readout.steps == 20
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("data: &a {name: *a}\n", "endless"),
+        (
+            "a: &a [[1]]\n" + "".join(f"{n}: &n{n} [*{'a' if n == 0 else f'n{n - 1}'}]\n" for n in range(30)),
+            "endless",
+        ),
+        ("seed: 2001-99-99\n", "month"),
+        ("a: " + "[" * 2000, "nested too deeply"),
+    ],
+)
+def test_a_file_that_leads_nowhere(text: str, reason: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match=reason):
+        load_config(tmp_path / "config.yaml")
+
+
 def test_the_student_s_classes_follow() -> None:
     assert refused({"student": {"classes": 3}}) == (
         "student.classes: expected null, as the student's classes follow from the data and the teacher, "
@@ -315,8 +381,8 @@ def test_a_file_holds_only_what_differs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"- a\n- b\n", "expected key: value lines, got list."),
-        (b"", "expected key: value lines, got NoneType."),
+        (b"- a\n- b\n", "expected key: value lines, got a list; see "),
+        (b"", "expected key: value lines, got nothing; see "),
         (b"seed: [1\n", "expected a readable YAML file; "),
         (b"\xff\xfe\x00", "expected a readable YAML file; "),
     ],

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import load_fails
 from PIL import Image
 
 from gendd.config import DataConfig
@@ -166,3 +167,36 @@ def test_a_very_long_image_costs_no_more_than_its_middle() -> None:
     assert torch.equal(frame(image, 8), frame(image[..., 176:224], 8))
     wide = torch.zeros(1, 2, 60_000, dtype=torch.uint8)
     assert frame(wide, 224).shape == (1, 224, 224)
+
+
+def rows(folder: Path, image: list[object], label: list[int]) -> DataConfig:
+    for part in ("train", "test"):
+        pq.write_table(pa.table({"image": image, "label": label}), folder / f"{part}.parquet")
+    return DataConfig("parquet", str(folder))
+
+
+@pytest.mark.parametrize("image", [1, 0.5, "a.png", [1, 2], {"path": "a.png"}, {"bytes": "text"}])
+def test_a_column_of_something_else_holds_no_images(image: object, tmp_path: Path) -> None:
+    config = rows(tmp_path, [image] * 20, [0, 1] * 10)
+    load_fails(config, "Expected encoded images (bytes) in column image of", "write JPEG or PNG")
+
+
+@pytest.mark.parametrize("label", [1_000_000, 10**12, 2**62])
+def test_a_label_that_is_no_class_number_makes_no_classes(label: int, tmp_path: Path) -> None:
+    content = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(content, "PNG")
+    config = rows(tmp_path, [content.getvalue()] * 20, [0, label] * 10)
+    load_fails(config, f"Expected labels below 1,000,000, got {label:,}; number the classes from 0.")
+
+
+@pytest.mark.parametrize("name", ["folder", "list", "parquet", "hf", "webdataset", "cifar10"])
+def test_a_path_that_is_no_file_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo.parquet")
+    for path in (
+        "",
+        str(tmp_path / "fifo.parquet"),
+        "/dev/zero",
+        f"{tmp_path}/a\0b",
+        str(tmp_path / ("x" * 300)),
+    ):
+        load_fails(DataConfig(name, path), "xpected")

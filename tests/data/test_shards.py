@@ -619,6 +619,8 @@ def test_mistakes_of_paths(settings: dict[str, Any], tmp_path: Path) -> None:
     load_fails(
         DataConfig(**settings | {"path": str(tmp_path / "train/{0000..0009}.tar")}), "0008.tar' is not there"
     )
+    for path in ("train/{0000..0009", "{a,b", "{{0..2}.tar"):
+        load_fails(DataConfig(**settings | {"path": path}), "data.path", repr(path), "unbalanced braces")
     load_fails(DataConfig(**settings | {"path": None}), "data.path", "got none")
     load_fails(
         DataConfig(**settings | {"test_path": None}), "data.validation", "no test images", "data.test_path"

@@ -135,7 +135,8 @@ def test_a_failing_command_is_a_damaged_shard(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "label"),
-    [(None, NO_LABEL), (b"7", 7), (b" 12\n", 12), (b"", BAD_LABEL), (b"1.0", BAD_LABEL), (b"-1", BAD_LABEL)],
+    [(None, NO_LABEL), (b"7", 7), (b" 12\n", 12), (b"", BAD_LABEL), (b"1.0", BAD_LABEL), (b"-1", BAD_LABEL)]
+    + [(str(label).encode(), BAD_LABEL) for label in (2**31, 10**12, 10**30)],
 )
 def test_labels(content: bytes | None, label: int) -> None:
     assert label_of(content) == label

@@ -175,6 +175,8 @@ def test_timm_networks_without_a_linear_classifier_on_the_feature_are_refused(na
     [
         ("cifar/resnt56", "Did you mean 'cifar/resnet56'?"),
         ("resnet56", "Did you mean 'cifar/resnet56'?"),
+        ("resnet20", "Did you mean 'cifar/resnet20'?"),
+        ("CIFAR/vgg8", "Did you mean 'cifar/vgg8'?"),
         ("resnet50", "Did you mean 'timm/resnet50'?"),
         ("timm/resnet5O", "Did you mean 'timm/resnet50'?"),
         ("timm/resnet18.a1_in2k", "Did you mean 'timm/resnet18.a1_in1k'?"),
@@ -187,6 +189,16 @@ def test_an_unknown_name_names_the_nearest(name: str, hint: str) -> None:
         f"Unknown model {name!r}: expected cifar/NAME, timm/NAME, torchvision/NAME, hf/ID or FILE.py:FACTORY."
         f" {hint}"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("vit_tiny_patch16_224", 8), ("vit_tiny_patch16_224", 15), ("deit_tiny_patch16_224", 1)],
+)
+def test_a_size_that_a_network_cannot_take_is_told(name: str, size: int) -> None:
+    with pytest.raises(UserError, match=rf"^timm/{name}: expected .* images of {size} pixels, got") as caught:
+        create_backbone(f"timm/{name}", 5, input_size=size)
+    assert "give another input_size" in str(caught.value) and "\n" not in str(caught.value)
 
 
 def test_pretrained_weights_that_do_not_exist_are_refused() -> None:

@@ -127,7 +127,7 @@ def test_the_sampling_of_a_finished_run_may_change(
 def test_steps_of_sampling_that_can_not_be_are_refused_first(tmp_path: Path, capsys: Capture) -> None:
     for words in ("--readout.steps=1001", "--readout.steps=99999999"):
         distil(tmp_path / "run", words, code=2)
-        assert "readout.steps: expected at most 1000 (gendd.timesteps)" in capsys.readouterr().err
+        assert "readout.steps: expected an integer up to gendd.timesteps, 1,000" in capsys.readouterr().err
     distil(tmp_path / "run", "--gendd.timesteps=20", "--readout.steps=21", code=2)
     assert not (tmp_path / "run").exists()
 

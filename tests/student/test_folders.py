@@ -26,6 +26,33 @@ def test_run_open_wants_a_finished_run(digits_run: Finished, tmp_path: Path) -> 
         Run.open(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(
+            "",
+            "{",
+            "[" * 5000,
+            "[1]",
+            "5",
+            "null",
+            "{}",
+            '{"run": {}}',
+            '{"run": 5, "student": {"readouts": {}}}',
+        ),
+        *('{"run": {}, "student": 5}', '{"run": {}, "student": {"readouts": 5}}'),
+        '{"run": {}, "student": {"readouts": {"linear": 5}}}',
+        '{"run": {}, "student": {"readouts": {}}, "teacher": 5}',
+    ],
+)
+def test_figures_that_are_none_are_told_before_anything_is_computed(content: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").touch()
+    (tmp_path / "metrics.json").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=r"metrics\.json': expected .*; restore it\.$") as caught:
+        Run.open(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_what_no_result_depends_on_may_change_between_a_run_and_its_continuation(
     digits_run: Finished,
 ) -> None:

@@ -289,7 +289,7 @@ def test_a_file_that_is_missing(saved: Path, name: str) -> None:
 def test_another_format(saved: Path) -> None:
     change(saved, format=99)
     with pytest.raises(
-        UserError, match=r"^Student .*: expected format 1, got 99\. It .* use that one\.$"
+        UserError, match=r"^Student .*: expected format 1, got 99; if another .* use that one\.$"
     ) as caught:
         load(saved)
     one_line(caught)
@@ -316,9 +316,12 @@ def test_a_config_that_lacks_a_key(saved: Path, key: str) -> None:
 @pytest.mark.parametrize(
     "values, reason",
     [
-        ({"backbone": {"name": "cifar/resnet8x0.5", "classes": 5}}, "expected a folder written by gendd"),
-        ({"backbone": "cifar/resnet8x0.5"}, "expected a folder written by gendd"),
-        ({"readout": {"name": "mean", "step": 3}}, "'step'.* Did you mean"),
+        (
+            {"backbone": {"name": "cifar/resnet8x0.5", "classes": 5}},
+            "'backbone.classes'. Did you mean 'backbone.num_classes'",
+        ),
+        ({"backbone": "cifar/resnet8x0.5"}, "backbone: expected a section, got 'cifar/resnet8x0.5'"),
+        ({"readout": {"name": "mean", "step": 3}}, "'readout.step'. Did you mean"),
         ({"readout": {"name": "mode"}}, "mode"),
     ],
 )

@@ -7,6 +7,7 @@ import io
 import os
 import re
 import sys
+import warnings
 from contextlib import suppress
 from importlib.metadata import version
 
@@ -27,12 +28,12 @@ from gendd.files import expanded, trusted_code
 
 __all__ = ["main", "parse_run"]
 
-# full, read-only, over quota, not allowed, broken, too long a name
+# full, read-only, over quota, not allowed, broken, gone, too long a name
 _OF_THE_PLACE = {
     getattr(errno, name)
     for name in (
         *("ENOSPC", "EROFS", "EDQUOT", "EACCES", "EPERM", "EIO", "EFBIG"),
-        *("ENAMETOOLONG", "ENOTDIR", "EEXIST", "ELOOP"),
+        *("ENAMETOOLONG", "ENOTDIR", "EEXIST", "ELOOP", "ENOENT", "EISDIR", "EINVAL"),
     )
     if hasattr(errno, name)
 }
@@ -47,6 +48,8 @@ def main(arguments: list[str] | None = None) -> int:
         # a terminal that is no UTF-8 gets what it can't show escaped
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    # of images it finds odd, which are told of where they can't be decoded
+    warnings.filterwarnings("ignore", module="PIL")
     trusted = "--trust-code" in words
     # what a shell leaves as it is after a =
     words = ["=".join(expanded(word.split("=", 1))) for word in words if word != "--trust-code"]

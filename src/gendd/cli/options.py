@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
-from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
 from gendd.errors import UserError, did_you_mean
-from gendd.files import check_code
+from gendd.files import check_code, user_path
 from gendd.recipes import recipe_path
 
 if TYPE_CHECKING:
@@ -81,7 +82,7 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
         except UserError:
             raise
         except Exception as error:
-            raise UserError(f"{one_line(error)} See: gendd {command} --help.") from error
+            raise UserError(f"{one_line(error).rstrip('.')}. See: gendd {command} --help.") from error
         return found
 
     # the recipe's settings suit no other images
@@ -100,6 +101,8 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
         values["baselines"] = _without_labels(values)
     config = from_dict(values, RunConfig)
     check_code([config.data.path or "", config.data.test_path or ""], "data.path")
+    if flags.out == "":
+        raise UserError("--out: expected a folder, got none; name one, or leave --out out.")
     config.out = flags.out or config.out
     if config.out is None:
         files = [*names, *(Path(file).stem for file in flags.config)]
@@ -115,8 +118,8 @@ def _saved(out: str) -> dict[str, Any]:
     """The settings of the run in a folder that is resumed, which may have been moved since."""
     from gendd.config import load_config, to_dict
 
-    file = Path(out).expanduser() / "config.yaml"
-    if not file.is_file():
+    file = user_path(out) / "config.yaml"
+    if not os.path.isfile(file):
         raise UserError(f"--resume: expected a run in {out!r}, found none. Leave --resume out to start it.")
     return {**to_dict(load_config(file)), "out": out}
 
@@ -133,7 +136,7 @@ def _in_full(command: str, flags: argparse.Namespace) -> list[str]:
         value = getattr(flags, short)
         if value is None:
             continue
-        if short in ("teacher", "student") and Path(value).is_dir():
+        if short in ("teacher", "student") and os.path.isdir(value):
             from gendd.models.weights import network_of
 
             found += [f"--{short}.{name}={part}" for name, part in network_of(value).items()]
@@ -210,16 +213,17 @@ def _asked(layers: list[dict[str, Any]], words: list[str]) -> dict[str, Any]:
     return asked
 
 
-def _sections(asked: dict[str, Any], words: list[str], values: dict[str, Any]) -> list[str]:
+def _sections(asked: dict[str, Any], words: list[str], values: dict[str, Any]) -> tuple[str, ...]:
     """The sections of methods that options or values set something in."""
     from gendd.config import registry
 
     known = registry.sections(asked)
     named = {option.removeprefix("--").split(".")[0] for option in map(_option, words) if option}
-    return [name for name in dict.fromkeys(known) if name in named or name in values]
+    return tuple(name for name in dict.fromkeys(known) if name in named or name in values)
 
 
-def run_parser(command: str, sections: Iterable[str] = ()) -> ArgumentParser:
+@cache
+def run_parser(command: str, sections: tuple[str, ...] = ()) -> ArgumentParser:
     """The typed parser of every dotted option of a run, and of those of some methods' sections."""
     from jsonargparse import ArgumentParser
 
@@ -288,7 +292,7 @@ def given_options(command: str, words: list[str]) -> dict[str, Any]:
     except UserError:
         raise
     except Exception as error:
-        raise UserError(f"{one_line(error)} See: gendd {command} --help.") from error
+        raise UserError(f"{one_line(error).rstrip('.')}. See: gendd {command} --help.") from error
     found: dict[str, Any] = {}
     for name in filter(None, map(_option, words)):
         *sections, key = name.removeprefix("--").split(".")

@@ -15,11 +15,19 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, cast
 
-import yaml
-
-from gendd.config import RunConfig, check, check_keys, extended, from_dict, merge, registry, with_settings
+from gendd.config import (
+    RunConfig,
+    check,
+    check_keys,
+    extended,
+    from_dict,
+    merge,
+    plain_values,
+    registry,
+    with_settings,
+)
 from gendd.errors import UserError, did_you_mean
-from gendd.files import check_code
+from gendd.run.checks import check_names
 from gendd.run.settings import binding_of
 
 BudgetKind = Literal["epochs", "steps", "seconds"]
@@ -191,6 +199,7 @@ class Plan:
         where = f"methods.{entry.name}"
         try:
             config = from_dict({**values, "baselines": []}, RunConfig)
+            check_names(config, {})
         except UserError as error:
             raise UserError(f"{where}: {error}") from error
         if entry.name in registry.names() and config.method != entry.name:
@@ -275,16 +284,7 @@ def read_plan(source: str | Path | Mapping[str, Any]) -> Plan:
     else:
         path = Path(source)
         stem = re.sub(r"[^\w.+-]+", "-", path.stem)
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            reason = " ".join(str(error).split())
-            raise UserError(f"Comparison {str(path)!r}: expected a readable YAML file; {reason}") from error
-        if not isinstance(values, dict):
-            raise UserError(
-                f"Comparison {str(path)!r}: expected key: value lines, got {type(values).__name__}."
-            )
-        check_code(values, f"Comparison {str(path)!r}")
+        values = plain_values(path, f"Comparison {str(path)!r}")
     _known("", values, _KEYS)
     spelled: dict[str, str] = {}
     return _plan(stem, _expanded(values, "", spelled), spelled)
@@ -299,7 +299,7 @@ def _plan(stem: str, values: dict[str, Any], spelled: dict[str, str]) -> Plan:
     check(bool(methods), "methods", "a section of one method or more", values.get("methods"))
     entries = tuple(_entry(name, changes, rates, budget) for name, changes in methods.items())
     reference = values.get("reference")
-    if reference is not None and reference not in methods:
+    if reference is not None and str(reference) not in methods:
         raise UserError(
             f"reference: expected one of the methods, got {reference!r}."
             f"{did_you_mean(str(reference), methods)}"
@@ -453,7 +453,7 @@ def _budget(values: Any) -> Budget:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _expanded(value: Any, key: str, spelled: dict[str, str]) -> Any:

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from gendd.errors import UserError
+
+# an integer beyond is a slip, and two of them overflow 64 bits
+MOST = 2**31
 
 
 class Rule(NamedTuple):
@@ -19,6 +24,9 @@ POSITIVE_INTEGER = Rule(lambda value: value >= 1, "a positive integer")
 INTEGER = Rule(lambda value: value >= 0, "a non-negative integer")
 POSITIVE = Rule(lambda value: value > 0, "a positive number")
 NON_NEGATIVE = Rule(lambda value: value >= 0, "a non-negative number")
+SEED = Rule(lambda value: 0 <= value < 2**63, "an integer from 0 to 2**63 - 1")
+# larger images would fill the memory before a network saw them
+SIDE = Rule(lambda value: 4 <= value <= 16_384, "an integer of 4 to 16,384")
 FRACTION = Rule(lambda value: 0 <= value < 1, "a fraction in [0, 1)")
 BELOW_ONE = Rule(lambda value: 0 <= value < 1, "a number in [0, 1)")
 UNIT = Rule(lambda value: 0 <= value <= 1, "a number in [0, 1]")
@@ -50,7 +58,16 @@ def check(ok: bool, key: str, expected: str, came: object) -> None:
         raise UserError(f"{key}: expected {expected}, got {came!r}.")
 
 
-def check_section(section: object, prefix: str, rules: Mapping[str, Rule]) -> None:
+def check_numbers(key: str, value: Any) -> None:
+    """Raise :class:`UserError` of a config key where a number is one that nothing can use."""
+    for each in value if isinstance(value, (list, tuple)) else [value]:
+        if isinstance(each, float):
+            check(math.isfinite(each), key, "a finite number", each)
+        elif isinstance(each, int) and not key.endswith("seed"):
+            check(abs(each) < MOST, key, f"an integer below {MOST:,}", each)
+
+
+def check_section(section: Any, prefix: str, rules: Mapping[str, Rule]) -> None:
     """Raise :class:`UserError` at the first value of a section that breaks its rule.
 
     Args:
@@ -58,6 +75,15 @@ def check_section(section: object, prefix: str, rules: Mapping[str, Rule]) -> No
         prefix: What its keys begin with, ``data.``.
         rules: By key.
     """
+    for entry in dataclasses.fields(section):
+        check_numbers(prefix + entry.name, getattr(section, entry.name))
     for key, rule in rules.items():
         value = getattr(section, key)
-        check(rule.ok(value), prefix + key, rule.expected, value)
+        check(_holds(rule, value), prefix + key, rule.expected, value)
+
+
+def _holds(rule: Rule, value: Any) -> bool:
+    try:
+        return rule.ok(value)
+    except (TypeError, IndexError):  # from Python a value may be of any type
+        return False

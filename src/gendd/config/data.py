@@ -14,6 +14,8 @@ from gendd.config.checks import (
     NON_NEGATIVE,
     POSITIVE_INTEGER,
     PROBABILITY,
+    SEED,
+    SIDE,
     Rule,
     check,
     check_section,
@@ -28,6 +30,7 @@ _RANDAUGMENT = re.compile(
 
 _RULES = {
     "shuffle_buffer": POSITIVE_INTEGER,
+    "split_seed": SEED,
     "steps_per_epoch": or_null(POSITIVE_INTEGER),
     "validation": FRACTION,
     "imbalance": or_null(Rule(lambda value: value >= 1, "a factor of at least 1")),
@@ -37,7 +40,7 @@ _RULES = {
     ),
     "batch_size": or_null(POSITIVE_INTEGER),
     "train_images": or_null(POSITIVE_INTEGER),
-    "image_size": or_null(Rule(lambda value: value >= 4, "an integer of at least 4")),
+    "image_size": or_null(SIDE),
     "workers": or_null(INTEGER),
     "crop_scale": Rule(lambda value: 0 < value[0] <= value[1] <= 1, "0 < low <= high <= 1"),
     "randaugment": Rule(

@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from gendd.config.checks import POSITIVE_INTEGER, Rule, check_section, or_null
+from gendd.config.checks import POSITIVE_INTEGER, Rule, at_most, check_section, or_null
 
 _RULES = {
     "classes": or_null(POSITIVE_INTEGER),
     "std": Rule(lambda value: value is None or all(each > 0 for each in value), "positive numbers"),
-    "input_size": or_null(POSITIVE_INTEGER),
+    "input_size": or_null(at_most(16_384, POSITIVE_INTEGER)),
     "channels": or_null(POSITIVE_INTEGER),
 }
 

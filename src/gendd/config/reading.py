@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
 
 import yaml
 
 from gendd.config import registry
+from gendd.config.checks import check_numbers
 from gendd.config.run import _OWN_SECTIONS, RunConfig
 from gendd.errors import UserError, did_you_mean
-from gendd.files import check_code, expanded
+from gendd.files import check_code, expanded, read_text
 from gendd.recipes import recipe_path
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser
 
 C = TypeVar("C")
 # what in a file names the recipes it is laid over; no setting of a run
@@ -60,6 +65,8 @@ def check_keys(
         elif value is None and type(None) not in get_args(hints[key]):
             # jsonargparse lets null pass for any type
             raise UserError(f"{prefix}{key}: expected {_words(hints[key])}, got null.")
+        else:
+            check_numbers(f"{prefix}{key}", value)
 
 
 def _check_section(name: str, values: Any) -> None:
@@ -117,11 +124,8 @@ def _built(
     values: dict[str, Any], section: type[C], name: str | None = None, given: dict[str, Any] | None = None
 ) -> C:
     """A section, called ``name`` where it is one of several, of values whose keys were checked."""
-    from jsonargparse import ArgumentParser
-
-    skipped = set(_UNSPELLED) if section is RunConfig else set()
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(section, name, fail_untyped=True, skip=skipped)
+    skipped = _UNSPELLED if section is RunConfig else set()
+    parser = _parser(section, name)  # type: ignore[arg-type]  # classes are hashable
     try:
         parsed = parser.instantiate(parser.parse_object(values if name is None else {name: values}))
         parsed = parsed if name is None or not dataclasses.fields(cast(Any, section)) else parsed[name]
@@ -133,6 +137,18 @@ def _built(
         raise
     except Exception as error:
         raise UserError(one_line(error, section, name)) from error
+
+
+@lru_cache(maxsize=64)
+def _parser(section: type[Any], name: str | None) -> ArgumentParser:
+    """The typed parser of a section, which takes longer to make than to use."""
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(
+        section, name, fail_untyped=True, skip=set(_UNSPELLED) if section is RunConfig else set()
+    )
+    return parser
 
 
 def load_config(path: Path) -> RunConfig:
@@ -151,17 +167,53 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 def read_mapping(path: Path) -> dict[str, Any]:
     """What a YAML file itself says, ``extends`` included, its keys checked; raises as :func:`load_config`."""
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"Config {str(path)!r}: expected a readable YAML file; {reason}") from error
-    if not isinstance(values, dict):
-        raise UserError(f"Config {str(path)!r}: expected key: value lines, got {type(values).__name__}.")
-    check_code(values, f"Config {str(path)!r}")
-    values = dict(expanded(values))
+    values = dict(expanded(plain_values(path, f"Config {str(path)!r}")))
     check_keys({key: value for key, value in values.items() if key != EXTENDS})
     return values
+
+
+def plain_values(path: Path, name: str) -> dict[str, Any]:
+    """The mapping in a YAML file that someone gave.
+
+    Args:
+        path: The file.
+        name: What errors call it.
+
+    Raises:
+        UserError: it can't be read, holds something else, or names code that isn't trusted.
+    """
+    try:
+        values = yaml.safe_load(read_text(path))
+    except Exception as error:  # PyYAML raises whatever its constructors do
+        reason = " ".join(str(error).split())
+        if isinstance(error, OSError):
+            reason = f"{error.strerror}: check the path."
+        elif isinstance(error, (UnicodeDecodeError, RecursionError)):
+            reason = (
+                "it is not UTF-8." if isinstance(error, UnicodeDecodeError) else "it is nested too deeply."
+            )
+        raise UserError(f"{name}: expected a readable YAML file; {reason}") from error
+    if not isinstance(values, dict):
+        found = {type(None): "nothing", list: "a list", str: "text"}.get(type(values), repr(values))
+        raise UserError(f"{name}: expected key: value lines, got {found}; see gendd distill --print_config.")
+    if not _is_finite(values):
+        raise UserError(f"{name}: expected a few nested sections, got endless ones; write out its anchors.")
+    check_code(values, name)
+    return values
+
+
+def _is_finite(values: Any) -> bool:
+    """Whether values are nested no deeper than settings are: anchors may lead back to themselves."""
+    level = [values]
+    for _ in range(20):
+        level = [
+            inner
+            for each in level
+            for inner in (each.values() if isinstance(each, dict) else each if isinstance(each, list) else ())
+        ]
+        if not level or len(level) > 100_000:
+            return not level
+    return False
 
 
 def extended(values: dict[str, Any], below: tuple[str, ...] = ()) -> dict[str, Any]:
@@ -207,6 +259,8 @@ def one_line(error: BaseException, section: type[Any] = RunConfig, name: str | N
         name: What the section is called in front of its keys.
     """
     text = " ".join(str(error).split())
+    if required := re.search(r"arguments are required: ([\w., ]+)", text):
+        return f"expected a value of {required[1]}, found none; add it."
     key = re.search(r"[Kk]ey \"([\w.]+)\"", text)
     values = re.findall(r"(?:Got|Given) value: (.*?)(?= Given value| Got value| - |$)", text)
     if key is None or not values:
@@ -223,12 +277,17 @@ def _expected(key: str, section: type[Any]) -> str:
     return "another type" if hint is None else _words(hint)
 
 
+_PLURAL = {int: "integers", float: "numbers"}
+
+
 def _words(hint: Any) -> str:
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         return "one of " + ", ".join(map(str, inner))
     if origin is list:
-        return f"a list of {_words(inner[0])}"
+        return f"a list of {_PLURAL.get(inner[0]) or _words(inner[0])}"
+    if origin is dict:
+        return "a section"
     if origin is tuple:
         return "[" + ", ".join(map(_words, inner)) + "]"
     if inner:

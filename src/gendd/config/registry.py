@@ -13,7 +13,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gendd.errors import UserError, did_you_mean
+from gendd.errors import UserError, nearest
 from gendd.files import import_name, is_python_name
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def check_name(key: str, name: str) -> None:
     if name not in names() and not is_python_name(name):
         raise UserError(
             f"{key}: expected one of {', '.join(names())}, or path/to/file.py:CLASS, got {name!r}."
-            f"{did_you_mean(name, names())}"
+            f"{nearest(name, names())}"
         )
 
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gendd.config import registry
-from gendd.config.checks import check
+from gendd.config.checks import SEED, check, check_section
 from gendd.config.data import DataConfig
 from gendd.config.method import GenDDConfig
 from gendd.config.model import ModelConfig
@@ -53,7 +53,7 @@ class RunConfig:
     out: str | None = None
 
     def __post_init__(self) -> None:
-        check(0 <= self.seed < 2**63, "seed", "an integer from 0 to 2**63 - 1", self.seed)
+        check_section(self, "", {"seed": SEED})
         registry.check_name("method", self.method)
         for name in self.baselines:
             registry.check_name("baselines", name)
@@ -76,9 +76,9 @@ class RunConfig:
             self.readout.guidance,
         )
         check(
-            self.method != "gendd" or self.readout.steps <= self.gendd.timesteps,
+            self.readout.steps <= self.gendd.timesteps,
             "readout.steps",
-            f"at most {self.gendd.timesteps} (gendd.timesteps)",
+            f"an integer up to gendd.timesteps, {self.gendd.timesteps:,}",
             self.readout.steps,
         )
         frozen = "{} (only the frozen teacher has another)"

@@ -9,11 +9,11 @@ does not depend on how many workers there are. Shapes: B images a batch, C chann
 from __future__ import annotations
 
 import itertools
+import os
 import random
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ from gendd.data.tars import (
 )
 from gendd.data.workers import ignore_interrupts, unchanged
 from gendd.errors import UserError
+from gendd.files import user_path
 
 # a step's stream depends on this number and not on the workers, which must divide it
 STREAMS = 24
@@ -497,17 +498,17 @@ def _paths(config: DataConfig) -> tuple[list[str], list[str], str | list[str] | 
     if config.path is None:
         raise UserError("data.path: expected tar shards for data.name 'webdataset', got none; set data.path.")
     train, val, test = find_tars(config.path, "data.path"), list[str](), list[str]()
-    root = Path(config.path).expanduser()
-    if root.is_dir():
+    root = user_path(config.path)
+    if os.path.isdir(root):
         train, val, test = by_split(train, root)
     if config.validation == 0 and (test or config.test_path is not None):
         val = []
     if config.test_path is not None:
-        other = Path(config.test_path).expanduser()
-        holds_tars = other.is_dir() and next(other.rglob("*.tar"), None) is not None
+        other = user_path(config.test_path)
+        holds_tars = os.path.isdir(other) and next(other.rglob("*.tar"), None) is not None
         if (
             not is_remote(config.test_path)
-            and (other.is_dir() or other.suffix == ".parquet")
+            and (os.path.isdir(other) or other.suffix == ".parquet")
             and not holds_tars
         ):
             return train, val, config.test_path

@@ -32,7 +32,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from gendd.data.images import Encoded, Held, cores, probe, watched
 from gendd.data.workers import ignore_interrupts, unchanged
-from gendd.errors import UserError
+from gendd.errors import UserError, first_line
 from gendd.files import cache_folder
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
@@ -173,6 +173,11 @@ def find_tars(value: str, key: str) -> list[str]:
 
     try:
         given = [value] if os.path.exists(os.path.expanduser(value)) else expand_urls(value)
+    except ValueError as error:
+        raise UserError(
+            f"{key}: expected a brace pattern like 'shards/{{0000..0330}}.tar', got {value!r} "
+            f"({first_line(error).partition(':')[0].lower()}); correct it."
+        ) from error
     except AssertionError as error:
         name = str(error).rpartition("_WDS_")[2]
         raise UserError(
@@ -261,7 +266,7 @@ def label_of(content: bytes | None) -> int:
         label = int(content.decode("utf-8"))
     except ValueError:
         return BAD_LABEL
-    return label if label >= 0 else BAD_LABEL
+    return label if 0 <= label < 2**31 else BAD_LABEL
 
 
 def hash_of(url: str, key: str) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -41,7 +42,7 @@ def load(
     name = str(path)
     if student.find(path) is not None:
         return student.load(path, device=device, backbone=backbone)
-    if Path(path).exists() or name.count("/") != 1 or name.startswith((".", "/", "~")):
+    if os.path.exists(path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
         raise student.none_at(path)
     return student.load(download(name, revision), device=device, backbone=backbone)
 

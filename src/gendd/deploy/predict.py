@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,8 +72,8 @@ def predict(
     student = load(path)
     if readout is not None:
         student.readout = readout
-    size = int(student.info.get("image_size", 224))
-    framing = float(student.info.get("framing", 1.0))
+    size = int(student.info.get("image_size") or 224)
+    framing = float(student.info.get("framing") or 1.0)
     if not student.readouts:
         raise UserError(
             f"Student {str(path)!r}: expected one that classifies, got one of features alone; "
@@ -117,7 +118,7 @@ def _entropies(said: PredictiveDistribution) -> dict[str, float]:
 
 def _images_at(path: str) -> list[str]:
     """The path itself, or the images in the directory it is; a directory without any stays."""
-    return (image_files(Path(path)) if Path(path).is_dir() else []) or [path]
+    return (image_files(Path(path)) if os.path.isdir(path) else []) or [path]
 
 
 def _content(file: str) -> bytes:

@@ -6,6 +6,7 @@ transformers is an optional package, imported at first use.
 from __future__ import annotations
 
 import json
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 from torch import nn
 
 from gendd.errors import UserError
+from gendd.files import user_path
 from gendd.models.downloads import hub_or_cache, unfetched
 from gendd.models.network import (
     DEFAULT_MEAN,
@@ -49,12 +51,12 @@ def create(source: str, wanted: Wanted) -> Network:
             f"{name}: expected the package transformers, which is not installed. Run: pip install 'gendd[hf]'"
         ) from error
     if source.startswith("~"):
-        source = str(Path(source).expanduser())
-    if source.startswith(("/", ".")) and not Path(source).is_dir():
+        source = str(user_path(source))
+    if source.startswith(("/", ".")) and not os.path.isdir(source):
         raise UserError(
             f"{name}: expected a folder with a model of transformers, found none; check the path."
         )
-    local = Path(source).is_dir()
+    local = os.path.isdir(source)
     with hub_or_cache() as host:
         try:
             net, classes = _built(transformers, source, wanted, name)

@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from gendd.errors import UserError, typed_line
-from gendd.files import import_name, is_python_name
+from gendd.files import import_name, is_python_name, user_path
 from gendd.models.backbone import Backbone, Frozen
 from gendd.models.feature import find_size, fits, sample_images
 from gendd.models.network import Network, Wanted, assemble, square
@@ -128,7 +128,7 @@ def _look_at(net: nn.Module, name: str, wanted: Wanted, channels: Sequence[int],
 
 
 def _path(name: str) -> Path:
-    return Path(name.rpartition(":")[0]).expanduser()
+    return user_path(name.rpartition(":")[0])
 
 
 def _taken(factory: Callable[..., Any], given: dict[str, Any], name: str) -> dict[str, Any]:

@@ -8,17 +8,17 @@ one of their names: it takes seconds.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
-from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import nn
 
 from gendd.config import ModelConfig
-from gendd.errors import UserError, did_you_mean
-from gendd.files import is_python_name
+from gendd.errors import UserError, did_you_mean, first_line
+from gendd.files import is_python_name, user_path
 from gendd.models import cifar, huggingface, module, timm_networks, torchvision_networks
 from gendd.models.backbone import Backbone, Frozen
 from gendd.models.feature import FeatureNetwork
@@ -105,7 +105,15 @@ def create_backbone(
     if name.startswith("cifar/"):
         name = _architecture(name)
     wanted = Wanted(num_classes, in_channels, pretrained, feature, classifier, input_size, channels, config)
-    backbone = _create(name, wanted).backbone(name, in_channels, mean, std)
+    try:
+        made = _create(name, wanted)
+    except RuntimeError as error:  # of the network, which was run
+        size = "its own" if input_size is None else input_size
+        raise UserError(
+            f"{name}: expected a network that takes images of {size} pixels, got one that does not "
+            f"({first_line(error).rstrip('.')}); give another input_size."
+        ) from error
+    backbone = made.backbone(name, in_channels, mean, std)
     return backbone if projector is None else project(backbone, classes=num_classes, **projector)
 
 
@@ -296,10 +304,13 @@ def _architecture(name: str) -> str:
         return f"cifar/{cifar.canonical(name.removeprefix('cifar/'))}"
     if is_python_name(name):
         path, _, factory = name.rpartition(":")
-        return f"{Path(path).expanduser().resolve()}:{factory}"
+        return f"{os.path.realpath(user_path(path))}:{factory}"
     # a tag names weights, not another network
     return name.partition(".")[0] if name.startswith(("timm/", "torchvision/")) else name
 
 
 def _unknown(name: str, choices: Sequence[str]) -> UserError:
+    # of another family rather than of another size
+    own = name.rpartition("/")[2]
+    choices = [choice for choice in choices if choice.partition("/")[2] == own] or choices
     return UserError(f"Unknown model {name!r}: expected {_SPELLINGS}.{did_you_mean(name, choices)}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import re
 import shlex
 import warnings
@@ -15,10 +16,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from gendd.errors import UserError
-from gendd.files import check_code
+from gendd.errors import UserError, first_line
+from gendd.files import check_code, read_text, user_path
 from gendd.messages import say
 from gendd.models.backbone import Backbone
+from gendd.models.described import checked
 
 _SHOWN = 3
 
@@ -62,10 +64,6 @@ _HARMLESS: list[Any] = [argparse.Namespace] + [
     (_Dropped, name)
     for name in ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
 ]
-
-
-# what a description may hold beside what every one has
-_DESCRIBED = ("feature", "input_size", "channels", "config", "projector")
 
 
 def save_weights(backbone: Backbone, path: str | Path) -> None:
@@ -146,23 +144,27 @@ def saved_backbone(path: str | Path) -> dict[str, Any] | None:
         UserError: the config.json can't be read.
     """
     file = _weights_file(Path(path))
-    config = file.with_name("config.json")
+    config = file.parent / "config.json"
     if file.name != _STUDENT_WEIGHTS or not config.is_file():
         return None
     try:
-        described = json.loads(config.read_text(encoding="utf-8"))["backbone"]
-        optional = [key for key in _DESCRIBED if key in described]
-        return {key: described[key] for key in ("name", "in_channels", "mean", "std", *optional)}
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{config}: expected a readable JSON file; {reason}") from error
-    except (KeyError, TypeError):  # of another library
+        saved = json.loads(read_text(config))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{str(config)!r}: expected a readable JSON file, got one that is not ({first_line(error)}); "
+            "restore it."
+        ) from error
+    if not isinstance(saved, dict) or "format" not in saved:  # of another library
         return None
+    try:
+        return checked(saved.get("backbone"))
+    except UserError as error:
+        raise UserError(f"Student {str(file.parent)!r}: {error}") from error
 
 
 def network_of(value: str) -> dict[str, str]:
     """The keys of :class:`gendd.ModelConfig` that a network's name, or the folder of its run, stands for."""
-    described = saved_backbone(value) if Path(value).is_dir() else None
+    described = saved_backbone(value) if os.path.isdir(user_path(value)) else None
     if described is not None:
         check_code(described["name"], f"Student {value!r}")
     return {"name": value} if described is None else {"name": described["name"], "weights": value}
@@ -176,10 +178,10 @@ def saved_class_names(path: str | Path) -> list[str] | None:
 
 def saved_info(path: str | Path) -> dict[str, Any]:
     """What a run's or a student's folder tells of its student beside the network; empty of other weights."""
-    config = _weights_file(Path(path)).with_name("config.json")
+    config = _weights_file(Path(path)).parent / "config.json"
     try:
-        info = json.loads(config.read_text(encoding="utf-8"))["info"]
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError, KeyError, TypeError):
+        info = json.loads(read_text(config))["info"]
+    except (OSError, ValueError, RecursionError, KeyError, TypeError):
         return {}
     return info if isinstance(info, dict) else {}
 
@@ -218,8 +220,8 @@ def _chosen(loaded: Mapping[Any, Any], key: str, file: str) -> Mapping[Any, Any]
     parts = {name: part for name, part in loaded.items() if isinstance(part, Mapping)}
     if key:
         if key not in parts:
-            known = ", ".join(map(repr, parts)) or "no part"
-            raise UserError(f"weights: expected one of {known} after {file}::, got {key!r}.")
+            known = f"one of {', '.join(map(repr, parts))}" if parts else "nothing"
+            raise UserError(f"weights: expected {known} after {file}::, got {key!r}; correct it.")
         return parts[key]
     name = next(name for name in _AVERAGES if name in parts)
     others = [other for other in _WRAPPERS if other in parts]
@@ -288,15 +290,15 @@ def _shape(tensor: Tensor) -> str:
 
 def _weights_file(path: Path) -> Path:
     """The weights of a run's or a student's folder; any other path as it is."""
-    path = path.expanduser()
+    path = user_path(path)
     inside = (path / "student" / _STUDENT_WEIGHTS, path / _STUDENT_WEIGHTS)
-    return next((file for file in inside if file.is_file()), path)
+    return next((file for file in inside if os.path.isfile(file)), path)
 
 
 def _read(path: Path) -> Any:
     """What a weights file holds."""
-    if not path.is_file():
-        raise UserError(f"weights: expected a file, found none at {path}; check the path.")
+    if not os.path.isfile(path):
+        raise UserError(f"weights: expected a file, found none at {str(path)!r}; check the path.")
     try:
         if path.suffix == ".safetensors":
             return load_file(path)

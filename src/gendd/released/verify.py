@@ -7,6 +7,7 @@ the full training loss. Sizes and weights all come from the file.
 
 from __future__ import annotations
 
+import io
 import zipfile
 import zlib
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from torch.nn import functional as F
 from gendd.config import GenDDConfig
 from gendd.diffusion import Head, add_noise, ancestral, cosine_schedule, diffusion_loss, tokens
 from gendd.errors import UserError
+from gendd.files import read_bytes
 from gendd.released.checkpoints import load_generator
 from gendd.student.generator import FeatureGenerator, GuidedDenoiser
 
@@ -50,10 +52,12 @@ def verify(reference: Path | None = None, device: torch.device | str = "cpu") ->
     """
     path = PUBLIC_REFERENCE if reference is None else Path(reference)
     try:
-        with path.open("rb") as file, np.load(file) as archive:
+        with np.load(io.BytesIO(read_bytes(path))) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except _UNREADABLE as error:
-        raise UserError(f"Reference {str(path)!r}: expected a readable .npz file; {error}.") from error
+        raise UserError(
+            f"Reference {str(path)!r}: expected a readable .npz file, got none; correct the path."
+        ) from error
     try:
         return _verify(arrays, torch.device(device))
     except KeyError as error:

@@ -10,8 +10,10 @@ from torch import nn
 
 from gendd.config import RunConfig
 from gendd.data import Data
+from gendd.data.readers import reader
 from gendd.errors import UserError, first_line
 from gendd.evaluation.refit import check_refit
+from gendd.files import is_python_name
 from gendd.messages import say
 from gendd.methods import Method, Pretraining, build_method
 from gendd.models import Backbone, teacher_class_names
@@ -23,7 +25,9 @@ from gendd.training import choose_monitor
 
 
 def check_names(config: RunConfig, networks: Mapping[str, nn.Module]) -> None:
-    """Raise :class:`UserError` at a network's name that isn't known, before images are loaded for it."""
+    """Raise :class:`UserError` at a name of images or a network that isn't known, before either is loaded."""
+    if config.data.name != "webdataset" and not is_python_name(config.data.name):
+        reader(config.data.name)
     if is_taught(config) and "teacher" not in networks:
         try:
             check_name(config.teacher.name)

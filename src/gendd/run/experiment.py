@@ -15,7 +15,7 @@ from gendd import report
 from gendd.config import RunConfig, dump, with_settings
 from gendd.config.registry import method_class, section
 from gendd.data import Data, describe, empty_classes, load_data
-from gendd.files import locked, trusted_code, write_json, write_text
+from gendd.files import check_path, locked, trusted_code, write_json, write_text
 from gendd.messages import say
 from gendd.models import Backbone, Frozen, count_parameters, load_weights, teacher_class_names
 from gendd.models.provenance import provenance
@@ -72,6 +72,7 @@ def _execute(
     assert config.out is not None
     config = dataclasses.replace(config, out=os.path.expanduser(config.out))
     folder = Path(str(config.out))
+    check_path(folder, "--out")
     device = resolve_device(config.training.device)
     for training in (config.training, config.teacher_training):
         resolve_precision(training.precision, device)

@@ -22,7 +22,7 @@ from gendd import report
 from gendd.config import RunConfig, dump
 from gendd.data import Data, load_data
 from gendd.deploy.costs import latency_images, readout_costs
-from gendd.errors import UserError, did_you_mean
+from gendd.errors import UserError, nearest
 from gendd.evaluation import Scores, evaluate, pick_readout
 from gendd.evaluation.long_tail import shots_of
 from gendd.evaluation.refit import SAID, Refit, Target, check_bias, refit_linear, targets_of
@@ -164,7 +164,7 @@ def _check_settings(target: str | None, train_images: int | None) -> None:
     known = get_args(Target)
     if target is not None and target not in known:
         raise UserError(
-            f"--target: expected labels, teacher or mean, got {target!r}.{did_you_mean(target, known)}"
+            f"--target: expected labels, teacher or mean, got {target!r}.{nearest(target, known)}"
         )
     if train_images is not None and train_images < 1:
         raise UserError(f"--train-images: expected a positive integer, got {train_images}.")

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
+import os
 from typing import Any
 
 from gendd.config import DataConfig, RunConfig, to_dict, with_settings
 from gendd.config.registry import method_class
 from gendd.data import Data, train_loader
 from gendd.data.tars import is_remote
+from gendd.files import user_path
 from gendd.messages import say
 
 # settings that may differ between a run and its continuation, and do not make another teacher
@@ -92,4 +93,4 @@ def absolute(path: str) -> str:
     """The same path from everywhere; a URL is that already."""
     if is_remote(path):
         return path
-    return str(Path(path).expanduser().resolve())
+    return os.path.realpath(user_path(path))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -11,7 +12,8 @@ import torch
 from torch import nn
 
 from gendd.config import RunConfig, load_config
-from gendd.errors import UserError
+from gendd.errors import UserError, first_line
+from gendd.files import read_text, user_path
 from gendd.student.student import Student, load
 
 
@@ -28,18 +30,19 @@ class RunFolder:
         Raises:
             UserError: there is none, or it has not finished.
         """
-        folder = Path(path).expanduser()
-        if (folder / "config.json").is_file() and not (folder / "config.yaml").is_file():
+        folder = user_path(path)
+        if os.path.isfile(folder / "config.json") and not os.path.isfile(folder / "config.yaml"):
             of_run = (folder.resolve().parent / "config.yaml").is_file()
             way = f"give {str(folder.parent)!r}" if of_run else "the run's config.yaml tells the images"
             raise UserError(f"Expected a run's folder, got that of a student alone, {str(path)!r}; {way}.")
-        if not (folder / "config.yaml").is_file():
+        if not os.path.isfile(folder / "config.yaml"):
             raise UserError(f"No run at {str(path)!r}: expected a folder with config.yaml, written by gendd.")
         if not (folder / "metrics.json").is_file():
             raise UserError(
                 f"The run at {str(path)!r} has not finished: expected metrics.json. "
                 "Continue it with --resume."
             )
+        _metrics(folder / "metrics.json")
         return cls(folder)
 
     @property
@@ -50,8 +53,7 @@ class RunFolder:
     @property
     def metrics(self) -> dict[str, Any]:
         """Its figures, the content of ``metrics.json``."""
-        metrics: dict[str, Any] = json.loads((self.folder / "metrics.json").read_text(encoding="utf-8"))
-        return metrics
+        return _metrics(self.folder / "metrics.json")
 
     @property
     def report(self) -> Path:
@@ -61,3 +63,21 @@ class RunFolder:
     def student(self, device: str | torch.device = "cpu", backbone: nn.Module | None = None) -> Student:
         """Its student, in eval mode; see :func:`gendd.load`."""
         return load(self.folder, device=device, backbone=backbone)
+
+
+def _metrics(file: Path) -> dict[str, Any]:
+    """The figures of a run; raises :class:`UserError` where the file holds something else."""
+    try:
+        metrics = json.loads(read_text(file))
+        sections = [metrics["run"], metrics["student"], *metrics["student"]["readouts"].values()]
+        sections += [metrics["teacher"]] if metrics.get("teacher") is not None else []
+    except (KeyError, TypeError, AttributeError):
+        sections = [None]
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(
+            f"{str(file)!r}: expected a readable JSON file ({first_line(error)}); restore it."
+        ) from error
+    if not all(isinstance(each, dict) for each in sections):
+        raise UserError(f"{str(file)!r}: expected the figures of a run, got something else; restore it.")
+    found: dict[str, Any] = metrics
+    return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -12,13 +13,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from gendd.config import GenDDConfig, ReadoutConfig, ReadoutName, SamplerName, from_dict, to_dict
-from gendd.errors import UserError, did_you_mean
-from gendd.files import check_code
+from gendd.config import ReadoutConfig, ReadoutName, SamplerName, to_dict
+from gendd.errors import UntrustedCodeError, UserError, did_you_mean, nearest
+from gendd.files import check_code, read_text, user_path
 from gendd.models import Backbone, create_backbone, wrap
 from gendd.models.projector import project
 from gendd.student import readout as readouts
 from gendd.student.generator import FeatureGenerator
+from gendd.student.saved import check_size, checked
 from gendd.student.uncertainty import PredictiveDistribution, check_samples, decompose, spread
 
 FORMAT = 1
@@ -29,10 +31,9 @@ _UNFIT = (
     UnicodeDecodeError,
     json.JSONDecodeError,
     SafetensorError,
+    RecursionError,
     AttributeError,
-    KeyError,
     RuntimeError,
-    TypeError,
 )
 
 
@@ -116,7 +117,7 @@ class Student(nn.Module):
                 reason, advice = " (nothing reads generated features)", " Distil with gendd.centres means."
             raise UserError(
                 f"Readout: this student has {', '.join(self.readouts) or 'none'}{reason}, got {name!r}."
-                f"{advice or did_you_mean(str(name), self.readouts)}"
+                f"{advice or nearest(str(name), self.readouts)}"
             )
         return name
 
@@ -300,17 +301,20 @@ class Student(nn.Module):
         Args:
             config: From :meth:`config`.
             backbone: The network, where its architecture isn't known by name, or in its place.
+
+        Raises:
+            UserError: a key is missing, or a value is of another type or out of range.
         """
-        backbone = _backbone(config["backbone"], backbone)
+        described = checked(config)
+        backbone = _backbone(described.backbone, backbone)
         generator = classifier = None
-        if (described := config["generator"]) is not None:
-            settings = from_dict(described["settings"], GenDDConfig)
-            generator = FeatureGenerator(described["condition_width"], described["feature_width"], settings)
-            generator.mean_time = described.get("mean_time", generator.mean_time)
-            width, classes = described["feature_width"], described["num_classes"]
-            classifier = None if classes is None else nn.Linear(width, classes).requires_grad_(False)
-        readout = from_dict(config["readout"], ReadoutConfig)
-        return cls(backbone, generator, classifier, readout, config["info"], config.get("linear", True))
+        if (saved := described.generator) is not None:
+            generator = FeatureGenerator(saved.condition_width, saved.feature_width, saved.settings)
+            if saved.mean_time is not None:
+                generator.mean_time = saved.mean_time
+            if saved.num_classes is not None:
+                classifier = nn.Linear(saved.feature_width, saved.num_classes).requires_grad_(False)
+        return cls(backbone, generator, classifier, described.readout, described.info, described.linear)
 
     def save(self, folder: str | Path) -> Path:
         """Write ``model.safetensors`` and ``config.json`` into ``folder``."""
@@ -354,16 +358,23 @@ def load(
     if folder is None:
         raise none_at(path)
     try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-        if config.get("format") != FORMAT:
+        config = json.loads(read_text(folder / "config.json"))
+        found = config.get("format") if isinstance(config, dict) else None
+        if found != FORMAT:
             raise UserError(
-                f"Student {str(folder)!r}: expected format {FORMAT}, got {config.get('format')!r}. "
-                "It was written by another version of gendd; use that one."
+                f"expected format {FORMAT}, got {found!r}; if another version wrote it, use that one."
             )
+        described = checked(config)
         if backbone is None:
-            check_code(config["backbone"]["name"], f"Student {str(folder)!r}")
+            check_code(described.backbone["name"], f"Student {str(folder)!r}")
+        state = load_file(folder / "model.safetensors")
+        check_size(described, sum(each.numel() for each in state.values()))
         student = Student.from_config(config, backbone)
-        student.load_state_dict(load_file(folder / "model.safetensors"))
+        student.load_state_dict(state)
+    except UntrustedCodeError:
+        raise
+    except UserError as error:
+        raise UserError(f"Student {str(folder)!r}: {error}") from error
     except _UNFIT as error:
         expected = "a folder written by gendd" if backbone is None else "the network it was saved with"
         raise UserError(f"Student {str(folder)!r}: expected {expected}; {_reason(error)}") from error
@@ -373,9 +384,9 @@ def load(
 
 def find(path: str | Path) -> Path | None:
     """The student's folder at or in ``path``."""
-    path = Path(path).expanduser()
+    path = user_path(path)
     for folder in (path / "student", path):
-        if (folder / "config.json").is_file() and (folder / "model.safetensors").is_file():
+        if all(os.path.isfile(folder / name) for name in ("config.json", "model.safetensors")):
             return folder
     return None
 
@@ -388,7 +399,5 @@ def none_at(path: str | Path) -> UserError:
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, KeyError):
-        return f"config.json lacks {error}."
     # torch names the first parameters that don't fit on the second line
-    return " ".join(" ".join(str(error).splitlines()[:2]).split())[:300]
+    return " ".join(" ".join(str(error).splitlines()[:2]).split())[:300].rstrip(".") + "; restore its files."

@@ -12,6 +12,7 @@ from torch import Tensor
 from gendd.config import DataConfig
 from gendd.data.images import Encoded, Files
 from gendd.errors import UserError
+from gendd.files import read_bytes, user_path
 
 # what the folder of a part of a set may be called; a file's name begins with the first of them
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
@@ -19,6 +20,10 @@ SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".webp", ".gif", ".avif",
     ".ppm", ".pgm", ".tif", ".tiff",
 }  # fmt: skip
+
+
+# a label beyond is a slip, and a network of as many classes would not fit anywhere
+MOST_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -107,8 +112,8 @@ def required_path(config: DataConfig, what: str) -> Path:
 
 def existing_path(value: str, key: str, what: str) -> Path:
     """The path that ``key`` names, which exists; raises :class:`UserError` likewise."""
-    path = Path(value).expanduser()
-    if not path.exists():
+    path = user_path(value)
+    if not value or not os.path.exists(path):
         raise UserError(f"{key}: expected {what}, got {value!r}, which does not exist; correct the path.")
     return path
 
@@ -167,7 +172,7 @@ def by_split(files: list[str], root: Path) -> tuple[list[str], list[str], list[s
 def read_text(path: Path, key: str) -> str:
     """The text of a file that ``key`` names; raises :class:`UserError` where it is none."""
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
         raise UserError(f"{key}: expected a text file, got '{path}' ({reason}); correct the path.") from error
@@ -196,8 +201,17 @@ def given_names(value: str, *labels: Tensor | None) -> list[str]:
 
 
 def class_numbers(*labels: Tensor | None) -> list[str]:
-    """Numbers as names for the classes up to the largest label; none without labels."""
-    return [str(label) for label in range(largest_label(*labels) + 1)]
+    """Numbers as names for the classes up to the largest label; none without labels.
+
+    Raises:
+        UserError: the largest is no class number.
+    """
+    largest = largest_label(*labels)
+    if largest >= MOST_CLASSES:
+        raise UserError(
+            f"Expected labels below {MOST_CLASSES:,}, got {largest:,}; number the classes from 0."
+        )
+    return [str(label) for label in range(largest + 1)]
 
 
 def largest_label(*labels: Tensor | None) -> int:

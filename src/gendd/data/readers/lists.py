@@ -9,6 +9,7 @@ import torch
 
 from gendd.config import DataConfig
 from gendd.data.readers.common import (
+    MOST_CLASSES,
     SUFFIXES,
     Found,
     Part,
@@ -24,9 +25,6 @@ from gendd.data.readers.common import (
     untested,
 )
 from gendd.errors import UserError
-
-# a label beyond is a slip, and a network of as many classes would not fit anywhere
-_MOST_CLASSES = 1_000_000
 
 
 def read_list(config: DataConfig) -> Found:
@@ -107,10 +105,10 @@ def _fields(line: str, place: str) -> tuple[str, int | None]:
 def _check_label(label: int, classes: int | None, known: str, place: str) -> None:
     if label < 0:
         raise UserError(f"Expected labels from 0, got {label} in {place}; number the classes from 0.")
-    if label >= (classes or _MOST_CLASSES):
+    if label >= (classes or MOST_CLASSES):
         why = "" if classes is None else f" ({known})"
         raise UserError(
-            f"Expected labels below {classes or _MOST_CLASSES}{why}, got {label} in {place}; correct it."
+            f"Expected labels below {classes or MOST_CLASSES}{why}, got {label} in {place}; correct it."
         )
 
 

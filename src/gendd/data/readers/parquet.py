@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import glob
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import zip_longest
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from gendd.data.readers.common import (
     untested,
 )
 from gendd.errors import UserError
+from gendd.files import user_path
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ def read_parquet(config: DataConfig) -> Found:
     path = given_path(config, "a parquet file, a glob or a directory")
     train_files = _parquet_files(path, "data.path")
     val_files, test_files = list[str](), list[str]()
-    root = Path(path).expanduser()
-    if root.is_dir():
+    root = user_path(path)
+    if os.path.isdir(root):
         train_files, val_files, test_files = by_split(train_files, root)
     if config.test_path is not None:
         test_files = _parquet_files(config.test_path, "data.test_path")
@@ -159,13 +160,13 @@ def parquet_part(value: str, key: str) -> tuple[Part, list[str]]:
 
 
 def _parquet_files(value: str, key: str) -> list[str]:
-    path = Path(value).expanduser()
-    if path.is_dir():
+    path = user_path(value)
+    if os.path.isdir(path):
         files = sorted(str(file) for file in path.rglob("*.parquet") if file.is_file())
-    elif path.exists():
+    elif os.path.isfile(path):
         files = [str(path)]
     else:
-        files = sorted(glob.glob(str(path), recursive=True))
+        files = sorted(file for file in glob.glob(str(path), recursive=True) if os.path.isfile(file))
     if not files:
         raise UserError(
             f"{key}: expected a parquet file, a glob or a directory of them, got {value!r}, which matches "
@@ -221,6 +222,11 @@ def _table(files: list[str]) -> _Table:
             raise UserError(
                 f"Expected the column(s) {wanted} in {file!r}, got {', '.join(schema.names)}; rename them."
             )
+        if not _is_encoded(schema.field(image).type):
+            raise UserError(
+                f"Expected encoded images (bytes) in column {image} of {file!r}, got "
+                f"{schema.field(image).type}; write JPEG or PNG files into it."
+            )
         counts.append(table.metadata.num_rows)
         if label is not None:
             try:
@@ -242,6 +248,14 @@ def _table(files: list[str]) -> _Table:
             "give a split that has its labels."
         )
     return _Table(files, counts, str(image), joined, names)
+
+
+def _is_encoded(kind: Any) -> bool:
+    """Whether a column's type is that of encoded images: bytes, alone or beside a path."""
+    pa, _ = _arrow()
+    if pa.types.is_struct(kind):
+        return kind.get_field_index("bytes") >= 0 and _is_encoded(kind.field("bytes").type)
+    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind) or pa.types.is_null(kind))
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, label: str | None) -> list[str] | None:

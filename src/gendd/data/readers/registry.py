@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gendd.data.readers.common import Reader
-from gendd.errors import UserError, did_you_mean
+from gendd.errors import UserError, nearest
 from gendd.files import import_name, is_python_name
 
 
@@ -39,6 +39,6 @@ def reader(name: str) -> Reader:
         known = [*readers(), "webdataset"]
         raise UserError(
             f"data.name: expected one of {', '.join(known)}, or path/to/file.py:NAME, got {name!r}."
-            f"{did_you_mean(name, known)}"
+            f"{nearest(name, known)}"
         )
     return readers()[name]

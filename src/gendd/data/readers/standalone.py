@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from gendd.data.readers.common import Part, existing_path
 from gendd.data.readers.folder import folder_part
 from gendd.data.readers.parquet import parquet_part
+from gendd.files import user_path
 
 
 def read_part(value: str, key: str) -> tuple[Part, list[str]]:
@@ -23,7 +22,7 @@ def read_part(value: str, key: str) -> tuple[Part, list[str]]:
     Raises:
         UserError: nothing there, or something else.
     """
-    path = Path(value).expanduser()
+    path = user_path(value)
     if path.suffix == ".parquet" or next(path.rglob("*.parquet"), None) is not None:
         return parquet_part(value, key)
     return folder_part(existing_path(value, key, "a directory of images or parquet"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from gendd.config import ReadoutName
 from gendd.deploy.export.source import Network, Source
-from gendd.errors import UserError, did_you_mean
+from gendd.errors import UserError, nearest
 from gendd.files import import_name, is_python_name
 from gendd.student import Student
 
@@ -72,6 +72,6 @@ def export_format(name: str) -> Format:
     if name not in formats():
         raise UserError(
             f"Export: expected one of {', '.join(formats())}, or path/to/file.py:NAME, got {name!r}."
-            f"{did_you_mean(name, formats())}"
+            f"{nearest(name, formats())}"
         )
     return formats()[name]

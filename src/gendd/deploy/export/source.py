@@ -66,7 +66,7 @@ class Source:
     @property
     def framing(self) -> float:
         """Part of the shorter side that is kept of images larger than S."""
-        return float(self.student.info.get("framing", 1.0))
+        return float(self.student.info.get("framing") or 1.0)
 
     @cached_property
     def data(self) -> Data | str:

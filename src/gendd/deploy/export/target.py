@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gendd.deploy.hub import FILES
 from gendd.errors import UserError
+from gendd.files import check_path
 
 
 def target(out: str | Path | None, folder: Path | None, name: str, to: str, suffix: str) -> Path:
@@ -29,6 +30,7 @@ def target(out: str | Path | None, folder: Path | None, name: str, to: str, suff
         if folder is None:
             raise UserError("Export: expected --out for a student without a folder of its own, got none.")
         return folder / "export" / f"{name}{suffix}"
+    check_path(out, "--out")
     path = Path(out)
     if suffix and path.is_dir():
         return path / f"{name}{suffix}"

@@ -1,0 +1,123 @@
+"""What the ``config.json`` of a saved student says, checked before anything is built of it."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from gendd.config import GenDDConfig, ReadoutConfig, check, from_dict
+from gendd.config.checks import POSITIVE_INTEGER, Rule, at_most, check_section, or_null
+from gendd.errors import UserError
+from gendd.models.described import SIDE, WIDTH
+from gendd.models.described import checked as checked_backbone
+from gendd.student.generator import FeatureGenerator
+
+_KEYS = ("backbone", "generator", "readout", "info")
+
+
+@dataclass
+class Generator:
+    """The conditional generator and what reads its features."""
+
+    condition_width: int
+    feature_width: int
+    settings: GenDDConfig
+    num_classes: int | None = None
+    mean_time: int | None = None
+
+    def __post_init__(self) -> None:
+        last = self.settings.timesteps - 1
+        rules = {
+            **dict.fromkeys(("condition_width", "feature_width"), WIDTH),
+            "num_classes": or_null(at_most(1_000_000, POSITIVE_INTEGER)),
+            "mean_time": or_null(Rule(lambda time: 0 <= time <= last, f"an integer of 0 to {last}")),
+        }
+        check_section(self, "generator.", rules)
+
+
+@dataclass
+class Described:
+    """A saved student; its network as arguments of :func:`gendd.models.create_backbone`."""
+
+    backbone: dict[str, Any]
+    generator: Generator | None
+    readout: ReadoutConfig
+    info: dict[str, Any]
+    linear: bool
+
+
+@dataclass
+class _Part:
+    """A section by its name, for errors."""
+
+    generator: Generator
+
+
+@dataclass
+class _Info:
+    """What of ``info`` is used as more than text; the rest is free."""
+
+    image_size: int | None = None
+    framing: float | None = None
+    class_names: list[str] | None = None
+    teacher_class_names: list[str] | None = None
+
+    def __post_init__(self) -> None:
+        rules = {
+            "image_size": or_null(SIDE),
+            "framing": or_null(Rule(lambda part: 0.01 <= part <= 1, "a number in [0.01, 1]")),
+        }
+        check_section(self, "info.", rules)
+
+
+@dataclass
+class _Informed:
+    info: _Info
+
+
+@dataclass
+class _Read:
+    readout: ReadoutConfig
+
+
+def checked(config: Any) -> Described:
+    """What a ``config.json`` says.
+
+    Raises:
+        UserError: a key is missing, or a value is of another type or out of range.
+    """
+    check(isinstance(config, dict), "config.json", "a section", config)
+    for key in _KEYS:
+        if key not in config:
+            raise UserError(f"config.json lacks {key!r}.")
+    generator, info, linear = config["generator"], config["info"], config.get("linear", True)
+    if generator is not None:
+        generator = from_dict({"generator": generator}, _Part).generator
+    check(isinstance(info, dict), "info", "a section", info)
+    used = {entry.name for entry in dataclasses.fields(_Info)}
+    from_dict({"info": {key: value for key, value in info.items() if key in used}}, _Informed)
+    check(isinstance(linear, bool), "linear", "true or false", linear)
+    readout = from_dict({"readout": config["readout"]}, _Read).readout
+    return Described(checked_backbone(config["backbone"]), generator, readout, info, linear)
+
+
+def check_size(described: Described, there: int) -> None:
+    """Raise :class:`UserError` where a student would have more numbers than there are in its weights file."""
+    backbone = described.backbone
+    projector = backbone.get("projector") or {"width": 0, "hidden": 0}
+    hidden = projector["hidden"]
+    numbers = backbone["num_classes"] + backbone["in_channels"] + hidden * (9 * hidden + projector["width"])
+    if (saved := described.generator) is not None:
+        settings = dataclasses.replace(saved.settings, timesteps=2, prediction="sample")
+        with torch.device("meta"):
+            generator = FeatureGenerator(saved.condition_width, saved.feature_width, settings)
+        numbers += sum(each.numel() for each in generator.parameters())
+        numbers += (saved.num_classes or 0) * saved.feature_width
+    if numbers > there:
+        raise UserError(
+            f"expected the network of model.safetensors in config.json, got one of at least {numbers:,} "
+            f"parameters for {there:,}; restore both files."
+        )
