@@ -20,8 +20,6 @@ from gendd.errors import UserError
 from gendd.files import write_text
 from gendd.messages import say
 
-# digests: of the checkpoint, the one before it and the one that may be writing
-_KEPT = 3
 _AGAIN = "start again with --overwrite."
 
 
@@ -60,11 +58,11 @@ def write(checkpoint: dict[str, Any], path: Path, keep: bool = True) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        known = _kept(path, temporary)
         with temporary.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        known = _known(path)[: _KEPT - 1]
         write_text(_digests(path), "\n".join([_digest(temporary), *known]) + "\n")
         if keep and path.exists():
             path.replace(previous(path))
@@ -130,6 +128,15 @@ def _whole(path: Path) -> bool:
         return not known or _digest(path) in known
     except OSError:
         return False
+
+
+def _kept(path: Path, temporary: Path) -> list[str]:
+    """The digests of a checkpoint that is to be replaced and of the one before it."""
+    known = _known(path)
+    if known and not temporary.exists():
+        return known[:2]
+    # none are known, or a process that was killed while it wrote has noted one that never came to be
+    return [_digest(each) for each in (path, previous(path)) if each.exists() and _whole(each)]
 
 
 def _digests(path: Path) -> Path:

@@ -160,6 +160,7 @@ def _fit(
     precision, epochs = resolve_precision(config.precision, device), config.num_epochs(module.steps_per_epoch)
     # SLURM's signals write no checkpoint of Lightning's own, which the next run would load unasked
     slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    on_interrupt = signal.getsignal(signal.SIGINT)
     with _quiet():
         trainer = lightning.Trainer(
             accelerator=device.type,
@@ -185,7 +186,7 @@ def _fit(
             trainer.fit(module, ckpt_path=start, weights_only=True)
         except SystemExit as error:
             # Lightning ends the process on Ctrl-C and SIGTERM; the caller decides that here
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, on_interrupt)
             raise KeyboardInterrupt from error
         except (KeyError, RuntimeError) as error:
             if start is not None and ("state_dict" in str(error) or isinstance(error, KeyError)):
