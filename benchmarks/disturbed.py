@@ -1,4 +1,4 @@
-"""A small run in a process of its own that is disturbed, and what it must not lose: for `benchmarks/faults.py`."""
+"""A small run in a process of its own, to be disturbed by `benchmarks/faults.py`, and what it must not lose."""
 
 from __future__ import annotations
 
@@ -26,23 +26,13 @@ from gendd.run.exhibits import curves
 from gendd.training.module import LightningMethod
 
 DATA = ["digits", "folder", "shards"]
-_TRAINING = {
-    "epochs": 3,
-    "lr": 0.02,
-    "precision": "fp32",
-    "device": "cpu",
-    "loggers": "[csv]",
-    "progress": "false",
-}
+_TRAINING = {"epochs": 3, "lr": 0.02, "precision": "fp32", "device": "cpu", "loggers": "[csv]"}
 RUN = {
     "teacher.name": "cifar/resnet8x0.5",
     "student.name": "cifar/resnet8x0.25",
     "data.batch_size": 32,
-    **{
-        f"{part}.{key}": value
-        for part in ("teacher_training", "training")
-        for key, value in _TRAINING.items()
-    },
+    **{f"teacher_training.{name}": value for name, value in _TRAINING.items()},
+    **{f"training.{name}": value for name, value in _TRAINING.items()},
     "training.stage1_epochs": 1,
     "gendd.head_width": 32,
     "gendd.repeats": 2,

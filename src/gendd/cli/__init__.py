@@ -42,7 +42,7 @@ _PYTHON_NAME = re.compile(r"[^\s,=\[\]'\"]+\.py:\w+")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code (2 for a user's mistake, 130 for Ctrl-C, 143 for SIGTERM)."""
+    """Run the command line; returns the exit code: 2 for a user's mistake, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         # a terminal that is no UTF-8 gets what it can't show escaped
@@ -55,7 +55,9 @@ def main(arguments: list[str] | None = None) -> int:
     stop = Stop()
     try:
         with stop.on_signals(), trusted_code(None if trusted else named):
-            return _dispatch(words)
+            code = _dispatch(words)
+        # some commands have a line of their own
+        return code if stop.number is None else stop.code
     except UserError as error:
         print(f"gendd: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
