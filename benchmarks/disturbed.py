@@ -1,4 +1,4 @@
-"""A small run in a process of its own, to be disturbed by `benchmarks/faults.py`, and what it must not lose."""
+"""A small run in a process of its own, for `benchmarks/faults.py` to disturb, and what it must not lose."""
 
 from __future__ import annotations
 
@@ -127,7 +127,8 @@ class Place:
             os.dup2(said if stderr is None else stderr, 2)
             os.environ["GENDD_CACHE"] = str(self.folder / "cache")
             self._count(calls, n)
-            code = main(self._words())
+            sys.argv[1:] = self._words()
+            code = main()
             sys.stdout.flush()
             write_text(self._beside("modules"), "\n".join(sys.modules))
         except BaseException:

@@ -16,6 +16,7 @@ import gendd
 from gendd.cli import main
 from gendd.errors import UserError
 from gendd.files import locked
+from gendd.run.output import claim, restore
 
 Capture = pytest.CaptureFixture[str]
 
@@ -141,3 +142,42 @@ def test_a_run_that_is_being_replaced_is_set_aside_until_the_new_one_is_complete
     assert main([*words, "--overwrite"]) == 0
     assert not (folder / ".replaced").exists() and not (folder / ".lock").exists()
     assert gendd.Run.open(folder).config.method == "supervised"
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_run_killed_before_it_had_begun_is_started_again(words: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in (".lock", "config.yaml.tmp"):
+        (folder / name).write_text("metho")
+    assert main(words) == 0
+    assert not [each.name for each in folder.iterdir() if each.name.startswith(".") or "tmp" in each.name]
+
+
+@pytest.mark.parametrize("moves", range(6))
+def test_a_process_that_is_killed_while_it_sets_a_run_aside_loses_nothing(
+    moves: int, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(small_run, folder, ignore=shutil.ignore_patterns("export"))
+    before, config = kept(folder), gendd.Run.open(folder).config
+    rename, done = Path.rename, 0
+
+    def renamed(self: Path, target: Path) -> Path:
+        nonlocal done
+        if done == moves:
+            raise KeyboardInterrupt
+        done += 1
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    try:
+        claim(folder, config)
+    except KeyboardInterrupt:
+        assert (folder / "config.yaml").is_file()
+        assert done == 0 or not (folder / "metrics.json").exists()
+        restore(folder)
+        assert kept(folder) == before
+    else:
+        assert done == 3  # the figures, the student, the whole
+        assert kept(folder / ".replaced") == before

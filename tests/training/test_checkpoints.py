@@ -120,3 +120,24 @@ def test_a_process_that_is_killed_while_it_writes_leaves_a_whole_one(
     assert value(usable(last)) == (4 if step == 3 else 3)
     write(content(5), last)
     assert value(usable(last)) == 5
+
+
+@pytest.mark.parametrize("digests", [True, False])
+def test_processes_killed_one_after_another_before_they_rename_leave_the_last_one(
+    digests: bool, last: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    replace = Path.replace
+
+    def replaced(self: Path, target: Path) -> Path:
+        if ".ckpt" in target.suffix:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replaced)
+    if not digests:
+        last.with_name("last.ckpt.sha256").unlink()
+    for number in range(4, 8):
+        with pytest.raises(KeyboardInterrupt):
+            write(content(number), last)
+    monkeypatch.undo()
+    assert value(usable(last)) == 3 and value(previous(last)) == 2

@@ -17,11 +17,15 @@ _UNTOUCHED = (signal.SIG_DFL, signal.default_int_handler)
 class Stop:
     """The signal that ends a command, if one came.
 
+    Args:
+        process: Whether the process ends with the command.
+
     Attributes:
         number: Of the first one; None: none came.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, process: bool) -> None:
+        self.process = process
         self.number: int | None = None
         self._told = False
 
@@ -70,7 +74,7 @@ class Stop:
                 raise KeyboardInterrupt from error
             raise
         finally:
-            # after a signal the process is about to end
-            if self.number is None:
+            # what comes while the process ends is no traceback either
+            if self.number is None or not self.process:
                 for number, handler in held.items():
                     signal.signal(number, handler)
