@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
+from runs import untimed
 
 import gendd
 from gendd.cli import main
@@ -53,6 +54,36 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_and_the_run_goes_on(
     assert not list((tmp_path / "run").rglob("*.tmp"))
     assert main([*words, "--resume"]) == 0
     assert gendd.Run.open(tmp_path / "run").metrics["student"]["readouts"]["linear"]["top1"] > 0
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_disk_that_is_full_again_and_again_loses_nothing(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    replace, left = Path.replace, 0
+
+    def replaced(self: Path, target: Path) -> Path:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self))
+        return replace(self, target)
+
+    ends = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replaced)
+        while not ends or ends[-1] != 0:
+            left = 4 + 3 * len(ends)
+            ends.append(main([*words, "--resume"] if ends else words))
+            said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gendd: ")]
+            assert len(said) == (ends[-1] != 0) and all("No space left on device" in line for line in said)
+    assert len(ends) > 2 and set(ends) == {0, 2}
+    folder, whole = tmp_path / "run", tmp_path / "whole" / "run"
+    assert main([*words, "--out", str(whole)]) == 0
+    weights = "student/model.safetensors"
+    assert (folder / weights).read_bytes() == (whole / weights).read_bytes()
+    assert untimed(gendd.Run.open(folder).metrics) == untimed(gendd.Run.open(whole).metrics)
+    assert not list(folder.rglob("*.tmp"))
 
 
 def test_a_settings_file_that_does_not_fit_is_one_line(words: list[str], capsys: Capture) -> None:
