@@ -84,7 +84,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, or holds something else.
     """
-    if not _whole(path):
+    if not is_whole(path):
         raise UserError(f"Checkpoint {str(path)!r} is damaged; {_AGAIN}")
     try:
         with warnings.catch_warnings():
@@ -101,27 +101,25 @@ def read(path: Path) -> dict[str, Any]:
 def usable(path: Path) -> Path | None:
     """The checkpoint at ``path``, or the one before it where that is damaged; None where there is none.
 
+    The damaged one is removed, lest it be kept in the place of the one before.
+
     Raises:
         UserError: there are only damaged ones.
     """
     found = [each for each in (path, previous(path)) if each.exists()]
     for each in found:
-        if _whole(each):
+        if is_whole(each):
             if each is not path:
                 lost = "is damaged" if path.exists() else "is missing"
                 say(f"checkpoint {path} {lost}: going on from the one before it")
+                path.unlink(missing_ok=True)
             return each
     if not found:
         return None
     raise UserError(f"Checkpoint {str(path)!r} is damaged, and there is no other; {_AGAIN}")
 
 
-def previous(path: Path) -> Path:
-    """Where the checkpoint before one is kept."""
-    return path.with_name(f"{path.stem}.previous{path.suffix}")
-
-
-def _whole(path: Path) -> bool:
+def is_whole(path: Path) -> bool:
     """Whether a checkpoint is as it was written; one without any digest is taken to be."""
     known = _known(path)
     try:
@@ -130,13 +128,18 @@ def _whole(path: Path) -> bool:
         return False
 
 
+def previous(path: Path) -> Path:
+    """Where the checkpoint before one is kept."""
+    return path.with_name(f"{path.stem}.previous{path.suffix}")
+
+
 def _kept(path: Path, temporary: Path) -> list[str]:
     """The digests of a checkpoint that is to be replaced and of the one before it."""
     known = _known(path)
     if known and not temporary.exists():
         return known[:2]
     # none are known, or a process that was killed while it wrote has noted one that never came to be
-    return [_digest(each) for each in (path, previous(path)) if each.exists() and _whole(each)]
+    return [_digest(each) for each in (path, previous(path)) if each.exists() and is_whole(each)]
 
 
 def _digests(path: Path) -> Path:

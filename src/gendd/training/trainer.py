@@ -25,9 +25,10 @@ from gendd.config import DataConfig, ReadoutChoice, TrainingConfig
 from gendd.data import Batch, Data, train_loader
 from gendd.errors import UserError
 from gendd.files import write_json
+from gendd.messages import say
 from gendd.methods import Method
 from gendd.training.callbacks import Progress, Throughput, WarmAverage, shows_progress
-from gendd.training.checkpoints import SafeCheckpointIO, read, usable
+from gendd.training.checkpoints import SafeCheckpointIO, is_whole, read, usable
 from gendd.training.device import overruns, resolve_device, resolve_precision
 from gendd.training.module import LightningMethod
 from gendd.training.monitor import is_share
@@ -87,7 +88,7 @@ def fit(
             :func:`choose_monitor`.
     """
     checkpoints = folder / "checkpoints"
-    finished = checkpoints / "finished.json"
+    finished, best = checkpoints / "finished.json", checkpoints / "best.ckpt"
     device = resolve_device(config.device)
     channels_last = config.channels_last is not False and not overruns(method, device)
     if channels_last:
@@ -99,6 +100,8 @@ def fit(
         for name in ("last.ckpt", "best.ckpt"):
             SafeCheckpointIO().remove_checkpoint(checkpoints / name)
     start = usable(checkpoints / "last.ckpt") if resume and not finished.exists() else None
+    if start is not None and best.exists() and not is_whole(best):
+        say(f"checkpoint {best} is damaged: the training can end only if a later epoch is better")
     if start is None and not (resume and finished.exists()):
         _prepare(method, data, data_config, seed)
     module = LightningMethod(method, data, config, data_config, seed, channels_last, readout)
@@ -107,7 +110,7 @@ def fit(
         result = _fit(module, config, device, folder, monitor, start, title)
         write_json(finished, result)
     result = json.loads(finished.read_text(encoding="utf-8"))
-    _load_weights(module, checkpoints / ("last.ckpt" if monitor is None else "best.ckpt"))
+    _load_weights(module, checkpoints / "last.ckpt" if monitor is None else best)
     method.to(device).eval()
     return FitResult(**result)
 
