@@ -13,6 +13,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/sendfile.h>
 #include <sys/stat.h>
 #include <sys/uio.h>
 #include <unistd.h>
@@ -112,6 +113,14 @@ ssize_t writev(int file, const struct iovec *parts, int number) {
   }
   return NEXT(writev)(file, parts, number);
 }
+
+#define SENDFILE(name, offset)                                    \
+  ssize_t name(int file, int from, offset *start, size_t size) { \
+    if (of_file("write", file)) end();                           \
+    return NEXT(name)(file, from, start, size);                  \
+  }
+SENDFILE(sendfile, off_t)
+SENDFILE(sendfile64, off64_t)
 
 #define OF_FILE(name, call, parameters, arguments) \
   int name parameters {                            \

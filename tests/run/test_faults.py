@@ -207,6 +207,7 @@ def test_a_process_that_is_killed_while_it_sets_a_run_aside_loses_nothing(
     except KeyboardInterrupt:
         assert (folder / "config.yaml").is_file()
         assert done == 0 or not (folder / "metrics.json").exists()
+        (folder / ".replaced.tmp" / "config.yaml").write_text("data:")
         restore(folder)
         assert kept(folder) == before
     else:

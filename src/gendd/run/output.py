@@ -69,6 +69,7 @@ def restore(folder: Path) -> None:
     """Put back a finished run whose moving aside was cut short."""
     moving = folder / _MOVING
     if moving.is_dir():
+        (moving / "config.yaml").unlink(missing_ok=True)  # a copy, which may not be whole
         for entry in sorted(moving.iterdir(), key=lambda entry: entry.name == "metrics.json"):
             entry.replace(folder / entry.name)
         moving.rmdir()
