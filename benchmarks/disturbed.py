@@ -19,7 +19,7 @@ from PIL import Image
 
 from gendd.cli import main
 from gendd.config import DataConfig
-from gendd.data import load_data
+from gendd.data import ImageSet, load_data
 from gendd.files import write_text
 from gendd.run import Run
 from gendd.run.exhibits import curves
@@ -54,7 +54,7 @@ def images(kind: str, folder: Path) -> list[str]:
     data = load_data(DataConfig(train_images=300, validation=0))
     files: list[Path] = []
     for part, found in (("train", data.train), ("test", data.test)):
-        assert found.labels is not None
+        assert isinstance(found, ImageSet) and found.labels is not None
         for index, image in enumerate(found.images(range(300))[:, 0].numpy()):
             file = folder / part / str(int(found.labels[index])) / f"{index:03}.png"
             file.parent.mkdir(parents=True, exist_ok=True)

@@ -173,7 +173,7 @@ def full(whole: Whole, count: int, pace: random.Random) -> Cases:
 
 
 def fill(whole: Whole, kib: int, place: Place, pace: random.Random) -> Ended:
-    mount = ["mount", "-t", "tmpfs", "faults", place.folder, "-o"]
+    mount = ["mount", "-t", "tmpfs", "faults", str(place.folder), "-o"]
     subprocess.run([*mount, f"size={kib}k"], check=True)
     try:
         code, text = place.ended(place.start())
