@@ -39,6 +39,7 @@ PAGES = [
             "ablations",
             "comparison",
             "export",
+            "interruptions",
             "probe",
             "readouts",
             "recipes",
@@ -331,6 +332,32 @@ def transfer(case: str) -> str:
     return table(["", *told.values(), "multiply-adds"], lines)
 
 
+def faults() -> str:
+    """How many disturbed runs told so in one line, and once resumed ended as the undisturbed one."""
+    named = {
+        "kill": "killed at a training step or inside a call that writes",
+        "replace": "killed while `--overwrite` replaces a finished run",
+        "full": "a disk of 4 KiB to 4 MiB",
+        "damage": "the last checkpoint: a bit flipped in each of its regions, or cut short",
+        "signal": "Ctrl-C, SIGTERM, SIGHUP, once and twice; a reader that is gone",
+    }
+    data = {
+        "digits": "in memory",
+        "folder": "folder, loader processes",
+        "shards": "tar shards, loader processes",
+    }
+    rows = read("faults.csv")
+    groups = [(fault, kind) for fault in named for kind in data]
+    lines = []
+    for fault, kind in groups:
+        mine = [row for row in rows if (row["fault"], row["data"]) == (fault, kind)]
+        if mine:
+            held = sum(int(row["held"]) for row in mine)
+            codes = sorted({int(row["code"]) for row in mine})
+            lines.append([named[fault], data[kind], ", ".join(map(str, codes)), str(len(mine)), str(held)])
+    return table(["what happens", "images", "exit codes", "runs", "as if nothing had happened"], lines)
+
+
 def summary(name: str) -> list[dict[str, Any]]:
     """What the rows of a comparison come to: of its file in compare/ and the CSV in results/compare/."""
     os.environ.setdefault("DATA", "DATA")  # where the data are is of no matter here
@@ -488,6 +515,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "sampling": sampling,
     "samplers_digits": partial(samplers, "digits"),
     "samplers_cifar10": partial(samplers, "cifar10"),
+    "faults": faults,
     "probes": probes,
     "probe_seconds": probe_seconds,
     "elsewhere": partial(lockstep_table, "elsewhere.csv", "top-1, %"),

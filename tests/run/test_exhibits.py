@@ -52,3 +52,13 @@ def test_examples_do_not_depend_on_the_global_generator(digits_run: Finished) ->
 
     assert confidences(3) == confidences(3)
     assert confidences(3) != confidences(4)
+
+
+def test_a_log_that_was_cut_short_is_read_up_to_there(tmp_path: Path) -> None:
+    log = tmp_path / "logs" / "version_0" / "metrics.csv"
+    log.parent.mkdir(parents=True)
+    whole = "lr,step,train/loss_step\r\n0.5,3,1.25\r\n0.25,17,0.75\r\n"
+    for length in range(len(whole) + 1):
+        log.write_bytes(whole[:length].encode())
+        rows = [{"lr": 0.5, "step": 3, "train/loss": 1.25}, {"lr": 0.25, "step": 17, "train/loss": 0.75}]
+        assert curves(tmp_path) == rows[: max(0, whole[:length].count("\r") - 1)]

@@ -11,11 +11,13 @@ from pathlib import Path
 
 import pytest
 from conftest import TINY
+from runs import untimed
 
 import gendd
 from gendd.cli import main
 from gendd.errors import UserError
 from gendd.files import locked
+from gendd.run.output import claim, restore
 
 Capture = pytest.CaptureFixture[str]
 
@@ -52,6 +54,36 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_and_the_run_goes_on(
     assert not list((tmp_path / "run").rglob("*.tmp"))
     assert main([*words, "--resume"]) == 0
     assert gendd.Run.open(tmp_path / "run").metrics["student"]["readouts"]["linear"]["top1"] > 0
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_disk_that_is_full_again_and_again_loses_nothing(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    replace, left = Path.replace, 0
+
+    def replaced(self: Path, target: Path) -> Path:
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device", str(self))
+        return replace(self, target)
+
+    ends = []
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replaced)
+        while not ends or ends[-1] != 0:
+            left = 4 + 3 * len(ends)
+            ends.append(main([*words, "--resume"] if ends else words))
+            said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("gendd: ")]
+            assert len(said) == (ends[-1] != 0) and all("No space left on device" in line for line in said)
+    assert len(ends) > 2 and set(ends) == {0, 2}
+    folder, whole = tmp_path / "run", tmp_path / "whole" / "run"
+    assert main([*words, "--out", str(whole)]) == 0
+    weights = "student/model.safetensors"
+    assert (folder / weights).read_bytes() == (whole / weights).read_bytes()
+    assert untimed(gendd.Run.open(folder).metrics) == untimed(gendd.Run.open(whole).metrics)
+    assert not list(folder.rglob("*.tmp"))
 
 
 def test_a_settings_file_that_does_not_fit_is_one_line(words: list[str], capsys: Capture) -> None:
@@ -141,3 +173,43 @@ def test_a_run_that_is_being_replaced_is_set_aside_until_the_new_one_is_complete
     assert main([*words, "--overwrite"]) == 0
     assert not (folder / ".replaced").exists() and not (folder / ".lock").exists()
     assert gendd.Run.open(folder).config.method == "supervised"
+
+
+@pytest.mark.usefixtures("no_report")
+def test_a_run_killed_before_it_had_begun_is_started_again(words: list[str], tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    for name in (".lock", "config.yaml.tmp"):
+        (folder / name).write_text("metho")
+    assert main(words) == 0
+    assert not [each.name for each in folder.iterdir() if each.name.startswith(".") or "tmp" in each.name]
+
+
+@pytest.mark.parametrize("moves", range(6))
+def test_a_process_that_is_killed_while_it_sets_a_run_aside_loses_nothing(
+    moves: int, small_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(small_run, folder, ignore=shutil.ignore_patterns("export"))
+    before, config = kept(folder), gendd.Run.open(folder).config
+    rename, done = Path.rename, 0
+
+    def renamed(self: Path, target: Path) -> Path:
+        nonlocal done
+        if done == moves:
+            raise KeyboardInterrupt
+        done += 1
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", renamed)
+    try:
+        claim(folder, config)
+    except KeyboardInterrupt:
+        assert (folder / "config.yaml").is_file()
+        assert done == 0 or not (folder / "metrics.json").exists()
+        (folder / ".replaced.tmp" / "config.yaml").write_text("data:")
+        restore(folder)
+        assert kept(folder) == before
+    else:
+        assert done == 3  # the figures, the student, the whole
+        assert kept(folder / ".replaced") == before

@@ -17,6 +17,7 @@ from conftest import TINY, Finished
 from runs import distil, untimed
 
 from gendd.cli import main
+from gendd.cli.signals import Stop
 from gendd.methods import GenDD
 from gendd.run import Run
 
@@ -116,3 +117,55 @@ def test_a_learning_rate_beyond_reason_is_told(
     distil(tmp_path, "--baselines=[]", "--training.lr=1e30", code=2)
     last = capsys.readouterr().err.splitlines()[-1]
     assert re.match(r"gendd: The loss is not finite at step \d+ \(part '(diffusion|probe)'\): ", last)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+def test_a_signal_is_one_line_and_an_exit_code(
+    name: str,
+    digits_run: Finished,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    number = signal.Signals[name]
+    before = signal.getsignal(number)
+
+    def stopped(self: GenDD, *args: Any, **options: Any) -> Any:
+        os.kill(os.getpid(), number)
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
+
+    monkeypatch.setattr(GenDD, "forward", stopped)
+    distil(tmp_path / "run", "--baselines=[]", code=128 + number)
+    lines = capsys.readouterr().err.splitlines()
+    assert [line for line in lines if line.startswith("gendd: ")] == [lines[-1]]
+    assert lines[-1].endswith("Go on with the same command and --resume.")
+    assert signal.getsignal(number) is before
+
+
+STOPPED = """
+import os, signal, sys
+from gendd.cli.signals import Stop
+stop = Stop(process=True)
+try:
+    with stop.on_signals():
+        os.kill(os.getpid(), signal.SIGTERM)
+        signal.pause()
+except KeyboardInterrupt:
+    os.kill(os.getpid(), signal.SIGINT)
+"""
+
+
+def test_a_second_signal_ends_the_process_at_once_in_one_line() -> None:
+    done = subprocess.run([sys.executable, "-c", STOPPED], capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.startswith("gendd: interrupted; ") and done.stderr.count("\n") == 1
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Stop(process=False).on_signals():
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+            assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -26,11 +26,27 @@ def flip(path: Path) -> None:
     path.write_bytes(whole)
 
 
+def killed_writing(number: int, path: Path, renamed: str) -> None:
+    """Write a checkpoint in a process that is killed before the file of a name is there."""
+    replace = Path.replace
+
+    def replaced(self: Path, target: Path) -> Path:
+        if target.name == renamed:
+            raise KeyboardInterrupt
+        return replace(self, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "replace", replaced)
+        with pytest.raises(KeyboardInterrupt):
+            write(content(number), path)
+
+
 @pytest.fixture
 def last(tmp_path: Path) -> Path:
     path = tmp_path / "checkpoints" / "last.ckpt"
     for number in (1.0, 2.0, 3.0):
-        write(content(number), path)
+        with pytest.raises(KeyboardInterrupt):
+            write(content(number), path)
     return path
 
 
@@ -58,6 +74,9 @@ def test_a_damaged_one_gives_way_to_the_one_before(
     damage(last)
     assert value(usable(last)) == 2
     assert "going on from the one before it" in capsys.readouterr().err
+    # not even by a process that is killed now
+    killed_writing(4, last, "last.ckpt")
+    assert value(usable(last)) == 2
     flip(previous(last))
     with pytest.raises(UserError, match=r"last\.ckpt' is damaged, and there is no other"):
         usable(last)
@@ -120,3 +139,15 @@ def test_a_process_that_is_killed_while_it_writes_leaves_a_whole_one(
     assert value(usable(last)) == (4 if step == 3 else 3)
     write(content(5), last)
     assert value(usable(last)) == 5
+
+
+@pytest.mark.parametrize("renamed", ["last.ckpt", "last.previous.ckpt"])
+@pytest.mark.parametrize("digests", [True, False])
+def test_processes_killed_one_after_another_leave_the_last_one(
+    digests: bool, renamed: str, last: Path
+) -> None:
+    if not digests:
+        last.with_name("last.ckpt.sha256").unlink()
+    for number in range(4, 8):
+        killed_writing(number, last, renamed)
+    assert value(usable(last)) == 3

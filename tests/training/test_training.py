@@ -1051,6 +1051,20 @@ def test_a_run_with_a_damaged_checkpoint_goes_on_from_the_one_before(
     assert same(plain.state_dict(), resumed.state_dict())
 
 
+def test_a_damaged_best_checkpoint_is_told_before_the_rest_is_trained(
+    data: Data, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(Supervised(network()), data, tmp_path)
+    best = tmp_path / "checkpoints" / "best.ckpt"
+    best.write_bytes(best.read_bytes()[:-1])
+    (tmp_path / "checkpoints" / "finished.json").unlink()
+    with pytest.raises(UserError, match=r"best\.ckpt' is damaged; start again"):
+        run(Supervised(network()), data, tmp_path, resume=True)
+    assert "best.ckpt is damaged: the training can end only if a later epoch is better" in (
+        capsys.readouterr().err
+    )
+
+
 def test_an_averaged_run_goes_on_too(data: Data, tmp_path: Path) -> None:
     def stop(_: StepOutput) -> None:
         raise ZeroDivisionError

@@ -23,6 +23,7 @@ from gendd.cli.runs import (
     predict_command,
     probe_command,
 )
+from gendd.cli.signals import Stop
 from gendd.errors import UserError, did_you_mean
 from gendd.files import expanded, trusted_code
 
@@ -42,7 +43,7 @@ _PYTHON_NAME = re.compile(r"[^\s,=\[\]'\"]+\.py:\w+")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code (2 for a user's mistake, 130 for Ctrl-C)."""
+    """Run the command line; returns the exit code: 2 for a user's mistake, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
         # a terminal that is no UTF-8 gets what it can't show escaped
@@ -54,18 +55,18 @@ def main(arguments: list[str] | None = None) -> int:
     # what a shell leaves as it is after a =
     words = ["=".join(expanded(word.split("=", 1))) for word in words if word != "--trust-code"]
     named = [name for word in words for name in _PYTHON_NAME.findall(word)]
+    stop = Stop(process=arguments is None)
     try:
-        with trusted_code(None if trusted else named):
-            return _dispatch(words)
+        with stop.on_signals(), trusted_code(None if trusted else named):
+            code = _dispatch(words)
+        # some commands have a line of their own
+        return code if stop.number is None else stop.code
     except UserError as error:
         print(f"gendd: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print(
-            "gendd: interrupted; what was written is kept. Go on with the same command and --resume.",
-            file=sys.stderr,
-        )
-        return 130
+        stop.tell()
+        return stop.code
     except BrokenPipeError:
         # whoever read the output is gone: nothing more can be said, at the end of the process neither
         for stream in (sys.stdout, sys.stderr):

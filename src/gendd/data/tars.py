@@ -511,10 +511,13 @@ def _remember(contents: Contents) -> None:
     # without a place to keep it, it is counted again the next time
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with temporary.open("wb") as stream:
-            columns = {name: getattr(contents, name) for name in _COLUMNS}
-            np.savez(stream, rest=np.array(json.dumps(rest)), **columns)
-        temporary.replace(file)
+        try:
+            with temporary.open("wb") as stream:
+                columns = {name: getattr(contents, name) for name in _COLUMNS}
+                np.savez(stream, rest=np.array(json.dumps(rest)), **columns)
+            temporary.replace(file)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 # --- images held -------------------------------------------------------------------------------------

@@ -12,6 +12,8 @@ def unchanged(batch: Any) -> Any:
 
 
 def ignore_interrupts(worker: int) -> None:
-    """Leave Ctrl-C to the process that started this one, which ends its loader processes."""
+    """Leave Ctrl-C and a closed terminal to the process that started this one, which ends it."""
     del worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for name in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)

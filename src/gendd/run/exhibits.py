@@ -35,8 +35,9 @@ def curves(folder: Path, readout: ReadoutChoice = "mean") -> list[Row]:
     rows: dict[int, Row] = {}
     files = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda p: int(p.parent.name.split("_")[1]))
     for file in files:
-        with file.open(newline="", encoding="utf-8") as stream:
-            read = [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(stream)]
+        # a process that was killed may have left half a line
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
+        read = [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(lines)]
         if read:
             first = min(int(row["step"]) for row in read)
             rows = {step: row for step, row in rows.items() if step < first}

@@ -26,7 +26,7 @@ from gendd.run.checks import check_names, check_networks
 from gendd.run.finished import Run
 from gendd.run.measuring import measure
 from gendd.run.networks import teacher_network, with_classes
-from gendd.run.output import LOCK, adopt, check_folder, check_images, claim, finish
+from gendd.run.output import LOCK, adopt, check_folder, check_images, claim, finish, restore
 from gendd.run.settings import methods_of, sized, trains_teacher
 from gendd.run.teacher import freeze, teacher_run
 from gendd.run.training import Trained, settle_readout, train
@@ -79,6 +79,7 @@ def _execute(
     check_folder(folder, config, overwrite, resume)
     busy = f"Output folder {str(folder)!r}: another run writes there; wait for it, or give another --out."
     with locked(folder / LOCK, busy):
+        restore(folder)
         # another may have finished there until now
         check_folder(folder, config, overwrite, resume)
         return _run(config, folder, device, resume, networks, teacher_wrapper)

@@ -19,8 +19,12 @@ from gendd.student.folders import RunFolder
 
 # held while a run writes there
 LOCK = ".lock"
-# holds the run that is being replaced
+# holds the finished run that is being replaced
 ASIDE = ".replaced"
+# what of it has been moved so far
+_MOVING = ".replaced.tmp"
+# left by a run that was killed before it had begun
+_NOTHING = (LOCK, "config.yaml.tmp")
 # all that a run writes into its folder
 _WRITTEN = (
     "config.yaml",
@@ -35,6 +39,7 @@ _WRITTEN = (
     "export",
     LOCK,
     ASIDE,
+    _MOVING,
     # left where writing was cut short
     "probe.tmp",
     "config.yaml.tmp",
@@ -52,17 +57,33 @@ _CHANGEABLE = {f"training.{key}" for key in ("lr", "clip_grad_norm", "precision"
 def claim(folder: Path, config: RunConfig) -> None:
     """Make a checked output folder this run's; a finished run in it is set aside until this one is."""
     folder.mkdir(parents=True, exist_ok=True)
-    aside = folder / ASIDE
-    there = [each for each in folder.iterdir() if _is_written(each) and each.name not in (LOCK, ASIDE)]
-    if (folder / "metrics.json").is_file():
+    aside, moving, figures, saved = (
+        folder / name for name in (ASIDE, _MOVING, "metrics.json", "config.yaml")
+    )
+    # the configuration tells whose folder it is until the new one takes its place
+    left = (LOCK, ASIDE, saved.name)
+    there = [each for each in folder.iterdir() if _is_written(each) and each.name not in left]
+    if figures.is_file():
+        moving.mkdir()
+        for entry in sorted(there, key=lambda entry: entry != figures):
+            entry.rename(moving / entry.name)
+        shutil.copy(saved, moving)
         _remove(aside)
-        aside.mkdir()
-        for entry in there:
-            entry.rename(aside / entry.name)
+        moving.rename(aside)
     else:  # of an unfinished one nothing is kept
         for entry in there:
             _remove(entry)
-    write_text(folder / "config.yaml", dump(config))
+    write_text(saved, dump(config))
+
+
+def restore(folder: Path) -> None:
+    """Put back a finished run whose moving aside was cut short."""
+    moving = folder / _MOVING
+    if moving.is_dir():
+        (moving / "config.yaml").unlink(missing_ok=True)  # a copy, which may not be whole
+        for entry in sorted(moving.iterdir(), key=lambda entry: entry.name == "metrics.json"):
+            entry.replace(folder / entry.name)
+        moving.rmdir()
 
 
 def check_images(folder: Path, data: Data, resume: bool) -> None:
@@ -141,7 +162,9 @@ def check_folder(folder: Path, config: RunConfig, overwrite: bool, resume: bool)
                 f"{', '.join(refused[:4])}{more}. Give the same, or another --out."
             )
         return
-    if folder.exists() and (not folder.is_dir() or any(each.name != LOCK for each in folder.iterdir())):
+    if folder.exists() and (
+        not folder.is_dir() or any(each.name not in _NOTHING for each in folder.iterdir())
+    ):
         if not overwrite:
             raise UserError(
                 f"Output folder {str(folder)!r} exists: give another --out, --resume to go on with its run, "

@@ -10,12 +10,12 @@ from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from gendd.config import ReadoutConfig, ReadoutName, SamplerName, to_dict
 from gendd.errors import UntrustedCodeError, UserError, did_you_mean, nearest
-from gendd.files import check_code, read_text, user_path
+from gendd.files import check_code, read_text, user_path, write_bytes, write_json
 from gendd.models import Backbone, create_backbone, wrap
 from gendd.models.projector import project
 from gendd.student import readout as readouts
@@ -321,10 +321,8 @@ class Student(nn.Module):
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = {key: value.detach().cpu().contiguous() for key, value in self.state_dict().items()}
-        save_file(state, folder / "model.safetensors", metadata={"format": "pt"})
-        # safetensors writes for the owner alone, whatever the umask
-        (folder / "model.safetensors").chmod(0o644)
-        (folder / "config.json").write_text(json.dumps(self.config(), indent=2) + "\n", encoding="utf-8")
+        write_bytes(folder / "model.safetensors", save(state, {"format": "pt"}))
+        write_json(folder / "config.json", self.config())
         return folder
 
 

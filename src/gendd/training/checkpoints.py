@@ -20,8 +20,6 @@ from gendd.errors import UserError
 from gendd.files import write_text
 from gendd.messages import say
 
-# digests: of the checkpoint, the one before it and the one that may be writing
-_KEPT = 3
 _AGAIN = "start again with --overwrite."
 
 
@@ -60,11 +58,11 @@ def write(checkpoint: dict[str, Any], path: Path, keep: bool = True) -> None:
     temporary = path.with_name(path.name + ".tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        known = _kept(path, temporary)
         with temporary.open("wb") as file:
             torch.save(checkpoint, file)
             file.flush()
             os.fsync(file.fileno())
-        known = _known(path)[: _KEPT - 1]
         write_text(_digests(path), "\n".join([_digest(temporary), *known]) + "\n")
         if keep and path.exists():
             path.replace(previous(path))
@@ -86,7 +84,7 @@ def read(path: Path) -> dict[str, Any]:
     Raises:
         UserError: it is damaged, or holds something else.
     """
-    if not _whole(path):
+    if not is_whole(path):
         raise UserError(f"Checkpoint {str(path)!r} is damaged; {_AGAIN}")
     try:
         with warnings.catch_warnings():
@@ -103,19 +101,31 @@ def read(path: Path) -> dict[str, Any]:
 def usable(path: Path) -> Path | None:
     """The checkpoint at ``path``, or the one before it where that is damaged; None where there is none.
 
+    The damaged one is removed, lest it be kept in the place of the one before.
+
     Raises:
         UserError: there are only damaged ones.
     """
     found = [each for each in (path, previous(path)) if each.exists()]
     for each in found:
-        if _whole(each):
+        if is_whole(each):
             if each is not path:
                 lost = "is damaged" if path.exists() else "is missing"
                 say(f"checkpoint {path} {lost}: going on from the one before it")
+                path.unlink(missing_ok=True)
             return each
     if not found:
         return None
     raise UserError(f"Checkpoint {str(path)!r} is damaged, and there is no other; {_AGAIN}")
+
+
+def is_whole(path: Path) -> bool:
+    """Whether a checkpoint is as it was written; one without any digest is taken to be."""
+    known = _known(path)
+    try:
+        return not known or _digest(path) in known
+    except OSError:
+        return False
 
 
 def previous(path: Path) -> Path:
@@ -123,13 +133,13 @@ def previous(path: Path) -> Path:
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
-def _whole(path: Path) -> bool:
-    """Whether a checkpoint is as it was written; one without any digest is taken to be."""
+def _kept(path: Path, temporary: Path) -> list[str]:
+    """The digests of a checkpoint that is to be replaced and of the one before it."""
     known = _known(path)
-    try:
-        return not known or _digest(path) in known
-    except OSError:
-        return False
+    if known and not temporary.exists():
+        return known[:2]
+    # none are known, or a process that was killed while it wrote has noted one that never came to be
+    return [_digest(each) for each in (path, previous(path)) if each.exists() and is_whole(each)]
 
 
 def _digests(path: Path) -> Path:

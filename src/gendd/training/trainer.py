@@ -30,7 +30,7 @@ from gendd.files import write_json
 from gendd.messages import say
 from gendd.methods import Method
 from gendd.training.callbacks import Progress, Throughput, WarmAverage, shows_progress
-from gendd.training.checkpoints import SafeCheckpointIO, read, usable
+from gendd.training.checkpoints import SafeCheckpointIO, is_whole, read, usable
 from gendd.training.device import (
     overruns,
     resolve_device,
@@ -95,7 +95,7 @@ def fit(
             :func:`choose_monitor`.
     """
     checkpoints = folder / "checkpoints"
-    finished = checkpoints / "finished.json"
+    finished, best = checkpoints / "finished.json", checkpoints / "best.ckpt"
     device = resolve_device(config.device)
     channels_last = config.channels_last is not False and not overruns(method, device)
     if channels_last:
@@ -113,10 +113,12 @@ def fit(
         start = usable(checkpoints / "last.ckpt") if resume else None
         if start is None:
             _prepare(method, data, data_config, seed)
+        elif best.exists() and not is_whole(best):
+            say(f"checkpoint {best} is damaged: the training can end only if a later epoch is better")
         result = _fit(module, config, device, folder, monitor, start, title)
         write_json(finished, result)
     result = _result(finished)
-    _load_weights(module, checkpoints / ("last.ckpt" if monitor is None else "best.ckpt"))
+    _load_weights(module, checkpoints / "last.ckpt" if monitor is None else best)
     method.to(device).eval()
     return FitResult(**result)
 
@@ -188,6 +190,7 @@ def _fit(
         precision = "fp32"
     # SLURM's signals write no checkpoint of Lightning's own
     slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    on_interrupt = signal.getsignal(signal.SIGINT)
     # Lightning would go on unasked from a checkpoint of SLURM's that lies in its root: an empty one
     with _quiet(), tempfile.TemporaryDirectory() as root:
         trainer = lightning.Trainer(
@@ -214,7 +217,7 @@ def _fit(
             trainer.fit(module, ckpt_path=start, weights_only=True)
         except SystemExit as error:
             # Lightning ends the process on Ctrl-C and SIGTERM; the caller decides that here
-            signal.signal(signal.SIGINT, signal.default_int_handler)
+            signal.signal(signal.SIGINT, on_interrupt)
             raise KeyboardInterrupt from error
         except (KeyError, RuntimeError) as error:
             if start is not None and ("state_dict" in str(error) or isinstance(error, KeyError)):

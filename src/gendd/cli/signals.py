@@ -1,0 +1,80 @@
+"""Ctrl-C, a session that closes and a scheduler that ends the process: one way out of a command."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from types import FrameType
+
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+_UNTOUCHED = (signal.SIG_DFL, signal.default_int_handler)
+
+
+class Stop:
+    """The signal that ends a command, if one came.
+
+    Args:
+        process: Whether the process ends with the command.
+
+    Attributes:
+        number: Of the first one; None: none came.
+    """
+
+    def __init__(self, process: bool) -> None:
+        self.process = process
+        self.number: int | None = None
+        self._told = False
+
+    @property
+    def code(self) -> int:
+        """The exit code: 130 for Ctrl-C, 143 for SIGTERM, 129 for SIGHUP."""
+        return 128 + (self.number or signal.SIGINT)
+
+    def tell(self) -> None:
+        """Say how to go on, once."""
+        if not self._told:
+            self._told = True
+            with suppress(OSError):  # a terminal that is gone
+                print(
+                    "gendd: interrupted; what was written is kept. Go on with the same command and --resume.",
+                    file=sys.stderr,
+                    flush=True,
+                )
+
+    @contextmanager
+    def on_signals(self) -> Iterator[None]:
+        """Raise KeyboardInterrupt at the first signal, whatever else is raised after it; end at the next."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        owner, held = os.getpid(), {}
+
+        def stop(number: int, frame: FrameType | None) -> None:
+            if os.getpid() != owner:  # a process started by this one
+                os._exit(128 + number)
+            if self.number is not None:
+                self.tell()
+                os._exit(self.code)
+            self.number = number
+            raise KeyboardInterrupt
+
+        for name in _NAMES:
+            number = getattr(signal, name, None)
+            # what is ignored stays so, as with nohup
+            if number is not None and signal.getsignal(number) in _UNTOUCHED:
+                held[number] = signal.signal(number, stop)
+        try:
+            yield
+        except BaseException as error:
+            if self.number is not None and not isinstance(error, KeyboardInterrupt):
+                raise KeyboardInterrupt from error
+            raise
+        finally:
+            # what comes while the process ends is no traceback either
+            if self.number is None or not self.process:
+                for number, handler in held.items():
+                    signal.signal(number, handler)
