@@ -12,9 +12,11 @@ from torch import nn
 
 from gendd.errors import UserError, typed_line
 from gendd.files import import_name, is_python_name
-from gendd.models.backbone import Backbone, Frozen
-from gendd.models.feature import find_size, fits, sample_images
+from gendd.models.backbone import Backbone
+from gendd.models.feature import fits
+from gendd.models.frozen import Frozen
 from gendd.models.network import Network, Wanted, assemble, square
+from gendd.models.trial import find_size, sample_images
 
 FAMILY = "module"
 _METHODS = ("forward_features", "forward_head", "get_classifier")

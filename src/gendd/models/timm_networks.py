@@ -10,8 +10,9 @@ from torch import nn
 
 from gendd.errors import UserError
 from gendd.models.downloads import hub_or_cache
-from gendd.models.feature import FeatureNetwork, fits, no_classifier, sample_images, still
+from gendd.models.feature import FeatureNetwork, find, fits
 from gendd.models.network import Network, Wanted, assemble, square, unbuilt, without_weights
+from gendd.models.trial import sample_images, still
 
 
 def names() -> list[str]:
@@ -64,7 +65,7 @@ def create(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserEr
         if not wanted.classifier:
             made.classifier, made.feature_dim = False, _width(net, images, name)
         elif not fits(net, images):
-            raise no_classifier(net, images, f"timm/{name}")
+            made.reading = find(net, images, f"timm/{name}", None, True)
     if settings.get("fixed_input_size"):
         made.image_size = (height, width)
     if not wanted.classifier:

@@ -271,10 +271,11 @@ def _own_classifier(
 def _check_classes(
     backbone: Backbone, state: Mapping[str, Tensor], reshaped: Sequence[str], path: str | Path
 ) -> None:
-    weight, bias = (f"{backbone.classifier_name}.{suffix}" for suffix in ("weight", "bias"))
-    if weight in reshaped and set(reshaped) <= {weight, bias}:
-        classes, *width = state[weight].shape
-        if width == [backbone.feature_dim]:
+    names = backbone.classifier_names
+    weights, biases = ([f"{name}.{suffix}" for name in names] for suffix in ("weight", "bias"))
+    if names and set(weights) <= set(reshaped) <= {*weights, *biases}:
+        classes, *width = state[weights[0]].shape
+        if width == list(backbone.net.state_dict()[weights[0]].shape[1:]):
             raise OtherClassesError(
                 f"{path}: its {backbone.name} has {classes} classes, not the expected "
                 f"{backbone.num_classes}: give weights trained on those classes.",

@@ -14,8 +14,8 @@ from gendd.errors import UserError, first_line
 from gendd.evaluation.refit import check_refit
 from gendd.methods import Method, Pretraining, build_method
 from gendd.models import Backbone
-from gendd.models.feature import still
 from gendd.models.registry import check_name
+from gendd.models.trial import still
 from gendd.run.networks import student_network
 from gendd.run.settings import is_taught, methods_of, sees_labels, trains_teacher
 from gendd.training import choose_monitor
