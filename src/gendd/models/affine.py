@@ -70,16 +70,17 @@ def as_linear(layers: Sequence[nn.Module], apart: bool) -> nn.Linear:
 
 @torch.no_grad()
 def assign(classifier: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
-    """Write a weight (K, D) and a bias (K,), None for zeros, into a classifier that has a bias."""
-    layers: Sequence[nn.Module] = [classifier]
-    parts: Sequence[Tensor] = [weight]
-    if isinstance(classifier, Averaged):
-        layers = list(classifier.layers)
-        parts = [weight] * len(layers)
-        if classifier.apart:
-            parts = torch.split(weight * len(layers), [width_of(layer) for layer in layers], 1)
+    """Write a weight (K, D) and a bias (K,), None for zeros, into a classifier.
+
+    One without a bias stays without.
+    """
+    layers = list(classifier.layers) if isinstance(classifier, Averaged) else [classifier]
+    parts: Sequence[Tensor] = [weight] * len(layers)
+    if isinstance(classifier, Averaged) and classifier.apart:
+        parts = torch.split(weight * len(layers), [width_of(layer) for layer in layers], 1)
     for layer, part in zip(layers, parts, strict=True):
-        own = cast(nn.Linear, layer)
-        own.weight.copy_(part.reshape(own.weight.shape))
-        if own.bias is not None:
-            own.bias.zero_() if bias is None else own.bias.copy_(bias)
+        own = cast(Tensor, layer.weight)
+        own.copy_(part.reshape(own.shape))
+    biases = [cast(Tensor, layer.bias) for layer in layers if layer.bias is not None]
+    for each in biases:
+        each.zero_() if bias is None else each.copy_(bias * len(layers) / len(biases))

@@ -20,6 +20,7 @@ from gendd.models.maps import as_map, first_tensor, has_positions
 from gendd.models.trial import still
 from gendd.models.view import Reading, View
 
+ADDED = "gendd_readout"
 _OUTPUT = "output"
 _SHOWN = 6
 _SPELLED = re.compile(r"(.*?)(?:\[(\d+)\])?")
@@ -56,7 +57,14 @@ def fits(net: nn.Module, images: Tensor) -> bool:
         )
 
 
-def find(net: nn.Module, images: Tensor, name: str, feature: str | None, classifier: bool) -> Reading:
+def find(
+    net: nn.Module,
+    images: Tensor,
+    name: str,
+    feature: str | None = None,
+    classifier: bool = True,
+    own: bool = False,
+) -> Reading:
     """How a network's feature is read.
 
     Args:
@@ -71,12 +79,16 @@ def find(net: nn.Module, images: Tensor, name: str, feature: str | None, classif
             whose outputs are averaged both inputs, one after the other, or the one they share.
         classifier: Use the classifier. Without one and without ``feature``, a network that ends in no
             Linear layer gives its output.
+        own: Whether the network may be added to: where no layer gives its output, the output is the feature
+            and a Linear layer :data:`ADDED`, the identity at first, the classifier.
 
     Raises:
         UserError: no such module, or nothing that is found fits.
     """
     with still(net):
         last = _last_layers(net, images)
+        if last is None and own and classifier and feature is None:
+            last = _add_classifier(net, images)
         found = _found(net, images, name, feature, classifier, last)
         found = replace(found, map=_last_map(net, images, found))
     return replace(found, final=last is not None and found.classifier == last.classifier)
@@ -184,6 +196,18 @@ def _tried(net: nn.Module, images: Tensor, name: str, reading: Reading) -> Readi
     except Exception:  # what comes after the classifier may take nothing but its output
         skips = False
     return replace(reading, skips=skips, width=width)
+
+
+def _add_classifier(net: nn.Module, images: Tensor) -> Reading | None:
+    """A classifier for a network's logits, which are its feature; None where they are not (B, K)."""
+    logits = _logits(net(images))
+    if logits is None or logits.dim() != 2:
+        return None
+    layer = nn.Linear(logits.shape[1], logits.shape[1])
+    nn.init.eye_(layer.weight)
+    nn.init.zeros_(layer.bias)
+    net.add_module(ADDED, layer.to(logits))
+    return Reading(("",), False, (ADDED,), False, 0)
 
 
 def _last_layers(net: nn.Module, images: Tensor) -> Reading | None:

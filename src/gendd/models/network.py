@@ -116,7 +116,7 @@ def assemble(
         channels = (wanted.channels,)
     count, size, only = find_size(net, channels, wanted.input_size or side, name)
     images = sample_images(net, count, size)
-    reading = find(net, images, name, wanted.feature, wanted.classifier)
+    reading = find(net, images, name, wanted.feature, wanted.classifier, own)
     made = Network(net, count, mean, std, pretrained_classes=pretrained_classes)
     made.reading, made.classifier = reading, bool(reading.classifier)
     made.image_size = size if only else square(wanted.input_size)

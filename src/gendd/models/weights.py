@@ -19,6 +19,7 @@ from gendd.errors import UserError
 from gendd.files import check_code
 from gendd.messages import say
 from gendd.models.backbone import Backbone
+from gendd.models.feature import ADDED
 
 _SHOWN = 3
 
@@ -108,6 +109,8 @@ def load_state(backbone: Backbone, state: Mapping[str, Tensor], path: str | Path
         UserError: as :func:`load_weights`, once the file is read.
     """
     own = backbone.net.state_dict()
+    # what was added to a network to read it no file of its library has
+    state = {key: value for key, value in own.items() if key.startswith(f"{ADDED}.")} | dict(state)
     state = _own_classifier(backbone, own, state)
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = sorted(key for key in state if key not in own)
