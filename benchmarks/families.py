@@ -4,10 +4,10 @@ Of every module of timm's models and of torchvision's the smallest network, of t
 most 100 M parameters too, and of transformers some families, built from their default configuration. Weights
 are random, those that start out constant too, so that a layer that does nothing yet counts. Each is seen on
 noise of the size it wants: whether what its classifier says of the feature is what the network itself says,
-whether a step of GenDD, with it as the teacher and as the student, and one of cross-entropy give finite
-gradients, and what an image costs. A process a network; what is in the CSV already is not run again.
+whether a step of GenDD with it as the teacher and as the student gives finite gradients, and what an image
+costs. A process a network; what is in the CSV already is not run again.
 
-    python benchmarks/families.py [--only timm/levit] [--seconds 600]
+    python benchmarks/families.py [timm/levit_128s] [--only timm/levit] [--seconds 600]
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ import argparse
 import copy
 import json
 import math
-import subprocess
+import multiprocessing
 import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Iterator
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -64,32 +65,44 @@ TRANSFORMERS = (
 
 
 def count(name: str) -> int:
-    """Parameters of a network of timm or torchvision, whose weights are not made."""
-    import timm
-    import torchvision
-
-    library, _, model = name.partition("/")
-    settings: dict[str, Any] = {}
-    if model in ("googlenet", "inception_v3") and library == "torchvision":
-        settings = {"init_weights": False, "aux_logits": False}
-    with torch.device("meta"):
-        net = (
-            timm.create_model(model) if library == "timm" else torchvision.models.get_model(model, **settings)
-        )
-    return sum(value.numel() for value in net.parameters())
-
-
-def networks(only: str, done: set[str]) -> Iterator[tuple[str, str, int | None]]:
-    """Family, name and parameters of the networks that are to be seen and are not there yet."""
+    """Parameters of a network, whose weights are not made; 0 of transformers."""
     import timm
     from torchvision import models
 
+    library, _, model = name.partition("/")
+    if library == "hf":
+        return 0
+    settings: dict[str, Any] = {}
+    if model in ("googlenet", "inception_v3"):
+        settings = {"init_weights": False, "aux_logits": False}
+    with torch.device("meta"):
+        net = timm.create_model(model) if library == "timm" else models.get_model(model, **settings)
+    return sum(value.numel() for value in net.parameters())
+
+
+def family_of(name: str) -> str:
+    """The module of a network's library that it is in, as ``library/module``."""
+    import timm
+    from torchvision import models
+
+    library, _, model = name.partition("/")
+    if library == "hf":
+        return name
+    maker = timm.model_entrypoint(model) if library == "timm" else models.get_model_builder(model)
+    return f"{library}/{maker.__module__.rpartition('.')[2]}"
+
+
+def networks(only: str, done: set[str]) -> Iterator[str]:
+    """Names of the networks that are to be seen and are not there yet."""
+    from gendd.models import list_models
+
     families: dict[str, list[str]] = defaultdict(list)
-    for name in timm.list_models():
-        families[f"timm/{timm.model_entrypoint(name).__module__.rpartition('.')[2]}"].append(f"timm/{name}")
-    for name in models.list_models(module=models):
-        module = models.get_model_builder(name).__module__.rpartition(".")[2]
-        families[f"torchvision/{module}"].append(f"torchvision/{name}")
+    for name in [
+        *list_models("timm/"),
+        *list_models("torchvision/"),
+        *(f"hf/{each}" for each in TRANSFORMERS),
+    ]:
+        families[family_of(name)].append(name)
     for family, names in sorted(families.items()):
         if not family.startswith(only) or (family in done and family.startswith("timm/")):
             continue
@@ -99,13 +112,10 @@ def networks(only: str, done: set[str]) -> Iterator[tuple[str, str, int | None]]
                 counts[name] = count(name)
             except Exception as error:  # of networks that can't be built at all
                 print(f"{name}: {error}", file=sys.stderr)
-        ordered = sorted(counts, key=counts.__getitem__)
-        for place, name in enumerate(ordered):
-            if name not in done and (place == 0 or (name.startswith("torch") and counts[name] <= LARGEST)):
-                yield family, name, counts[name]
-    for family in TRANSFORMERS:
-        if f"hf/{family}".startswith(only) and f"hf/{family}" not in done:
-            yield f"hf/{family}", f"hf/{family}", None
+        for place, name in enumerate(sorted(counts, key=counts.__getitem__)):
+            small = place == 0 or (family.startswith("torchvision/") and counts[name] <= LARGEST)
+            if small and name not in done:
+                yield name
 
 
 def built(name: str, folder: str) -> Any:
@@ -140,22 +150,19 @@ def own_logits(backbone: Any, images: Tensor) -> Tensor:
     return found if isinstance(found, Tensor) else found.logits
 
 
-def steps(backbone: Any, images: Tensor) -> None:
-    """A step of GenDD, in which the network teaches a copy of its own, and one of cross-entropy."""
+def step(backbone: Any, images: Tensor) -> None:
+    """A step of GenDD in which the network teaches a copy of itself."""
     from gendd.config import RunConfig
     from gendd.methods import build_method
 
     labels = torch.arange(len(images))
-    teacher = copy.deepcopy(backbone)
-    for method in ("gendd", "supervised"):
-        student = copy.deepcopy(backbone)
-        learner = build_method(RunConfig(method=method), student, teacher).train()
-        learner.prepare([(images, labels)])
-        loss = learner(images, labels).loss
-        loss.backward()
-        learned = [value.grad for value in learner.parameters() if value.grad is not None]
-        if not learned or not all(bool(each.isfinite().all()) for each in [loss, *learned]):
-            raise ArithmeticError(f"{method}: loss {float(loss):.3g}, a gradient is not finite")
+    learner = build_method(RunConfig(), copy.deepcopy(backbone), backbone).train()
+    learner.prepare([(images, labels)])
+    loss = learner(images, labels).loss
+    loss.backward()
+    learned = [value.grad for value in learner.backbone.parameters() if value.grad is not None]
+    if not learned or not all(bool(each.isfinite().all()) for each in [loss, *learned]):
+        raise ArithmeticError(f"loss {float(loss):.3g}, or a gradient that is not finite")
 
 
 def look(name: str) -> dict[str, Any]:
@@ -168,7 +175,7 @@ def look(name: str) -> dict[str, Any]:
     stir(net)
     settings = getattr(net, "pretrained_cfg", None) or {}
     side = (backbone.image_size or settings.get("input_size", (224,))[-1:])[-1]
-    images = torch.rand(4, backbone.in_channels, side, side)
+    images = torch.rand(2, backbone.in_channels, side, side)
     layers = [net.get_submodule(each) for each in backbone.classifier_names]
     kinds = " and ".join(type(each).__name__ for each in layers)
     if len(layers) > 1:
@@ -192,30 +199,48 @@ def look(name: str) -> dict[str, Any]:
         row["difference"] = f"{apart / scale:.1e}" if math.isfinite(scale) and scale > 0 else "nan"
     row["multiply_adds"] = multiply_adds(net, backbone.prepare(images[:1]))
     try:
-        steps(backbone, images)
+        step(backbone, images)
         row["step"] = "yes"
     except Exception as error:
         row |= {"step": "no", "note": " ".join(f"{type(error).__name__}: {error}".split())[:300]}
     return row
 
 
-def measure(name: str, seconds: int) -> dict[str, Any]:
-    """What is found of a network by a process of its own, or what it said instead."""
-    command = [sys.executable, "-W", "ignore", __file__, "--look", name]
+def tell(name: str, sender: Connection) -> None:
+    """Send what is found of a network, or what was said instead."""
+    from gendd.errors import UserError, typed_line
+
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=seconds)
-    except subprocess.TimeoutExpired:
-        return {"note": f"not done in {seconds} s"}
-    if done.returncode == 0:
-        found: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-        return found
-    said = done.stderr.strip().splitlines() or [f"ended with {done.returncode}"]
-    return {"note": said[-1].partition("UserError: ")[2] or said[-1][:300]}
+        sender.send(look(name))
+    except Exception as error:  # of any library's code
+        sender.send({"note": str(error) if isinstance(error, UserError) else typed_line(error)})
+
+
+def measure(name: str, seconds: int) -> dict[str, Any]:
+    """What a process of its own finds of a network; forked, as importing the libraries takes seconds."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=tell, args=(name, sender))
+    process.start()
+    sender.close()
+    try:
+        found: dict[str, Any] = (
+            receiver.recv() if receiver.poll(seconds) else {"note": f"not done in {seconds} s"}
+        )
+    except EOFError:
+        process.join()
+        found = {"note": f"ended with {process.exitcode}"}
+    process.kill()
+    process.join()
+    return found
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "names", nargs="*", help="networks that are seen whatever is there; none: all missing"
     )
     parser.add_argument("--only", default="", help="families of names that begin so")
     parser.add_argument("--again", action="store_true", help="also those that did not succeed")
@@ -225,19 +250,22 @@ def main() -> None:
     if arguments.look:
         print(json.dumps(look(arguments.look)))
         return
+    import gendd.methods  # noqa: F401  what the processes share
+
+    torch.set_num_threads(1)  # a process that forks must not have more
     rows = records.read(RESULTS)
     kept = [row for row in rows if row["step"] == "yes" or "parameters: left out" in row["note"]]
     there = kept if arguments.again else rows
     done = {f"{row['library']}/{row[key]}" for row in there for key in ("family", "model")}
-    for family, name, parameters in networks(arguments.only, done):
+    for name in arguments.names or networks(arguments.only, done):
         library, _, model = name.partition("/")
-        row = {
+        row: dict[str, Any] = {
             "library": library,
-            "family": family.partition("/")[2],
+            "family": family_of(name).partition("/")[2],
             "model": model,
-            "parameters": parameters or "",
         }
-        if (parameters or 0) > LARGEST and library == "timm":
+        row["parameters"] = count(name) or ""
+        if library == "timm" and row["parameters"] > LARGEST:
             row["note"] = "more than 100 M parameters: left out"
         else:
             row |= measure(name, arguments.seconds)
