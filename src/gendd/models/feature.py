@@ -227,7 +227,7 @@ def _last_layers(net: nn.Module, images: Tensor) -> Reading | None:
             return None
         noise = torch.randn(out.shape, generator=draw).to(out)
         # copied: what follows may work in place
-        taken[name], marks[name] = inputs[0], noise.flatten(1).clone()
+        taken[name], marks[name] = inputs[0] if inputs else out, noise.flatten(1).clone()
         return noise
 
     handles = [

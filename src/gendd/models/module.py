@@ -81,7 +81,8 @@ def wrap(
         feature: Dotted name of a Linear layer, whose input is the feature and which is the classifier;
             or of any other module, whose output is: maps (B, C, H, W) averaged over H and W, tokens
             (B, N, D) over N, or token ``n`` alone for ``NAME[n]``; ``output`` is the network's own
-            output. None: the input of the Linear layer that gives the network's output.
+            output. None: the input of the Linear layer, or of the 1x1 convolution of one pixel, that gives
+            the network's output, or of the two whose outputs' mean it is.
         classifier: Use the classifier; False makes it an embedding network.
         mean: Numbers subtracted from images in [0, 1], one for each of the network's channels; None:
             those of a timm network's ``pretrained_cfg``, else 0.
