@@ -40,6 +40,7 @@ PAGES = [
             "comparison",
             "export",
             "interruptions",
+            "networks",
             "probe",
             "readouts",
             "recipes",
@@ -358,6 +359,33 @@ def faults() -> str:
     return table(["what happens", "images", "exit codes", "runs", "as if nothing had happened"], lines)
 
 
+def families(library: str) -> str:
+    """What is found of a network of every family of a library; of torchvision of every network."""
+    lines = []
+    for row in read("families.csv"):
+        if row["library"] != library:
+            continue
+        parameters = f"{int(row['parameters']) / 1e6:.1f} M" if row["parameters"] else "–"
+        cells = [row["family"], f"`{row['model']}`" if row["model"] != row["family"] else "", parameters]
+        cells += [row[key] or "–" for key in ("size", "width", "feature", "difference", "step")]
+        cells.append(f"{int(row['multiply_adds']) / 1e6:,.0f} M" if row["multiply_adds"] else "–")
+        lines.append([*cells, row["note"]])
+    lines.sort(key=lambda cells: cells[:2])
+    head = [
+        "family",
+        "network",
+        "parameters",
+        "px",
+        "D",
+        "feature",
+        "differs by",
+        "step",
+        "multiply-adds",
+        "",
+    ]
+    return table(head, lines)
+
+
 def summary(name: str) -> list[dict[str, Any]]:
     """What the rows of a comparison come to: of its file in compare/ and the CSV in results/compare/."""
     os.environ.setdefault("DATA", "DATA")  # where the data are is of no matter here
@@ -520,6 +548,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "probe_seconds": probe_seconds,
     "elsewhere": partial(lockstep_table, "elsewhere.csv", "top-1, %"),
     "longtail": longtail,
+    **{f"families_{name}": partial(families, name) for name in ("timm", "torchvision", "hf")},
     "transfer_fashion": partial(transfer, "fashion"),
     "transfer_imagenet": partial(lockstep_table, "imagenet.csv", "agreement, %"),
     **{f"compare_{name}": partial(compared, name) for name in comparisons()},

@@ -244,7 +244,7 @@ def test_autocast_around_it_changes_nothing() -> None:
 def test_a_feature_between_convolution_and_norm_stays() -> None:
     torch.manual_seed(0)
     backbone = moved(wrap(Net(straight), in_channels=3, input_size=8, feature="first"))
-    assert isinstance(backbone.reading, Reading) and backbone.reading.module == "first"
+    assert isinstance(backbone.reading, Reading) and backbone.reading.modules == ("first",)
     expected = backbone.features(images(8))
     assert fold_batch_norms(backbone) == 1
     torch.testing.assert_close(backbone.features(images(8)), expected)

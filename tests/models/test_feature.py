@@ -179,14 +179,19 @@ def test_what_changes_the_last_linears_output_is_refused(change: Any) -> None:
     assert "\n" not in message
 
 
-def test_two_heads_are_refused_even_where_both_give_zeros() -> None:
+def test_two_heads_on_a_feature_are_one_of_their_mean_even_where_both_give_zeros() -> None:
     net = built(TwoHeads)
     with torch.no_grad():
         for layer in (net.head[1], net.other):  # type: ignore[index]
             layer.weight.zero_()  # type: ignore[union-attr]
             layer.bias.zero_()  # type: ignore[union-attr]
-    with pytest.raises(UserError, match="expected a network whose output is that of one Linear layer"):
-        wrap(net)
+    backbone = wrap(net)
+    with torch.no_grad():
+        net.head[1].weight.normal_()  # type: ignore[index,union-attr]
+        net.other.bias.normal_()  # type: ignore[union-attr]
+    feature, logits = backbone(images())
+    assert feature.shape == (2, 6) and logits.shape == (2, 5)
+    torch.testing.assert_close(logits, net(images()))
     chosen = wrap(net, feature="other")
     assert chosen.classifier is net.other and chosen.reading is not None
     assert chosen.feature_dim == 6

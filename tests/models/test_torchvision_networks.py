@@ -11,7 +11,7 @@ from torch import nn
 
 from gendd.config import ModelConfig
 from gendd.errors import UserError
-from gendd.models import Backbone, build_model, create_backbone, save_weights
+from gendd.models import Backbone, build_model, create_backbone, load_weights, save_weights
 from gendd.models.registry import pretrained_classes
 
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
@@ -117,11 +117,25 @@ def test_an_embedding_takes_the_weights_of_any_number_of_classes(tmp_path: Path)
     again.load_state_dict(embedding.state_dict())
 
 
-def test_a_network_without_a_linear_layer_needs_a_feature() -> None:
-    with pytest.raises(UserError, match=r"give a module as feature.*Candidates: classifier") as caught:
-        create_backbone("torchvision/squeezenet1_1", 5)
-    assert "\n" not in str(caught.value)
-    backbone = create_backbone("torchvision/squeezenet1_1", 5, feature="features")
+def test_a_network_that_ends_in_no_affine_layer_is_read_at_its_output(tmp_path: Path) -> None:
+    name, images = "torchvision/squeezenet1_1", torch.rand(2, 3, 32, 32)
+    torch.manual_seed(0)
+    backbone = create_backbone(name, 5).eval()
+    own = backbone.net(backbone.prepare(images))
+    torch.testing.assert_close(backbone(images), (own, own), rtol=0, atol=0)
+    assert torch.equal(backbone.classifier.weight, torch.eye(5)) and "output of the" in backbone.describe()
+    # a file of torchvision's has no such classifier, one of a student has its own
+    state = {key: value for key, value in backbone.net.state_dict().items() if "gendd" not in key}
+    torch.save(state, tmp_path / "theirs.pt")
+    other = create_backbone(name, 5).eval()
+    load_weights(other, tmp_path / "theirs.pt")
+    torch.testing.assert_close(other(images), (own, own), rtol=0, atol=0)
+    with torch.no_grad():
+        backbone.classifier.bias.add_(1)
+    save_weights(backbone, tmp_path / "ours.safetensors")
+    load_weights(other, tmp_path / "ours.safetensors")
+    torch.testing.assert_close(other(images)[1], own + 1)
+    backbone = create_backbone(name, 5, feature="features")
     assert (backbone.feature_dim, backbone.has_classifier) == (512, False)
 
 

@@ -33,7 +33,7 @@ def test_images_too_small_for_a_network_are_said_at_once(
     words = [word for word in TINY if word.split("=")[0].removesuffix(".name") != options[0].split("=")[0]]
     assert main(["distill", "--out", str(tmp_path / "run"), *words, *options]) == 2
     said = capsys.readouterr().err.splitlines()[-1]
-    assert said.startswith(f"gendd: {message}, as it can't take images of 8 pixels")
+    assert said.startswith(f"gendd: {message}, as it can't take images of 8 pixels, but of 32 (")
     assert not (tmp_path / "run").exists()
 
 

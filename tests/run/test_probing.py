@@ -515,7 +515,7 @@ def test_classifiers_that_cannot_be_fitted(
         "--target: expected teacher or mean, as the student's classifier is of 7 classes and the labels are "
         "of 10, got 'labels'."
     )
-    student.backbone.classifier_name = None
+    student.backbone.classifier_names = ()
     assert refused(capsys, str(run)) == (
         f"The run at '{run}': expected a student with a classifier, got cifar/resnet8x0.25 as an embedding "
         "network, which has none to fit."

@@ -11,7 +11,9 @@ from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from gendd.models.backbone import Backbone
-from gendd.models.feature import FeatureNetwork, Reading, find_size, sample_images, still
+from gendd.models.feature import FeatureNetwork
+from gendd.models.trial import find_size, sample_images, still
+from gendd.models.view import Reading
 
 # exact types alone: what derives from them may compute with its weights, or with its output;
 # timm's by name, as it is imported only where it is used
@@ -150,7 +152,7 @@ def _pairs(net: nn.Module, reading: Reading | None) -> list[tuple[str, str]]:
             and all(uses[id(each)] == 1 for each in (layer, norm))
             and all(owners[id(value)] == 1 for value in layer.parameters())
             # and what is between them is not the feature
-            and (reading is None or reading.module not in names)
+            and (reading is None or set(reading.modules).isdisjoint(names))
         ):
             found.append(names)
     return found

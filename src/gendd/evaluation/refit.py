@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from torch import Tensor, nn
+from torch import Tensor
 
 from gendd.data import Batch, Data, ImageSet, Shards, sample_loader
 from gendd.errors import UserError
 from gendd.evaluation.linear_fit import HELD_NUMBERS, accuracy, choose_classifier
 from gendd.models import Frozen, memory_format
+from gendd.models.affine import assign
 from gendd.student import Student
 
 Target = Literal["labels", "teacher", "mean"]
@@ -195,12 +196,9 @@ def refit_linear(
     )
 
 
-@torch.no_grad()
 def install(student: Student, weight: Tensor, bias: Tensor) -> None:
     """Give the student a linear readout of weight (K, d) and bias (K,); it is then one of its readouts."""
-    classifier: nn.Linear = student.backbone.classifier
-    classifier.weight.copy_(weight)
-    classifier.bias.copy_(bias)
+    assign(student.backbone.classifier, weight, bias)
     student.linear = True
     if student.readout not in student.readouts:
         student.readout = "linear"

@@ -1,40 +1,29 @@
-"""A network that gives its feature beside its logits, and its frozen form.
+"""A network that gives its feature beside its logits.
 
 Shapes: B images, C channels, D feature width, K classes.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gendd.errors import UserError, first_line
-from gendd.models.costs import multiply_adds
-from gendd.models.feature import (
-    FeatureNetwork,
-    Reading,
-    View,
-    as_map,
-    has_positions,
-    sample_images,
-    stage_names,
-    still,
-    tapped,
-    without,
-)
-from gendd.models.graphs import GraphedPasses
+from gendd.errors import UserError
+from gendd.models.affine import as_linear, assign, with_classes
+from gendd.models.feature import FeatureNetwork
+from gendd.models.inputs import as_channels, check_images, check_normalisation
+from gendd.models.mapped import Mapped
+from gendd.models.trial import sample_images, still
+from gendd.models.view import Reading, View, without
 
 _MEASURED_SIDE = 32
-# ITU-R BT.601, as image libraries turn RGB to grey
-_LUMA = (0.299, 0.587, 0.114)
 
 
-class Backbone(nn.Module):
+class Backbone(Mapped):
     """Images (B, C, H, W) in [0, 1] -> (feature (B, D), logits (B, K)).
 
     The feature is the input of the classifier. A network without one, an embedding network, gives its
@@ -87,21 +76,7 @@ class Backbone(nn.Module):
     ) -> None:
         super().__init__()
         channels = in_channels if channels is None else channels
-        if channels != in_channels and {channels, in_channels} != {1, 3}:
-            raise UserError(
-                f"channels: expected {in_channels}, as the images have, for {name}, got {channels}; "
-                "only 1 and 3 are turned into one another."
-            )
-        for key, values in (("mean", mean), ("std", std)):
-            if len(values) != channels:
-                raise UserError(
-                    f"{key}: expected {channels} numbers, one a channel, got {list(values)}; "
-                    f"give as many as {name} has channels."
-                )
-        if min(std) <= 0:
-            raise UserError(
-                f"std: expected positive numbers, got {list(std)}; 1.0 leaves the scale as it is."
-            )
+        check_normalisation(name, in_channels, channels, mean, std)
         self.net = net
         self.name = name
         self.in_channels = in_channels
@@ -113,23 +88,19 @@ class Backbone(nn.Module):
         self.arguments = dict(arguments or {})
         self.input_mean = [float(value) for value in mean]
         self.input_std = [float(value) for value in std]
-        self.classifier_name = self._find_classifier() if classifier else None
+        self.classifier_names = self._find_classifier() if classifier else ()
         self._dtype: torch.dtype | None = None
         self._view: View | None = None
-        self.noise_size: tuple[int, int] | None = None
-        self._stage_names: list[str] | None = None
-        self._stage_dims: list[int] | None = None
-        self._map_shape: tuple[int, int, int] | Literal["unknown"] | None = "unknown"
         shape = (1, channels, 1, 1)
         self.register_buffer("mean", torch.tensor(self.input_mean).reshape(shape), persistent=False)
         self.register_buffer("std", torch.tensor(self.input_std).reshape(shape), persistent=False)
-        if self.classifier_name is not None:
+        if self.has_classifier:
             feature_dim = self.classifier.in_features
         elif reading is not None:
             feature_dim = reading.width
         self._feature_dim = self._measure() if feature_dim is None else feature_dim
 
-    def _find_classifier(self) -> str | None:
+    def _find_classifier(self) -> tuple[str, ...]:
         if self.reading is not None:
             return self.reading.classifier
         if not hasattr(self.net, "get_classifier"):
@@ -143,8 +114,7 @@ class Backbone(nn.Module):
                 f"{self.name}: expected a network whose classifier is a single Linear layer, got "
                 f"{type(classifier).__name__}; choose another network."
             )
-        found: str = next(key for key, module in self.net.named_modules() if module is classifier)
-        return found
+        return (next(key for key, module in self.net.named_modules() if module is classifier),)
 
     def _measure(self) -> int:
         size = self.image_size or (_MEASURED_SIDE, _MEASURED_SIDE)
@@ -154,26 +124,38 @@ class Backbone(nn.Module):
     @property
     def has_classifier(self) -> bool:
         """Whether there are logits; False for an embedding network."""
-        return self.classifier_name is not None
+        return bool(self.classifier_names)
+
+    @property
+    def classifier_name(self) -> str | None:
+        """Dotted name of the classifier, the first one of two; None without."""
+        return next(iter(self.classifier_names), None)
+
+    @property
+    def _apart(self) -> bool:
+        """Whether each of two classifiers takes a feature of its own."""
+        return self.reading is not None and len(self.reading.modules) > 1
 
     @property
     def classifier(self) -> nn.Linear:
         """The layer from feature (B, D) to logits (B, K); may be set to another Linear of D inputs.
 
+        Of a network whose logits are those of a 1x1 convolution, or the mean of two layers', it is a view of
+        them: :func:`gendd.models.affine.assign` writes it.
+
         Raises:
             UserError: the network has none.
         """
-        if self.classifier_name is None:
+        if not self.has_classifier:
             raise UserError(
                 f"{self.name}: expected a network with a classifier, got an embedding network; "
                 "use what needs its feature alone, or choose another network."
             )
-        return cast(nn.Linear, self.net.get_submodule(self.classifier_name))
+        return as_linear([self.net.get_submodule(name) for name in self.classifier_names], self._apart)
 
     @classifier.setter
     def classifier(self, layer: nn.Linear) -> None:
-        replaced = self.classifier_name
-        if replaced is None:
+        if not self.has_classifier:
             raise UserError(
                 f"{self.name}: expected no classifier for an embedding network, got one; "
                 "build the network with its own."
@@ -183,16 +165,19 @@ class Backbone(nn.Module):
                 f"{self.name}: expected a classifier of {self.feature_dim} inputs, got {layer.in_features}; "
                 f"build it as nn.Linear({self.feature_dim}, classes)."
             )
-        parent, _, attribute = replaced.rpartition(".")
-        setattr(self.net.get_submodule(parent), attribute, layer)
+        if self.classifier is self.net.get_submodule(self.classifier_names[0]):
+            self.net.set_submodule(self.classifier_names[0], layer)
+            return
+        for name in self.classifier_names:
+            own = self.net.get_submodule(name)
+            fresh = with_classes(own, layer.out_features, layer.bias is not None).to(layer.weight)
+            self.net.set_submodule(name, fresh)
+        assign(self.classifier, layer.weight, layer.bias)
 
-    @torch.no_grad()
     def take_classifier(self, source: nn.Linear) -> None:
         """Copy a classifier of another network with the same widths into this one's, which then is frozen."""
-        own = self.classifier
-        own.weight.copy_(source.weight)
-        own.bias.zero_() if source.bias is None else own.bias.copy_(source.bias)
-        own.requires_grad_(False)
+        assign(self.classifier, source.weight, source.bias)
+        self.classifier.requires_grad_(False)
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "classifier":
@@ -225,158 +210,27 @@ class Backbone(nn.Module):
         Raises:
             UserError: as :meth:`features`.
         """
-        if not isinstance(images, Tensor):
-            raise UserError(
-                f"{self.name}: expected a torch.Tensor of images, got {type(images).__name__}; make one."
-            )
-        if images.dim() != 4 or images.shape[1] != self.in_channels or not images.is_floating_point():
-            way = "build the network with their number of channels"
-            if images.dim() != 4:
-                way = "give a batch, of one image as images[None]"
-            elif not images.is_floating_point():
-                way = "scale them to [0, 1]"
-            raise UserError(
-                f"{self.name}: expected floating-point images of shape (B, {self.in_channels}, H, W), got "
-                f"{str(images.dtype).removeprefix('torch.')} of shape {tuple(images.shape)}; {way}."
-            )
-        if self.channels < self.in_channels:
-            images = (images * images.new_tensor(_LUMA).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
-        if self.image_size is not None and images.shape[-2:] != self.image_size:
-            images = F.interpolate(
-                images, self.image_size, mode="bilinear", align_corners=False, antialias=True
-            )
+        check_images(images, self.in_channels, self.name)
+        x = as_channels(images, self.channels)
+        if self.image_size is not None and x.shape[-2:] != self.image_size:
+            x = F.interpolate(x, self.image_size, mode="bilinear", align_corners=False, antialias=True)
         # one channel meets three numbers here, and is repeated
-        x = (images - self.mean) / self.std
+        x = (x - self.mean) / self.std
         return x.to(self._dtype or self.mean.dtype)
 
     def read(self, x: Tensor) -> Tensor:
         """The network's input, as :meth:`prepare` gives it -> feature (B, D)."""
         return self._as_feature(self._reader()(x))
 
-    def with_map(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Images (B, C, H, W) in [0, 1] -> feature (B, D) and the map (B, E, h, w) that it is pooled from.
-
-        Patch tokens are a map too. None of a network without one. Raises as :meth:`features`.
-        """
-        return self.read_with_map(self.prepare(images))
-
-    def read_with_map(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The network's input, as :meth:`prepare` gives it -> as :meth:`with_map`."""
-        if self.reading is not None:
-            view = View(self.net, self.reading, with_map=True)
-            feature, found = view(x), view.map
-        else:
-            net = cast(FeatureNetwork, self.net)
-            maps = net.forward_features(x)
-            feature = net.forward_head(maps, pre_logits=True)
-            last = getattr(net, "output_fmt", "NCHW") == "NHWC"
-            found = as_map(maps, getattr(net, "num_prefix_tokens", None), last)
-        if found is not None:
-            found = self._as_feature(found)
-        return self._as_feature(feature), found
-
-    def with_stages(self, images: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-        """As :meth:`with_map`, and the last map (B, E, h, w) of each coarser grid on the way to it.
-
-        The finest comes first, and the grid of the map itself is left out. A network that keeps one grid, as
-        plain vision transformers do, has none.
-        """
-        taken: dict[str, Tensor] = {}
-        feature, found = self._tapped(taken).with_map(images)
-        return feature, found, [self._as_feature(taken[name]) for name in self._stages()]
-
-    def _tapped(self, taken: dict[str, Tensor]) -> Backbone:
-        """This one, sharing everything, which puts the maps of its stages into a dictionary."""
-        return self._around(tapped(self.net, self._stages(), taken.__setitem__))
-
-    def _around(self, net: nn.Module) -> Backbone:
-        """A shallow copy with another network."""
-        copy = object.__new__(type(self))
-        copy.__dict__.update(self.__dict__)
-        copy._modules = {**self._modules, "net": net}
-        return copy
-
     def body(self) -> Backbone:
         """This network without its classifier; it shares everything, and the whole one stays as it is."""
-        if self.classifier_name is None:
+        if not self.has_classifier:
             return self
-        copy = self._around(without(self.net, self.classifier_name))
-        copy.classifier_name = None
+        # a network that can't run without them keeps them
+        skips = self.reading is None or self.reading.skips
+        copy = self._around(without(self.net, self.classifier_names if skips else ()))
+        copy.classifier_names = ()
         return copy
-
-    def _stages(self) -> list[str]:
-        if self._stage_names is None:
-            size = self._sizes()[0] if self.has_map else (0, 0)
-            run = cast("Callable[[], Tensor]", lambda: self.on_noise()[1])
-            self._stage_names = stage_names(self.net, run, size) if self.has_map else []
-        return self._stage_names
-
-    @property
-    def stage_dims(self) -> list[int]:
-        """The channels of the maps that :meth:`with_stages` adds."""
-        if self._stage_dims is None:
-            taken: dict[str, Tensor] = {}
-            self._tapped(taken).on_noise()
-            self._stage_dims = [taken[name].shape[1] for name in self._stages()]
-        return self._stage_dims
-
-    @property
-    def map_shape(self) -> tuple[int, int, int] | None:
-        """(E, h, w) of the map of an image of the network's own size; None without a map.
-
-        The network is run once to see it; of a network of any size on 32 pixels a side, or 224.
-        """
-        if self._map_shape == "unknown":
-            found = self.on_noise()[1]
-            self._map_shape = None
-            if found is not None and has_positions(found):
-                self._map_shape = found.shape[1], found.shape[2], found.shape[3]
-        return self._map_shape
-
-    def on_noise(self) -> tuple[Tensor, Tensor | None]:
-        """What :meth:`with_map` gives of images of noise, in eval mode, of a size that makes a map if any."""
-        last: tuple[Tensor, Tensor | None] | None = None
-        for size in self._sizes():
-            with still(self.net):
-                try:
-                    last = self.read_with_map(sample_images(self.net, self.channels, size))
-                except Exception:  # too small for the network
-                    continue
-            if has_positions(last[1]):
-                self.noise_size = size
-                break
-        return last if last is not None else (self.mean.new_zeros(1, self.feature_dim), None)
-
-    def expect(self, size: tuple[int, int]) -> Backbone:
-        """Be told of the size (H, W) that images come in: maps and costs are then those of that size."""
-        self.noise_size, self._map_shape = size, "unknown"
-        self._stage_names = self._stage_dims = None
-        return self
-
-    def noise_cost(self) -> int:
-        """Multiply-adds of one image of the size of :meth:`on_noise`."""
-        self.on_noise()
-        for size in dict.fromkeys([*self._sizes(), (32, 32), (224, 224)]):
-            try:
-                return multiply_adds(self.net, sample_images(self.net, self.channels, size)[:1])
-            except Exception:  # too small for the network, or not its size
-                continue
-        return 0
-
-    def _sizes(self) -> list[tuple[int, int]]:
-        """Sizes of images that are tried, that which gave a map alone once it is known."""
-        known = self.image_size or self.noise_size
-        return [known] if known is not None else [(32, 32), (224, 224)]
-
-    @property
-    def has_map(self) -> bool:
-        """Whether the feature is pooled from a map of more than one position."""
-        return self.map_shape is not None
-
-    @property
-    def map_dim(self) -> int:
-        """E, the channels of the map; 0 without one."""
-        return 0 if self.map_shape is None else self.map_shape[0]
 
     def _reader(self) -> Callable[[Tensor], Tensor]:
         if self._view is not None:
@@ -392,9 +246,6 @@ class Backbone(nn.Module):
         if self.reading is not None:
             self._view = View(self.net, self.reading)
         return self
-
-    def _as_feature(self, feature: Tensor) -> Tensor:
-        return feature if self._dtype is None else feature.float()
 
     def compute_in(self, dtype: torch.dtype) -> Backbone:
         """Weights and arithmetic in another floating-point type, in place, for a network not trained further.
@@ -444,127 +295,14 @@ class Backbone(nn.Module):
 
     def _place(self) -> str:
         if self.reading is None:
-            if self.classifier_name is None:
+            if not self.has_classifier:
                 return "pooled output"
-            path, side = self.classifier_name, "input"
+            paths, side = self.classifier_names, "input"
         else:
-            path, side = self.reading.module, "input" if self.reading.of_input else "output"
-        if not path:
+            paths, side = self.reading.modules, "input" if self.reading.of_input else "output"
+        if paths == ("",):
             return "output of the network"
         token = None if self.reading is None else self.reading.token
         chosen = "" if token is None else f", token {token}"
-        return f"{side} of {path} ({type(self.net.get_submodule(path)).__name__}){chosen}"
-
-
-class Frozen(nn.Module):
-    """A backbone that never changes: eval mode whatever ``train()`` is called, and no gradient.
-
-    The backbone is frozen in place. Outputs are constants that may enter a graph. On CUDA a pass becomes a
-    CUDA graph once its shape has come three times.
-
-    Args:
-        backbone: What is frozen.
-        dtype: Type of its weights and arithmetic, see :meth:`Backbone.compute_in`; None: as they are.
-        compile: Compile the network at its first use; it runs uncompiled, with a warning, where that
-            fails.
-    """
-
-    def __init__(
-        self, backbone: Backbone, *, dtype: torch.dtype | None = None, compile: bool = False
-    ) -> None:
-        super().__init__()
-        self.backbone = backbone.requires_grad_(False)
-        if dtype is not None and dtype != torch.float32:
-            backbone.compute_in(dtype)
-        self.eval()
-        self._passes = GraphedPasses()
-        # the view of a network that stays in eval mode stays good
-        self._compiled: Callable[[Tensor], Tensor] | None = None
-        if compile:
-            self._compiled = torch.compile(backbone._reader())
-
-    def train(self, mode: bool = True) -> Frozen:
-        """Keeps eval mode, so that no BatchNorm statistic moves."""
-        del mode
-        super().train(False)
-        return self
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
-        # it never changes: copies of what it teaches share it
-        return self
-
-    @property
-    def has_classifier(self) -> bool:
-        """Whether there are logits; False for an embedding network."""
-        return self.backbone.has_classifier
-
-    @property
-    def classifier(self) -> nn.Linear:
-        """The frozen layer from feature (B, D) to logits (B, K); raises as :attr:`Backbone.classifier`."""
-        return self.backbone.classifier
-
-    @property
-    def feature_dim(self) -> int:
-        """D, the width of the feature."""
-        return self.backbone.feature_dim
-
-    @property
-    def num_classes(self) -> int:
-        """K, the number of logits; 0 without a classifier."""
-        return self.backbone.num_classes
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) in [0, 1] -> constants (feature (B, D), logits (B, K))."""
-        # Not inference_mode: its tensors can't be saved for a backward pass.
-        with torch.no_grad():
-            if self._compiled is None:
-                found: tuple[Tensor, Tensor] = self._passes("feature", self.backbone, images)
-                return found
-            return self.backbone.with_logits(self._read(self.backbone.prepare(images)))
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Frozen:
-        self._passes.clear()
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
-        return self
-
-    @property
-    def has_map(self) -> bool:
-        """As :attr:`Backbone.has_map`."""
-        return self.backbone.has_map
-
-    @property
-    def map_dim(self) -> int:
-        """As :attr:`Backbone.map_dim`."""
-        return self.backbone.map_dim
-
-    def with_stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
-        """As :meth:`with_map`, and the maps of finer grids, as :meth:`Backbone.with_stages`."""
-
-        def look(images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
-            feature, found, stages = self.backbone.with_stages(images)
-            return *self.backbone.with_logits(feature), found, stages
-
-        with torch.no_grad():
-            return self._passes("stages", look, images)
-
-    def with_map(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Images (B, C, H, W) in [0, 1] -> constants: feature (B, D), logits (B, K), map (B, E, h, w)."""
-
-        def look(images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-            feature, found = self.backbone.with_map(images)
-            return *self.backbone.with_logits(feature), found
-
-        with torch.no_grad():
-            return self._passes("map", look, images)
-
-    def _read(self, x: Tensor) -> Tensor:
-        if self._compiled is not None:
-            try:
-                return self.backbone._as_feature(self._compiled(x))
-            except Exception as error:  # of the compiler, of which there may be none
-                feature = self.backbone.read(x)  # the network's own are raised here
-                reason = first_line(error)
-                warnings.warn(f"{self.backbone.name}: not compiled ({reason})", stacklevel=2)
-                self._compiled = None
-                return feature
-        return self.backbone.read(x)
+        where = " and ".join(f"{path} ({type(self.net.get_submodule(path)).__name__})" for path in paths)
+        return f"{side} of {where}{chosen}"

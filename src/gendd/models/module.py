@@ -12,9 +12,11 @@ from torch import nn
 
 from gendd.errors import UserError, typed_line
 from gendd.files import import_name, is_python_name, user_path
-from gendd.models.backbone import Backbone, Frozen
-from gendd.models.feature import find_size, fits, sample_images
+from gendd.models.backbone import Backbone
+from gendd.models.feature import fits
+from gendd.models.frozen import Frozen
 from gendd.models.network import Network, Wanted, assemble, square
+from gendd.models.trial import find_size, sample_images
 
 FAMILY = "module"
 _METHODS = ("forward_features", "forward_head", "get_classifier")
@@ -79,7 +81,8 @@ def wrap(
         feature: Dotted name of a Linear layer, whose input is the feature and which is the classifier;
             or of any other module, whose output is: maps (B, C, H, W) averaged over H and W, tokens
             (B, N, D) over N, or token ``n`` alone for ``NAME[n]``; ``output`` is the network's own
-            output. None: the input of the Linear layer that gives the network's output.
+            output. None: the input of the Linear layer, or of the 1x1 convolution of one pixel, that gives
+            the network's output, or of the two whose outputs' mean it is.
         classifier: Use the classifier; False makes it an embedding network.
         mean: Numbers subtracted from images in [0, 1], one for each of the network's channels; None:
             those of a timm network's ``pretrained_cfg``, else 0.

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
-from torch import nn
+from torch import Tensor, nn
 
 from gendd.errors import UserError, first_line
+from gendd.models.affine import with_classes
 from gendd.models.backbone import Backbone
 from gendd.models.downloads import unfetched
-from gendd.models.feature import Reading, find, find_size, sample_images
+from gendd.models.feature import find
+from gendd.models.trial import find_size, sample_images
+from gendd.models.view import Reading
 
 DEFAULT_MEAN = 0.5
 DEFAULT_STD = 0.25
@@ -113,25 +116,27 @@ def assemble(
         channels = (wanted.channels,)
     count, size, only = find_size(net, channels, wanted.input_size or side, name)
     images = sample_images(net, count, size)
-    reading = find(net, images, name, wanted.feature, wanted.classifier)
+    reading = find(net, images, name, wanted.feature, wanted.classifier, own)
     made = Network(net, count, mean, std, pretrained_classes=pretrained_classes)
-    made.reading, made.classifier = reading, reading.classifier is not None
+    made.reading, made.classifier = reading, bool(reading.classifier)
     made.image_size = size if only else square(wanted.input_size)
-    if own and reading.classifier is not None:
-        layer = net.get_submodule(reading.classifier)
-        assert isinstance(layer, nn.Linear)
-        if layer.out_features != wanted.num_classes:
+    if own and made.classifier:
+        for path in reading.classifier:
+            layer = net.get_submodule(path)
+            outputs = len(cast(Tensor, layer.weight))
+            if outputs == wanted.num_classes:
+                continue
             if not reading.final:
                 raise UserError(
-                    f"{name}: expected a classifier of {wanted.num_classes} classes, got "
-                    f"{reading.classifier!r} of {layer.out_features} outputs; give the module before "
-                    "it as feature, or classifier false for its input alone."
+                    f"{name}: expected a classifier of {wanted.num_classes} classes, got {path!r} of "
+                    f"{outputs} outputs; give the module before it as feature, or classifier false for its "
+                    "input alone."
                 )
-            fresh = nn.Linear(layer.in_features, wanted.num_classes, bias=layer.bias is not None)
-            net.set_submodule(reading.classifier, fresh)
+            net.set_submodule(path, with_classes(layer, wanted.num_classes))
     elif own and reading.of_input and not wanted.classifier:
-        net.set_submodule(reading.module, nn.Identity())
-        made.stripped = (reading.module,)
+        for path in reading.modules:
+            net.set_submodule(path, nn.Identity())
+        made.stripped = reading.modules
     return made
 
 

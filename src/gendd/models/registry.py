@@ -20,8 +20,9 @@ from gendd.config import ModelConfig
 from gendd.errors import UserError, did_you_mean, first_line
 from gendd.files import is_python_name, user_path
 from gendd.models import cifar, huggingface, module, timm_networks, torchvision_networks
-from gendd.models.backbone import Backbone, Frozen
+from gendd.models.backbone import Backbone
 from gendd.models.feature import FeatureNetwork
+from gendd.models.frozen import Frozen
 from gendd.models.network import DEFAULT_MEAN, DEFAULT_STD, Network, Wanted, assemble, square
 from gendd.models.projector import project
 from gendd.models.weights import load_weights, saved_backbone

@@ -8,10 +8,12 @@ from typing import Any, cast
 import torch
 from torch import nn
 
-from gendd.errors import UserError
+from gendd.errors import UserError, first_line
 from gendd.models.downloads import hub_or_cache
-from gendd.models.feature import FeatureNetwork, fits, no_classifier, sample_images, still
+from gendd.models.feature import FeatureNetwork, find, fits
 from gendd.models.network import Network, Wanted, assemble, square, unbuilt, without_weights
+from gendd.models.trial import sample_images, still
+from gendd.models.view import Reading
 
 
 def names() -> list[str]:
@@ -63,8 +65,8 @@ def create(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserEr
         made.image_size = square(wanted.input_size)
         if not wanted.classifier:
             made.classifier, made.feature_dim = False, _width(net, images, name)
-        elif not fits(net, images):
-            raise no_classifier(net, images, f"timm/{name}")
+        else:
+            made.reading = _reading(net, images, name)
     if settings.get("fixed_input_size"):
         made.image_size = (height, width)
     if not wanted.classifier:
@@ -108,6 +110,19 @@ def _built(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserEr
             end = f" with {channels} channels" + (f" and input_size {wanted.input_size}" if sized else "")
             raise unbuilt("timm", name, error, end) from error
     return net
+
+
+def _reading(net: nn.Module, images: torch.Tensor, name: str) -> Reading | None:
+    """How the feature is read where the classifier is not a Linear layer on what the network tells."""
+    try:
+        return None if fits(net, images) else find(net, images, f"timm/{name}", own=True)
+    except UserError:
+        raise
+    except Exception as error:  # of the network's own code
+        raise UserError(
+            f"timm/{name}: expected an input_size that it takes, got {images.shape[-1]} "
+            f"({first_line(error)}); leave it out, or give another."
+        ) from error
 
 
 def _width(net: nn.Module, images: torch.Tensor, name: str) -> int:

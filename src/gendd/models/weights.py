@@ -21,6 +21,7 @@ from gendd.files import check_code, read_text, user_path
 from gendd.messages import say
 from gendd.models.backbone import Backbone
 from gendd.models.described import checked
+from gendd.models.feature import ADDED
 
 _SHOWN = 3
 
@@ -106,6 +107,8 @@ def load_state(backbone: Backbone, state: Mapping[str, Tensor], path: str | Path
         UserError: as :func:`load_weights`, once the file is read.
     """
     own = backbone.net.state_dict()
+    # what was added to a network to read it no file of its library has
+    state = {key: value for key, value in own.items() if key.startswith(f"{ADDED}.")} | dict(state)
     state = _own_classifier(backbone, own, state)
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = sorted(key for key in state if key not in own)
@@ -273,10 +276,11 @@ def _own_classifier(
 def _check_classes(
     backbone: Backbone, state: Mapping[str, Tensor], reshaped: Sequence[str], path: str | Path
 ) -> None:
-    weight, bias = (f"{backbone.classifier_name}.{suffix}" for suffix in ("weight", "bias"))
-    if weight in reshaped and set(reshaped) <= {weight, bias}:
-        classes, *width = state[weight].shape
-        if width == [backbone.feature_dim]:
+    names = backbone.classifier_names
+    weights, biases = ([f"{name}.{suffix}" for name in names] for suffix in ("weight", "bias"))
+    if names and set(weights) <= set(reshaped) <= {*weights, *biases}:
+        classes, *width = state[weights[0]].shape
+        if width == list(backbone.net.state_dict()[weights[0]].shape[1:]):
             raise OtherClassesError(
                 f"{path}: its {backbone.name} has {classes} classes, not the expected "
                 f"{backbone.num_classes}: give weights trained on those classes.",

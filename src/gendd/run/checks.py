@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
@@ -17,11 +17,13 @@ from gendd.files import is_python_name
 from gendd.messages import say
 from gendd.methods import Method, Pretraining, build_method
 from gendd.models import Backbone, teacher_class_names
-from gendd.models.feature import still
 from gendd.models.registry import check_name
+from gendd.models.trial import still
 from gendd.run.networks import student_network
 from gendd.run.settings import is_taught, methods_of, sees_labels, trains_teacher
 from gendd.training import choose_monitor
+
+_LARGEST_SIDE = 1024
 
 
 def check_names(config: RunConfig, networks: Mapping[str, nn.Module]) -> None:
@@ -110,15 +112,37 @@ def _are_numbers(names: list[str]) -> bool:
 
 def _check_size(backbone: Backbone, data: Data, role: str) -> None:
     """Raise :class:`UserError` where a network can't take images of the data's size."""
-    images = torch.zeros(2, data.channels, data.image_size, data.image_size, device=backbone.mean.device)
+    error = _failure(backbone, data.channels, data.image_size)
+    if error is not None:
+        least = _least_side(lambda side: _failure(backbone, data.channels, side) is None, data.image_size)
+        taken = "" if least is None else f", but of {least}"
+        raise UserError(
+            f"{role}.input_size: expected a size that {backbone.name} takes, as it can't take images of "
+            f"{data.image_size} pixels{taken} ({first_line(error)}); set it, or data.image_size."
+        ) from error
+
+
+def _failure(backbone: Backbone, channels: int, side: int) -> Exception | None:
+    images = torch.zeros(2, channels, side, side, device=backbone.mean.device)
     try:
         with still(backbone.net):
             backbone.features(images)
     except Exception as error:  # of the network's own code
-        raise UserError(
-            f"{role}.input_size: expected a size that {backbone.name} takes, as it can't take images of "
-            f"{data.image_size} pixels ({first_line(error)}); set it, or data.image_size."
-        ) from error
+        return error
+    return None
+
+
+def _least_side(takes: Callable[[int], bool], refused: int) -> int | None:
+    """The least side above a refused one that is taken, if all above it are; None where none tried is."""
+    doubled = (refused << times for times in range(1, 11) if refused << times <= _LARGEST_SIDE)
+    side = next(filter(takes, doubled), None)
+    if side is None:
+        return None
+    refused = side // 2
+    while side - refused > 1:
+        middle = (side + refused) // 2
+        side, refused = (middle, refused) if takes(middle) else (side, middle)
+    return side
 
 
 def _check_labels(name: str, method: Method, config: RunConfig, data: Data) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from gendd.errors import UserError
 from gendd.models import Backbone
-from gendd.models.feature import sample_images, still
+from gendd.models.trial import sample_images, still
 
 
 def resolve_device(name: str, key: str = "training.device") -> torch.device:

@@ -1,0 +1,131 @@
+"""A backbone that never changes.
+
+Shapes: B images, C channels, D feature width, K classes, E channels of the map.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gendd.errors import first_line
+from gendd.models.backbone import Backbone
+from gendd.models.graphs import GraphedPasses
+
+
+class Frozen(nn.Module):
+    """A backbone that never changes: eval mode whatever ``train()`` is called, and no gradient.
+
+    The backbone is frozen in place. Outputs are constants that may enter a graph. On CUDA a pass becomes a
+    CUDA graph once its shape has come three times.
+
+    Args:
+        backbone: What is frozen.
+        dtype: Type of its weights and arithmetic, see :meth:`Backbone.compute_in`; None: as they are.
+        compile: Compile the network at its first use; it runs uncompiled, with a warning, where that
+            fails.
+    """
+
+    def __init__(
+        self, backbone: Backbone, *, dtype: torch.dtype | None = None, compile: bool = False
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone.requires_grad_(False)
+        if dtype is not None and dtype != torch.float32:
+            backbone.compute_in(dtype)
+        self.eval()
+        self._passes = GraphedPasses()
+        # the view of a network that stays in eval mode stays good
+        self._compiled: Callable[[Tensor], Tensor] | None = None
+        if compile:
+            self._compiled = torch.compile(backbone._reader())
+
+    def train(self, mode: bool = True) -> Frozen:
+        """Keeps eval mode, so that no BatchNorm statistic moves."""
+        del mode
+        super().train(False)
+        return self
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
+        # it never changes: copies of what it teaches share it
+        return self
+
+    @property
+    def has_classifier(self) -> bool:
+        """Whether there are logits; False for an embedding network."""
+        return self.backbone.has_classifier
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The frozen layer from feature (B, D) to logits (B, K); raises as :attr:`Backbone.classifier`."""
+        return self.backbone.classifier
+
+    @property
+    def feature_dim(self) -> int:
+        """D, the width of the feature."""
+        return self.backbone.feature_dim
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of logits; 0 without a classifier."""
+        return self.backbone.num_classes
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) in [0, 1] -> constants (feature (B, D), logits (B, K))."""
+        # Not inference_mode: its tensors can't be saved for a backward pass.
+        with torch.no_grad():
+            if self._compiled is None:
+                found: tuple[Tensor, Tensor] = self._passes("feature", self.backbone, images)
+                return found
+            return self.backbone.with_logits(self._read(self.backbone.prepare(images)))
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Frozen:
+        self._passes.clear()
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        return self
+
+    @property
+    def has_map(self) -> bool:
+        """As :attr:`Backbone.has_map`."""
+        return self.backbone.has_map
+
+    @property
+    def map_dim(self) -> int:
+        """As :attr:`Backbone.map_dim`."""
+        return self.backbone.map_dim
+
+    def with_stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
+        """As :meth:`with_map`, and the maps of finer grids, as :meth:`Backbone.with_stages`."""
+
+        def look(images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
+            feature, found, stages = self.backbone.with_stages(images)
+            return *self.backbone.with_logits(feature), found, stages
+
+        with torch.no_grad():
+            return self._passes("stages", look, images)
+
+    def with_map(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Images (B, C, H, W) in [0, 1] -> constants: feature (B, D), logits (B, K), map (B, E, h, w)."""
+
+        def look(images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+            feature, found = self.backbone.with_map(images)
+            return *self.backbone.with_logits(feature), found
+
+        with torch.no_grad():
+            return self._passes("map", look, images)
+
+    def _read(self, x: Tensor) -> Tensor:
+        if self._compiled is not None:
+            try:
+                return self.backbone._as_feature(self._compiled(x))
+            except Exception as error:  # of the compiler, of which there may be none
+                feature = self.backbone.read(x)  # the network's own are raised here
+                reason = first_line(error)
+                warnings.warn(f"{self.backbone.name}: not compiled ({reason})", stacklevel=2)
+                self._compiled = None
+                return feature
+        return self.backbone.read(x)

@@ -1,0 +1,161 @@
+"""Maps of a network beside its feature.
+
+Shapes: B images, C channels, D feature width, E channels of a map of h x w positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from gendd.models.costs import multiply_adds
+from gendd.models.feature import FeatureNetwork
+from gendd.models.maps import as_map, has_positions, stage_names
+from gendd.models.trial import sample_images, still
+from gendd.models.view import Reading, View, tapped
+
+
+class Mapped(nn.Module):
+    """The part of :class:`gendd.models.Backbone` that is of maps."""
+
+    net: nn.Module
+    reading: Reading | None
+    channels: int
+    image_size: tuple[int, int] | None
+    _feature_dim: int
+    mean: Tensor
+    _dtype: torch.dtype | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.noise_size: tuple[int, int] | None = None
+        self._stage_names: list[str] | None = None
+        self._stage_dims: list[int] | None = None
+        self._map_shape: tuple[int, int, int] | Literal["unknown"] | None = "unknown"
+
+    def prepare(self, images: Tensor) -> Tensor:
+        """Images (B, C, H, W) -> the network's input."""
+        raise NotImplementedError
+
+    def with_map(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Images (B, C, H, W) in [0, 1] -> feature (B, D) and the map (B, E, h, w) that it is pooled from.
+
+        Patch tokens are a map too. None of a network without one. Raises as :meth:`features`.
+        """
+        return self.read_with_map(self.prepare(images))
+
+    def read_with_map(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The network's input, as :meth:`prepare` gives it -> as :meth:`with_map`."""
+        if self.reading is not None:
+            view = View(self.net, self.reading, with_map=True)
+            feature, found = view(x), view.map
+        else:
+            net = cast(FeatureNetwork, self.net)
+            maps = net.forward_features(x)
+            feature = net.forward_head(maps, pre_logits=True)
+            last = getattr(net, "output_fmt", "NCHW") == "NHWC"
+            found = as_map(maps, getattr(net, "num_prefix_tokens", None), last)
+        if found is not None:
+            found = self._as_feature(found)
+        return self._as_feature(feature), found
+
+    def with_stages(self, images: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+        """As :meth:`with_map`, and the last map (B, E, h, w) of each coarser grid on the way to it.
+
+        The finest comes first, and the grid of the map itself is left out. A network that keeps one grid, as
+        plain vision transformers do, has none.
+        """
+        taken: dict[str, Tensor] = {}
+        feature, found = self._tapped(taken).with_map(images)
+        return feature, found, [self._as_feature(taken[name]) for name in self._stages()]
+
+    def _tapped(self, taken: dict[str, Tensor]) -> Self:
+        """This one, sharing everything, which puts the maps of its stages into a dictionary."""
+        return self._around(tapped(self.net, self._stages(), taken.__setitem__))
+
+    def _stages(self) -> list[str]:
+        if self._stage_names is None:
+            size = self._sizes()[0] if self.has_map else (0, 0)
+            run = cast("Callable[[], Tensor]", lambda: self.on_noise()[1])
+            self._stage_names = stage_names(self.net, run, size) if self.has_map else []
+        return self._stage_names
+
+    @property
+    def stage_dims(self) -> list[int]:
+        """The channels of the maps that :meth:`with_stages` adds."""
+        if self._stage_dims is None:
+            taken: dict[str, Tensor] = {}
+            self._tapped(taken).on_noise()
+            self._stage_dims = [taken[name].shape[1] for name in self._stages()]
+        return self._stage_dims
+
+    @property
+    def map_shape(self) -> tuple[int, int, int] | None:
+        """(E, h, w) of the map of an image of the network's own size; None without a map.
+
+        The network is run once to see it; of a network of any size on 32 pixels a side, or 224.
+        """
+        if self._map_shape == "unknown":
+            found = self.on_noise()[1]
+            self._map_shape = None
+            if found is not None and has_positions(found):
+                self._map_shape = found.shape[1], found.shape[2], found.shape[3]
+        return self._map_shape
+
+    def on_noise(self) -> tuple[Tensor, Tensor | None]:
+        """What :meth:`with_map` gives of images of noise, in eval mode, of a size that makes a map if any."""
+        last: tuple[Tensor, Tensor | None] | None = None
+        for size in self._sizes():
+            with still(self.net):
+                try:
+                    last = self.read_with_map(sample_images(self.net, self.channels, size))
+                except Exception:  # too small for the network
+                    continue
+            if has_positions(last[1]):
+                self.noise_size = size
+                break
+        return last if last is not None else (self.mean.new_zeros(1, self._feature_dim), None)
+
+    def expect(self, size: tuple[int, int]) -> Self:
+        """Be told of the size (H, W) that images come in: maps and costs are then those of that size."""
+        self.noise_size, self._map_shape = size, "unknown"
+        self._stage_names = self._stage_dims = None
+        return self
+
+    def noise_cost(self) -> int:
+        """Multiply-adds of one image of the size of :meth:`on_noise`."""
+        self.on_noise()
+        for size in dict.fromkeys([*self._sizes(), (32, 32), (224, 224)]):
+            try:
+                return multiply_adds(self.net, sample_images(self.net, self.channels, size)[:1])
+            except Exception:  # too small for the network, or not its size
+                continue
+        return 0
+
+    def _sizes(self) -> list[tuple[int, int]]:
+        """Sizes of images that are tried, that which gave a map alone once it is known."""
+        known = self.image_size or self.noise_size
+        return [known] if known is not None else [(32, 32), (224, 224)]
+
+    @property
+    def has_map(self) -> bool:
+        """Whether the feature is pooled from a map of more than one position."""
+        return self.map_shape is not None
+
+    @property
+    def map_dim(self) -> int:
+        """E, the channels of the map; 0 without one."""
+        return 0 if self.map_shape is None else self.map_shape[0]
+
+    def _as_feature(self, feature: Tensor) -> Tensor:
+        return feature if self._dtype is None else feature.float()
+
+    def _around(self, net: nn.Module) -> Self:
+        """A shallow copy with another network."""
+        copy = object.__new__(type(self))
+        copy.__dict__.update(self.__dict__)
+        copy._modules = {**self._modules, "net": net}
+        return copy

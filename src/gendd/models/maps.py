@@ -1,0 +1,93 @@
+"""Maps of a network: what comes before its feature is pooled, and where in it they are.
+
+Shapes: B images, D or E channels, h x w positions, N tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def first_tensor(output: Any) -> Tensor:
+    """The tensor of a module's output, or the first one of a tuple or mapping."""
+    values = output.values() if isinstance(output, Mapping) else output
+    if isinstance(values, Tensor):
+        return values
+    return next(value for value in values if isinstance(value, Tensor))
+
+
+def as_map(output: Tensor, prefix: int | None = None, channels_last: bool = False) -> Tensor | None:
+    """What comes before pooling as a map (B, D, h, w); None of a vector.
+
+    Args:
+        output: (B, D, h, w), or tokens (B, N, D).
+        prefix: Tokens in front that are of no position; None: so many that the others form a square.
+        channels_last: Whether a map is (B, h, w, D).
+    """
+    if output.dim() == 3:
+        count = output.shape[1]
+        if prefix is None:
+            prefix = next((k for k in range(9) if count > k and math.isqrt(count - k) ** 2 == count - k), 0)
+        tokens = output[:, prefix:].transpose(1, 2)
+        side = math.isqrt(tokens.shape[-1])
+        shape = (side, side) if side * side == tokens.shape[-1] else (tokens.shape[-1], 1)
+        output = tokens.reshape(*tokens.shape[:2], *shape)
+    elif channels_last and output.dim() == 4:
+        output = output.permute(0, 3, 1, 2)
+    return output if output.dim() == 4 else None
+
+
+def has_positions(found: Tensor | None) -> bool:
+    """Whether there is a map (B, D, h, w) of more than one position."""
+    return found is not None and found.shape[-1] * found.shape[-2] > 1
+
+
+def pooled(output: Tensor, token: int | None) -> Tensor:
+    if output.dim() == 4:
+        return F.adaptive_avg_pool2d(output, 1).flatten(1)
+    if output.dim() == 3:
+        return output.mean(1) if token is None else output[:, token].clone()
+    if output.dim() == 2:
+        return output.clone()
+    raise ValueError(f"an output of shape {tuple(output.shape)}")
+
+
+def stage_names(net: nn.Module, run: Callable[[], Tensor], size: tuple[int, int]) -> list[str]:
+    """The modules that give the last map of each grid finer than the final one, the finest grid first.
+
+    Of the modules of one grid the last of those that lie least deep is taken: a stage's output, not what a
+    block of the next stage makes of it first.
+
+    Args:
+        net: The network.
+        run: Runs it once on images of one size and gives the final map (B, E, h, w).
+        size: (H, W) of the images, of which a map's grid is a whole part.
+    """
+    seen: dict[tuple[int, int], tuple[int, str]] = {}
+
+    def note(name: str, output: Any) -> None:
+        if not isinstance(output, Tensor) or output.dim() != 4:
+            return
+        grid, depth = (output.shape[2], output.shape[3]), name.count(".")
+        # attention weights of as many queries as keys are no map, nor are channels that come last
+        steps = [-(-side // max(1, round(side / cells))) for side, cells in zip(size, grid, strict=True)]
+        if steps == list(grid) and depth <= seen.get(grid, (depth, ""))[0]:
+            seen[grid] = depth, name
+
+    handles = [
+        module.register_forward_hook(lambda _, __, out, name=name: note(name, out))
+        for name, module in net.named_modules()
+        if name
+    ]
+    try:
+        final = run()
+    finally:
+        for handle in handles:
+            handle.remove()
+    finer = [grid for grid in seen if grid[0] > final.shape[2]]
+    return [seen[grid][1] for grid in sorted(finer, reverse=True)]

@@ -1,0 +1,81 @@
+"""A network run on noise: what images it takes.
+
+Shapes: B images, C channels, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from gendd.errors import UserError, first_line
+
+# Sides of square images, in the order they are tried on a network whose own is unknown.
+_SIDES = (32, 64, 128, 224, 256, 299, 384, 448, 518, 28, 16, 8)
+
+
+@contextmanager
+def still(net: nn.Module) -> Iterator[None]:
+    """Eval mode without gradients; every module's mode and the random state are put back."""
+    modes = [(part, part.training) for part in net.modules()]
+    net.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+def sample_images(net: nn.Module, channels: int, size: tuple[int, int]) -> Tensor:
+    """Two normalised images (2, C, H, W) of noise, in the network's type and on its device."""
+    noise = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
+    for value in net.parameters():
+        if value.is_floating_point():
+            return noise.to(value)
+    return noise
+
+
+def find_size(
+    net: nn.Module, channels: Sequence[int], side: int | None, name: str
+) -> tuple[int, tuple[int, int], bool]:
+    """What images a network takes, by trying.
+
+    Args:
+        net: The network.
+        channels: Numbers of channels that come into question, the likeliest first.
+        side: Its own side in pixels, if that is known.
+        name: What it is called.
+
+    Returns:
+        Its number of channels, a size (H, W) it takes, and whether it takes that size only.
+
+    Raises:
+        UserError: it takes none of those tried.
+    """
+    reason = ""
+    for count in channels:
+        for tried in (side,) if side is not None else _SIDES:
+            failure = _failure(net, count, tried)
+            if failure is None:
+                only = all(_failure(net, count, other) is not None for other in (tried // 2, 2 * tried))
+                return count, (tried, tried), only
+            reason = reason or failure
+    shapes = " or ".join(map(str, channels))
+    sides = str(side) if side is not None else f"{min(_SIDES)} to {max(_SIDES)}"
+    raise UserError(
+        f"{name}: expected a network of images (B, C, H, W), got none for {shapes} channels and sides of "
+        f"{sides} pixels ({reason}); give its input_size, or its channels."
+    )
+
+
+def _failure(net: nn.Module, channels: int, side: int) -> str | None:
+    try:
+        with still(net):
+            net(sample_images(net, channels, (side, side)))
+    except Exception as error:  # whatever a foreign network raises at images it does not take
+        return first_line(error)
+    return None
