@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -169,3 +170,15 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
             assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_an_interruption_that_is_lost_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gendd.cli.signals._AGAIN", 0.02)
+    stop = Stop(process=False)
+    with pytest.raises(KeyboardInterrupt), stop.on_signals():
+        with suppress(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(10)
+        pytest.fail("nothing was raised")
+    assert (stop.number, signal.getitimer(signal.ITIMER_REAL)) == (signal.SIGINT, (0.0, 0.0))
+    assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL

@@ -11,6 +11,8 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+# seconds
+_AGAIN = 3.0
 _UNTOUCHED = (signal.SIG_DFL, signal.default_int_handler)
 
 
@@ -47,7 +49,10 @@ class Stop:
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Raise KeyboardInterrupt at the first signal, whatever else is raised after it; end at the next."""
+        """Raise KeyboardInterrupt at the first signal, whatever else is raised after it; end at the next.
+
+        Where that is lost, as in what runs while an object is deleted, it is raised again some seconds later.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
@@ -60,8 +65,16 @@ class Stop:
                 self.tell()
                 os._exit(self.code)
             self.number = number
+            if timed:
+                signal.setitimer(signal.ITIMER_REAL, _AGAIN, _AGAIN)
             raise KeyboardInterrupt
 
+        def again(number: int, frame: FrameType | None) -> None:
+            raise KeyboardInterrupt
+
+        timed = hasattr(signal, "setitimer") and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
+        if timed:
+            held[signal.SIGALRM] = signal.signal(signal.SIGALRM, again)
         for name in _NAMES:
             number = getattr(signal, name, None)
             # what is ignored stays so, as with nohup
@@ -74,6 +87,8 @@ class Stop:
                 raise KeyboardInterrupt from error
             raise
         finally:
+            if timed:
+                signal.setitimer(signal.ITIMER_REAL, 0)
             # what comes while the process ends is no traceback either
             if self.number is None or not self.process:
                 for number, handler in held.items():
