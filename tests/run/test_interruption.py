@@ -175,10 +175,14 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
 def test_an_interruption_that_is_lost_is_raised_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gendd.cli.signals._AGAIN", 0.02)
     stop = Stop(process=False)
-    with pytest.raises(KeyboardInterrupt), stop.on_signals():
-        with suppress(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(10)
-        pytest.fail("nothing was raised")
+
+    def lose() -> None:
+        with stop.on_signals():
+            with suppress(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+
+    with pytest.raises(KeyboardInterrupt):
+        lose()
     assert (stop.number, signal.getitimer(signal.ITIMER_REAL)) == (signal.SIGINT, (0.0, 0.0))
     assert signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
