@@ -107,6 +107,15 @@ def test_plain_values_hold_no_tuples_and_share_nothing() -> None:
     assert config.training.loggers == ["csv", "tensorboard"]
 
 
+def test_configurations_share_nothing() -> None:
+    first = from_dict({}, RunConfig)
+    first.baselines.append("kl")
+    first.training.loggers.append("wandb")
+    first.training.milestones.append(3)
+    first.data.batch_size = 5
+    assert from_dict({}, RunConfig) == RunConfig()
+
+
 def test_sections_have_their_own_defaults() -> None:
     first, second = RunConfig(), RunConfig()
     first.training.milestones.append(1)
