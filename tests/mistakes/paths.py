@@ -96,7 +96,7 @@ _GOOD = {
 }
 # of these each, of the others every third one
 _ALL = ("--config", "--out", "predict's images", "--student.weights")
-_QUICK = ("evaluate", "predict", "predict's images", "compare", "--student.weights")
+_QUICK = ("evaluate", "predict", "predict's images", "compare")
 
 
 def cases() -> Iterator[Case]:
