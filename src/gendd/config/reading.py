@@ -187,7 +187,7 @@ def plain_values(path: Path, name: str) -> dict[str, Any]:
     except Exception as error:  # PyYAML raises whatever its constructors do
         reason = " ".join(str(error).split())
         if isinstance(error, OSError):
-            reason = f"{error.strerror}: check the path."
+            reason = f"{error.strerror}; check the path."
         elif isinstance(error, (UnicodeDecodeError, RecursionError)):
             reason = (
                 "it is not UTF-8." if isinstance(error, UnicodeDecodeError) else "it is nested too deeply."
