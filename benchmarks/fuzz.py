@@ -266,7 +266,7 @@ def fuzz(name: str, minutes: float, tally: Any) -> None:
                 with contextlib.redirect_stderr(nowhere), contextlib.redirect_stdout(nowhere):
                     read(example)
             except UserError as error:
-                if "\n" in str(error) or not str(error).strip():
+                if len(str(error).splitlines()) != 1 and place_of(error) not in known:
                     last[0] = example
                     raise AssertionError(f"no single line: {error!r}") from error
             except KeyboardInterrupt:
@@ -295,7 +295,7 @@ def fuzz(name: str, minutes: float, tally: Any) -> None:
                 raise
             except BaseException as error:
                 tally[1] += 1
-                known.add(place_of(error))
+                known.add(place_of(error.__cause__ or error))
                 print(f"--- {name}: {str(last[0])[:3000]}", flush=True)
                 traceback.print_exception(error, limit=-12, file=sys.stdout)
 
