@@ -335,7 +335,9 @@ def test_a_config_beside_weights_may_be_another_library_s(tmp_path: Path) -> Non
         built = build_model(ModelConfig("cifar/resnet8", str(tmp_path)), 4, 1)
         assert (built.input_mean, built.input_std) == ([0.5], [0.25])
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json: expected a readable JSON file; "):
+    with pytest.raises(
+        UserError, match=r"config\.json': expected a readable JSON file, got one that is not "
+    ):
         build_model(ModelConfig("cifar/resnet8", str(tmp_path)), 4, 1)
 
 
