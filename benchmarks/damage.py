@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
-from PIL import Image, ImageSequence
+from PIL import Image
 
 NUMBERS = st.one_of(
     st.sampled_from([0, 1, -1, 2, 3, 255, 2**15, 2**31, 2**63, 2**64, 10**30, -(10**30)]),
@@ -112,7 +112,7 @@ def photograph() -> Image.Image:
     return Image.fromarray(load_sample_image("china.jpg")).resize((64, 43))
 
 
-def encoded(image: Image.Image, folder: Path) -> dict[str, bytes]:
+def encoded(image: Image.Image) -> dict[str, bytes]:
     """The image in every format, by a name of the kind."""
     gray, palette = image.convert("L"), image.quantize(16)
     floats = Image.fromarray(np.asarray(gray, np.float32) / 255)
@@ -136,6 +136,8 @@ def encoded(image: Image.Image, folder: Path) -> dict[str, bytes]:
         "bmp": (image, "BMP", {}),
         "bmp palette": (palette, "BMP", {}),
         "bmp bits": (image.convert("1"), "BMP", {}),
+        "ppm": (image, "PPM", {}),
+        "jpeg 2000": (image, "JPEG2000", {}),
         "tiff": (image, "TIFF", {"exif": turned}),
         "tiff float": (floats, "TIFF", {}),
         **{
@@ -148,6 +150,4 @@ def encoded(image: Image.Image, folder: Path) -> dict[str, bytes]:
         content = io.BytesIO()
         each.save(content, form, **options)
         found[name] = content.getvalue()
-        # sound before it is damaged
-        assert sum(1 for _ in ImageSequence.Iterator(Image.open(content))) >= 1
     return found

@@ -10,6 +10,12 @@ def test_a_user_error_is_a_value_error() -> None:
         raise UserError("what was expected")
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\x0b", "\x1c", "\x85", "\u2028"])
+def test_the_message_is_one_line_whatever_it_names(end: str) -> None:
+    message = str(UserError(f"expected a, got b{end}c; correct it"))
+    assert message == "expected a, got b c; correct it" and len(message.splitlines()) == 1
+
+
 def test_the_nearest_choice_is_named() -> None:
     assert did_you_mean("mixpu", ["mixup", "alpha", "repeats"]) == " Did you mean 'mixup'?"
     assert did_you_mean("resnet2", ["resnet20", "resnet110"]) == " Did you mean 'resnet20'?"

@@ -13,6 +13,10 @@ class UserError(ValueError):
     without a traceback and exits with code 2.
     """
 
+    def __init__(self, message: str) -> None:
+        # names in it may hold anything
+        super().__init__(" ".join(message.splitlines()))
+
 
 class UntrustedCodeError(UserError):
     """A file or folder names code, which was not run."""

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,15 @@ def test_plain_values_hold_no_tuples_and_share_nothing() -> None:
     assert plain["training"]["beta2"] == [0.95, 0.999] and isinstance(plain["training"]["beta2"], list)
     plain["training"]["loggers"].append("wandb")
     assert config.training.loggers == ["csv", "tensorboard"]
+
+
+def test_configurations_share_nothing() -> None:
+    first = from_dict({}, RunConfig)
+    first.baselines.append("kl")
+    first.training.loggers.append("wandb")
+    first.training.milestones.append(3)
+    first.data.batch_size = 5
+    assert from_dict({}, RunConfig) == RunConfig()
 
 
 def test_sections_have_their_own_defaults() -> None:
@@ -327,6 +337,14 @@ def test_a_value_of_another_type_is_refused_in_python_too(section: type[Any], va
     with pytest.raises(UserError) as error:
         section(**values)
     assert f"{key}: expected " in str(error.value) and str(error.value).endswith(f"got {value!r}.")
+
+
+@pytest.mark.parametrize("text", ["a\0b", "caf\ud800", "\udfff/x"])
+def test_text_is_what_a_file_may_be_called(text: str) -> None:
+    for values in ({"data": {"path": text}}, {"student": {"weights": text}}, {"baselines": [text]}):
+        assert "expected text of characters that a file's name can have, got" in refused(values)
+    escaped = os.fsdecode(b"caf\xe9")  # of a file system that is not UTF-8
+    assert from_dict({"data": {"path": escaped}}, RunConfig).data.path == escaped
 
 
 def test_sampling_steps_are_those_of_the_schedule_at_most() -> None:

@@ -160,7 +160,6 @@ _RUNS: dict[str, tuple[Callable[[Place], str], tuple[str, ...]]] = {
     "no student": (_emptied(_WEIGHTS, _STUDENT), ("predict", "evaluate", "export", "probe")),
     "unknown images": (_configured("data.name", "digit"), ("evaluate", "probe")),
     "other images": (_configured("data.name", "folder"), ("evaluate", "probe")),
-    "an unknown teacher": (_configured("teacher.name", "nothing"), ("probe",)),
     "a device that is not there": (_configured("training.device", "cuda"), ("evaluate", "probe")),
 }
 

@@ -100,7 +100,7 @@ def _generated() -> Iterator[Case]:
         values = [*_of_rule(rule, hint), *_of_type(hint)]
         # one of what is twice in a run
         twins = section in ("teacher", "teacher_training")
-        for value in values[:1] if twins else values[number % 2 :: 2]:
+        for value in values[:1] if twins else values[number % 3 :: 3]:
             if (value is None and type(None) in get_args(hint)) or (section, key) == ("", "out"):
                 continue
             number += 1

@@ -201,6 +201,13 @@ def test_a_size_that_a_network_cannot_take_is_told(name: str, size: int) -> None
     assert "give another input_size" in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_path_is_told_from_a_name(tmp_path: Path) -> None:
+    (tmp_path / "weights.pth").touch()
+    for name in (str(tmp_path), str(tmp_path / "weights.pth"), "/dev/null"):
+        with pytest.raises(UserError, match=r"got a path without config\.json and model\.safetensors"):
+            check_name(name)
+
+
 def test_pretrained_weights_that_do_not_exist_are_refused() -> None:
     with pytest.raises(UserError, match="pretrained: expected false for cifar/resnet8"):
         create_backbone("cifar/resnet8", 10, pretrained=True)
@@ -328,7 +335,9 @@ def test_a_config_beside_weights_may_be_another_library_s(tmp_path: Path) -> Non
         built = build_model(ModelConfig("cifar/resnet8", str(tmp_path)), 4, 1)
         assert (built.input_mean, built.input_std) == ([0.5], [0.25])
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(UserError, match=r"config\.json: expected a readable JSON file; "):
+    with pytest.raises(
+        UserError, match=r"config\.json': expected a readable JSON file, got one that is not "
+    ):
         build_model(ModelConfig("cifar/resnet8", str(tmp_path)), 4, 1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -58,13 +59,23 @@ def check(ok: bool, key: str, expected: str, came: object) -> None:
         raise UserError(f"{key}: expected {expected}, got {came!r}.")
 
 
-def check_numbers(key: str, value: Any) -> None:
-    """Raise :class:`UserError` of a config key where a number is one that nothing can use."""
+def check_usable(key: str, value: Any) -> None:
+    """Raise :class:`UserError` of a config key at a number or a text that nothing can use."""
     for each in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(each, float):
             check(math.isfinite(each), key, "a finite number", each)
         elif isinstance(each, int) and not key.endswith("seed"):
             check(abs(each) < MOST, key, f"an integer below {MOST:,}", each)
+        elif isinstance(each, str):
+            check(_is_text(each), key, "text of characters that a file's name can have", each)
+
+
+def _is_text(value: str) -> bool:
+    """Whether the system can be given a text: one without NUL and halves of characters."""
+    try:
+        return b"\0" not in os.fsencode(value)
+    except UnicodeEncodeError:
+        return False
 
 
 def check_section(section: Any, prefix: str, rules: Mapping[str, Rule]) -> None:
@@ -76,7 +87,7 @@ def check_section(section: Any, prefix: str, rules: Mapping[str, Rule]) -> None:
         rules: By key.
     """
     for entry in dataclasses.fields(section):
-        check_numbers(prefix + entry.name, getattr(section, entry.name))
+        check_usable(prefix + entry.name, getattr(section, entry.name))
     for key, rule in rules.items():
         value = getattr(section, key)
         check(_holds(rule, value), prefix + key, rule.expected, value)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args, get_ori
 import yaml
 
 from gendd.config import registry
-from gendd.config.checks import check_numbers
+from gendd.config.checks import check_usable
 from gendd.config.run import _OWN_SECTIONS, RunConfig
 from gendd.errors import UserError, did_you_mean
 from gendd.files import check_code, expanded, read_text
@@ -66,7 +66,7 @@ def check_keys(
             # jsonargparse lets null pass for any type
             raise UserError(f"{prefix}{key}: expected {_words(hints[key])}, got null.")
         else:
-            check_numbers(f"{prefix}{key}", value)
+            check_usable(f"{prefix}{key}", value)
 
 
 def _check_section(name: str, values: Any) -> None:
@@ -187,7 +187,7 @@ def plain_values(path: Path, name: str) -> dict[str, Any]:
     except Exception as error:  # PyYAML raises whatever its constructors do
         reason = " ".join(str(error).split())
         if isinstance(error, OSError):
-            reason = f"{error.strerror}: check the path."
+            reason = f"{error.strerror}; check the path."
         elif isinstance(error, (UnicodeDecodeError, RecursionError)):
             reason = (
                 "it is not UTF-8." if isinstance(error, UnicodeDecodeError) else "it is nested too deeply."

@@ -311,6 +311,12 @@ def _architecture(name: str) -> str:
 
 
 def _unknown(name: str, choices: Sequence[str]) -> UserError:
+    if os.path.exists(name):
+        return UserError(
+            f"{name!r}: expected a network's name, or the folder of a run or a student, got a path without "
+            "config.json and model.safetensors; a file of weights goes beside a name, as student.weights or "
+            "teacher.weights."
+        )
     # of another family rather than of another size
     own = name.rpartition("/")[2]
     choices = [choice for choice in choices if choice.partition("/")[2] == own] or choices

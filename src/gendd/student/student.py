@@ -357,8 +357,11 @@ def load(
         raise none_at(path)
     try:
         config = json.loads(read_text(folder / "config.json"))
-        found = config.get("format") if isinstance(config, dict) else None
-        if found != FORMAT:
+        if not isinstance(config, dict):
+            raise UserError(
+                "expected a folder written by gendd; its config.json holds no section; restore its files."
+            )
+        if (found := config.get("format")) != FORMAT:
             raise UserError(
                 f"expected format {FORMAT}, got {found!r}; if another version wrote it, use that one."
             )
