@@ -29,6 +29,8 @@ import records
 import torch
 from torch import Tensor, nn
 
+from gendd.models.feature import ADDED
+
 RESULTS = Path(__file__).parent / "results" / "families.csv"
 FIELDS = [
     "library",
@@ -134,8 +136,8 @@ def built(name: str, folder: str) -> Any:
 def stir(net: nn.Module) -> None:
     """Draw what is constant at first: the shift of a norm, its statistics, a head of zeros."""
     torch.manual_seed(0)
-    for value in net.parameters():
-        if value.numel() > 1 and float(value.std()) == 0:
+    for key, value in net.named_parameters():
+        if value.numel() > 1 and float(value.std()) == 0 and not key.startswith(ADDED):
             value.add_(0.1 * torch.randn(value.shape))
     for key, value in net.named_buffers():
         if key.endswith("running_mean"):
