@@ -56,7 +56,7 @@ def write(source: Source, path: Path) -> Network:
     except Exception as error:  # of the converter, which raises many kinds
         raise unwritten(source, "a network that torch.onnx can convert", error) from error
     assert made is not None
-    for node in made.model.graph.all_nodes():
+    for node in made.model.graph:
         # how PyTorch came to it: as large as the weights of a small network
         node.metadata_props.clear()
     made.model.metadata_props.clear()
