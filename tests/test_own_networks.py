@@ -183,7 +183,7 @@ def test_a_teacher_of_another_size_type_and_channels(tmp_path: Path) -> None:
         ({"student": {"compile": True}}, "student.compile: expected false (only the frozen teacher has"),
         ({"student": {"classifier": False}}, "student.classifier: expected true (only the frozen teacher"),
         ({"teacher": {"dtype": "fp8"}}, "teacher.dtype: expected one of fp32, bf16, got fp8."),
-        ({"teacher": {"input_size": 0}}, "input_size: expected a positive integer or null, got 0."),
+        ({"teacher": {"input_size": 0}}, "teacher.input_size: expected a positive integer up to 16,384"),
         ({"teacher": {"classifier": False}}, "teacher.classifier: expected true for a teacher that is"),
         ({"teacher": {"feature": "layer4"}}, "Teacher: cifar/resnet20: expected feature to name one of"),
     ],

@@ -108,6 +108,25 @@ def test_plain_values_hold_no_tuples_and_share_nothing() -> None:
     assert config.training.loggers == ["csv", "tensorboard"]
 
 
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"training": {"lr": -1}}, "training.lr: expected a positive number, got -1.0."),
+        ({"teacher_training": {"lr": -1}}, "teacher_training.lr: expected a positive number, got -1.0."),
+        ({"teacher": {"classes": 0}}, "teacher.classes: expected a positive integer or null, got 0."),
+        ({"student": {"std": [0.0]}}, "student.std: expected positive numbers, got [0.0]."),
+        ({"data": {"batch_size": 0}}, "data.batch_size: expected a positive integer or null, got 0."),
+    ],
+)
+def test_a_range_is_told_with_the_section_it_is_of(values: dict[str, Any], message: str) -> None:
+    assert refused(values) == message
+
+
+def test_a_type_of_a_method_s_setting_is_told_in_words() -> None:
+    error = ValueError('Parser key "kd.weight": no. Got value: {}')
+    assert one_line(error) == "kd.weight: expected number, got {}."
+
+
 def test_configurations_share_nothing() -> None:
     first = from_dict({}, RunConfig)
     first.baselines.append("kl")

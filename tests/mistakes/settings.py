@@ -163,7 +163,6 @@ _AT_ODDS = [
     ["--recipe="],
     ["--resume"],
     ["--settings.kd=1"],
-    ["--dkd.temperature=3"],
     ["--data"],
     ["--training.lr"],
     ["--training.lr", "0.1", "0.2"],

@@ -315,3 +315,17 @@ def test_what_trainers_save_beside_the_weights(tmp_path: Path, capsys: pytest.Ca
         UserError, match=r"expected one of 'state_dict', 'state_dict_ema' after .*, got 'ema'"
     ):
         load_weights(backbone, f"{tmp_path / 'ema.pt'}::ema")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_weights_that_are_no_numbers_are_refused(value: float, tmp_path: Path) -> None:
+    backbone = create_backbone("cifar/resnet8x0.25", 3)
+    before = {key: tensor.clone() for key, tensor in backbone.net.state_dict().items()}
+    state = {key: tensor.clone() for key, tensor in before.items()}
+    state["conv1.weight"][0, 0, 0, 0] = value
+    torch.save(state, tmp_path / "odd.pth")
+    with pytest.raises(
+        UserError, match=r"NaN or infinity in 1 of \d+ tensors \(conv1\.weight\); give an earlier"
+    ):
+        load_weights(backbone, tmp_path / "odd.pth")
+    assert all(torch.equal(tensor, before[key]) for key, tensor in backbone.net.state_dict().items())

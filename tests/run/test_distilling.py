@@ -72,6 +72,8 @@ def test_distill_from_python_replaces_parts_of_a_config(
             "Did you mean 'gendd'?",
         ),
         ({"seed": "x"}, "seed: expected integer, got x."),
+        ({"method": {"a": 1}}, "method: expected text, got {'a': 1}."),
+        ({"training": 5}, "training: expected a section (key: value lines), got 5."),
     ],
 )
 def test_distill_from_python_names_what_is_wrong(given: dict[str, Any], message: str) -> None:

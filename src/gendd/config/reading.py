@@ -117,7 +117,23 @@ def from_dict(values: dict[str, Any], section: type[C]) -> C:
         return _built(values, section)
     names = [name for name in values if name not in get_type_hints(RunConfig)]
     settings = {name: _built(values[name], registry.settings_type(name), name) for name in names}
-    return _built({key: value for key, value in values.items() if key not in names}, section, given=settings)
+    own = {key: value for key, value in values.items() if key not in names}
+    try:
+        return _built(own, section, given=settings)
+    except UserError as error:
+        raise _in_its_section(error, own) from error
+
+
+def _in_its_section(error: UserError, values: dict[str, Any]) -> UserError:
+    """The same error with the name of the section it is of, where two are of one kind."""
+    hints = get_type_hints(RunConfig)
+    for name in ("training", "teacher_training", "teacher", "student"):
+        try:
+            _built(values.get(name, {}), hints[name])
+        except UserError as found:
+            if str(found) == str(error):
+                return UserError(f"{name}.{str(error).removeprefix('training.')}")
+    return error
 
 
 def _built(
@@ -272,6 +288,9 @@ def one_line(error: BaseException, section: type[Any] = RunConfig, name: str | N
 def _expected(key: str, section: type[Any]) -> str:
     """What a dotted key of a section takes, in words."""
     hint: Any = section
+    name, _, rest = key.partition(".")
+    if section is RunConfig and rest and name not in get_type_hints(RunConfig) and name in registry.names():
+        hint, key = registry.settings_type(name), rest
     for part in key.split("."):
         hint = get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
     return "another type" if hint is None else _words(hint)

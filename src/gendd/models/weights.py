@@ -130,6 +130,12 @@ def load_state(backbone: Backbone, state: Mapping[str, Tensor], path: str | Path
             f"{path}: expected the weights of {backbone.name}, got {'; '.join(parts)}. "
             "Give the file of this network or the name of the file's."
         )
+    learned = [name for name, _ in backbone.net.named_parameters() if name in state]
+    if odd := [name for name in learned if not bool(state[name].isfinite().all())]:
+        raise UserError(
+            f"{path}: expected finite weights, got NaN or infinity in {len(odd)} of {len(learned)} tensors "
+            f"({', '.join(odd[:_SHOWN])}{', …' if len(odd) > _SHOWN else ''}); give an earlier checkpoint."
+        )
     backbone.net.load_state_dict({**own, **state})
 
 

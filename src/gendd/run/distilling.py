@@ -58,7 +58,7 @@ def distill(
             values[key] = to_dict(describe_module(from_dict(values[key], ModelConfig), value))
         elif dataclasses.is_dataclass(value) and not isinstance(value, type):
             values[key] = to_dict(value)
-        elif isinstance(value, dict):
+        elif isinstance(value, dict) and isinstance(values.get(key, {}), dict):
             values[key] = {**values.get(key, {}), **value}
         elif key in ("teacher", "student"):
             values[key] = {**values[key], **network_of(str(value))}
