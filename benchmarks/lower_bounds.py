@@ -55,7 +55,7 @@ def main() -> int:
     pip = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     gendd = [str(python), "-m", "gendd"]
     out = given.venv / "runs" / "digits"
-    image = out / "digit.png"
+    image = out.parent / "digit.png"
     draw = f"from PIL import Image; Image.new('L', (8, 8)).save({str(image)!r})"
     base, export = pinned(EXTRAS), pinned([EXPORT], base=False)
     for words in (
