@@ -368,6 +368,8 @@ def families(library: str) -> str:
         parameters = f"{int(row['parameters']) / 1e6:.1f} M" if row["parameters"] else "–"
         cells = [row["family"], f"`{row['model']}`" if row["model"] != row["family"] else "", parameters]
         cells += [row[key] or "–" for key in ("size", "width", "feature", "difference", "step")]
+        if "averaged" in row["classifier"]:
+            cells[5] += "; two layers' mean"
         cells.append(f"{int(row['multiply_adds']) / 1e6:,.0f} M" if row["multiply_adds"] else "–")
         lines.append([*cells, row["note"]])
     lines.sort(key=lambda cells: cells[:2])

@@ -46,6 +46,15 @@ def test_every_recipe_is_measured_as_it_is() -> None:
             assert int(row["rows"]) == batch * int(row["tokens"]) * repeats
 
 
+def test_every_network_that_was_seen_gives_its_own_logits_and_learns() -> None:
+    with (ROOT / "benchmarks" / "results" / "families.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    seen = [row for row in rows if not row["note"]]
+    assert all(float(row["difference"]) <= 1e-5 and row["step"] == "yes" for row in seen)
+    assert all("left out" in row["note"] for row in rows if row not in seen)
+    assert {row["library"] for row in seen} == {"timm", "torchvision", "hf"}
+
+
 # --- the CSVs ---
 
 
