@@ -20,7 +20,8 @@ from runs import distil, untimed
 import gendd
 from gendd.cli import main
 from gendd.config import DataConfig
-from gendd.data.tars import find_tars, survey
+from gendd.data.survey import survey
+from gendd.data.tars import find_tars
 from gendd.errors import UserError
 from gendd.files import check_code
 from gendd.methods import GenDD

@@ -345,7 +345,7 @@ def test_validation_images_are_held_out_by_their_keys(settings: dict[str, Any], 
 
 
 def test_no_more_are_held_out_than_needed(settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gendd.data.shards.MOST_HELD_OUT", 5)
+    monkeypatch.setattr("gendd.data.found_shards.MOST_HELD_OUT", 5)
     data = load_data(DataConfig(**settings | {"validation": 0.5}))
     assert data.val is not None and (len(data.val), len(data.train)) == (5, 91)
 

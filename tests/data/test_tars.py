@@ -17,18 +17,15 @@ from test_shards import captioned, labelled, numbers, picture, write_shards, wri
 from gendd.config import DataConfig
 from gendd.data import ImageSet, load_data, train_loader
 from gendd.data.images import Held
+from gendd.data.survey import Contents, Members, images_at, survey
 from gendd.data.tars import (
     BAD_LABEL,
     NO_LABEL,
-    Contents,
-    Members,
     find_tars,
     hash_of,
-    images_at,
     is_remote,
     label_of,
     read_samples,
-    survey,
 )
 from gendd.errors import UserError
 from gendd.run.settings import absolute
@@ -192,7 +189,7 @@ def test_tars_are_looked_through_once(tmp_path: Path, cache: Path, monkeypatch: 
     stored = sorted((tmp_path / "cache" / "shards").iterdir())
     assert [file.suffix for file in stored] == [".npz", ".npz"]
     with monkeypatch.context() as patch:
-        patch.setattr("gendd.data.tars._walked", None)
+        patch.setattr("gendd.data.survey._walked", None)
         again = survey(paths, 0)
     assert [columns(each) for each in again] == [columns(each) for each in first]
     assert [each.url for each in again] == paths and again[0].starts.tolist() == first[0].starts.tolist()
@@ -215,7 +212,7 @@ def test_a_cache_that_cannot_be_written_is_done_without(
 
 
 def test_large_sets_are_looked_through_by_several(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gendd.data.tars._ALONE_BYTES", 0)
+    monkeypatch.setattr("gendd.data.survey._ALONE_BYTES", 0)
     paths = [str(path) for path in write_shards(tmp_path / "s", counts=[3, 1, 4, 1, 5])]
     assert [len(each) for each in survey(paths, 2)] == [3, 1, 4, 1, 5]
 

@@ -12,9 +12,10 @@ from torch import Tensor
 from gendd.config import DataConfig
 from gendd.data.corrupt import Skipped
 from gendd.data.fingerprint import fingerprint
+from gendd.data.found_shards import read_shards
 from gendd.data.images import SMALL, Held, ImageSet, probe, resize_pixels
 from gendd.data.readers import Found, Part, Reader, given_names, reader
-from gendd.data.shards import Shards, read_shards
+from gendd.data.shards import Shards
 from gendd.data.split import long_tail, random_split, stratified_split
 from gendd.errors import UserError
 from gendd.messages import say

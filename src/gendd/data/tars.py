@@ -2,88 +2,28 @@
 
 A sample is the run of files in a tar that share a key: KEY.jpg (or .jpeg, .png, .webp) and, where there are
 labels, KEY.cls with an integer; what else there is (KEY.txt, KEY.json) is left alone.
-Shapes: n samples with an image in one tar.
 """
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
 import glob
 import hashlib
-import itertools
-import json
 import os
 import re
 import tarfile
-import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
-import numpy as np
-import torch
-from numpy.typing import NDArray
-from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
-
-from gendd.data.images import Encoded, Held, cores, probe, watched
-from gendd.data.workers import ignore_interrupts, unchanged
 from gendd.errors import UserError, first_line
-from gendd.files import cache_folder
 
 IMAGE_SUFFIXES = ("jpg", "jpeg", "png", "webp")
 NO_LABEL = -1
 BAD_LABEL = -2
-_PROBED = 4
-_BLOCK = 512
-# below this, starting processes costs more than they save
-_ALONE_BYTES = 256 * 1024**2
-_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error)
+TAR_ERRORS = (tarfile.TarError, OSError, EOFError, ValueError, zlib.error)
 _REMOTE = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
-# as webdataset skips them
-_META = re.compile(r"__[^/]*__($|/)")
-_FORMAT = 1
-
-
-@dataclass(frozen=True)
-class Contents:
-    """What one tar holds: the n samples that have an image, in their order.
-
-    Args:
-        url: Its path or URL.
-        hashes: int64 (n,), uniform in [0, 2⁶³): of the tar's file name and the sample's key.
-        labels: int64 (n,): NO_LABEL where there is none, BAD_LABEL where it is no class number.
-        starts: int64 (n,): byte at which each sample begins; -1 in a tar that is only read from its start.
-        offsets: int64 (n,): byte at which its image begins; -1 likewise.
-        sizes: int64 (n,): bytes of its image.
-        gray: Whether the first few images are all gray.
-        imageless: Number of samples without an image.
-        damage: What is wrong with the tar; empty for a whole one.
-        stray: The first sample without an image, for an error; empty if there is none.
-        odd_label: The first label that is no class number; empty if there is none.
-    """
-
-    url: str
-    hashes: NDArray[np.int64]
-    labels: NDArray[np.int64]
-    starts: NDArray[np.int64]
-    offsets: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    gray: bool
-    imageless: int
-    damage: str
-    stray: str
-    odd_label: str
-
-    def __len__(self) -> int:
-        return len(self.hashes)
-
-
-_COLUMNS = ("hashes", "labels", "starts", "offsets", "sizes")
 
 
 @dataclass(frozen=True)
@@ -117,37 +57,6 @@ class Sample:
 
     def where(self, index: int) -> str:
         return self.place
-
-
-@dataclass(frozen=True)
-class Members:
-    """Images in tars, each read where it lies.
-
-    Args:
-        files: The tars.
-        places: int64 (N, 3): tar, byte and size of each image.
-    """
-
-    files: Sequence[str]
-    places: Tensor
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def read(self, index: int) -> bytes:
-        number, offset, size = self.places[index].tolist()
-        try:
-            with open(self.files[number], "rb") as stream:
-                stream.seek(offset)
-                return stream.read(size)
-        except OSError as error:
-            raise UserError(
-                f"Expected a readable tar file, got {self.files[number]!r} ({error.strerror}); restore it."
-            ) from error
-
-    def where(self, index: int) -> str:
-        number, offset, _ = self.places[index].tolist()
-        return f"the image at byte {offset} of {self.files[number]!r}"
 
 
 # --- which tars --------------------------------------------------------------------------------------
@@ -238,7 +147,7 @@ def read_samples(url: str, begin: int = 0, problems: list[str] | None = None) ->
         stream = gopen(url)
         if begin > 0:
             stream.seek(begin)
-    except _ERRORS as error:
+    except TAR_ERRORS as error:
         problems.append(reason(error))
         return
 
@@ -283,304 +192,3 @@ def reason(error: BaseException) -> str:
     # webdataset appends the streams and URLs it was working on
     text = " ".join(str(error.args[0] if error.args else error).split()).split(" @ ")[0]
     return text or type(error).__name__
-
-
-# --- contents ----------------------------------------------------------------------------------------
-
-
-def survey(urls: Sequence[str], workers: int | None) -> list[Contents]:
-    """What the tars hold, in their order.
-
-    Local, uncompressed tars cost a walk over their headers and labels; the others are read whole. What
-    was found is kept in the user's cache folder, by path, size and time of change (by the URL alone for
-    remote ones).
-
-    Args:
-        urls: The tars.
-        workers: Processes to share the work where it is large; None: as many as there are cores.
-    """
-    known = {url: _remembered(url) for url in urls}
-    missing = [url for url in urls if known[url] is None]
-    if missing:
-        library()
-        loader: DataLoader[Any] = DataLoader(
-            _Surveyor(missing),
-            batch_size=None,
-            num_workers=_helpers(missing, workers),
-            collate_fn=unchanged,
-            worker_init_fn=ignore_interrupts,
-            # given, because the loader would otherwise draw from the global generator
-            generator=torch.Generator(),
-        )
-
-        def steps() -> Iterator[int]:
-            for contents in loader:
-                known[contents.url] = contents
-                _remember(contents)
-                yield 1
-
-        for _ in watched(steps(), len(missing), "Counting the images of the shards"):
-            pass
-    return [contents for contents in known.values() if contents is not None]
-
-
-class _Surveyor(Dataset[Contents]):
-    """Looks tars through, in a loader process."""
-
-    def __init__(self, urls: Sequence[str]) -> None:
-        self.urls = urls
-
-    def __len__(self) -> int:
-        return len(self.urls)
-
-    def __getitem__(self, index: int) -> Contents:
-        url = self.urls[index]
-        return _walked(url) if _can_seek(url) else _streamed(url)
-
-
-def _helpers(urls: Sequence[str], workers: int | None) -> int:
-    local = all(_can_seek(url) for url in urls)
-    if len(urls) == 1 or (local and sum(_bytes(url) for url in urls) < _ALONE_BYTES):
-        return 0
-    return min(len(urls), cores() if workers is None else workers)
-
-
-def _bytes(url: str) -> int:
-    try:
-        return os.path.getsize(url)
-    except OSError:
-        return 0
-
-
-def _can_seek(url: str) -> bool:
-    return not is_remote(url) and url.endswith(".tar")
-
-
-class _Rows:
-    """Gathers the samples of one tar."""
-
-    def __init__(self, url: str) -> None:
-        self.url = url
-        self.rows: list[tuple[int, int, int, int, int]] = []
-        self.grays: list[bool] = []
-        self.imageless = 0
-        self.stray = ""
-        self.odd_label = ""
-
-    def add(self, key: str, label: bytes | None, start: int, offset: int, size: int) -> None:
-        number = label_of(label)
-        if number == BAD_LABEL and label is not None and not self.odd_label:
-            shown = label[:20].decode("utf-8", errors="replace").strip()
-            self.odd_label = f"{shown!r} in sample {key!r} of {self.url!r}"
-        self.rows.append((hash_of(self.url, key), number, start, offset, size))
-
-    def look(self, sample: Sample) -> None:
-        # what can't be decoded is met again when it is used
-        with contextlib.suppress(UserError):
-            self.grays.append(probe(sample)[1])
-
-    def miss(self, sample: dict[str, Any]) -> None:
-        self.imageless += 1
-        suffixes = ", ".join(name for name in sample if not name.startswith("__"))
-        self.stray = self.stray or f"sample {sample['__key__']!r} of {self.url!r} with {suffixes}"
-
-    def contents(self, damage: str) -> Contents:
-        hashes, labels, starts, offsets, sizes = np.array(self.rows, np.int64).reshape(-1, 5).T.copy()
-        gray = bool(self.grays) and all(self.grays)
-        return Contents(
-            url=self.url,
-            hashes=hashes,
-            labels=labels,
-            starts=starts,
-            offsets=offsets,
-            sizes=sizes,
-            gray=gray,
-            imageless=self.imageless,
-            damage=damage,
-            stray=self.stray,
-            odd_label=self.odd_label,
-        )
-
-
-def _walked(url: str) -> Contents:
-    """What a local tar holds, by its headers."""
-    from webdataset.tariterators import group_by_keys
-
-    rows, problems = _Rows(url), list[str]()
-    try:
-        with open(url, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            # webdataset groups the members as it will group their contents
-            members = _members(tar, stream, problems)
-            for sample in group_by_keys(members, handler=lambda error: True):
-                _add_member(rows, tar, sample)
-    except _ERRORS as error:
-        problems.append(reason(error))
-    return rows.contents(problems[0] if problems else "")
-
-
-def _members(tar: tarfile.TarFile, stream: IO[bytes], problems: list[str]) -> Iterator[dict[str, Any]]:
-    """The regular files of a tar that are there whole; what ends them early is told in ``problems``."""
-    size = os.fstat(stream.fileno()).st_size
-    end = 0
-    while (member := tar.next()) is not None:
-        tar.members = []  # type: ignore[attr-defined]  # it would keep them all
-        end = member.offset_data + -(-member.size // _BLOCK) * _BLOCK
-        if member.offset_data + member.size > size:
-            problems.append("it is cut short")
-            return
-        if member.isreg() and not _META.match(member.name):
-            yield {"fname": member.name, "data": member, "__url__": ""}
-    stream.seek(end)
-    mark = stream.read(_BLOCK)
-    if len(mark) < _BLOCK or any(mark):
-        problems.append("a damaged header" if mark and any(mark) else "it is cut short")
-
-
-def _add_member(rows: _Rows, tar: tarfile.TarFile, sample: dict[str, Any]) -> None:
-    def content(member: tarfile.TarInfo) -> bytes:
-        stream = tar.extractfile(member)
-        assert stream is not None
-        return stream.read()
-
-    image = image_of(sample)
-    if image is None:
-        rows.miss(sample)
-        return
-    key = sample["__key__"]
-    start = min(member.offset for name, member in sample.items() if not name.startswith("__"))
-    label = content(sample["cls"]) if "cls" in sample else None
-    if len(rows.grays) < _PROBED:
-        rows.look(Sample(rows.url, key, content(image)))
-    rows.add(key, label, start, image.offset_data, image.size)
-
-
-def _streamed(url: str) -> Contents:
-    """What a tar holds that is only read from its start: remote, or compressed."""
-    rows, problems = _Rows(url), list[str]()
-    for sample in read_samples(url, problems=problems):
-        image = image_of(sample)
-        if image is None:
-            rows.miss(sample)
-            continue
-        key = sample["__key__"]
-        if len(rows.grays) < _PROBED:
-            rows.look(Sample(url, key, image))
-        rows.add(key, sample.get("cls"), -1, -1, len(image))
-    return rows.contents(problems[0] if problems else "")
-
-
-# --- what was found is kept --------------------------------------------------------------------------
-
-
-def _cache_file(url: str) -> Path | None:
-    identity: list[Any] = [_FORMAT, url]
-    if not is_remote(url):
-        try:
-            status = os.stat(url)
-        except OSError:
-            return None
-        identity = [_FORMAT, os.path.abspath(url), status.st_size, status.st_mtime_ns]
-    digest = hashlib.blake2b(repr(identity).encode(errors="surrogateescape"), digest_size=16).hexdigest()
-    return cache_folder() / "shards" / f"{digest}.npz"
-
-
-def _remembered(url: str) -> Contents | None:
-    file = _cache_file(url)
-    if file is None:
-        return None
-    try:
-        with np.load(file, allow_pickle=False) as stored:
-            rest = json.loads(str(stored["rest"]))
-            columns = {name: stored[name] for name in _COLUMNS}
-            return Contents(url=url, **columns, **rest)
-    except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile):
-        return None
-
-
-def _remember(contents: Contents) -> None:
-    file = _cache_file(contents.url)
-    # a connection that failed may hold the next time
-    if file is None or (contents.damage and is_remote(contents.url)):
-        return
-    rest = {
-        field.name: getattr(contents, field.name)
-        for field in dataclasses.fields(contents)
-        if field.name not in ("url", *_COLUMNS)
-    }
-    temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    # without a place to keep it, it is counted again the next time
-    with contextlib.suppress(OSError):
-        file.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with temporary.open("wb") as stream:
-                columns = {name: getattr(contents, name) for name in _COLUMNS}
-                np.savez(stream, rest=np.array(json.dumps(rest)), **columns)
-            temporary.replace(file)
-        finally:
-            temporary.unlink(missing_ok=True)
-
-
-# --- images held -------------------------------------------------------------------------------------
-
-
-def images_at(contents: Sequence[Contents], rows: Tensor) -> Encoded:
-    """The encoded images at ``rows`` of all samples, ascending; those of streamed tars are read now."""
-    counts = torch.tensor([len(each) for each in contents])
-    ends = counts.cumsum(0)
-    shard = torch.searchsorted(ends, rows, right=True)
-    if all(_can_seek(each.url) for each in contents):
-        offsets = torch.from_numpy(np.concatenate([each.offsets for each in contents]))
-        sizes = torch.from_numpy(np.concatenate([each.sizes for each in contents]))
-        places = torch.stack([shard, offsets[rows], sizes[rows]], 1)
-        return Members([each.url for each in contents], places)
-    wanted = (rows - (ends - counts)[shard]).tolist()
-    by_shard: dict[int, list[int]] = {}
-    for number, row in zip(shard.tolist(), wanted, strict=True):
-        by_shard.setdefault(number, []).append(row)
-
-    def read(number: int) -> list[Sample]:
-        return _picked(contents[number], by_shard[number])
-
-    samples: list[Sample] = []
-
-    def join(parts: Iterable[list[Sample]]) -> Iterator[int]:
-        for part in parts:
-            samples.extend(part)
-            yield 1
-
-    with ThreadPoolExecutor(cores()) as pool:
-        for _ in watched(join(pool.map(read, by_shard)), len(by_shard), "Reading images of the shards"):
-            pass
-    return hold([sample.image for sample in samples], [sample.place for sample in samples])
-
-
-def _picked(contents: Contents, rows: Sequence[int]) -> list[Sample]:
-    """The samples at ``rows``, ascending, of a streamed tar."""
-    wanted, problems = set(rows), list[str]()
-    images = (each for each in read_samples(contents.url, problems=problems) if image_of(each) is not None)
-    picked = [
-        Sample(contents.url, each["__key__"], image_of(each))
-        for row, each in enumerate(itertools.islice(images, rows[-1] + 1))
-        if row in wanted
-    ]
-    if len(picked) < len(rows):
-        why = problems[0] if problems else "it has changed"
-        raise UserError(
-            f"Expected {len(rows)} images of {contents.url!r}, got {len(picked)} ({why}); try again."
-        )
-    return picked
-
-
-def hold(images: Sequence[bytes], places: Sequence[str]) -> Held:
-    """Encoded images in memory, and what errors call them."""
-    data = bytearray().join(images)
-    ends = torch.tensor([len(image) for image in images]).cumsum(0)
-    return Held(torch.frombuffer(data, dtype=torch.uint8), ends, _Names(places))
-
-
-@dataclass(frozen=True)
-class _Names:
-    places: Sequence[str]
-
-    def where(self, index: int) -> str:
-        return self.places[index]
