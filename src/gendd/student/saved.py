@@ -15,6 +15,7 @@ from gendd.models.described import SIDE, WIDTH
 from gendd.models.described import checked as checked_backbone
 from gendd.student.generator import FeatureGenerator
 
+FORMAT = 1
 _KEYS = ("backbone", "generator", "readout", "info")
 
 
@@ -89,7 +90,14 @@ def checked(config: Any) -> Described:
     Raises:
         UserError: a key is missing, or a value is of another type or out of range.
     """
-    check(isinstance(config, dict), "config.json", "a section", config)
+    if not isinstance(config, dict):
+        raise UserError(
+            "expected a folder written by gendd; its config.json holds no section; restore its files."
+        )
+    if (found := config.get("format")) != FORMAT:
+        raise UserError(
+            f"expected format {FORMAT}, got {found!r}; if another version wrote it, use that one."
+        )
     for key in _KEYS:
         if key not in config:
             raise UserError(f"config.json lacks {key!r}.")

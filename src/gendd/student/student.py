@@ -20,10 +20,8 @@ from gendd.models import Backbone, create_backbone, wrap
 from gendd.models.projector import project
 from gendd.student import readout as readouts
 from gendd.student.generator import FeatureGenerator
-from gendd.student.saved import check_size, checked
+from gendd.student.saved import FORMAT, check_size, checked
 from gendd.student.uncertainty import PredictiveDistribution, check_samples, decompose, spread
-
-FORMAT = 1
 
 # What files raise that are cut short, are no JSON object, or describe another network than their weights.
 _UNFIT = (
@@ -357,14 +355,6 @@ def load(
         raise none_at(path)
     try:
         config = json.loads(read_text(folder / "config.json"))
-        if not isinstance(config, dict):
-            raise UserError(
-                "expected a folder written by gendd; its config.json holds no section; restore its files."
-            )
-        if (found := config.get("format")) != FORMAT:
-            raise UserError(
-                f"expected format {FORMAT}, got {found!r}; if another version wrote it, use that one."
-            )
         described = checked(config)
         if backbone is None:
             check_code(described.backbone["name"], f"Student {str(folder)!r}")
