@@ -6,7 +6,7 @@ CHECKED := src tests benchmarks examples
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow lint lowest format clean
+.PHONY: help setup demo test coverage test-slow lint lowest format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -32,8 +32,13 @@ setup: $(VENV)/.installed  ## install gendd into .venv
 demo: setup  ## distil a teacher on the embedded digits and write a report
 	$(BIN)/gendd distill --out runs/demo --overwrite
 
-test: $(VENV)/.installed-dev  ## run the tests with coverage
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 --dist loadfile --cov --cov-report=term
+TESTS := -m pytest -n auto --maxprocesses 4 --dist loadfile
+
+test: $(VENV)/.installed-dev  ## run the tests
+	$(BIN)/python $(TESTS)
+
+coverage: $(VENV)/.installed-dev  ## run the tests with coverage, which takes twice as long
+	$(BIN)/python $(TESTS) --cov --cov-report=term
 
 test-slow: $(VENV)/.installed-dev  ## run every recipe's own networks for two steps (half an hour)
 	$(BIN)/python -m pytest -m slow

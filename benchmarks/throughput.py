@@ -29,6 +29,7 @@ from torch import Tensor
 from gendd.config import RunConfig, from_dict
 from gendd.methods import Method, build_method
 from gendd.models import Frozen, create_backbone
+from gendd.models.costs import synchronise
 from gendd.training import autocast_type, overruns, parameter_groups, resolve_device
 
 RESULTS = Path(__file__).parent / "results"
@@ -97,20 +98,15 @@ class Training:
 
     def seconds(self, steps: int) -> float:
         """Mean seconds of a step."""
-        wait(self.device)
+        synchronise(self.device)
         start = time.perf_counter()
         for _ in range(steps):
             loss = self.step()
-        wait(self.device)
+        synchronise(self.device)
         taken = time.perf_counter() - start
         if not bool(torch.isfinite(loss)):
             raise SystemExit("the loss is not finite")
         return taken / steps
-
-
-def wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @contextlib.contextmanager
@@ -137,7 +133,7 @@ def alone(training: Training, base: int) -> tuple[float | str, str]:
     except RuntimeError as error:
         return peak, str(error).splitlines()[0]
     finally:
-        wait(training.device)
+        synchronise(training.device)
     return peak, "none"
 
 

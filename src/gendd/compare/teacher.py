@@ -20,6 +20,7 @@ from torch import Tensor
 
 from gendd.config import ModelConfig
 from gendd.models import Frozen
+from gendd.models.costs import synchronise
 from gendd.models.module import digest
 
 _HALF = torch.float16
@@ -145,7 +146,7 @@ class RecordedTeacher(Frozen):
 
     def _compute(self, images: Tensor, kind: _Kind) -> _Answer:
         found: list[Tensor | None] = []
-        _synchronise(images)
+        synchronise(images.device)
         start = time.perf_counter()
         if kind == "stages":
             feature, logits, last, stages = super().with_stages(images)
@@ -155,7 +156,7 @@ class RecordedTeacher(Frozen):
             found = [last]
         else:
             feature, logits = super().forward(images)
-        _synchronise(images)
+        synchronise(images.device)
         seconds = time.perf_counter() - start
         maps = [each for each in found if each is not None]
         kept = [each.to(_HALF) for each in maps]
@@ -294,8 +295,3 @@ def _size(root: Path) -> int:
             except OSError:
                 continue
     return total
-
-
-def _synchronise(images: Tensor) -> None:
-    if images.device.type == "cuda":
-        torch.cuda.synchronize(images.device)

@@ -21,6 +21,7 @@ from gendd.data import Batch, Data, Mixing, load_data, train_loader
 from gendd.errors import UserError, first_line
 from gendd.methods import build_method
 from gendd.models import Frozen
+from gendd.models.costs import synchronise
 from gendd.run.checks import check_names, check_networks
 from gendd.run.experiment import prepared_teacher
 from gendd.run.networks import student_network, teacher_network, with_classes
@@ -79,7 +80,7 @@ class _Shared(Frozen):
                 answer = (*super().with_map(images), [])
             else:
                 answer = (*super().forward(images), None, [])
-            _wait(images.device)
+            synchronise(images.device)
             last = self._last[kind] = images, answer, time.perf_counter() - start
         self.spent += time.perf_counter() - start
         self.charged += last[2]
@@ -108,7 +109,7 @@ class _Feed:
         batch = next(self._batches).to(self.device)
         labels = batch.labels if sees_labels(self.config, self.data) else None
         images, labels = self.mixing(batch.images, labels, torch.Generator().manual_seed(0))
-        _wait(self.device)
+        synchronise(self.device)
         self.seconds = time.perf_counter() - start
         return Batch(images, labels)
 
@@ -169,7 +170,7 @@ class _Runner:
         if training.clip_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.method.parameters(), training.clip_grad_norm)
         self.optimiser.step()
-        _wait(device)
+        synchronise(device)
         seconds = time.perf_counter() - start + sum(loading[: self.accumulate])
         if self.teacher is not None:
             seconds += self.teacher.charged - self.teacher.spent
@@ -258,8 +259,3 @@ def scaled(measured: Mapping[str, float], known: Mapping[str, float]) -> dict[st
     ratios = [known[name] / seconds for name, seconds in measured.items() if name in known]
     factor = statistics.median(ratios) if ratios else 1.0
     return {name: known.get(name, factor * seconds) for name, seconds in measured.items()}
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

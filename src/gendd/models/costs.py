@@ -63,15 +63,16 @@ def latency(fn: Callable[[Tensor], object], images: Tensor, *, warmup: int = 3, 
         for _ in range(warmup):
             fn(images)
         for _ in range(repeats):
-            _synchronise(images.device)
+            synchronise(images.device)
             start = time.perf_counter()
             fn(images)
-            _synchronise(images.device)
+            synchronise(images.device)
             seconds.append(time.perf_counter() - start)
     return statistics.median(seconds) / images.shape[0]
 
 
-def _synchronise(device: torch.device) -> None:
+def synchronise(device: torch.device) -> None:
+    """Wait until a device has done all it was given."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
