@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
@@ -9,9 +10,22 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 _UNTOUCHED = (signal.SIG_DFL, signal.default_int_handler)
+
+
+def _send(number: int) -> None:
+    """Send a signal to the main thread, which it wakes where that can be."""
+    main = threading.main_thread().ident
+    if main is not None and hasattr(signal, "pthread_kill"):
+        signal.pthread_kill(main, number)
+    else:
+        _thread.interrupt_main(signal.Signals(number))
 
 
 class Stop:
@@ -51,7 +65,7 @@ class Stop:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        owner, held = os.getpid(), {}
+        owner, held, unraisable = os.getpid(), {}, sys.unraisablehook
 
         def stop(number: int, frame: FrameType | None) -> None:
             if os.getpid() != owner:  # a process started by this one
@@ -62,11 +76,20 @@ class Stop:
             self.number = number
             raise KeyboardInterrupt
 
+        def lost(args: UnraisableHookArgs) -> None:
+            if self.number is None:
+                unraisable(args)
+            elif isinstance(args.exc_value, KeyboardInterrupt):
+                # raised in a destructor, which nothing leaves: once more when that is over
+                number, self.number = self.number, None
+                threading.Timer(0.01, _send, (number,)).start()
+
         for name in _NAMES:
             number = getattr(signal, name, None)
             # what is ignored stays so, as with nohup
             if number is not None and signal.getsignal(number) in _UNTOUCHED:
                 held[number] = signal.signal(number, stop)
+        sys.unraisablehook = lost
         try:
             yield
         except BaseException as error:
@@ -76,5 +99,6 @@ class Stop:
         finally:
             # what comes while the process ends is no traceback either
             if self.number is None or not self.process:
+                sys.unraisablehook = unraisable
                 for number, handler in held.items():
                     signal.signal(number, handler)
