@@ -162,6 +162,25 @@ def test_a_second_signal_ends_the_process_at_once_in_one_line() -> None:
     assert done.stderr.startswith("gendd: interrupted; ") and done.stderr.count("\n") == 1
 
 
+def test_a_signal_in_a_destructor_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
+    class Loader:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def command(loader: Loader) -> None:
+        with stop.on_signals():
+            del loader
+            time.sleep(10)
+
+    stop, hook = Stop(process=False), sys.unraisablehook
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        command(Loader())
+    assert time.monotonic() - start < 5
+    assert stop.code == 128 + signal.SIGTERM
+    assert sys.unraisablehook is hook and capsys.readouterr().err == ""
+
+
 def test_a_signal_that_is_ignored_stays_so() -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:

@@ -59,8 +59,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         with stop.on_signals(), trusted_code(None if trusted else named):
             code = _dispatch(words)
-        # some commands have a line of their own
-        return code if stop.number is None else stop.code
+        # some commands answer Ctrl-C themselves; others may have ended before they could be stopped
+        return stop.code if code == 130 else code
     except UserError as error:
         print(f"gendd: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

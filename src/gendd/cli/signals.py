@@ -9,6 +9,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
 # seconds
@@ -51,12 +55,12 @@ class Stop:
     def on_signals(self) -> Iterator[None]:
         """Raise KeyboardInterrupt at the first signal, whatever else is raised after it; end at the next.
 
-        Where that is lost, as in what runs while an object is deleted, it is raised again some seconds later.
+        Where that is lost, as in what runs while an object is deleted, it is raised again a little later.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        owner, held = os.getpid(), {}
+        owner, held, unraisable = os.getpid(), {}, sys.unraisablehook
 
         def stop(number: int, frame: FrameType | None) -> None:
             if os.getpid() != owner:  # a process started by this one
@@ -75,11 +79,20 @@ class Stop:
         timed = hasattr(signal, "setitimer") and signal.getsignal(signal.SIGALRM) is signal.SIG_DFL
         if timed:
             held[signal.SIGALRM] = signal.signal(signal.SIGALRM, again)
+
+        def lost(args: UnraisableHookArgs) -> None:
+            if self.number is None or not isinstance(args.exc_value, KeyboardInterrupt):
+                unraisable(args)
+            elif timed:
+                # raised in a destructor, which nothing leaves: once more when that is over
+                signal.setitimer(signal.ITIMER_REAL, 0.01, _AGAIN)
+
         for name in _NAMES:
             number = getattr(signal, name, None)
             # what is ignored stays so, as with nohup
             if number is not None and signal.getsignal(number) in _UNTOUCHED:
                 held[number] = signal.signal(number, stop)
+        sys.unraisablehook = lost
         try:
             yield
         except BaseException as error:
@@ -91,5 +104,6 @@ class Stop:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             # what comes while the process ends is no traceback either
             if self.number is None or not self.process:
+                sys.unraisablehook = unraisable
                 for number, handler in held.items():
                     signal.signal(number, handler)
