@@ -60,26 +60,23 @@ TRANSFORMERS = (
     "beit",
     "dinov2",
     "regnet",
-    "efficientformer",
     "levit",
     "segformer",
 )
 
 
 def count(name: str) -> int:
-    """Parameters of a network, whose weights are not made; 0 of transformers."""
+    """Parameters of a network, without making its weights; 0 of transformers."""
     import timm
     from torchvision import models
 
     library, _, model = name.partition("/")
     if library == "hf":
         return 0
-    settings: dict[str, Any] = {}
-    if model in ("googlenet", "inception_v3"):
-        settings = {"init_weights": False, "aux_logits": False}
+    if library == "torchvision":
+        return int(next(iter(models.get_model_weights(model))).meta["num_params"])
     with torch.device("meta"):
-        net = timm.create_model(model) if library == "timm" else models.get_model(model, **settings)
-    return sum(value.numel() for value in net.parameters())
+        return sum(value.numel() for value in timm.create_model(model).parameters())
 
 
 def family_of(name: str) -> str:
@@ -215,7 +212,8 @@ def tell(name: str, sender: Connection) -> None:
     try:
         sender.send(look(name))
     except Exception as error:  # of any library's code
-        sender.send({"note": str(error) if isinstance(error, UserError) else typed_line(error)})
+        said = str(error) if isinstance(error, UserError) else typed_line(error)
+        sender.send({"note": said[:300]})
 
 
 def measure(name: str, seconds: int) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendd.errors import UserError
-from gendd.models import Backbone, Frozen
+from gendd.models import Backbone, Frozen, multiply_adds
 from gendd.models.module import wrap
 
 
@@ -90,8 +90,6 @@ def test_reading_leaves_the_network_as_it_is() -> None:
 
 
 def test_the_classifier_is_not_computed_where_the_feature_is_asked_for() -> None:
-    from gendd.models import multiply_adds
-
     net = built()
     backbone = wrap(net)
     assert backbone.reading is not None and backbone.reading.skips
@@ -289,6 +287,25 @@ def test_the_only_size_and_the_channels_of_a_network_are_found() -> None:
     ):
         wrap(Fixed(27))
     assert wrap(Fixed(27), input_size=27).image_size == (27, 27)
+
+
+def test_what_a_network_keeps_of_the_sizes_it_is_tried_at_is_put_back() -> None:
+    class Windowed(Plain):
+        def __init__(self) -> None:
+            super().__init__()
+            self.window = 8
+
+        def forward(self, x: Tensor) -> Any:
+            self.window = min(self.window, x.shape[-1])
+            return super().forward(F.avg_pool2d(x, self.window))
+
+    net = built(Windowed)
+    expected = net(images(32))
+    backbone = wrap(net, input_size=8)
+    wrap(net, channels=3).on_noise()
+    multiply_adds(net, images(4)[:1])
+    torch.testing.assert_close(net(images(32)), expected, rtol=0, atol=0)
+    assert backbone.net.window == 8
 
 
 def test_a_network_that_is_no_image_network_is_refused_in_one_line() -> None:

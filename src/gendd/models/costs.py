@@ -11,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from gendd.models.trial import still
+
 
 def count_parameters(module: nn.Module) -> int:
     """Number of parameters, frozen ones included, shared ones once; buffers don't count."""
@@ -27,24 +29,20 @@ def multiply_adds(module: nn.Module, images: Tensor) -> int:
         module: Any module that takes ``images`` alone.
         images: (1, C, H, W), or a batch whose cost is shared equally.
     """
-    modes = [(part, part.training) for part in module.modules()]
     learned = [each for each in module.parameters() if each.requires_grad]
     fast_path = torch.backends.mha.get_fastpath_enabled()
-    module.eval()
     torch.backends.mha.set_fastpath_enabled(False)  # one fused operator, which the counter can't see into
     # of a submodule's inputs that need gradients the counter wants their functions, which a parameter has not
     for each in learned:
         each.requires_grad_(False)
     try:
         # likewise torch's fused attention on a CPU, which some versions' counter does not know
-        with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        with still(module), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             module(images)
     finally:
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for each in learned:
             each.requires_grad_(True)
-        for part, training in modes:
-            part.training = training
     flops: int = counter.get_total_flops()
     return flops // (2 * images.shape[0])
 

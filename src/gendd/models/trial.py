@@ -19,15 +19,22 @@ _SIDES = (32, 64, 128, 224, 256, 299, 384, 448, 518, 28, 16, 8)
 
 @contextmanager
 def still(net: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; every module's mode and the random state are put back."""
-    modes = [(part, part.training) for part in net.modules()]
+    """Eval mode without gradients; every module's mode and attributes and the random state are put back.
+
+    Some networks keep what suits the size they saw last, such as a smaller window, and then fail at another.
+    """
+    before = [(part, type(part), dict(part.__dict__)) for part in net.modules()]
     net.eval()
     try:
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             yield
     finally:
-        for part, training in modes:
-            part.training = training
+        for part, kind, attributes in before:
+            # a lazy layer has become another, with attributes of its own
+            if type(part) is kind:
+                part.__dict__.update(attributes)
+            else:
+                part.training = attributes["training"]
 
 
 def sample_images(net: nn.Module, channels: int, size: tuple[int, int]) -> Tensor:
