@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
 
 # before torch is loaded: sums in the same order here and in the processes that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+# a shell that starts the tests in the background has Ctrl-C ignored, which the processes they start inherit
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = [
     "--teacher.name=cifar/resnet8x0.5",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib
+import re
 import struct
 import subprocess
 import sys
@@ -51,7 +52,7 @@ def test_every_network_that_was_seen_gives_its_own_logits_and_learns() -> None:
         rows = list(csv.DictReader(stream))
     seen = [row for row in rows if not row["note"]]
     assert all(float(row["difference"]) <= 1e-5 and row["step"] == "yes" for row in seen)
-    assert all("left out" in row["note"] for row in rows if row not in seen)
+    assert all(re.search("left out|not done in", row["note"]) for row in rows if row not in seen)
     assert {row["library"] for row in seen} == {"timm", "torchvision", "hf"}
 
 

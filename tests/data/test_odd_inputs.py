@@ -196,7 +196,8 @@ def test_a_path_that_is_no_file_is_not_waited_for(name: str, tmp_path: Path) -> 
         "",
         str(tmp_path / "fifo.parquet"),
         "/dev/zero",
-        f"{tmp_path}/a\0b",
         str(tmp_path / ("x" * 300)),
     ):
         load_fails(DataConfig(name, path), "xpected")
+    with pytest.raises(UserError, match=r"data\.path: expected text of characters that a file's name can"):
+        DataConfig(name, f"{tmp_path}/a\0b")

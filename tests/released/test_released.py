@@ -493,7 +493,7 @@ def test_images_of_other_classes_or_channels_are_refused(tmp_path: Path) -> None
         ),
         (
             ["c.pt", "--student", STUDENT, "--teacher", TEACHER],
-            "weights: expected a file, found none at c.pt",
+            "weights: expected a file, found none at 'c.pt'",
         ),
     ],
 )

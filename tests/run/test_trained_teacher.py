@@ -112,8 +112,7 @@ def test_another_teacher_has_another_name(teacher_folder: Callable[..., str]) ->
     from gendd.data import Data
 
     def relabelled(data: Data) -> Data:
-        assert data.train.labels is not None
-        return replace(data, train=replace(data.train, labels=data.train.labels.flip(0)))
+        return replace(data, train=replace(data.train, fingerprint="of other labels"))
 
     def renamed(data: Data) -> Data:
         return replace(data, class_names=[*data.class_names[:-1], "ten"])

@@ -61,8 +61,8 @@ def test_what_no_result_depends_on_may_change_between_a_run_and_its_continuation
         own = getattr(config, section)
         changed = replace(own, device="cuda", loggers=[], progress=True, checkpoint_every=9)
         check_folder(digits_run.folder, replace(config, **{section: changed}), False, True)
-        bound = replace(config, **{section: replace(own, clip_grad_norm=9.0)})
-        with pytest.raises(UserError, match=rf"but {section}\.clip_grad_norm was None and is "):
+        bound = replace(config, **{section: replace(own, momentum=0.5)})
+        with pytest.raises(UserError, match=rf"but {section}\.momentum was 0.9 and is 0.5"):
             check_folder(digits_run.folder, bound, False, True)
     data = replace(config.data, workers=1, in_memory=False)
     check_folder(digits_run.folder, replace(config, data=data), False, True)
