@@ -102,12 +102,12 @@ class Place:
         """The calls that were counted; a training step is one."""
         return self._beside("calls").read_text().splitlines()
 
-    def start(self, n: int = 0, stderr: int | None = None) -> int:
+    def start(self, n: int = 0, pipe: tuple[int, int] | None = None) -> int:
         """Start the run, or go on with it, in a fork of this process, which has imported everything already.
 
         Args:
             n: The counted call to be killed at; 0: none.
-            stderr: An open file in the place of the one that :meth:`ended` reads.
+            pipe: Takes what :meth:`ended` would read: its ends, the reader's and the writer's.
 
         Returns:
             The process, which leads a group of its own.
@@ -124,7 +124,11 @@ class Place:
         try:
             os.setsid()
             os.dup2(said, 1)
-            os.dup2(said if stderr is None else stderr, 2)
+            os.dup2(said, 2)
+            if pipe is not None:
+                os.close(pipe[0])
+                os.dup2(pipe[1], 2)
+                sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
             os.environ["GENDD_CACHE"] = str(self.folder / "cache")
             self._count(calls, n)
             sys.argv[1:] = self._words()

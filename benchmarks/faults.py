@@ -270,12 +270,12 @@ def stop(whole: Whole, number: int, twice: bool, scoring: bool, place: Place, pa
 
 def unread(whole: Whole, place: Place, pace: random.Random) -> Ended:
     reader, writer = os.pipe()
-    child = place.start(stderr=writer)
+    child = place.start(pipe=(reader, writer))
     os.close(writer)
     with os.fdopen(reader) as stream:
         stream.readline()
     code, text = place.ended(child)
-    ended = judged(code, 141, text, place.calls[-1], 0)
+    ended = judged(code, 141, text, "", 0)
     ended.wrong += whole.resumed(place)
     return ended
 
