@@ -166,3 +166,21 @@ def test_folders_beside_train_are_named_or_refused(tmp_path: Path, capsys: Captu
         (folder / "0.png").write_bytes(png(2))
     vehicles = DataConfig("folder", str(tmp_path / "vehicles"))
     load_fails(vehicles, "expected class folders in", "bus/, car/ beside it", "a class itself")
+
+
+@pytest.mark.parametrize("names", [["0", "1", "2", "10"], ["01", "02", "3", "11"], ["7", "70", "100", "101"]])
+def test_numbers_as_folder_names_are_in_their_order_beside_shards(names: list[str], tmp_path: Path) -> None:
+    for number, name in enumerate(names):
+        (tmp_path / "test" / name).mkdir(parents=True)
+        (tmp_path / "test" / name / "0.png").write_bytes(png(10 * number))
+    with tarfile.open(tmp_path / "0.tar", "w") as tar:
+        for index in range(20):
+            for suffix, content in (("png", png(10 * (index % 4))), ("cls", b"%d" % (index % 4))):
+                member = tarfile.TarInfo(f"{index:02}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    config = DataConfig("webdataset", str(tmp_path / "0.tar"), test_path=str(tmp_path / "test"), image_size=8)
+    data = load_data(config)
+    assert data.class_names == names and data.test.labels is not None
+    for index, label in enumerate(data.test.labels.tolist()):
+        assert int(data.test.images([index])[0, 0, 0, 0]) == 10 * label

@@ -15,7 +15,7 @@ from gendd.config import DataConfig
 from gendd.data.corrupt import Skipped
 from gendd.data.fingerprint import fingerprint
 from gendd.data.images import ImageSet, cores, decode, watched
-from gendd.data.readers import Part, by_split, class_numbers, given_names, read_part, untested
+from gendd.data.readers import Part, by_split, class_numbers, given_names, read_part, renumbered, untested
 from gendd.data.shards import Choice, Shards, steps_of
 from gendd.data.survey import Contents, hold, images_at, survey
 from gendd.data.tars import (
@@ -171,7 +171,12 @@ def _paths(config: DataConfig) -> tuple[list[str], list[str], str | list[str] | 
 def _test(given: str | list[str], config: DataConfig) -> tuple[Part, list[str]]:
     """The test or validation images, and their class names where they have any."""
     if isinstance(given, str):
-        return read_part(given, "data.test_path")
+        part, names = read_part(given, "data.test_path")
+        if names and all(name.isdecimal() for name in names):
+            # a cls counts; class folders are in the order of their names: 1, 10, 2
+            counted = sorted(names, key=int)
+            part, names = renumbered(part, names, counted), counted
+        return part, names
     contents = survey(given, config.workers)
     _check_whole(contents, 0.0, "mend them, or give others")
     count = sum(len(each) for each in contents)

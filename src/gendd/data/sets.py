@@ -14,7 +14,7 @@ from gendd.data.corrupt import Skipped
 from gendd.data.fingerprint import fingerprint
 from gendd.data.found_shards import read_shards
 from gendd.data.images import SMALL, Held, ImageSet, probe, resize_pixels
-from gendd.data.readers import Found, Part, Reader, given_names, reader
+from gendd.data.readers import Found, Part, Reader, given_names, reader, renumbered
 from gendd.data.shards import Shards
 from gendd.data.split import long_tail, random_split, stratified_split
 from gendd.errors import UserError
@@ -260,19 +260,12 @@ def _named(found: Found, config: DataConfig) -> Found:
     names = given_names(config.classes, found.train.labels, *others)
     if names != found.class_names and sorted(names) == sorted(found.class_names):
         # the set's own names, in the order that the file tells
-        return _renumbered(found, names)
+        parts = [
+            None if part is None else renumbered(part, found.class_names, names)
+            for part in (found.test, found.val)
+        ]
+        return Found(renumbered(found.train, found.class_names, names), parts[0], names, parts[1])
     return replace(found, class_names=names)
-
-
-def _renumbered(found: Found, names: list[str]) -> Found:
-    """The set with its classes in the order of ``names``."""
-    places = torch.tensor([names.index(name) for name in found.class_names])
-
-    def moved(part: Part) -> Part:
-        return part if part.labels is None else replace(part, labels=places[part.labels])
-
-    test, val = (None if part is None else moved(part) for part in (found.test, found.val))
-    return Found(moved(found.train), test, names, val)
 
 
 def _held_out(found: Found, config: DataConfig) -> tuple[ImageSet, ImageSet | None]:

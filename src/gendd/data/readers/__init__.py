@@ -8,6 +8,7 @@ from gendd.data.readers.common import (
     class_numbers,
     given_names,
     image_files,
+    renumbered,
     untested,
 )
 from gendd.data.readers.registry import reader, readers
@@ -24,5 +25,6 @@ __all__ = [
     "read_part",
     "reader",
     "readers",
+    "renumbered",
     "untested",
 ]

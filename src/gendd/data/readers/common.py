@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from gendd.config import DataConfig
@@ -83,6 +84,14 @@ class Reader:
 def pixel_part(pixels: Tensor, labels: Tensor) -> Part:
     """Decoded images uint8 (n, C, S, S) and their labels (n,)."""
     return Part(len(pixels), labels, lambda indices: pixels.index_select(0, indices))
+
+
+def renumbered(part: Part, names: list[str], wanted: list[str]) -> Part:
+    """The same images, whose classes are called ``names``, with the classes in the order ``wanted``."""
+    if part.labels is None:
+        return part
+    places = torch.tensor([wanted.index(name) for name in names])
+    return replace(part, labels=places[part.labels])
 
 
 def unlabelled(part: Part) -> Part:
