@@ -181,7 +181,9 @@ def test_images_that_changed_since_are_noticed(
     steps["stop"] = 3
     assert main(["distill", "--out", str(tmp_path / "run"), *TINY, *options]) == 130
     change(digit_folder)
-    resume(tmp_path / "run", code=2)
+    config = (tmp_path / "run" / "config.yaml").read_bytes()
+    resume(tmp_path / "run", "--training.lr=0.001", code=2)
+    assert (tmp_path / "run" / "config.yaml").read_bytes() == config
     line = capsys.readouterr().err.splitlines()[-1]
     part = "test" if change is _replace else "training"
     assert "--resume: expected the " in line and f"{part} images that the run in" in line

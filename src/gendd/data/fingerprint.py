@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import re
 from collections.abc import Iterable
 
 import torch
@@ -15,7 +14,6 @@ from gendd.errors import UserError
 
 # as many images, spread over the set, are read
 _READ = 256
-_FOLDERS = re.compile(r"""[^'"]*[/\\]""")
 
 
 def fingerprint(source: Tensor | Encoded, labels: Tensor | None) -> str:
@@ -39,7 +37,9 @@ def fingerprint(source: Tensor | Encoded, labels: Tensor | None) -> str:
 
 def base_name(name: str) -> str:
     """A name without the folders of the path in it: a set that was moved is still the same."""
-    return _FOLDERS.sub("", name)
+    cut = max(name.rfind("/"), name.rfind("\\")) + 1
+    quote = min((name.find(each) for each in "'\"" if each in name[:cut]), default=-1)
+    return name[: quote + 1] + name[cut:] if cut else name
 
 
 def digest(parts: Iterable[str | bytes]) -> str:

@@ -99,11 +99,11 @@ def load_data(config: DataConfig) -> Data:
     """Find the set, split it, and load what is used of it.
 
     Validation images are those that the set has beside its test images, or held out first (stratified where
-    training may see labels), then the rest is
-    made long-tailed by ``imbalance``, then ``train_images`` are drawn from it; all by ``split_seed``
-    alone. Only images that are used are decoded. Whether images are in memory never changes what they
-    are: training images for ``resized-crop`` are decoded ahead only if all have the final size, as crops
-    are taken from the originals; otherwise ``in_memory: true`` holds them encoded.
+    training may see labels); then the rest is made long-tailed by ``imbalance``, then ``train_images`` are
+    drawn from it; all by ``split_seed`` alone. Only images that are used are decoded. Whether images are in
+    memory never changes what they are: training images for ``resized-crop`` are decoded ahead only if all
+    have the final size, as crops are taken from the originals; otherwise ``in_memory: true`` holds them
+    encoded.
 
     A set is RGB as soon as one of the training images looked at has colour: sixteen spread over it, or
     all where those are gray. Every image is converted to that, gray ones of a colour set too.

@@ -111,11 +111,11 @@ def _run(
             "without; data.labels false says that it is meant"
         )
     # before the teacher is trained: a run that is stopped there can be resumed too
-    if resume:
-        adopt(folder, config)
-    else:
+    if not resume:
         claim(folder, config)
     check_images(folder, data, resume)
+    if resume:
+        adopt(folder, config)
     for skipped in data.skipped:
         skipped.record(folder / "logs" / "skipped.txt")
     teacher, teacher_folder = prepared_teacher(config, data, network, device)
