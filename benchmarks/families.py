@@ -1,8 +1,8 @@
 """Networks of every family as teacher and as student: is the feature what the logits are made of?
 
-Of every module of timm's models and of torchvision's the smallest network, of torchvision all others of at
-most 100 M parameters too, and of transformers some families, built from their default configuration. Weights
-are random, those that start out constant too, so that a layer that does nothing yet counts. Each is seen on
+Of every module of timm's models the smallest network, all of torchvision's, and of transformers some
+families, built from their default configuration. Weights are random, those that start out constant too, so
+that a layer that does nothing yet counts. Each is seen on
 noise of the size it wants: whether what its classifier says of the feature is what the network itself says,
 whether a step of GenDD with it as the teacher and as the student gives finite gradients, and what an image
 costs. A process a network; what is in the CSV already is not run again.
@@ -46,7 +46,6 @@ FIELDS = [
     "multiply_adds",
     "note",
 ]
-LARGEST = 100_000_000
 CLASSES = 10
 TRANSFORMERS = (
     "vit",
@@ -112,8 +111,8 @@ def networks(only: str, done: set[str]) -> Iterator[str]:
             except Exception as error:  # of networks that can't be built at all
                 print(f"{name}: {error}", file=sys.stderr)
         for place, name in enumerate(sorted(counts, key=counts.__getitem__)):
-            small = place == 0 or (family.startswith("torchvision/") and counts[name] <= LARGEST)
-            if small and name not in done:
+            wanted = place == 0 or family.startswith("torchvision/")
+            if wanted and name not in done:
                 yield name
 
 
@@ -254,8 +253,7 @@ def main() -> None:
 
     torch.set_num_threads(1)  # a process that forks must not have more
     rows = records.read(RESULTS)
-    kept = [row for row in rows if row["step"] == "yes" or "parameters: left out" in row["note"]]
-    there = kept if arguments.again else rows
+    there = [row for row in rows if row["step"] == "yes"] if arguments.again else rows
     done = {f"{row['library']}/{row[key]}" for row in there for key in ("family", "model")}
     for name in arguments.names or networks(arguments.only, done):
         library, _, model = name.partition("/")
@@ -265,10 +263,7 @@ def main() -> None:
             "model": model,
         }
         row["parameters"] = count(name) or ""
-        if library == "timm" and row["parameters"] > LARGEST:
-            row["note"] = "more than 100 M parameters: left out"
-        else:
-            row |= measure(name, arguments.seconds)
+        row |= measure(name, arguments.seconds)
         key = {each: row[each] for each in ("library", "family", "model")}
         records.replace(RESULTS, FIELDS, key, [row])
         print(name, row.get("difference", ""), row.get("step", ""), row.get("note", ""), flush=True)
