@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import sys
 
+from gendd.processes import launched_rank
+
 
 def say(text: str) -> None:
-    """Print a line at once."""
-    print(text, file=sys.stderr, flush=True)
+    """Print a line at once; of several processes the first one does."""
+    if launched_rank() == 0:
+        print(text, file=sys.stderr, flush=True)

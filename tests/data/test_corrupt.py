@@ -18,6 +18,7 @@ from gendd.data import Batch, Data, ImageSet, eval_loader, load_data, train_load
 from gendd.data.corrupt import Skipped, allowed, substitutes
 from gendd.data.images import Files, decode, probe
 from gendd.errors import UserError
+from gendd.processes import share
 
 COUNT = 12
 
@@ -134,16 +135,19 @@ def test_training_takes_the_next_one(tmp_path: Path, workers: int) -> None:
 def test_what_takes_a_place_is_a_function_of_the_epoch(tmp_path: Path, augment: str) -> None:
     images = replace(_files(tmp_path, (4, 5, 11)), max_corrupt=0.6)
 
-    def epoch(workers: int, rank: int = 0, world_size: int = 1) -> Tensor:
-        config = DataConfig(batch_size=3, workers=workers)
+    def epoch(workers: int, rank: int = 0, world_size: int = 1, size: int = 3) -> Tensor:
+        config = DataConfig(batch_size=size, workers=workers)
         loader = train_loader(
             _data(images, augment), config, seed=0, epoch=3, rank=rank, world_size=world_size
         )
-        return torch.cat([batch.images for batch in loader])
+        return torch.stack([batch.images for batch in loader])
 
-    alone = epoch(0)
-    assert torch.equal(alone, epoch(2))
-    assert torch.equal(alone, torch.cat([epoch(0, rank, 2) for rank in range(2)]))
+    alone = epoch(0, size=6)
+    assert torch.equal(alone, epoch(2, size=6))
+    # two processes share each step's images
+    shares = torch.cat([epoch(0, rank, 2) for rank in range(2)], 1)
+    places = torch.cat([share(6, rank, 2) for rank in range(2)])
+    assert torch.equal(alone[:, places], shares)
 
 
 def test_beyond_the_limit(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from gendd.data.augment import draw_boxes, draw_flips
 from gendd.data.images import Files
 from gendd.data.loading import _generator
 from gendd.errors import UserError
+from gendd.processes import share
 
 
 def _data(count: int, augment: str = "none", labelled: bool = True) -> Data:
@@ -67,7 +68,9 @@ def test_evaluation_gives_everything_once_in_order() -> None:
 
 def test_evaluation_shares_are_disjoint_and_complete() -> None:
     parts = [_labels(list(eval_loader(_data(10).test, 3, rank=rank, world_size=4))) for rank in range(4)]
-    assert parts == [[0, 4, 8], [1, 5, 9], [2, 6], [3, 7]]
+    assert parts == [[0, 1, 2], [3, 4, 5], [6, 7, 8], [9]]
+    parts = [_labels(list(eval_loader(_data(4).test, 3, rank=rank, world_size=3))) for rank in range(3)]
+    assert parts == [[0, 1, 2], [3], []]
 
 
 def test_training_drops_the_part_of_a_batch() -> None:
@@ -107,16 +110,55 @@ def test_iterating_leaves_the_global_generator_alone(tmp_path: Path) -> None:
     assert torch.equal(before, torch.random.get_rng_state())
 
 
-def test_training_shares_are_disjoint_and_equal() -> None:
-    config = DataConfig(batch_size=4)
+@pytest.mark.parametrize("augment", ["none", "crop", "crop-flip", "resized-crop"])
+@pytest.mark.parametrize(("batch_size", "world_size"), [(12, 1), (6, 2), (4, 3), (3, 4), (1, 12)])
+def test_processes_share_each_step(augment: str, batch_size: int, world_size: int) -> None:
+    data = _data(26, augment)
+    whole = list(train_loader(data, DataConfig(batch_size=12), seed=0, epoch=1))
     parts = [
-        _labels(list(train_loader(_data(26), config, seed=0, epoch=1, rank=rank, world_size=3)))
-        for rank in range(3)
+        list(
+            train_loader(
+                data, DataConfig(batch_size=batch_size), seed=0, epoch=1, rank=rank, world_size=world_size
+            )
+        )
+        for rank in range(world_size)
     ]
-    assert [len(part) for part in parts] == [8, 8, 8]
-    assert len({label for part in parts for label in part}) == 24
-    # All ranks cut the same order, which no rank's number changes.
-    assert parts[0] == _labels(list(train_loader(_data(26), config, seed=0, epoch=1)))[:8]
+    assert len(whole) == 2
+    for step, batch in enumerate(whole):
+        given = torch.cat([part[step].images for part in parts])
+        places = torch.cat([share(12, rank, world_size) for rank in range(world_size)])
+        assert torch.equal(batch.images[places], given)
+        assert torch.equal(_of(batch)[places], torch.cat([_of(part[step]) for part in parts]))
+
+
+@pytest.mark.parametrize("augment", ["crop-flip", "resized-crop"])
+def test_augmentation_does_not_depend_on_the_batches(augment: str) -> None:
+    first, second = (
+        torch.cat(
+            [
+                batch.images
+                for batch in train_loader(_data(24, augment), DataConfig(batch_size=size), seed=0, epoch=1)
+            ]
+        )
+        for size in (4, 12)
+    )
+    assert torch.equal(first, second)
+
+
+@pytest.mark.parametrize("augment", ["none", "crop-flip", "resized-crop"])
+@pytest.mark.parametrize("in_memory", [True, False])
+def test_batches_since_one_are_the_rest(augment: str, in_memory: bool, tmp_path: Path) -> None:
+    data = _data(26, augment) if in_memory else _streamed(tmp_path, 26, augment)
+    loader = train_loader(data, DataConfig(batch_size=4, workers=0), seed=0, epoch=1)
+    whole = list(loader)
+    for first in (0, 1, 5, 6):
+        rest = loader.since(first)
+        assert len(rest) == len(whole) == 6
+        found = list(rest)
+        assert len(found) == 6 - first
+        for batch, other in zip(found, whole[first:], strict=True):
+            assert torch.equal(batch.images, other.images)
+            assert batch.labels is None or torch.equal(batch.labels, other.labels)
 
 
 def test_ranks_augment_differently() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import csv
+import dataclasses
 import json
 import math
 import os
@@ -24,6 +25,7 @@ from gendd.data import Data, Mixing, load_data, train_loader
 from gendd.errors import UserError
 from gendd.methods import KD, GenDD, KDConfig, LinearProbe, Method, StepOutput, Supervised
 from gendd.models import Backbone, create_backbone
+from gendd.processes import share
 from gendd.student import Student
 from gendd.training import (
     FitResult,
@@ -874,16 +876,20 @@ def test_a_method_sees_batches_mixed_by_seed_epoch_and_batch(data: Data, tmp_pat
     assert next(seen, None) is None
 
 
-def test_every_rank_mixes_differently(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_processes_mix_what_one_would(data: Data) -> None:
     module = LightningMethod(Supervised(network()), data, settings(), MIXED, 0, False)
-    batch = next(iter(train_loader(data, MIXED, seed=0, epoch=0)))
-    found = []
-    for rank in (0, 1, 0):
-        monkeypatch.setattr(LightningMethod, "global_rank", rank)
-        found.append(module._mixed(batch, 0))
-    first, other, again = found
-    assert torch.equal(first[0], again[0]) and not torch.equal(first[0], other[0])
-    assert not torch.equal(first[0], module._mixed(batch, 1)[0])
+    size = MIXED.batch_of(len(data.train))
+    whole = next(iter(train_loader(data, MIXED, seed=0, epoch=0)))
+    mixed, labels = module._mixed(whole, 0)
+    assert labels is not None and not torch.equal(mixed, module._mixed(whole, 1)[0])
+    half = dataclasses.replace(MIXED, batch_size=size // 2)
+    for rank in range(2):
+        batch = next(iter(train_loader(data, half, seed=0, epoch=0, rank=rank, world_size=2)))
+        own, own_labels = module._mixed(batch, 0)
+        places = share(size, rank, 2)
+        assert own_labels is not None
+        torch.testing.assert_close(own, mixed[places], rtol=0, atol=0)
+        torch.testing.assert_close(own_labels, labels[places], rtol=0, atol=0)
 
 
 def test_without_labels_images_are_mixed_and_labels_stay_unseen(data: Data, tmp_path: Path) -> None:

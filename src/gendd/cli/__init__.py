@@ -26,6 +26,8 @@ from gendd.cli.runs import (
 from gendd.cli.signals import Stop
 from gendd.errors import UserError, did_you_mean
 from gendd.files import expanded, trusted_code
+from gendd.messages import say
+from gendd.processes import launched_rank, world_size
 
 __all__ = ["main", "parse_run"]
 
@@ -62,7 +64,10 @@ def main(arguments: list[str] | None = None) -> int:
         # some commands answer Ctrl-C themselves; others may have ended before they could be stopped
         return stop.code if code == 130 else code
     except UserError as error:
-        print(f"gendd: {' '.join(str(error).split())}", file=sys.stderr)
+        # what fails before the processes have met fails in all of them
+        if launched_rank() == 0 or world_size() > 1:
+            place = f"process {launched_rank()}: " if launched_rank() else ""
+            print(f"gendd: {place}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         stop.tell()
@@ -84,6 +89,12 @@ def main(arguments: list[str] | None = None) -> int:
         )
         return 2
     except (MemoryError, RuntimeError) as error:
+        if _process_lost(error):
+            say(
+                "gendd: a process of this training ended before the others; the last checkpoint is kept. Go "
+                "on with the same command and --resume."
+            )
+            return 1
         if not _out_of_memory(error):
             raise
         print(
@@ -98,6 +109,14 @@ def _out_of_memory(error: Exception) -> bool:
     """Whether Python, torch or a loader's process ran out of memory."""
     signs = ("out of memory", "can't allocate memory", "killed by signal: Killed", "bad_alloc")
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
+
+
+def _process_lost(error: Exception) -> bool:
+    """Whether another process was waited for in vain."""
+    if launched_rank() == 0 and "RANK" not in os.environ:
+        return False
+    signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "TCPStore", "Timed out")
+    return world_size() > 1 and any(sign in str(error) for sign in signs)
 
 
 def _dispatch(words: list[str]) -> int:

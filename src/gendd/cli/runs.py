@@ -24,9 +24,12 @@ def execute_command(command: str, words: list[str]) -> int:
     from rich.console import Console
 
     from gendd import report
+    from gendd.processes import is_first
     from gendd.run import execute
 
     run = execute(config, overwrite=flags.overwrite, resume=flags.resume)
+    if not is_first():
+        return 0
     console = Console()
     report.print_table(run.metrics, console)
     console.print(f"report  {run.report}\nstudent {run.folder / 'student'}", highlight=False, soft_wrap=True)

@@ -11,10 +11,12 @@ from contextlib import contextmanager, suppress
 from types import FrameType
 from typing import TYPE_CHECKING
 
+from gendd.messages import say
+
 if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
-_NAMES = ("SIGINT", "SIGTERM", "SIGHUP")
+_NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 # seconds
 _AGAIN = 3.0
 _UNTOUCHED = (signal.SIG_DFL, signal.default_int_handler)
@@ -45,11 +47,7 @@ class Stop:
         if not self._told:
             self._told = True
             with suppress(OSError):  # a terminal that is gone
-                print(
-                    "gendd: interrupted; what was written is kept. Go on with the same command and --resume.",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                say("gendd: interrupted; what was written is kept. Go on with the same command and --resume.")
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:

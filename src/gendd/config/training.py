@@ -22,6 +22,12 @@ MonitorName = Literal["auto", "top1", "agreement", "diffusion"]
 LEAST_EPOCHS, MOST_EPOCHS, ENOUGH_STEPS = 30, 300, 2000
 
 
+def _names_devices(value: object) -> bool:
+    if isinstance(value, list):
+        return bool(value) and min(value) >= 0 and len({*value}) == len(value)
+    return value == "auto" or (isinstance(value, int) and value >= 1)
+
+
 _RULES = {
     "epochs": or_null(POSITIVE_INTEGER),
     "lr": POSITIVE,
@@ -38,6 +44,8 @@ _RULES = {
     "clip_grad_norm": or_null(POSITIVE),
     "stage1_epochs": INTEGER,
     "checkpoint_every": POSITIVE_INTEGER,
+    "checkpoint_minutes": or_null(POSITIVE),
+    "devices": Rule(_names_devices, "'auto', a positive number, or a list of different CUDA devices"),
 }
 
 
@@ -81,7 +89,15 @@ class TrainingConfig:
             the first of these that the teacher and the labels allow. A method that lacks what is named
             (a baseline has no diffusion loss) is judged as by auto.
         checkpoint_every: Epochs between checkpoints.
+        checkpoint_minutes: Minutes of training between those within an epoch; null: none.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
+        devices: How many train together, a process each, or a list of CUDA devices ([0, 2]). ``auto``: as
+            many as torchrun, srun or PyTorchJob has started, else one.
+        strategy: ``ddp``: each process holds everything; ``fsdp``: each holds a part of the student and of
+            its optimiser's state. ``auto``: ddp.
+        sync_batchnorm: BatchNorm's statistics are those of the batches of all processes (CUDA).
+        scale_lr: What the learning rates are multiplied with: the number of processes (``linear``), its
+            square root (``sqrt``), or 1 (``none``).
         loggers: Any of ``csv``, ``tensorboard``, ``wandb``.
         progress: Show a progress bar; null: when a person watches.
     """
@@ -108,7 +124,12 @@ class TrainingConfig:
     stage1_lr: float = 3e-3
     monitor: MonitorName = "auto"
     checkpoint_every: int = 1
+    checkpoint_minutes: float | None = 10.0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    devices: int | list[int] | Literal["auto"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    sync_batchnorm: bool = False
+    scale_lr: Literal["none", "linear", "sqrt"] = "none"
     loggers: list[Literal["csv", "tensorboard", "wandb"]] = field(
         default_factory=lambda: ["csv", "tensorboard"]
     )

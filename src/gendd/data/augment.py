@@ -6,6 +6,7 @@ Shapes: B images, C channels, H height, W width.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +14,67 @@ from torch import Tensor
 
 _RATIO = (3 / 4, 4 / 3)
 _ATTEMPTS = 10
+
+
+@dataclass(frozen=True)
+class Draws:
+    """How each of n images is varied; drawn at once for an epoch, they don't depend on its batches.
+
+    Args:
+        flips: (n,) bool: mirror left to right.
+        offsets: (n, 2) top and left of crops of the same size, of images padded by ``padding``; None: none.
+        boxes: (n, 4) top, left, height and width of crops that are resized; None: none.
+        padding: Pixels on each side.
+    """
+
+    flips: Tensor
+    offsets: Tensor | None = None
+    boxes: Tensor | None = None
+    padding: int = 0
+
+    def of(self, rows: Tensor) -> Draws:
+        """Those of some of the images."""
+        offsets, boxes = (None if each is None else each[rows] for each in (self.offsets, self.boxes))
+        return Draws(self.flips[rows], offsets, boxes, self.padding)
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """(n, C, H, W) varied: same shape, dtype and device."""
+        if self.offsets is not None:
+            return padded_crop(images, self.padding, self.offsets, self.flips)
+        if self.boxes is not None:
+            return resized_crop(images, self.boxes, self.flips)
+        return images
+
+
+def draw(
+    kind: str,
+    count: int,
+    size: tuple[int, int],
+    generator: torch.Generator,
+    crop_scale: tuple[float, float] = (0.08, 1.0),
+) -> Draws:
+    """How to augment ``count`` images of one size (H, W), each on its own.
+
+    Args:
+        kind: See :func:`augment`.
+        count: How many.
+        size: H, W.
+        generator: Source of the draws, which are made on its device.
+        crop_scale: See :func:`augment`.
+
+    Raises:
+        ValueError: an unknown ``kind``.
+    """
+    if kind in ("crop", "crop-flip"):
+        padding = max(1, max(size) // 8)
+        offsets = torch.randint(0, 2 * padding + 1, (count, 2), generator=generator, device=generator.device)
+        return Draws(draw_flips(count, generator, kind == "crop-flip"), offsets, padding=padding)
+    if kind == "resized-crop":
+        boxes = draw_boxes(count, *size, crop_scale, generator)
+        return Draws(draw_flips(count, generator), boxes=boxes)
+    if kind == "none":
+        return Draws(draw_flips(count, generator, enabled=False))
+    raise ValueError(f"augment: expected none, crop, crop-flip or resized-crop, got {kind!r}.")
 
 
 def augment(
@@ -38,19 +100,8 @@ def augment(
     Raises:
         ValueError: an unknown ``kind``.
     """
-    if kind == "none":
-        return images
-    if kind in ("crop", "crop-flip"):
-        padding = max(1, max(images.shape[-2:]) // 8)
-        offsets = torch.randint(
-            0, 2 * padding + 1, (len(images), 2), generator=generator, device=generator.device
-        )
-        return padded_crop(images, padding, offsets, draw_flips(len(images), generator, kind == "crop-flip"))
-    if kind == "resized-crop":
-        height, width = images.shape[-2:]
-        boxes = draw_boxes(len(images), height, width, crop_scale, generator)
-        return resized_crop(images, boxes, draw_flips(len(images), generator))
-    raise ValueError(f"augment: expected none, crop, crop-flip or resized-crop, got {kind!r}.")
+    height, width = images.shape[-2:]
+    return draw(kind, len(images), (height, width), generator, crop_scale)(images)
 
 
 def draw_flips(count: int, generator: torch.Generator, enabled: bool = True) -> Tensor:

@@ -20,13 +20,14 @@ from torchvision.transforms.v2 import functional as VF
 
 from gendd.config import DataConfig
 from gendd.data.appearance import Appearance
-from gendd.data.augment import augment, draw_boxes, draw_flips
+from gendd.data.augment import augment, draw, draw_boxes, draw_flips
 from gendd.data.corrupt import substitutes
 from gendd.data.images import ImageSet, cores, frame
 from gendd.data.sets import Data
 from gendd.data.shards import STREAMS, Epoch, Shards, steps_of
 from gendd.data.workers import ignore_interrupts, unchanged
 from gendd.errors import UserError
+from gendd.processes import share
 
 _MOST_WORKERS = 8
 
@@ -57,7 +58,6 @@ class _Augmentation:
     crop_scale: tuple[float, float]
     seed: int
     epoch: int
-    rank: int
     interpolation: str = "bilinear"
     appearance: Appearance = field(default_factory=Appearance)
     framing: float | None = None
@@ -114,6 +114,8 @@ class Batches:
         workers: Loader processes where images are decoded or changed one by one; 0 does that in this
             process.
         augmentation: None for images as they are.
+        places: int64: of each of ``order`` its place in the epoch, which decides its augmentation.
+        first: Where iteration begins; the length is that of all.
     """
 
     images: ImageSet
@@ -121,6 +123,12 @@ class Batches:
     batch_size: int
     workers: int
     augmentation: _Augmentation | None
+    places: Tensor | None = None
+    first: int = 0
+
+    def since(self, first: int) -> Batches:
+        """The same, given from batch ``first`` on."""
+        return replace(self, first=first)
 
     def __len__(self) -> int:
         return math.ceil(len(self.order) / self.batch_size)
@@ -131,17 +139,24 @@ class Batches:
         else:
             yield from self._one_by_one()
 
+    def _batches(self, values: Tensor) -> tuple[Tensor, ...]:
+        """Of values a row an image, those of the batches that are given."""
+        left = values[self.first * self.batch_size :]
+        return torch.split(left, self.batch_size) if len(left) else ()
+
     def _from_memory(self) -> Iterator[Batch]:
         how = self.augmentation
-        generator = None if how is None else how.generator("batches", how.rank)
-        for indices in torch.split(self.order, self.batch_size):
-            pixels = self.images.images(indices)
-            if how is not None and generator is not None:
-                pixels = augment(pixels, how.kind, generator, how.crop_scale)
-            yield self._batch(pixels, indices)
+        if how is None or self.places is None:
+            for indices in self._batches(self.order):
+                yield self._batch(self.images.images(indices), indices)
+            return
+        size = self.images.size, self.images.size
+        draws = draw(how.kind, len(self.images), size, how.generator("batches"), how.crop_scale)
+        for indices, places in zip(self._batches(self.order), self._batches(self.places), strict=True):
+            yield self._batch(draws.of(places)(self.images.images(indices)), indices)
 
     def _one_by_one(self) -> Iterator[Batch]:
-        batches = [indices.tolist() for indices in torch.split(self.order, self.batch_size)]
+        batches = [indices.tolist() for indices in self._batches(self.order)]
         # pixels in memory have been decoded: none of them is corrupt
         tally = self.images.tally(len(self.order))
         loader: DataLoader[Any] = DataLoader(
@@ -173,6 +188,10 @@ class ShardBatches:
     """
 
     epoch: Epoch
+
+    def since(self, first: int) -> ShardBatches:
+        """The same, given from batch ``first`` on."""
+        return ShardBatches(replace(self.epoch, first=first))
 
     def __len__(self) -> int:
         return len(self.epoch)
@@ -247,10 +266,10 @@ def train_loader(
 ) -> Batches | ShardBatches:
     """One epoch of shuffled, augmented training batches.
 
-    Every process gets the same number of images, disjoint from the others'; those left over by the
-    division, and the last batch where it is not full, are dropped (others the next epoch). A share
-    smaller than one batch is given as one smaller batch. Shards may also be drawn with replacement, or
-    their epoch be cut to a number of steps.
+    A step's images are its batches of all processes, an equal part for each: the same images, augmented
+    alike, whatever the number of processes they are shared out to (of shards every process reads its own).
+    Those left over at the end are dropped, others the next epoch. A set smaller than a step is given as
+    one smaller step. Shards may also be drawn with replacement, or their epoch be cut to a number of steps.
 
     Args:
         data: The set.
@@ -270,34 +289,29 @@ def train_loader(
         config.crop_scale,
         seed,
         epoch,
-        rank,
         config.crop_interpolation,
         Appearance.from_config(config),
     )
     if isinstance(data.train, Shards):
-        return ShardBatches(_shard_epoch(data.train, how, config, world_size))
-    share = len(data.train) // world_size
-    if share == 0:
+        return ShardBatches(_shard_epoch(data.train, how, config, rank, world_size))
+    own = len(data.train) // world_size
+    if own == 0:
         raise UserError(
             f"Expected at most one training process an image, got {world_size} for {len(data.train)} "
             "training images; start fewer processes, or give more images."
         )
     order = torch.randperm(len(data.train), generator=_generator(seed, epoch, "order"))
-    mine = order[rank * share : (rank + 1) * share]
-    batch_size = config.batch_of(len(data.train))
-    full = share // batch_size * batch_size
-    return Batches(
-        data.train,
-        mine[: full or share],
-        batch_size,
-        _workers(config.workers),
-        how,
-    )
+    batch_size = min(own, config.batch_of(len(data.train)))
+    steps = own // batch_size
+    # of each step's images, which are the same whatever the number of processes
+    whole = torch.arange(steps * batch_size * world_size).view(steps, -1)
+    places = whole[:, share(whole.shape[1], rank, world_size)].flatten()
+    return Batches(data.train, order[places], batch_size, _workers(config.workers), how, places)
 
 
-def _shard_epoch(shards: Shards, how: _Augmentation, config: DataConfig, world_size: int) -> Epoch:
+def _shard_epoch(shards: Shards, how: _Augmentation, config: DataConfig, rank: int, world_size: int) -> Epoch:
     steps, batch_size = steps_of(shards, config, world_size)
-    seeds = torch.randint(2**62, (STREAMS,), generator=how.generator("streams", how.rank))
+    seeds = torch.randint(2**62, (STREAMS,), generator=how.generator("streams", rank))
     return Epoch(
         shards=shards,
         order=torch.randperm(len(shards.urls), generator=how.generator("order")),
@@ -305,7 +319,7 @@ def _shard_epoch(shards: Shards, how: _Augmentation, config: DataConfig, world_s
         vary=how.streamed,
         steps=steps,
         batch_size=batch_size,
-        rank=how.rank,
+        rank=rank,
         resampled=config.resampled,
         buffer=config.shuffle_buffer,
         workers=_workers(config.workers),
@@ -322,14 +336,22 @@ def eval_loader(
         image_set: The images.
         batch_size: B.
         workers: Loader processes where the set streams; None: as many as there are cores, at most 8.
-        rank: This process; it gets images rank, rank + world_size, …
-        world_size: Number of processes. Their numbers of images may differ by one.
+        rank: This process; it gets batches rank, rank + world_size, …
+        world_size: Number of processes. Their numbers of batches may differ by one.
 
     Raises:
         UserError: when iterated, more images that can't be decoded than the set allows.
     """
-    order = torch.arange(rank, len(image_set), world_size)
-    return Batches(image_set, order, batch_size, _workers(workers), None)
+    return _in_order(image_set, torch.arange(len(image_set)), batch_size, workers, rank, world_size)
+
+
+def _in_order(
+    images: ImageSet, order: Tensor, batch_size: int, workers: int | None, rank: int, world_size: int
+) -> Batches:
+    """One process's batches of images in an order."""
+    batches = [each for each in torch.split(order, batch_size) if len(each)][rank::world_size]
+    mine = torch.cat(batches) if batches else order[:0]
+    return Batches(images, mine, batch_size, _workers(workers), None)
 
 
 def _divisor(count: int, most: int) -> int:
@@ -344,6 +366,7 @@ def sample_loader(
     limit: int | None = None,
     workers: int | None = 0,
     framing: float | None = None,
+    part: tuple[int, int] = (0, 1),
 ) -> Batches | ShardBatches:
     """Images as they are, each once at most: all of them, or a number that stands for them.
 
@@ -357,6 +380,7 @@ def sample_loader(
         limit: How many at most; None: all.
         workers: As for :func:`eval_loader`.
         framing: See :class:`ImageSet`; None: the set's own.
+        part: This process, which gets its batches in turn, and the number of processes; of a set only.
 
     Raises:
         UserError: when iterated, more images that can't be decoded than the set allows.
@@ -364,11 +388,11 @@ def sample_loader(
     count = len(images) if limit is None else min(limit, len(images))
     if isinstance(images, ImageSet):
         framed = images if framing is None else replace(images, framing=framing)
-        loader = eval_loader(framed, batch_size, workers)
+        order = torch.linspace(0, len(images) - 1, count).round().long()
         if count == len(images):
-            return loader
-        return replace(loader, order=torch.linspace(0, len(images) - 1, count).round().long())
-    how = _Augmentation("none", (1.0, 1.0), seed=0, epoch=0, rank=0, framing=framing)
+            order = torch.arange(count)
+        return _in_order(framed, order, batch_size, workers, *part)
+    how = _Augmentation("none", (1.0, 1.0), seed=0, epoch=0, framing=framing)
     batch_size = _divisor(count, batch_size)
     epoch = Epoch(
         shards=images,

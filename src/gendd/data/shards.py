@@ -239,6 +239,7 @@ class Epoch:
         workers: Loader processes, at most; 0 reads in this one.
         max_corrupt: The largest share of the training images that may be unreadable, as each process
             counts them in an epoch.
+        first: The batch that iteration begins at; those before it are read and left out.
 
     Raises:
         UserError: when iterated, more unreadable images than that.
@@ -255,6 +256,7 @@ class Epoch:
     buffer: int
     workers: int
     max_corrupt: float
+    first: int = 0
 
     def __len__(self) -> int:
         return self.steps
@@ -263,7 +265,7 @@ class Epoch:
         loader: DataLoader[Any] = DataLoader(
             _Reader(self),
             batch_size=None,
-            num_workers=_helpers(min(self.workers, self.steps)),
+            num_workers=_helpers(min(self.workers, self.steps - self.first)),
             collate_fn=unchanged,
             worker_init_fn=ignore_interrupts,
             # given, because the loader would otherwise draw from the global generator
@@ -321,7 +323,9 @@ class _Reader(IterableDataset[Any]):
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor | None, list[Problem]] | UserError]:
         info = get_worker_info()
-        worker, workers = (0, 1) if info is None else (info.id, info.num_workers)
+        workers = 1 if info is None else info.num_workers
+        # the loader asks worker 0 first
+        worker = (self.epoch.first + (0 if info is None else info.id)) % workers
         tally = Tally(len(self.epoch.shards), self.epoch.max_corrupt)
         streams: dict[int, Iterator[Sample]] = {}
         try:
@@ -330,8 +334,9 @@ class _Reader(IterableDataset[Any]):
                 if number not in streams:
                     streams[number] = self.epoch.stream(number, tally)
                 pixels, labels = self.batch(streams[number], step, tally)
-                yield pixels, labels, tally.problems[:]
-                tally.problems.clear()
+                if step >= self.epoch.first:
+                    yield pixels, labels, tally.problems[:]
+                    tally.problems.clear()
         except UserError as error:
             # returned, not raised: a loader would rewrite its message
             yield error

@@ -11,9 +11,18 @@ def unchanged(batch: Any) -> Any:
     return batch
 
 
+# seconds
+_PATIENCE = 20
+
+
 def ignore_interrupts(worker: int) -> None:
-    """Leave Ctrl-C and a closed terminal to the process that started this one, which ends it."""
+    """Leave Ctrl-C, a closed terminal and a scheduler to the process that started this one, which ends it.
+
+    A scheduler's SIGTERM may reach all processes at once: the other one may need batches until its step ends.
+    """
     del worker
-    for name in ("SIGINT", "SIGHUP"):
+    for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
+    if hasattr(signal, "SIGALRM"):
+        signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_PATIENCE) and None)

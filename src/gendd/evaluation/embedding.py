@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from gendd.data import ImageSet, Shards, sample_loader
 from gendd.evaluation.linear_fit import agreement, choose_classifier
 from gendd.models import Frozen
+from gendd.processes import in_turn, rank, world_size
 from gendd.student import Student
 
 BATCH_SIZE = 256
@@ -54,7 +55,7 @@ def collect_features(
     device: torch.device | str = "cpu",
     workers: int | None = None,
 ) -> Features:
-    """Features of the images as they are (not augmented).
+    """Features of the images as they are (not augmented); several processes share them and get them all.
 
     Args:
         student: In eval mode, on ``device``.
@@ -65,7 +66,10 @@ def collect_features(
         workers: Loader processes of a set that streams.
     """
     parts: dict[str, list[Tensor]] = {entry.name: [] for entry in dataclasses.fields(Features)}
-    for batch in sample_loader(images, BATCH_SIZE, limit, workers):
+    # shards are read by every process
+    shared = isinstance(images, ImageSet)
+    part = (rank(), world_size()) if shared else (0, 1)
+    for batch in sample_loader(images, BATCH_SIZE, limit, workers, part=part):
         batch = batch.to(device)
         own = student.features(batch.images)
         made: dict[str, Tensor | None] = {"own": own, "labels": batch.labels}
@@ -76,7 +80,8 @@ def collect_features(
         for name, value in made.items():
             if value is not None:
                 parts[name].append(value.cpu() if name == "labels" else value.float().cpu())
-    return Features(**{name: torch.cat(rows) if rows else None for name, rows in parts.items()})  # type: ignore[arg-type]
+    found = {name: in_turn(rows) if shared else rows for name, rows in parts.items()}
+    return Features(**{name: torch.cat(rows) if rows else None for name, rows in found.items()})  # type: ignore[arg-type]
 
 
 def embedding_scores(

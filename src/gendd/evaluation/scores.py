@@ -17,9 +17,11 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 
 from gendd.config import ReadoutName
 from gendd.data import ImageSet, eval_loader
+from gendd.data.draws import derive_seed
 from gendd.errors import UserError
 from gendd.evaluation.long_tail import Shots
 from gendd.models import Frozen
+from gendd.processes import rank, total, world_size
 from gendd.student import Student
 
 # from none beyond the student's own to many passes of the head
@@ -73,6 +75,8 @@ def evaluate(
 ) -> dict[ReadoutName, Scores]:
     """Scores of a student's readouts; its feature is computed once for all of them.
 
+    Several processes share the images, and all of them get the scores of all.
+
     Args:
         student: In eval mode, on ``device``.
         images: The set.
@@ -92,24 +96,29 @@ def evaluate(
     meters: dict[str, dict[str, Any]] = {
         name: _meters(classes[name], device) if num_classes in (None, classes[name]) else {} for name in names
     }
-    agreed = {name: 0 for name in names if teacher is not None and teacher.num_classes == classes[name]}
-    generator = torch.Generator(device).manual_seed(seed)
+    agreeing = [name for name in names if teacher is not None and teacher.num_classes == classes[name]]
+    counted = torch.zeros(1 + len(agreeing), dtype=torch.int64, device=device)
+    generator = torch.Generator(device)
     labelled = images.labels is not None
-    seen = 0
-    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
-        loader = eval_loader(images, BATCH_SIZE, workers)
-        for batch in bar.track(loader, total=len(loader), description="evaluating"):
+    part = rank(), world_size()
+    with Progress(console=Console(stderr=True), transient=True, disable=not progress or part[0] > 0) as bar:
+        loader = eval_loader(images, BATCH_SIZE, workers, *part)
+        for number, batch in enumerate(bar.track(loader, total=len(loader), description="evaluating")):
+            # the noise of a batch depends on nothing but its number in the set
+            generator.manual_seed(derive_seed(seed, "evaluation", number * part[1] + part[0]))
             batch = batch.to(device)
-            seen += len(batch.images)
+            counted[0] += len(batch.images)
             features = student.features(batch.images)
-            said = teacher(batch.images)[1].argmax(-1) if teacher is not None and agreed else None
+            said = teacher(batch.images)[1].argmax(-1) if teacher is not None and agreeing else None
             for name in names:
                 logits = student.logits(features, name, generator)
-                if said is not None and name in agreed:
-                    agreed[name] += int((logits.argmax(-1) == said).sum())
+                if said is not None and name in agreeing:
+                    counted[1 + agreeing.index(name)] += (logits.argmax(-1) == said).sum()
                 if batch.labels is not None:
                     for meter in meters[name].values():
                         meter.update(logits, batch.labels)
+    seen, *same = total(counted).tolist()
+    agreed = dict(zip(agreeing, same, strict=True))
     scores: dict[ReadoutName, Scores] = {}
     for name in names:
         meter = meters[name] if labelled else {}

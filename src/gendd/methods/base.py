@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from gendd.errors import UserError
 from gendd.models import Backbone, Frozen
+from gendd.processes import share
 from gendd.student import Student
 
 
@@ -60,6 +61,7 @@ class Method(nn.Module):
         needs_classes: Whether the teacher must have a classifier of the student's classes.
         needs_maps: Whether teacher and student must give maps (see :attr:`gendd.Backbone.has_map`).
         has_diffusion: Whether it has a :meth:`diffusion_loss`.
+        part: Which part of a step's batch this process is given, of how many; see :meth:`draw`.
 
     Raises:
         UserError: teacher or student lack what the method needs.
@@ -76,6 +78,7 @@ class Method(nn.Module):
     needs_classes: ClassVar[bool] = False
     needs_maps: ClassVar[bool] = False
     has_diffusion = False
+    part: tuple[int, int] = (0, 1)
 
     def __init_subclass__(cls, **arguments: Any) -> None:
         super().__init_subclass__(**arguments)
@@ -197,6 +200,34 @@ class Method(nn.Module):
             batches: Of (images, labels) pairs or objects with these attributes; images (B, C, H, W) in
                 [0, 1], labels (B,) or None. No more of them are taken than are needed.
         """
+
+    def draw(
+        self,
+        sample: Callable[..., Tensor],
+        shape: tuple[int, ...],
+        generator: torch.Generator | None,
+        device: torch.device,
+        *,
+        images: int = 0,
+    ) -> Tensor:
+        """Random numbers of a batch; in training those of its part where processes share a step's batch.
+
+        They are drawn for the whole, so that the step is the same however many processes share it.
+
+        Args:
+            sample: ``torch.rand`` or ``torch.randn``.
+            shape: Of what is returned.
+            generator: Its state must be the same in all processes.
+            device: Where.
+            images: The dimension of the images.
+        """
+        rank, world_size = self.part if self.training else (0, 1)
+        whole = list(shape)
+        whole[images] *= world_size
+        drawn = sample(whole, generator=generator, device=device)
+        if world_size == 1:
+            return drawn
+        return drawn.index_select(images, share(whole[images], rank, world_size).to(device))
 
     def undecayed(self) -> Iterator[nn.Parameter]:
         """Parameters that take no weight decay whatever their shape; none by default."""

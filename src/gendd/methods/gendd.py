@@ -6,7 +6,7 @@ Shapes: B images · d student feature · D teacher feature · K classes · R = M
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -352,21 +352,25 @@ class GenDD(Method):
         regularised: bool = True,
     ) -> Any:
         config, device = self.config, targets.device
-        images = targets.shape[0]
         if regularised and config.mixup > 0:
             weight = _beta(config.mixup, generator, device)
-            permutation = torch.randperm(images, generator=generator, device=device)
+            # a permutation that keeps to this process's images (see gendd.processes.share)
+            permutation = torch.arange(len(targets) - 1, -1, -1, device=device)
             targets = tokens.mix(targets, weight, permutation)
             condition = tokens.mix(condition, weight.to(condition.dtype), permutation)
-        rows = images * self.generator.num_tokens * config.repeats
-        u = torch.rand(rows, generator=generator, device=device)
+        rows = (config.repeats, targets.shape[0], self.generator.num_tokens)
+
+        def draw(sample: Callable[..., Tensor], *more: int) -> Tensor:
+            return self.draw(sample, (*rows, *more), generator, device, images=1).flatten(0, 2)
+
+        u = draw(torch.rand)
         if config.time_power != 1:
             u = 1 - (1 - u).pow(config.time_power)
         t = (u * config.timesteps).long().clamp(max=config.timesteps - 1)
-        noise = torch.randn(rows, self.generator.token_width, generator=generator, device=device)
+        noise = draw(torch.randn, self.generator.token_width)
         keep = None
         if regularised and config.condition_dropout > 0:
-            keep = torch.rand(rows, generator=generator, device=device) >= config.condition_dropout
+            keep = draw(torch.rand) >= config.condition_dropout
         return self.generator.loss_rows(targets, condition, t, noise, keep)
 
     def student(self) -> Student:

@@ -74,7 +74,7 @@ class MGD(Distilled):
         target = F.adaptive_avg_pool2d(teacher.map, grid)
         count, channels = source.shape[:2]
         shape = (count, 1, *grid) if self.settings.masked == "positions" else (count, channels, 1, 1)
-        kept = torch.rand(shape, generator=generator, device=source.device) >= self.settings.mask_ratio
+        kept = self.draw(torch.rand, shape, generator, source.device) >= self.settings.mask_ratio
         generated = self.generation(source * kept)
         error = F.mse_loss(generated.float(), target.float(), reduction="sum") / count
         loss: Tensor = self.settings.weight * error

@@ -68,7 +68,9 @@ def create(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserEr
     classes = None
     if weights is not None:
         transforms = weights.transforms()
-        known_input = {"mean": transforms.mean, "std": transforms.std, "side": transforms.crop_size[0]}
+        # some weights are of another size than the network is built for without them
+        side = getattr(net, "image_size", transforms.crop_size[0])
+        known_input = {"mean": transforms.mean, "std": transforms.std, "side": side}
         classes = len(weights.meta["categories"])
     return assemble(
         net, f"torchvision/{name}", wanted, channels=(3,), pretrained_classes=classes, **known_input

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from gendd.files import check_path, locked, trusted_code, write_json, write_text
 from gendd.messages import say
 from gendd.models import Backbone, Frozen, count_parameters, load_weights, teacher_class_names
 from gendd.models.provenance import provenance
+from gendd.processes import barrier, first_then_all, from_first, is_first, rank
 from gendd.report.model_card import write_card
 from gendd.run import exhibits
 from gendd.run.advice import advice, best_on_validation
@@ -31,7 +33,7 @@ from gendd.run.settings import methods_of, sized, trains_teacher
 from gendd.run.teacher import freeze, teacher_run
 from gendd.run.training import Trained, settle_readout, train
 from gendd.student import Student
-from gendd.training import resolve_device, resolve_precision
+from gendd.training import join, resolve_device, resolve_precision, restarted
 
 
 def execute(
@@ -76,12 +78,19 @@ def _execute(
     device = resolve_device(config.training.device)
     for training in (config.training, config.teacher_training):
         resolve_precision(training.precision, device)
-    check_folder(folder, config, overwrite, resume)
+    if restarted() and (folder / "config.yaml").is_file():
+        overwrite, resume = False, True
+    join(config.training, device)
+    from_first(lambda: check_folder(folder, config, overwrite, resume))
     busy = f"Output folder {str(folder)!r}: another run writes there; wait for it, or give another --out."
-    with locked(folder / LOCK, busy):
-        restore(folder)
-        # another may have finished there until now
-        check_folder(folder, config, overwrite, resume)
+    with locked(folder / LOCK, busy) if is_first() else nullcontext():
+
+        def begin() -> None:
+            restore(folder)
+            # another may have finished there until now
+            check_folder(folder, config, overwrite, resume)
+
+        from_first(begin)
         return _run(config, folder, device, resume, networks, teacher_wrapper)
 
 
@@ -95,7 +104,7 @@ def _run(
 ) -> Run:
     check_names(config, networks)
     data = load_data(config.data)
-    network = teacher_network(config, data, networks)
+    network = first_then_all(lambda: teacher_network(config, data, networks))
     data = with_classes(config, data, network)
     say(describe(data))
     if (line := empty_classes(data)) is not None:
@@ -110,14 +119,18 @@ def _run(
             f"data.labels is true, but the training images of {data.name!r} have no labels{kept}: training "
             "without; data.labels false says that it is meant"
         )
-    # before the teacher is trained: a run that is stopped there can be resumed too
-    if not resume:
-        claim(folder, config)
-    check_images(folder, data, resume)
-    if resume:
-        adopt(folder, config)
+
+    def begin() -> None:
+        # before the teacher is trained: a run that is stopped there can be resumed too
+        if not resume:
+            claim(folder, config)
+        check_images(folder, data, resume)
+        if resume:
+            adopt(folder, config)
+
+    from_first(begin)
     for skipped in data.skipped:
-        skipped.record(folder / "logs" / "skipped.txt")
+        skipped.record(folder / "logs" / f"skipped{f'.{rank()}' if rank() else ''}.txt")
     teacher, teacher_folder = prepared_teacher(config, data, network, device)
     if teacher is not None and teacher_wrapper is not None:
         teacher = teacher_wrapper(teacher)
@@ -130,9 +143,13 @@ def _run(
     main = results[config.method].student
     pick = settle_readout(main, config, data, teacher, device)
     main.info |= _info(config, data, teacher)
-    # before the evaluation, which a sampling readout can make long
-    main.save(folder / "student")
+    if is_first():
+        # before the evaluation, which a sampling readout can make long
+        main.save(folder / "student")
     metrics, confusion = measure(config, data, teacher, results, device)
+    if not is_first():
+        barrier()
+        return Run(folder)
     if pick is not None:
         metrics["student"]["readout_pick"] = {"metric": pick.metric, "percent": pick.percent}
     write_card(folder / "student" / "README.md", main, metrics)
@@ -167,6 +184,7 @@ def _run(
     # last: a folder with it is a finished run
     write_json(folder / "metrics.json", metrics)
     finish(folder)
+    barrier()
     return Run(folder)
 
 
@@ -219,12 +237,12 @@ def trained_teacher(config: RunConfig, data: Data, device: torch.device) -> Path
     """The run folder of a teacher trained on the labels, from the cache or trained now."""
     folder, training = teacher_run(config, data, device)
     # two runs that want the same teacher train it once
-    with locked(folder.with_name(folder.name + ".lock")):
-        if (folder / "metrics.json").is_file():
+    with locked(folder.with_name(folder.name + ".lock")) if is_first() else nullcontext():
+        if from_first((folder / "metrics.json").is_file):
             say(f"teacher {config.teacher.name}: cached")
             return folder
         say(f"teacher {config.teacher.name}: training (cached afterwards in {folder})")
-        again = (folder / "config.yaml").is_file()
+        again = from_first((folder / "config.yaml").is_file)
         execute(dataclasses.replace(training, out=str(folder)), resume=again)
     return folder
 

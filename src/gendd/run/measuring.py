@@ -21,6 +21,7 @@ from gendd.evaluation.embedding import embedding_scores
 from gendd.evaluation.long_tail import Shots, shots_of
 from gendd.files import is_python_name
 from gendd.models import Frozen, count_parameters, memory_format
+from gendd.processes import is_first
 from gendd.run.settings import sees_labels
 from gendd.run.training import Trained
 from gendd.student import Student
@@ -188,7 +189,9 @@ class _Measuring:
     def _figures(
         self, student: Student, name: ReadoutName, scores: dict[ReadoutName, Scores]
     ) -> dict[str, Any]:
-        return {**scores[name].as_dict(), **readout_costs(student, name, self.images)}
+        # times are taken in one process while the others wait
+        costs = readout_costs(student, name, self.images) if is_first() else {}
+        return {**scores[name].as_dict(), **costs}
 
 
 def _fitted(result: FitResult) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from gendd.data import Data, train_loader
 from gendd.data.tars import is_remote
 from gendd.files import user_path
 from gendd.messages import say
+from gendd.processes import world_size
+
+_CHECKPOINTS = ("checkpoint_every", "checkpoint_minutes")
 
 # settings that may differ between a run and its continuation, and do not make another teacher
 _FREE = (
@@ -20,7 +23,7 @@ _FREE = (
     | {
         f"{section}.{key}"
         for section in ("training", "teacher_training")
-        for key in ("checkpoint_every", "device", "loggers", "progress")
+        for key in ("device", "devices", "strategy", "loggers", "progress", *_CHECKPOINTS)
     }
 )
 
@@ -32,7 +35,8 @@ SIZED = {"data.batch_size", "training.epochs"}
 def sized(config: RunConfig, data: Data) -> RunConfig:
     """The configuration with batch size and epochs as numbers, for so many training images."""
     batch = config.data.batch_of(len(data.train))
-    batches = len(train_loader(data, dataclasses.replace(config.data, batch_size=batch), seed=0, epoch=0))
+    sizes = dataclasses.replace(config.data, batch_size=batch)
+    batches = len(train_loader(data, sizes, seed=0, epoch=0, world_size=world_size()))
     steps = max(1, batches // config.training.accumulate)
     epochs = config.training.num_epochs(steps)
     if config.training.epochs is None or config.data.batch_size is None:

@@ -18,6 +18,7 @@ from gendd.evaluation.refit import Refit, refit_linear
 from gendd.messages import say
 from gendd.methods import Pretraining, build_method
 from gendd.models import Backbone, Frozen
+from gendd.processes import first_then_all, from_first, same_state
 from gendd.run.networks import student_network
 from gendd.run.settings import sees_labels
 from gendd.student import Student
@@ -54,7 +55,7 @@ def train(
     """
     seen = sees_labels(config, data)
     torch.manual_seed(derive_seed(config.seed, "student"))
-    backbone = student_network(config, data, teacher, given)
+    backbone = first_then_all(lambda: student_network(config, data, teacher, given))
     if config.method == "gendd" and config.training.stage1_epochs > 0:
         assert teacher is not None
         _pretrain(backbone, teacher, config, data, place / "stage1", resume)
@@ -74,7 +75,7 @@ def train(
     student = method.student()
     _settle_mean_time(student, config, data, teacher)
     if config.method != "gendd" or teacher is None or config.gendd.refit == "none":
-        return Trained(student, result)
+        return Trained(_shared(student), result)
     refit = refit_linear(
         student.eval(),
         teacher,
@@ -86,7 +87,16 @@ def train(
         progress=shows_progress(config.training),
     )
     say(str(refit))
-    return Trained(student, result, refit)
+    return Trained(_shared(student), result, refit)
+
+
+def _shared(student: Student) -> Student:
+    """The student as it is in the first of the processes: what all have computed may differ by rounding."""
+    same_state(student)
+    if student.generator is not None:
+        generator = student.generator
+        generator.mean_time = from_first(lambda: generator.mean_time)
+    return student
 
 
 def _pretrain(

@@ -1,8 +1,10 @@
 """Training any method with Lightning: schedule, monitor, module, callbacks, fit."""
 
+from gendd.data.draws import derive_seed
 from gendd.training.callbacks import shows_progress
 from gendd.training.device import autocast_type, overruns, resolve_device, resolve_precision
-from gendd.training.module import LightningMethod, derive_seed
+from gendd.training.launch import join, restarted
+from gendd.training.module import LightningMethod
 from gendd.training.monitor import choose_monitor, chosen_readouts, is_share
 from gendd.training.schedule import beta2, learning_rate_factor, parameter_groups
 from gendd.training.trainer import FitResult, fit
@@ -17,10 +19,12 @@ __all__ = [
     "derive_seed",
     "fit",
     "is_share",
+    "join",
     "learning_rate_factor",
     "overruns",
     "parameter_groups",
     "resolve_device",
     "resolve_precision",
+    "restarted",
     "shows_progress",
 ]

@@ -35,16 +35,15 @@ class Throughput(Callback):
 
     def __init__(self, lines: bool, title: str) -> None:
         self.lines, self.title = lines, title
-        self._since: tuple[int, float] | None = None
+        self._since: float | None = None
         self._images = 0
         self._logged = False
-
-    def on_train_epoch_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
-        self._since, self._images = (0, time.perf_counter()), 0
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
+        if self._since is None:  # an epoch begins, or is gone on with
+            self._since, self._images = time.perf_counter(), 0
         # after the step the schedule has moved on
         self._logged = is_logged(trainer)
         if self._logged:
@@ -62,11 +61,11 @@ class Throughput(Callback):
         self._images += len(batch.images) * trainer.world_size
         if not self._logged:
             return
-        start = self._since[1]
-        rate = self._images / max(1e-9, time.perf_counter() - start)
+        rate = self._images / max(1e-9, time.perf_counter() - self._since)
         pl_module.log("images/s", rate, prog_bar=True)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._since = None
         if not self.lines or not trainer.is_global_zero:
             return
         shown = {

@@ -1,15 +1,16 @@
 """The Lightning module that trains any method.
 
-Everything random in a step is a pure function of (seed, step): data order and augmentation by epoch,
-mixup and CutMix by batch of an epoch, times, noise, feature mixup and dropout by step. A run that goes on
-from a checkpoint therefore repeats what it would have done.
+Everything random in a step is a pure function of (seed, step): data order by epoch, augmentation, mixup and
+CutMix by step of an epoch, times, noise and feature mixup by step. A run that goes on from a checkpoint
+therefore repeats what it would have done, and processes that share a step do what one would do (but for
+dropout inside of networks, which each draws for itself).
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
+from collections.abc import Iterator
 from typing import Any, cast
 
 import lightning
@@ -20,19 +21,16 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from gendd.config import DataConfig, ReadoutChoice, TrainingConfig
 from gendd.data import Batch, Batches, Data, Mixing, ShardBatches, eval_loader, train_loader
+from gendd.data.draws import derive_seed
 from gendd.errors import UserError
 from gendd.methods import Method
+from gendd.processes import rank, world_size
 from gendd.training.callbacks import is_logged
 from gendd.training.monitor import choose_monitor, chosen_readouts, readout_classes, teacher_classes
+from gendd.training.resuming import Layout, convert
 from gendd.training.schedule import beta2, learning_rate_factor, parameter_groups
 
 EVAL_BATCH_SIZE = 512
-
-
-def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that depends on every part, and on nothing else."""
-    digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
 
 
 def _seed(key: int, device: torch.device) -> None:
@@ -45,6 +43,38 @@ def _seed(key: int, device: torch.device) -> None:
         torch.cuda.manual_seed(key)
     elif device.type == "mps":
         torch.mps.manual_seed(key)
+
+
+class _Epoch:
+    """The batches of an epoch, which remember how many were given: Lightning's stateful loader."""
+
+    def __init__(self, batches: Batches | ShardBatches, number: int) -> None:
+        self.batches, self.number, self.given = batches, number, 0
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches.since(self.given):
+            self.given += 1
+            yield batch
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.number, "given": self.given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        # a checkpoint of an epoch's end is gone on from with the next one
+        self.given = state["given"] if state["epoch"] == self.number else 0
+
+
+class _Empty:
+    """One batch without images: Lightning leaves validation out in a process that has no batch."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield Batch(torch.empty(0), None)
 
 
 class LightningMethod(lightning.LightningModule):
@@ -81,7 +111,8 @@ class LightningMethod(lightning.LightningModule):
         self.readout = readout
         self.use_labels = data_config.labels and data.labelled
         self.mixing = Mixing.from_config(data_config, data.num_classes)
-        batches = len(train_loader(data, data_config, seed=seed, epoch=0))
+        self.part = method.part = (rank(), world_size())
+        batches = len(self._batches(0))
         # a share smaller than a step is one smaller step
         self.accumulate = min(config.accumulate, batches)
         self.steps_per_epoch = batches // self.accumulate
@@ -109,34 +140,38 @@ class LightningMethod(lightning.LightningModule):
         """Optimiser steps of the whole training."""
         return self.steps_per_epoch * self.config.num_epochs(self.steps_per_epoch)
 
-    def train_dataloader(self) -> Batches | ShardBatches:
-        """The batches of the current epoch."""
+    def _batches(self, epoch: int) -> Batches | ShardBatches:
+        rank, world_size = self.part
         return train_loader(
-            self.data,
-            self.data_config,
-            seed=self.seed,
-            epoch=self.current_epoch,
-            rank=self.global_rank,
-            world_size=self.trainer.world_size,
+            self.data, self.data_config, seed=self.seed, epoch=epoch, rank=rank, world_size=world_size
         )
 
-    def val_dataloader(self) -> Batches | list[Any]:
+    def train_dataloader(self) -> _Epoch:
+        """The batches of the current epoch."""
+        return _Epoch(self._batches(self.current_epoch), self.current_epoch)
+
+    def val_dataloader(self) -> Batches | _Empty | list[Any]:
         """The held-out images in order."""
         if self.data.val is None:
             return []
-        workers = self.data_config.workers
-        return eval_loader(self.data.val, EVAL_BATCH_SIZE, workers, self.global_rank, self.trainer.world_size)
+        loader = eval_loader(self.data.val, EVAL_BATCH_SIZE, self.data_config.workers, *self.part)
+        return loader if len(loader) > 0 else _Empty()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch, in the memory format of the network."""
         del dataloader_idx
         batch = batch.to(device, non_blocking=True)
-        if self.channels_last:
+        if self.channels_last and batch.images.ndim == 4:
             return Batch(batch.images.contiguous(memory_format=torch.channels_last), batch.labels)
         return batch
 
-    def on_train_epoch_start(self) -> None:
-        self._clock = time.perf_counter()
+    def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
+        if self._clock is None:
+            self._clock = time.perf_counter()
+        if self.config.optimizer == "adamw":
+            betas = (self.config.beta1, beta2(self.global_step, self.total_steps, self.config))
+            for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
+                group["betas"] = betas
 
     def _stop_clock(self) -> None:
         if self._clock is not None:
@@ -146,9 +181,9 @@ class LightningMethod(lightning.LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """One step, or its part of one batch; the parts of its loss are logged as ``train/NAME``."""
         self._check_finite()
-        key = self._step_seed(batch_idx)
-        _seed(key, self.device)  # dropout and stochastic depth of the network
-        generator = torch.Generator(self.device).manual_seed(key)
+        # dropout and stochastic depth of the network
+        _seed(self._step_seed(batch_idx, self.part[0]), self.device)
+        generator = torch.Generator(self.device).manual_seed(self._step_seed(batch_idx))
         images, labels = self._mixed(batch, batch_idx)
         try:
             out = self.method(images, labels, generator=generator)
@@ -167,15 +202,15 @@ class LightningMethod(lightning.LightningModule):
         loss: Tensor = out.loss
         return loss
 
-    def _step_seed(self, batch_idx: int) -> int:
+    def _step_seed(self, batch_idx: int, rank: int = 0) -> int:
         part = batch_idx % self.accumulate
         # the batches of a step share its number
         more = ("part", part) if part else ()
-        return derive_seed(self.seed, "step", self.global_step, self.global_rank, *more)
+        return derive_seed(self.seed, "step", self.global_step, rank, *more)
 
     def _mixed(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor | None]:
         """Images and labels as the method sees them."""
-        key = derive_seed(self.seed, "mixing", self.current_epoch, self.global_rank, batch_idx)
+        key = derive_seed(self.seed, "mixing", self.current_epoch, 0, batch_idx)
         labels = batch.labels if self.use_labels else None
         return self.mixing(batch.images, labels, torch.Generator().manual_seed(key))
 
@@ -209,27 +244,32 @@ class LightningMethod(lightning.LightningModule):
             "a training.clip_grad_norm or training.precision fp32."
         )
 
-    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
-        if self.config.optimizer != "adamw":
-            return
-        total = self.total_steps
-        for group in self.optimizers(use_pl_optimizer=False).param_groups:  # type: ignore[union-attr]
-            group["betas"] = (self.config.beta1, beta2(self.global_step, total, self.config))
-
     def on_validation_start(self) -> None:
         self._stop_clock()
         self._check_finite()
 
+    def on_validation_epoch_start(self) -> None:
+        if self.part[1] > 1:
+            # each process has its own averages of BatchNorm: those of the first are what is saved
+            for value in self.method.buffers():
+                torch.distributed.broadcast(value, src=0)
+
     def on_train_epoch_end(self) -> None:
         self._stop_clock()
+        self.check()
+
+    def check(self) -> None:
+        """Raise :class:`UserError` where the last step's loss or the weights are not finite."""
         self._check_finite()
-        # what the epoch's last step did shows in no loss before the checkpoint is written
+        # what a step did shows in no loss before the checkpoint is written
         for name, value in self.method.named_parameters():
             if not bool(torch.isfinite(value).all()):
                 raise self._not_finite("network", self.global_step, name)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Accuracy of every readout of the labels' classes that costs one pass, and what is monitored."""
+        if len(batch.images) == 0:
+            return
         outputs = self.method.predict(batch.images)
         told: Tensor | None = None
         if self.monitor == "val/agreement":
@@ -244,21 +284,25 @@ class LightningMethod(lightning.LightningModule):
             target = told if agrees else batch.labels
             assert target is not None
             metric.update(outputs[name].argmax(-1), target)
-            if not agrees:
-                self.log(f"val/{name}", metric, prog_bar=True, batch_size=len(batch.images))
         if self.monitor == "val/diffusion":
             # the same noise in every epoch: it is the student that makes the difference
-            key = derive_seed(self.seed, "validation", batch_idx, self.global_rank)
+            rank, world_size = self.part
+            key = derive_seed(self.seed, "validation", batch_idx * world_size + rank, 0)
             generator = torch.Generator(self.device).manual_seed(key)
             labels = batch.labels if self.use_labels else None
             loss = self.method.diffusion_loss(batch.images, labels, generator)
             if not bool(torch.isfinite(loss)):
                 raise self._not_finite("validation", self.global_step, "diffusion")
             self.diffusion.update(loss, len(batch.images))
-            self.log("val/diffusion", self.diffusion, prog_bar=True, batch_size=len(batch.images))
 
     def on_validation_epoch_end(self) -> None:
-        """What chooses the checkpoint where that is the better of two readouts, or the agreement."""
+        """Log what was counted; here, as a process may have had no image."""
+        for name, module in self.accuracy.items():
+            if not name.startswith("agreement_"):
+                self.log(f"val/{name}", cast(MulticlassAccuracy, module), prog_bar=True)
+        if self.monitor == "val/diffusion":
+            self.log("val/diffusion", self.diffusion, prog_bar=True)
+        # what chooses the checkpoint where that is the better of two readouts, or the agreement
         if self.monitor not in ("val/best", "val/agreement"):
             return
         agrees = self.monitor == "val/agreement"
@@ -289,13 +333,27 @@ class LightningMethod(lightning.LightningModule):
         # the fused step unscales gradients itself, which Lightning's clipping can't follow
         return self.device.type in ("cpu", "cuda") and self.config.clip_grad_norm is None
 
+    @property
+    def layout(self) -> Layout:
+        """What a step is made of."""
+        batch = self.data_config.batch_of(len(self.data.train))
+        processes = self.part[1]
+        return {
+            "processes": processes,
+            "images": batch * processes * self.accumulate,
+            "batches": self.accumulate,
+            "steps": self.steps_per_epoch,
+        }
+
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        checkpoint["layout"] = self.layout
         checkpoint["seconds"] = self.seconds + (
             0 if self._clock is None else time.perf_counter() - self._clock
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.seconds = checkpoint["seconds"]
+        convert(checkpoint, self.layout)
         # where training goes on, it does so by the configuration of now
         for state in checkpoint.get("lr_schedulers", ()):
             count = len(state["base_lrs"])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import signal
 import tempfile
 import warnings
@@ -16,12 +17,13 @@ from typing import Any, Literal
 
 import lightning
 import torch
-from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.callbacks import (
     Callback,
     ModelCheckpoint,
 )
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.strategies import DDPStrategy
 
 from gendd.config import DataConfig, ReadoutChoice, TrainingConfig
 from gendd.data import Batch, Data, train_loader
@@ -29,6 +31,7 @@ from gendd.errors import UserError
 from gendd.files import write_json
 from gendd.messages import say
 from gendd.methods import Method
+from gendd.processes import barrier, from_first, is_first, world_size
 from gendd.training.callbacks import Progress, Throughput, WarmAverage, shows_progress
 from gendd.training.checkpoints import SafeCheckpointIO, is_whole, read, usable
 from gendd.training.device import (
@@ -37,8 +40,10 @@ from gendd.training.device import (
     resolve_precision,
     strides_over_one_position,
 )
+from gendd.training.launch import Joined, local_world_size
 from gendd.training.module import LightningMethod
 from gendd.training.monitor import is_share
+from gendd.training.saving import Saving, TrainingStopped
 
 _PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "fp32": "32-true",
@@ -97,30 +102,47 @@ def fit(
     checkpoints = folder / "checkpoints"
     finished, best = checkpoints / "finished.json", checkpoints / "best.ckpt"
     device = resolve_device(config.device)
+    config = _scaled(config)
     channels_last = config.channels_last is not False and not overruns(method, device)
     if channels_last:
         method.to(memory_format=torch.channels_last)
     # a backbone that was trained before was left in eval mode
     method.to(device).train()
-    if not resume:
+    if not resume and is_first():
         finished.unlink(missing_ok=True)
         for name in ("last.ckpt", "best.ckpt"):
             SafeCheckpointIO().remove_checkpoint(checkpoints / name)
     module = LightningMethod(method, data, config, data_config, seed, channels_last, readout)
     monitor = module.monitor
-    # a finished training goes on where it is given more epochs
-    if not finished.exists() or _result(finished)["steps"] < module.total_steps:
+
+    def begin() -> tuple[bool, Path | None]:
+        # a finished training goes on where it is given more epochs
+        if finished.exists() and _result(finished)["steps"] >= module.total_steps:
+            return False, None
         start = usable(checkpoints / "last.ckpt") if resume else None
+        if start is not None and best.exists() and not is_whole(best):
+            say(f"checkpoint {best} is damaged: the training can end only if a later epoch is better")
+        return True, start
+
+    unfinished, start = from_first(begin)
+    if unfinished:
         if start is None:
             _prepare(method, data, data_config, seed)
-        elif best.exists() and not is_whole(best):
-            say(f"checkpoint {best} is damaged: the training can end only if a later epoch is better")
         result = _fit(module, config, device, folder, monitor, start, title)
-        write_json(finished, result)
+        if is_first():
+            write_json(finished, result)
+        barrier()
     result = _result(finished)
     _load_weights(module, checkpoints / "last.ckpt" if monitor is None else best)
     method.to(device).eval()
     return FitResult(**result)
+
+
+def _scaled(config: TrainingConfig) -> TrainingConfig:
+    """The configuration with the learning rates for the number of processes."""
+    count = world_size()
+    factor = {"none": 1.0, "linear": float(count), "sqrt": math.sqrt(count)}[config.scale_lr]
+    return dataclasses.replace(config, lr=config.lr * factor, min_lr=config.min_lr * factor)
 
 
 def _result(finished: Path) -> dict[str, Any]:
@@ -160,7 +182,8 @@ def _fit(
         save_on_train_epoch_end=True,
         enable_version_counter=False,
     )
-    callbacks: list[Callback] = [Throughput(not bar, title)]
+    saving = Saving(checkpoints / "last.ckpt", config.checkpoint_minutes)
+    callbacks: list[Callback] = [Throughput(not bar, title), saving]
     best: ModelCheckpoint | None = None
     if monitor is not None:
         best = ModelCheckpoint(
@@ -188,14 +211,24 @@ def _fit(
     ):
         say("training in fp32: bf16 gradients of strided convolutions on maps of 1x1 are undefined on CPUs")
         precision = "fp32"
-    # SLURM's signals write no checkpoint of Lightning's own
-    slurm = [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    processes = world_size()
+    if processes > 1:
+        batch = module.data_config.batch_of(len(module.data.train))
+        more = f" x {module.accumulate} batches" if module.accumulate > 1 else ""
+        told = "kept" if config.scale_lr == "none" else f"scaled by training.scale_lr {config.scale_lr}"
+        say(
+            f"{title}: {processes} processes x {batch} images{more} per step, {module.steps_per_epoch:,} "
+            f"steps per epoch; learning rate {config.lr:g} ({told})"
+        )
     on_interrupt = signal.getsignal(signal.SIGINT)
     # Lightning would go on unasked from a checkpoint of SLURM's that lies in its root: an empty one
     with _quiet(), tempfile.TemporaryDirectory() as root:
         trainer = lightning.Trainer(
             accelerator=device.type,
-            devices=1,
+            devices=_devices(config) if processes > 1 else 1,
+            num_nodes=processes // local_world_size() if processes > 1 else 1,
+            strategy=_ddp(module) if processes > 1 else "auto",
+            sync_batchnorm=config.sync_batchnorm and processes > 1,
             precision=_PRECISIONS[precision],
             max_epochs=epochs,
             accumulate_grad_batches=module.accumulate,
@@ -209,22 +242,32 @@ def _fit(
             enable_model_summary=False,
             enable_progress_bar=bar,
             use_distributed_sampler=False,
-            plugins=[SafeCheckpointIO(), *slurm],
+            # not Lightning's own SLURM environment, whose signals would write checkpoints elsewhere
+            plugins=[SafeCheckpointIO(), Joined() if processes > 1 else LightningEnvironment()],
             default_root_dir=root,
             reload_dataloaders_every_n_epochs=1,
         )
         try:
             trainer.fit(module, ckpt_path=start, weights_only=True)
-        except SystemExit as error:
-            # Lightning ends the process on Ctrl-C and SIGTERM; the caller decides that here
-            signal.signal(signal.SIGINT, on_interrupt)
-            raise KeyboardInterrupt from error
-        except (KeyError, RuntimeError) as error:
-            if start is not None and ("state_dict" in str(error) or isinstance(error, KeyError)):
+        except TrainingStopped:
+            raise
+        except BaseException as error:
+            if isinstance(error, SystemExit):
+                # Lightning ends the process on Ctrl-C; the caller decides that here
+                signal.signal(signal.SIGINT, on_interrupt)
+                raise KeyboardInterrupt from error
+            if saving.signal is not None:  # it could not wait for the end of the step
+                signal.raise_signal(saving.signal)
+            odd = isinstance(error, KeyError) or (
+                isinstance(error, RuntimeError) and "state_dict" in str(error)
+            )
+            if start is not None and odd:
                 raise _foreign(start) from error
             raise
-        if epochs % config.checkpoint_every:
+        if trainer.current_epoch % config.checkpoint_every:
             trainer.save_checkpoint(checkpoints / "last.ckpt")
+        if saving.stopped and trainer.current_epoch < epochs:
+            raise TrainingStopped(trainer.global_step, module.total_steps)
     value = None if best is None or best.best_model_score is None else float(best.best_model_score)
     return {
         "seconds": module.seconds,
@@ -232,6 +275,26 @@ def _fit(
         "best": value,
         "steps": trainer.global_step,
     }
+
+
+class _DDP(DDPStrategy):
+    """Lightning's, whose validation doesn't exchange buffers: processes may have other numbers of batches."""
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """As the plain strategy's, of the module itself."""
+        assert self.lightning_module is not None
+        with self.precision_plugin.val_step_context():
+            return self.lightning_module.validation_step(*args, **kwargs)
+
+
+def _ddp(module: LightningMethod) -> DDPStrategy:
+    # parameters that a method doesn't use: found once, which accumulated gradients don't allow
+    once = module.accumulate == 1
+    return _DDP(static_graph=once, find_unused_parameters=not once)
+
+
+def _devices(config: TrainingConfig) -> int | list[int]:
+    return config.devices if isinstance(config.devices, list) else local_world_size()
 
 
 def _load_weights(module: LightningMethod, path: Path) -> None:

@@ -1,0 +1,143 @@
+"""The processes of one training: which one this is, and what they exchange.
+
+All of them run the same program. The first one alone writes files and prints.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+T = TypeVar("T")
+
+
+def launched_rank() -> int:
+    """The rank that torchrun, srun, PyTorchJob or the first process has given this one; 0 without any."""
+    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+        return int(os.environ["SLURM_PROCID"])
+    return int(os.environ.get("RANK", "0"))
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    from torch import distributed
+
+    return distributed.get_rank() if _joined() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    from torch import distributed
+
+    return distributed.get_world_size() if _joined() else 1
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes files."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait until all processes are here."""
+    any_of(False)
+
+
+def any_of(value: bool) -> bool:
+    """Whether a value is true in any process; on the CPU, so that no device waits."""
+    if world_size() == 1:
+        return value
+    import torch
+
+    flag = torch.tensor(int(value))
+    torch.distributed.all_reduce(flag, torch.distributed.ReduceOp.MAX)
+    return bool(flag)
+
+
+def from_first(make: Callable[[], T]) -> T:
+    """What the first process makes, in all of them; where that fails there, the others end silently."""
+    if world_size() == 1:
+        return make()
+    from torch import distributed
+
+    found: list[T | None] = [None]
+    failed = [False]
+    if is_first():
+        try:
+            found[0] = make()
+        except BaseException:
+            distributed.broadcast_object_list([True], src=0)
+            raise
+    distributed.broadcast_object_list(failed, src=0)
+    if failed[0]:
+        raise SystemExit(2)
+    distributed.broadcast_object_list(found, src=0)
+    return found[0]  # type: ignore[return-value]
+
+
+def first_then_all(make: Callable[[], T]) -> T:
+    """What each process makes for itself, the first one before the others: what it downloads they find."""
+    if is_first():
+        found: list[T] = []
+        from_first(lambda: found.append(make()))
+        return found[0]
+    from_first(lambda: None)
+    return make()
+
+
+def same_state(module: Module) -> None:
+    """Give a module the parameters and buffers that it has in the first process."""
+    if world_size() == 1:
+        return
+    from torch import distributed
+
+    for value in module.state_dict().values():
+        distributed.broadcast(value, src=0)
+
+
+def total(counts: Tensor) -> Tensor:
+    """The sum of counts over the processes, on the device they came from."""
+    if world_size() == 1:
+        return counts
+    from torch import distributed
+
+    summed = counts.cpu()
+    distributed.all_reduce(summed)
+    return summed.to(counts.device)
+
+
+def in_turn(rows: list[Tensor]) -> list[Tensor]:
+    """All processes' tensors on the CPU, in turn: the first of each, the second of each, …"""
+    if world_size() == 1:
+        return rows
+    from torch import distributed
+
+    found: list[list[Tensor]] = [[] for _ in range(world_size())]
+    distributed.all_gather_object(found, rows)
+    most = max(map(len, found))
+    return [each[index] for index in range(most) for each in found if index < len(each)]
+
+
+def share(count: int, rank: int, world_size: int) -> Tensor:
+    """The places of a batch of ``count`` that are one process's, ascending int64 (count // world_size,).
+
+    With a place, its mirror image count - 1 - place is of the same process, so that a batch mixed with
+    itself in reverse order needs none of another's images (of an odd share the middle one is).
+    """
+    import torch
+
+    size = count // world_size
+    half = size // 2
+    front = torch.arange(rank * half, (rank + 1) * half)
+    middle = torch.arange(world_size * half + rank, world_size * half + rank + size % 2)
+    return torch.cat([front, middle, world_size * size - 1 - front.flip(0)])
+
+
+def _joined() -> bool:
+    from torch import distributed
+
+    return distributed.is_available() and distributed.is_initialized()

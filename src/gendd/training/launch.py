@@ -1,0 +1,267 @@
+"""The processes of a training: found where torchrun, srun or PyTorchJob started them, else started here."""
+
+from __future__ import annotations
+
+import atexit
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from datetime import timedelta
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from torch import distributed
+
+from gendd.config import TrainingConfig
+from gendd.errors import UserError
+from gendd.messages import say
+from gendd.processes import launched_rank, rank, world_size
+
+# a process that doesn't come to what all do together is waited for so long
+_PATIENCE = timedelta(minutes=30)
+
+
+class Joined(ClusterEnvironment):
+    """The processes that :func:`join` has brought together, for Lightning."""
+
+    creates_processes_externally = True
+    main_address, main_port = "", 0
+
+    @staticmethod
+    def detect() -> bool:
+        """Whether there are any."""
+        return world_size() > 1
+
+    def world_size(self) -> int:
+        """How many there are."""
+        return world_size()
+
+    def set_world_size(self, size: int) -> None:
+        """Nothing: it is known."""
+
+    def global_rank(self) -> int:
+        """The number of this one."""
+        return rank()
+
+    def set_global_rank(self, rank: int) -> None:
+        """Nothing: it is known."""
+
+    def local_rank(self) -> int:
+        """The number of this one on its machine."""
+        return _local_rank()
+
+    def node_rank(self) -> int:
+        """The number of its machine."""
+        return rank() // local_world_size()
+
+
+def local_world_size() -> int:
+    """How many processes there are on this machine."""
+    for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"):
+        if os.environ.get(name, "").isdigit():
+            return int(os.environ[name])
+    if "SLURM_NNODES" in os.environ and _by_slurm():
+        return max(1, world_size() // int(os.environ["SLURM_NNODES"]))
+    return 1 if world_size() > 1 else world_size()
+
+
+def join(config: TrainingConfig, device: torch.device) -> None:
+    """Make this one of the processes that train together, and start the others where nobody has.
+
+    They stay together until the program ends: what it does next is done by all of them.
+
+    Raises:
+        UserError: ``training.devices`` is not what was started or not there.
+    """
+    _watch_parent()
+    launched = _launched()
+    wanted = 1 if config.devices == "auto" else config.devices
+    count = len(wanted) if isinstance(wanted, list) else wanted
+    if isinstance(wanted, list) and device.type != "cuda":
+        raise UserError(
+            f"training.devices: expected a number of processes on {device.type}, got {wanted}; a list names "
+            "CUDA devices."
+        )
+    if launched == 1 and count == 1:
+        if isinstance(wanted, list):
+            torch.cuda.set_device(_cuda_device(wanted[0]))
+        _check_alone(config)
+        return
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(
+            f"training.devices: expected 1 on {device.type}, got {count}; several train together on cpu or "
+            "cuda."
+        )
+    if config.sync_batchnorm and device.type != "cuda":
+        raise UserError("training.sync_batchnorm: expected false on a CPU, got true; it needs CUDA.")
+    if not distributed.is_initialized():
+        if launched == 1:
+            _check_startable(count)
+            if device.type == "cuda":
+                indices = wanted if isinstance(wanted, list) else range(count)
+                for index in indices:
+                    _cuda_device(index)
+            _start(count)
+        _initialise(device, wanted)
+    local = local_world_size()
+    if config.devices != "auto" and count != local:
+        raise UserError(
+            f"training.devices: expected the {local} processes that were started on this machine, got "
+            f"{count}; leave it at 'auto'."
+        )
+
+
+def restarted() -> bool:
+    """Whether torchrun starts this program again, after one of its processes has failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+
+
+def _check_alone(config: TrainingConfig) -> None:
+    if config.strategy == "fsdp":
+        raise UserError(
+            "training.strategy: expected 'auto' for one process, got 'fsdp'; set training.devices, or start "
+            "several with torchrun."
+        )
+
+
+def _launched() -> int:
+    """How many processes torchrun, srun, PyTorchJob or an earlier call has started."""
+    if _by_slurm():
+        return int(os.environ["SLURM_STEP_NUM_TASKS"])
+    known = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
+    return int(os.environ["WORLD_SIZE"]) if known else 1
+
+
+def _by_slurm() -> bool:
+    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
+def _local_rank() -> int:
+    return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
+
+
+def _cuda_device(index: int) -> int:
+    if index >= torch.cuda.device_count():
+        raise UserError(
+            f"training.devices: expected CUDA devices of this machine, which has "
+            f"{torch.cuda.device_count()}, got device {index}; lower it."
+        )
+    return index
+
+
+def _initialise(device: torch.device, wanted: int | list[int]) -> None:
+    """Meet the others."""
+    if _by_slurm() and "MASTER_ADDR" not in os.environ:
+        from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+
+        slurm = SLURMEnvironment(auto_requeue=False)
+        os.environ |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": str(slurm.main_port)}
+    backend = "gloo"
+    if device.type == "cuda":
+        # what is agreed on the CPU makes no device wait
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(
+            _cuda_device(wanted[_local_rank()] if isinstance(wanted, list) else _local_rank())
+        )
+    try:
+        distributed.init_process_group(
+            backend, rank=launched_rank(), world_size=_launched(), timeout=_PATIENCE
+        )
+    except (RuntimeError, ValueError) as error:
+        raise UserError(
+            f"The {_launched()} processes of this training did not meet at {os.environ.get('MASTER_ADDR')}:"
+            f"{os.environ.get('MASTER_PORT')} ({' '.join(str(error).split())[:200]}); is that address right, "
+            "and were all of them started?"
+        ) from error
+    atexit.register(_leave)
+
+
+def _leave() -> None:
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
+
+
+def _check_startable(count: int) -> None:
+    main = sys.modules["__main__"]
+    if not hasattr(main, "__file__") or "pytest" in sys.argv[0]:
+        raise UserError(
+            f"training.devices: expected 1 in a notebook or interpreter, got {count}: the other processes "
+            "run the same program, which must be a file or gendd; or start it with torchrun."
+        )
+
+
+def _start(count: int) -> None:
+    """Run this program again, once for every other process on this machine."""
+    main = sys.modules["__main__"]
+    program = [os.path.abspath(sys.argv[0])] if main.__spec__ is None else ["-m", main.__spec__.name]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+    }
+    # as torchrun does: else every process takes all cores
+    if "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, torch.get_num_threads() // count)
+        os.environ["OMP_NUM_THREADS"] = str(threads)
+        torch.set_num_threads(threads)
+    others = [
+        subprocess.Popen(
+            [sys.executable, *program, *sys.argv[1:]],
+            env=os.environ | {"RANK": str(number), "LOCAL_RANK": str(number), _PARENT: str(os.getpid())},
+        )
+        for number in range(1, count)
+    ]
+    threading.Thread(target=_watch, args=(others,), daemon=True).start()
+    atexit.register(_wait, others)
+
+
+# tells a process which one started it
+_PARENT = "GENDD_PARENT_PROCESS"
+
+
+def _watch_parent() -> None:
+    """End with the process that started this one, if one did."""
+    parent = os.environ.pop(_PARENT, None)
+
+    def watch() -> None:
+        while os.getppid() == int(parent or 0):
+            time.sleep(1)
+        os._exit(1)
+
+    if parent is not None:
+        threading.Thread(target=watch, daemon=True).start()
+
+
+def _watch(others: list[subprocess.Popen[Any]]) -> None:
+    """End all where one of them failed."""
+    while True:
+        codes = [each.poll() for each in others]
+        failed = next((code for code in codes if code), None)
+        if failed is not None:
+            # this process most often finds it out itself, by what it is waiting for
+            time.sleep(5)
+            say("gendd: a process of this training ended before the others; the last checkpoint is kept.")
+            for each in others:
+                each.kill()
+            os._exit(2 if failed == 2 else 1)
+        if all(code == 0 for code in codes):
+            return
+        time.sleep(0.5)
+
+
+def _wait(others: list[subprocess.Popen[Any]]) -> None:
+    for each in others:
+        try:
+            each.wait(10)
+        except subprocess.TimeoutExpired:
+            each.kill()

@@ -1,0 +1,98 @@
+"""Checkpoints within an epoch: every few minutes, and when a scheduler asks the training to stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning
+from lightning.pytorch.callbacks import Callback
+
+from gendd.messages import say
+from gendd.processes import any_of
+from gendd.training.module import LightningMethod
+
+# a scheduler's end, and the warning before it (SLURM's --signal=USR1@120)
+_SIGNALS = ("SIGTERM", "SIGUSR1")
+
+
+class TrainingStopped(SystemExit):
+    """The training was asked to stop and has written a checkpoint; ends the program with exit code 0."""
+
+    def __init__(self, steps: int, total: int) -> None:
+        say(
+            f"gendd: asked to stop after {steps:,} of {total:,} steps; the checkpoint is written. Go on with "
+            "the same command and --resume."
+        )
+        super().__init__(0)
+
+
+class Saving(Callback):
+    """Writes the last checkpoint between two steps of an epoch.
+
+    It is due every so many minutes, and at SIGTERM or SIGUSR1, in whichever process: then training stops.
+    At the end of an epoch it is left to what writes one anyway.
+
+    Args:
+        path: The checkpoint.
+        minutes: None: at signals alone.
+
+    Attributes:
+        signal: That asked this process to stop; None: none.
+        stopped: Whether training ended with an epoch for a signal.
+    """
+
+    def __init__(self, path: Path, minutes: float | None) -> None:
+        self.path, self.minutes = path, minutes
+        self._written = time.monotonic()
+        self.signal: int | None = None
+        self.stopped = False
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._written = time.monotonic()
+        if threading.current_thread() is not threading.main_thread():
+            return
+        for name in _SIGNALS:
+            number = getattr(signal, name, None)
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                # Lightning puts back what was there
+                signal.signal(number, self._ask)
+
+    def _ask(self, number: int, frame: FrameType | None) -> None:
+        if self.signal is not None:
+            raise KeyboardInterrupt
+        self.signal = number
+
+    def on_train_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        assert isinstance(pl_module, LightningMethod)
+        # between two steps, not between the batches of one
+        if trainer.is_last_batch or (batch_idx + 1) % pl_module.accumulate:
+            return
+        minutes = (time.monotonic() - self._written) / 60
+        due = self.minutes is not None and minutes >= self.minutes
+        asked = self.signal is not None
+        if not any_of(due or asked):
+            return
+        stop = any_of(asked)
+        pl_module.check()
+        trainer.save_checkpoint(self.path)
+        self._written = time.monotonic()
+        if stop:
+            raise TrainingStopped(trainer.global_step, pl_module.total_steps)
+
+    def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._written = time.monotonic()
+        self.stopped = any_of(self.signal is not None)
+        # once the callbacks that write the epoch's checkpoints have done so
+        trainer.should_stop = trainer.should_stop or self.stopped

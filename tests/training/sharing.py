@@ -1,0 +1,127 @@
+"""A training, and scores, whatever the number of processes; what each finds is saved by the first.
+
+python sharing.py FOLDER BATCH_SIZE [VALIDATION_IMAGES]
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gendd.config import DataConfig, ReadoutConfig, TrainingConfig
+from gendd.data import load_data
+from gendd.evaluation import evaluate
+from gendd.evaluation.embedding import collect_features
+from gendd.methods import KD, GenDD, Method
+from gendd.methods.mgd import MGD
+from gendd.models import create_backbone, wrap
+from gendd.processes import is_first
+from gendd.training import fit, join
+
+STEPS = 20
+
+
+class Plain(nn.Module):
+    """A network without BatchNorm, whose gradient is a mean over images."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(1, 8, 3, 2, 1), nn.GELU(), nn.Conv2d(8, 16, 3, 1, 1), nn.GELU(), nn.Dropout(0.0)
+        )
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        found: Tensor = self.head(self.body(images).mean((2, 3)))
+        return found
+
+
+def methods() -> dict[str, Method]:
+    """Methods whose loss is a mean over images."""
+    torch.manual_seed(9)
+    teacher = create_backbone("cifar/resnet8x0.5", 10, in_channels=1)
+    made: dict[str, Method] = {}
+    for name in ("gendd", "kd", "mgd"):
+        torch.manual_seed(3)
+        student = wrap(Plain(), mean=[0.5], std=[0.25], in_channels=1)
+        if name == "gendd":
+            made[name] = GenDD(
+                student,
+                teacher,
+                token_width=16,
+                head_width=16,
+                head_depth=1,
+                repeats=2,
+                map_weight=0.0,
+                mixup=1.0,
+                condition_dropout=0.3,
+                zero_init=False,
+            )
+        else:
+            made[name] = KD(student, teacher) if name == "kd" else MGD(student, teacher)
+    return made
+
+
+def main() -> None:
+    folder, batch_size = Path(sys.argv[1]), int(sys.argv[2])
+    torch.set_num_threads(1)
+    training = TrainingConfig(
+        epochs=2, lr=0.02, precision="fp32", device="cpu", loggers=["csv"], clip_grad_norm=1.0, progress=False
+    )
+    join(training, torch.device("cpu"))
+    gradients: list[dict[str, Tensor]] = []
+    torch.optim.AdamW.step = watched(torch.optim.AdamW.step, gradients)  # type: ignore[method-assign]
+    found: dict[str, Any] = {}
+    for name, method in methods().items():
+        gradients.clear()
+        # of 3 validation images one process has none
+        config = DataConfig(
+            batch_size=batch_size,
+            train_images=640,
+            validation=(3 if name == "kd" else 150) / 1438,
+            mixup=0.3,
+            cutmix=1.0,
+        )
+        data = load_data(config)
+        result = fit(method, data, training, config, seed=0, folder=folder / name)
+        student = method.student().eval()
+        student.settings = ReadoutConfig("linear", steps=3, num_samples=2)
+        scores = evaluate(student, data.test, teacher=method.teacher, num_classes=10)
+        features = collect_features(student, method.teacher, data.test, limit=300)
+        found[name] = {
+            "gradients": list(gradients),
+            "best": result.best,
+            "scores": {
+                each: (score.top1, score.top5, score.agreement, score.confusion, score.images)
+                for each, score in scores.items()
+            },
+            "features": vars(features),
+        }
+    if is_first():
+        torch.save(found, folder / "found.pt")
+
+
+def watched(step: Any, gradients: list[dict[str, Tensor]]) -> Any:
+    """An optimiser's step that notes the gradients."""
+
+    def noted(self: torch.optim.Optimizer, closure: Any = None) -> Any:
+        if closure is not None:
+            closure()
+        gradients.append(
+            {
+                str(place): value.grad.clone()
+                for place, value in enumerate(each for group in self.param_groups for each in group["params"])
+                if value.grad is not None
+            }
+        )
+        return step(self)
+
+    return noted
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,331 @@
+"""Several processes train as one would, and are told apart from several trainings."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from sharing import STEPS
+from torch import distributed
+
+from gendd.config import TrainingConfig
+from gendd.errors import UserError
+from gendd.processes import any_of, first_then_all, from_first, in_turn, rank, share, total, world_size
+from gendd.training import join
+from gendd.training.resuming import convert
+
+gloo = pytest.mark.skipif(
+    not (distributed.is_available() and distributed.is_gloo_available()), reason="torch comes without gloo"
+)
+ONE_THREAD = {"OMP_NUM_THREADS": "1"}
+# a hang, not a slow machine
+PATIENCE = 400
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4])
+@pytest.mark.parametrize("size", [1, 2, 5, 6])
+def test_shares_are_disjoint_complete_and_closed_under_reversal(world: int, size: int) -> None:
+    parts = [share(world * size, rank, world) for rank in range(world)]
+    assert sorted(torch.cat(parts).tolist()) == list(range(world * size))
+    for part in parts:
+        assert part.tolist() == sorted(part.tolist()) and len(part) == size
+        mirrored = sorted((world * size - 1 - part).tolist())
+        if size % 2 == 0 or world == 1:
+            assert mirrored == part.tolist()
+
+
+def test_one_process_needs_nobody() -> None:
+    rows = [torch.arange(3), torch.arange(2)]
+    assert (rank(), world_size(), any_of(True), any_of(False)) == (0, 1, True, False)
+    assert from_first(lambda: 3) == first_then_all(lambda: 3) == 3
+    assert in_turn(rows) is rows and total(rows[0]) is rows[0]
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """What one process and two find, by method."""
+    script = Path(__file__).with_name("sharing.py")
+    found = []
+    for processes in (1, 2):
+        folder = tmp_path_factory.mktemp(f"{processes}")
+        launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2"] if processes == 2 else []
+        done = finish([sys.executable, *launcher, str(script), str(folder), str(64 // processes)])
+        assert done.returncode == 0, done.stderr[-2000:]
+        found.append(torch.load(folder / "found.pt", weights_only=False))
+    return found
+
+
+@gloo
+@pytest.mark.parametrize("method", ["gendd", "kd", "mgd"])
+def test_gradients_are_those_of_one_process(method: str, shared: list[dict[str, Any]]) -> None:
+    alone, both = (each[method]["gradients"] for each in shared)
+    assert len(alone) == len(both) == STEPS
+    for one, two in zip(alone, both, strict=True):
+        assert one.keys() == two.keys() and len(one) > 3
+        for name, value in one.items():
+            torch.testing.assert_close(two[name], value, rtol=0, atol=1e-6)
+        assert max(float(value.abs().max()) for value in one.values()) > 1e-3
+
+
+@gloo
+@pytest.mark.parametrize("method", ["gendd", "kd", "mgd"])
+def test_scores_are_those_of_one_process(method: str, shared: list[dict[str, Any]]) -> None:
+    alone, both = (each[method] for each in shared)
+    assert alone["best"] == both["best"]
+    assert alone["scores"].keys() == both["scores"].keys()
+    for name, (*figures, confusion, images) in alone["scores"].items():
+        *others, other_confusion, other_images = both["scores"][name]
+        assert figures == others and images == other_images == 359
+        assert torch.equal(confusion, other_confusion) and int(confusion.sum()) == images
+    for name, value in alone["features"].items():
+        if value is not None:
+            torch.testing.assert_close(both["features"][name], value, rtol=1e-4, atol=1e-5)
+
+
+def gendd(*words: str | Path, launcher: tuple[str, ...] = ("-m", "gendd")) -> list[str]:
+    return [sys.executable, *launcher, *map(str, words)]
+
+
+SMALL = (
+    *("train", "--data", "digits", "--student", "cifar/resnet8x0.25", "--data.batch_size", "32"),
+    *("--training.epochs", "3", "--training.precision", "fp32", "--training.checkpoint_minutes", "1e-6"),
+)
+
+
+def finish(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=PATIENCE, check=False
+    )
+
+
+def weights(folder: Path) -> dict[str, Any]:
+    found: dict[str, Any] = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
+    return found
+
+
+def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
+    states = first["state_dict"], second["state_dict"]
+    return first["global_step"] == second["global_step"] and all(
+        torch.equal(value, states[1][name]) for name, value in states[0].items()
+    )
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two processes, started by gendd itself."""
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    done = finish(gendd(*SMALL, "--training.devices", "2", "--out", folder))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "supervised: 2 processes x 32 images per step, 20 steps per epoch" in done.stderr
+    # each line once, the table too
+    assert done.stderr.count("epoch 3/3") == 1 and done.stdout.count("student alone") == 1
+    return folder
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    end = time.monotonic() + PATIENCE
+    while not condition() and process.poll() is None:
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.fixture
+def interrupted(tmp_path: Path) -> Iterator[Callable[..., tuple[int, str]]]:
+    """Start two processes; one of them gets a signal after its first checkpoint within an epoch."""
+    started: list[subprocess.Popen[str]] = []
+
+    def interrupt(folder: Path, number: int, child: bool) -> tuple[int, str]:
+        command = gendd(*SMALL, "--training.devices", "2", "--out", folder)
+        process = subprocess.Popen(
+            command, env=os.environ | ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        )
+        started.append(process)
+        until((folder / "checkpoints" / "last.ckpt").exists, process)
+        target = children(process.pid)[0] if child else process.pid
+        os.kill(target, number)
+        _, said = process.communicate(timeout=PATIENCE)
+        return process.returncode, said
+
+    yield interrupt
+    for process in started:
+        process.kill()
+
+
+def children(parent: int) -> list[int]:
+    found = []
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+        except OSError:
+            continue
+        if int(fields[1]) == parent:
+            found.append(int(status.parent.name))
+    return found
+
+
+needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
+
+
+@gloo
+@needs_proc
+@pytest.mark.parametrize(("name", "child"), [("SIGUSR1", True), ("SIGKILL", True)])
+def test_what_is_interrupted_within_an_epoch_ends_bit_equal(
+    name: str,
+    child: bool,
+    undisturbed: Path,
+    tmp_path: Path,
+    interrupted: Callable[..., tuple[int, str]],
+) -> None:
+    folder = tmp_path / "run"
+    code, said = interrupted(folder, signal.Signals[name], child)
+    if name == "SIGKILL":
+        assert code == 1 and "a process of this training ended before the others" in said
+    else:
+        assert code == 0 and "asked to stop after" in said
+    assert "Traceback" not in said and not (folder / "metrics.json").exists()
+    assert weights(folder)["global_step"] < 60
+    done = finish(gendd(*SMALL, "--training.devices", "2", "--out", folder, "--resume"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert same(weights(folder), weights(undisturbed))
+
+
+@gloo
+@needs_proc
+def test_torchrun_starts_a_killed_process_again(undisturbed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node=2", "--max-restarts=1", "-m", "gendd")
+    process = subprocess.Popen(
+        gendd(*SMALL, "--out", folder, launcher=launcher),
+        env=os.environ | ONE_THREAD,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        until((folder / "checkpoints" / "last.ckpt").exists, process)
+        os.kill(children(process.pid)[-1], signal.SIGKILL)
+        _, said = process.communicate(timeout=PATIENCE)
+    finally:
+        process.kill()
+    assert process.returncode == 0, said[:3000]
+    assert same(weights(folder), weights(undisturbed))
+
+
+@gloo
+def test_a_run_goes_on_in_another_number_of_processes(undisturbed: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(undisturbed, folder)
+    more = ("--training.epochs", "4", "--training.devices", "1")
+    words = [word for word in SMALL if word not in ("--training.epochs", "3")]
+    done = finish(gendd(*words, *more, "--out", folder, "--resume"))
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "going on with steps of 32 images in 1 processes, 40 per epoch (before: 64 in 2" in done.stderr
+    assert weights(folder)["global_step"] == 4 * 40
+    assert "epoch 4/4" in done.stderr and "epoch 3/4" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("steps", "new", "expected"),
+    [
+        (25, {"processes": 2, "images": 128, "batches": 1, "steps": 10}, 12),
+        (25, {"processes": 1, "images": 32, "batches": 1, "steps": 40}, 50),
+        (25, {"processes": 1, "images": 64, "batches": 2, "steps": 20}, 25),
+        (21, {"processes": 4, "images": 256, "batches": 1, "steps": 5}, 6),
+        (39, {"processes": 4, "images": 256, "batches": 1, "steps": 5}, 9),
+    ],
+)
+def test_the_place_within_an_epoch_is_converted(steps: int, new: dict[str, int], expected: int) -> None:
+    old = {"processes": 1, "images": 64, "batches": 1, "steps": 20}
+    checkpoint = at_step(steps, old)
+    convert(checkpoint, new)
+    progress = checkpoint["loops"]["fit_loop"]
+    current = (expected % new["steps"]) * new["batches"]
+    assert checkpoint["global_step"] == expected
+    assert progress["epoch_loop.batch_progress"]["current"] == {
+        "ready": current,
+        "started": current,
+        "processed": current,
+        "completed": current - 1,
+    }
+    assert progress["state_dict"]["combined_loader"] == [{"epoch": steps // 20, "given": current}]
+    assert checkpoint["lr_schedulers"][0]["last_epoch"] == expected
+    again = at_step(steps, old)
+    convert(again, old)
+    assert again == at_step(steps, old)
+
+
+def at_step(steps: int, layout: dict[str, int]) -> dict[str, Any]:
+    """The parts of a checkpoint within an epoch that tell its place."""
+    within = steps % layout["steps"]
+
+    def counts(*keys: str) -> dict[str, dict[str, int]]:
+        return {"total": dict.fromkeys(keys, steps), "current": dict.fromkeys(keys, within)}
+
+    batches: dict[str, Any] = counts("ready", "started", "processed", "completed")
+    batches["current"]["completed"] -= 1
+    batches["total"]["completed"] -= 1
+    return {
+        "layout": layout,
+        "global_step": steps,
+        "lr_schedulers": [{"last_epoch": steps, "_step_count": steps + 1}],
+        "loops": {
+            "fit_loop": {
+                "state_dict": {"combined_loader": [{"epoch": steps // layout["steps"], "given": within}]},
+                "epoch_loop.state_dict": {"_batches_that_stepped": steps - 1},
+                "epoch_loop.batch_progress": {**batches, "is_last_batch": False},
+                "epoch_loop.scheduler_progress": counts("ready", "completed"),
+                "epoch_loop.automatic_optimization.optim_progress": {
+                    "optimizer": {
+                        "step": counts("ready", "completed"),
+                        "zero_grad": counts("ready", "completed", "started"),
+                    }
+                },
+            }
+        },
+    }
+
+
+def test_an_epoch_of_one_step_has_no_place_within() -> None:
+    checkpoint = at_step(25, {"processes": 1, "images": 64, "batches": 1, "steps": 20})
+    with pytest.raises(UserError, match="with which an epoch is a single step"):
+        convert(checkpoint, {"processes": 20, "images": 1280, "batches": 1, "steps": 1})
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"devices": [0, 1]}, "training.devices: expected a number of processes on cpu, got [0, 1]"),
+        ({"devices": 2, "sync_batchnorm": True}, "training.sync_batchnorm: expected false on a CPU"),
+        ({"strategy": "fsdp"}, "training.strategy: expected 'auto' for one process, got 'fsdp'"),
+        ({"devices": 2}, "training.devices: expected 1 in a notebook or interpreter, got 2"),
+    ],
+)
+def test_what_can_not_be_started_is_refused(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        join(TrainingConfig(**settings), torch.device("cpu"))
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize("devices", [0, -1, [], [0, 0], [-1]])
+def test_devices_that_are_none(devices: Any) -> None:
+    with pytest.raises(UserError, match=r"^training\.devices"):
+        TrainingConfig(devices=devices)
+
+
+def test_rates_follow_the_number_of_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    from gendd.training import trainer
+
+    monkeypatch.setattr(trainer, "world_size", lambda: 4)
+    for how, factor in (("none", 1), ("linear", 4), ("sqrt", 2)):
+        config = trainer._scaled(TrainingConfig(lr=0.01, min_lr=0.001, scale_lr=how))
+        assert math.isclose(config.lr, 0.01 * factor) and math.isclose(config.min_lr, 0.001 * factor)
