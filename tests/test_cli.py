@@ -24,6 +24,7 @@ import gendd
 from gendd.cli import main, parse_run
 from gendd.config import RunConfig, dump, load_config
 from gendd.config.registry import names
+from gendd.models import create_backbone, save_weights
 from gendd.models.cifar import NAMES
 from gendd.recipes import recipes
 from gendd.run import Run
@@ -307,6 +308,26 @@ def test_train_makes_weights_that_distill_takes_as_a_teacher(
     top1 = Run.open(tmp_path / "run").metrics["teacher"]["top1"]
     assert top1 == metrics["student"]["readouts"]["linear"]["top1"]
     assert "training (cached" not in capsys.readouterr().err
+
+
+def test_a_student_may_begin_from_weights_of_other_classes(
+    digits_run: Finished, tmp_path: Path, capsys: Capture, no_report: None
+) -> None:
+    weights = tmp_path / "w.safetensors"
+    save_weights(create_backbone("cifar/resnet8x0.25", 7, 1), weights)
+    one = ["--training.epochs=1", f"--student.weights={weights}"]
+    for command, options in (("train", TINY_ALONE), ("distill", [*TINY, "--baselines=[kl]"])):
+        assert main([command, "--out", str(tmp_path / command), *options, *one]) == 0
+        said = [line for line in capsys.readouterr().err.splitlines() if "its classifier is" in line]
+        assert said == [
+            f"student cifar/resnet8x0.25: {weights} of 7 classes, not 10: its classifier is a new one"
+        ]
+        assert gendd.load(tmp_path / command).num_classes() == 10
+    # of a teacher's the classes are the file's
+    words = ["distill", "--out", str(tmp_path / "run"), *TINY, "--teacher.name=cifar/resnet8x0.25"]
+    assert refused(capsys, *words, f"--teacher.weights={weights}", "--teacher.classes=10").startswith(
+        f"Teacher: {weights}: its cifar/resnet8x0.25 has 7 classes, not the expected 10"
+    )
 
 
 def test_evaluate_agrees_with_the_run(digits_run: Finished, capsys: Capture) -> None:

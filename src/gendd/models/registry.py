@@ -193,7 +193,12 @@ def _create_cifar(name: str, wanted: Wanted) -> Network:
 
 
 def build_model(
-    config: ModelConfig, num_classes: int, in_channels: int, given: nn.Module | None = None
+    config: ModelConfig,
+    num_classes: int,
+    in_channels: int,
+    given: nn.Module | None = None,
+    *,
+    other_classes: bool = False,
 ) -> Backbone:
     """Build the network of a config section and load its weights file, if it names one.
 
@@ -205,6 +210,7 @@ def build_model(
         num_classes: K.
         in_channels: C.
         given: A network made in Python, which takes the place of the name and its weights.
+        other_classes: Take a file of another number of classes too, all but its classifier.
 
     Raises:
         UserError: as :func:`create_backbone` and :func:`gendd.models.load_weights`, or the weights are
@@ -235,7 +241,7 @@ def build_model(
         projector=None if described is None else described.get("projector"),
     )
     if config.weights is not None:
-        load_weights(backbone, config.weights)
+        load_weights(backbone, config.weights, other_classes=other_classes)
     return backbone
 
 

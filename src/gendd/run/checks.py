@@ -19,7 +19,7 @@ from gendd.methods import Method, Pretraining, build_method
 from gendd.models import Backbone, teacher_class_names
 from gendd.models.registry import check_name
 from gendd.models.trial import still
-from gendd.run.networks import student_network
+from gendd.run.networks import new_classifier, student_network
 from gendd.run.settings import is_taught, methods_of, sees_labels, trains_teacher
 from gendd.training import choose_monitor
 
@@ -50,6 +50,8 @@ def check_networks(
     _check_class_names(config, data, teacher)
     seen = sees_labels(config, data)
     student = student_network(config, data, teacher, networks.get("student"))
+    if "student" not in networks and (line := new_classifier(config, student)) is not None:
+        say(line)
     for role, network in (("teacher", teacher), ("student", student)):
         if network is not None:
             _check_size(network, data, role)

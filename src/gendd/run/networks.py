@@ -41,7 +41,7 @@ def student_network(
     """The student as training finds it; each method trains its own."""
     classes = _student_classes(config, data, teacher)
     # where nothing tells the classes its classifier is no readout
-    backbone = build_model(config.student, classes or 1, data.channels, given)
+    backbone = build_model(config.student, classes or 1, data.channels, given, other_classes=True)
     backbone.expect((data.image_size, data.image_size))
     if not backbone.has_classifier:
         raise UserError(
@@ -54,6 +54,15 @@ def student_network(
             f"that it learns from without labels, got one with {backbone.num_classes}; build it anew."
         )
     return backbone if given is None else copy.deepcopy(backbone)
+
+
+def new_classifier(config: RunConfig, student: Backbone) -> str | None:
+    """A line where the student begins from weights of other classes; None where it doesn't."""
+    own, theirs = student.num_classes, student.pretrained_classes
+    if not (config.student.weights or config.student.pretrained) or theirs in (None, own):
+        return None
+    source = config.student.weights or "its pretrained weights"
+    return f"student {student.name}: {source} of {theirs:,} classes, not {own:,}: its classifier is a new one"
 
 
 def _student_classes(config: RunConfig, data: Data, teacher: Backbone | Frozen | None) -> int:
