@@ -16,13 +16,13 @@ from gendd.cli.options import parse_run
 from gendd.cli.parsing import COMMANDS
 from gendd.cli.runs import (
     compare_command,
-    evaluate_command,
     execute_command,
     export_command,
     import_released_command,
     predict_command,
     probe_command,
 )
+from gendd.cli.scoring import evaluate_command
 from gendd.cli.signals import Stop
 from gendd.errors import UserError, did_you_mean
 from gendd.files import expanded, trusted_code

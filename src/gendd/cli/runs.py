@@ -37,33 +37,6 @@ def execute_command(command: str, words: list[str]) -> int:
     return 0
 
 
-def evaluate_command(words: list[str]) -> int:
-    parser = Parser(prog="gendd evaluate", description=COMMANDS["evaluate"])
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
-    parser.add_argument("--readout", help="linear, mean or sample; all by default")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    given = parser.parse_args(words)
-    from gendd.evaluation.long_tail import in_words
-    from gendd.run import evaluate_run
-
-    scores = evaluate_run(given.run, given.readout, progress=sys.stderr.isatty())
-    if given.json:
-        print(json.dumps(scores, indent=2))
-        return 0
-    width = max([8, *(len(name) + 2 for name in scores)])
-    for name, values in scores.items():
-        groups = values.pop("groups", None)
-        shown = [
-            f"{key} {value:.3f}" if key == "cosine" else f"{key} {value:.2f} %"
-            for key, value in values.items()
-            if value is not None
-        ]
-        print(f"{name:{width}}{'   '.join(shown)}")
-        if groups is not None:
-            print(f"{'':{width}}{in_words(groups)}")
-    return 0
-
-
 def probe_command(words: list[str]) -> int:
     parser = Parser(
         prog="gendd probe",

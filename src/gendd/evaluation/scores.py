@@ -18,6 +18,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionM
 from gendd.config import ReadoutName
 from gendd.data import ImageSet, eval_loader
 from gendd.errors import UserError
+from gendd.evaluation.calibration import Calibration, calibration
 from gendd.evaluation.long_tail import Shots
 from gendd.models import Frozen
 from gendd.student import Student
@@ -41,6 +42,7 @@ class Scores:
         images: How many were scored; corrupt ones are left out.
         groups: Top-1 by how many training images a class has; None where that
             was not asked for, and as ``top1``.
+        calibration: Of its probabilities; None where that was not asked for, and as ``top1``.
     """
 
     top1: float | None
@@ -49,12 +51,17 @@ class Scores:
     confusion: Tensor | None
     images: int = 0
     groups: dict[str, dict[str, Any]] | None = None
+    calibration: Calibration | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The percentages, rounded to two decimals; ``groups`` where there are any."""
+        """The percentages, rounded to two decimals; ``groups``, ``nll`` and ``ece`` where there are any."""
         values = {"top1": self.top1, "top5": self.top5, "agreement": self.agreement}
-        rounded = {name: None if value is None else round(value, 2) for name, value in values.items()}
-        return rounded if self.groups is None else {**rounded, "groups": self.groups}
+        told: dict[str, Any] = {
+            name: None if value is None else round(value, 2) for name, value in values.items()
+        }
+        if self.calibration is not None:
+            told |= {"nll": round(self.calibration.nll, 4), "ece": round(self.calibration.ece, 4)}
+        return told if self.groups is None else {**told, "groups": self.groups}
 
 
 @torch.no_grad()
@@ -66,6 +73,7 @@ def evaluate(
     teacher: Frozen | None = None,
     num_classes: int | None = None,
     shots: Shots | None = None,
+    calibrated: bool = False,
     device: torch.device | str = "cpu",
     seed: int = 0,
     workers: int | None = None,
@@ -80,6 +88,7 @@ def evaluate(
         teacher: To agree with, on ``device``.
         num_classes: K of the labels; None: that of every readout.
         shots: Tell top-1 of these groups of classes too.
+        calibrated: Tell the calibration too.
         device: Where to compute.
         seed: Of the noise of readout ``sample``.
         workers: Loader processes of a set that streams.
@@ -95,6 +104,11 @@ def evaluate(
     agreed = {name: 0 for name in names if teacher is not None and teacher.num_classes == classes[name]}
     generator = torch.Generator(device).manual_seed(seed)
     labelled = images.labels is not None
+    # probabilities of each readout, and the labels
+    said_by: dict[str, list[Tensor]] = {
+        name: [] for name in names if calibrated and labelled and meters[name]
+    }
+    true: list[Tensor] = []
     seen = 0
     with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
         loader = eval_loader(images, BATCH_SIZE, workers)
@@ -110,6 +124,10 @@ def evaluate(
                 if batch.labels is not None:
                     for meter in meters[name].values():
                         meter.update(logits, batch.labels)
+                if name in said_by:
+                    said_by[name].append(logits.float().softmax(-1).cpu())
+            if said_by and batch.labels is not None:
+                true.append(batch.labels.cpu())
     scores: dict[ReadoutName, Scores] = {}
     for name in names:
         meter = meters[name] if labelled else {}
@@ -121,6 +139,7 @@ def evaluate(
             confusion,
             seen,
             None if shots is None or confusion is None else shots.accuracy(confusion),
+            calibration(torch.cat(said_by[name]), torch.cat(true)) if name in said_by else None,
         )
     return scores
 

@@ -11,6 +11,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,6 +20,7 @@ from torch import nn
 from gendd.config import ModelConfig
 from gendd.errors import UserError, did_you_mean, first_line
 from gendd.files import is_python_name, user_path
+from gendd.messages import say
 from gendd.models import cifar, huggingface, module, timm_networks, torchvision_networks
 from gendd.models.backbone import Backbone
 from gendd.models.feature import FeatureNetwork
@@ -66,6 +68,7 @@ def create_backbone(
     classifier: bool = True,
     input_size: int | None = None,
     channels: int | None = None,
+    weights: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
     projector: Mapping[str, Any] | None = None,
 ) -> Backbone:
@@ -92,6 +95,8 @@ def create_backbone(
             network takes alone.
         channels: The network's channels, see :class:`Backbone`; None: those of the images where it can be
             built with them, else its own.
+        weights: A file that :func:`gendd.models.load_weights` reads, in the place of pretrained weights; of
+            another number of classes it gives all but the classifier, and a line says so.
         config: Of ``hf/`` names the transformers configuration to build from, in place of the one there.
         projector: Arguments of :func:`gendd.models.projector.project` other than the classes, for a network
             that some methods gave a projector.
@@ -105,6 +110,7 @@ def create_backbone(
             raise UserError(f"{key}: expected a positive integer, got {value}; give the data's.")
     if name.startswith("cifar/"):
         name = _architecture(name)
+    pretrained = pretrained and weights is None
     wanted = Wanted(num_classes, in_channels, pretrained, feature, classifier, input_size, channels, config)
     try:
         made = _create(name, wanted)
@@ -115,7 +121,21 @@ def create_backbone(
             f"({first_line(error).rstrip('.')}); give another input_size."
         ) from error
     backbone = made.backbone(name, in_channels, mean, std)
-    return backbone if projector is None else project(backbone, classes=num_classes, **projector)
+    if projector is not None:
+        backbone = project(backbone, classes=num_classes, **projector)
+    if weights is not None:
+        load_weights(backbone, weights, other_classes=True)
+        if (line := new_classifier(backbone, weights)) is not None:
+            say(line)
+    return backbone
+
+
+def new_classifier(backbone: Backbone, source: str | Path) -> str | None:
+    """A line where a network that was loaded from ``source`` has other classes than that; else None."""
+    own, theirs = backbone.num_classes, backbone.pretrained_classes
+    if theirs in (None, own):
+        return None
+    return f"{backbone.name}: {source} of {theirs:,} classes, not {own:,}: its classifier is a new one"
 
 
 def check_name(name: str) -> None:

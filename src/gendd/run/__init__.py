@@ -8,6 +8,6 @@ from gendd.run.distilling import distill
 from gendd.run.experiment import execute
 from gendd.run.finished import Run
 from gendd.run.probing import probe_run
-from gendd.run.scoring import evaluate_run
+from gendd.run.scoring import evaluate_network, evaluate_run
 
-__all__ = ["Run", "distill", "evaluate_run", "execute", "probe_run"]
+__all__ = ["Run", "distill", "evaluate_network", "evaluate_run", "execute", "probe_run"]

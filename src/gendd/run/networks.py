@@ -56,15 +56,6 @@ def student_network(
     return backbone if given is None else copy.deepcopy(backbone)
 
 
-def new_classifier(config: RunConfig, student: Backbone) -> str | None:
-    """A line where the student begins from weights of other classes; None where it doesn't."""
-    own, theirs = student.num_classes, student.pretrained_classes
-    if not (config.student.weights or config.student.pretrained) or theirs in (None, own):
-        return None
-    source = config.student.weights or "its pretrained weights"
-    return f"student {student.name}: {source} of {theirs:,} classes, not {own:,}: its classifier is a new one"
-
-
 def _student_classes(config: RunConfig, data: Data, teacher: Backbone | Frozen | None) -> int:
     """K of the student: the data's where it sees labels, else the teacher's, whose predictions it learns."""
     if sees_labels(config, data) or teacher is None or not teacher.has_classifier:
