@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Finished
+from conftest import TINY, Finished
 from torch.nn import functional as F
 
 import gendd
@@ -83,3 +83,25 @@ def test_weights_of_other_classes_leave_the_classifier_new(
         for key, value in network.net.state_dict().items()
         if not key.startswith("fc.")
     )
+
+
+def test_evaluation_images_bound_what_is_scored(
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_report: None
+) -> None:
+    alone = [word for word in TINY if word.startswith(("--student.", "--data.", "--training."))]
+    words = [*alone, "--training.epochs=1", "--out", str(tmp_path)]
+    assert main(["train", *words, "--evaluation.images=50"]) == 0
+    assert "scored on 50 of 359 images, evenly spread (evaluation.images)" in capsys.readouterr().err
+    metrics = Run.open(tmp_path).metrics
+    assert (metrics["run"]["test_images"], metrics["run"]["evaluation_images"]) == (50, 50)
+    top1 = metrics["student"]["readouts"]["linear"]["top1"]
+    assert top1 == pytest.approx(2 * round(top1 / 2))  # of 50 images
+    assert main(["evaluate", str(tmp_path), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["linear"]["top1"] == top1
+    # all of them, by the training there is
+    assert main(["train", *words, "--resume", "--evaluation.images=null"]) == 0
+    assert "--resume: evaluation.images 50 → None from here on" in capsys.readouterr().err
+    assert Run.open(tmp_path).metrics["run"]["test_images"] == 359
+    words = ["evaluate", "--network", NAME, f"--weights={weights}", "--evaluation.images=50", "--json"]
+    assert main(words) == 0
+    assert json.loads(capsys.readouterr().out)[NAME]["top1"] % 2 == 0

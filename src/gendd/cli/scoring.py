@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from gendd.cli.parsing import COMMANDS, Parser
-from gendd.config import DataConfig, ModelConfig, from_dict, keys, one_line
+from gendd.config import DataConfig, EvaluationConfig, ModelConfig, from_dict, keys, one_line
 from gendd.errors import UserError, did_you_mean
 
 
@@ -19,10 +19,12 @@ class Scored:
     Args:
         network: The network; its classes are those of its weights.
         data: The images.
+        evaluation: How many of them.
     """
 
     network: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
 # what is short for a dotted option, and what it takes
@@ -105,4 +107,5 @@ def _of_network(words: list[str]) -> dict[str, dict[str, Any]]:
     from gendd.run import evaluate_network
 
     check_code([asked.data.path or "", asked.data.test_path or ""], "data.path")
-    return {asked.network.name: evaluate_network(asked.network, asked.data, progress=sys.stderr.isatty())}
+    found = evaluate_network(asked.network, asked.data, asked.evaluation.images, progress=sys.stderr.isatty())
+    return {asked.network.name: found}

@@ -94,7 +94,7 @@ def _run(
     teacher_wrapper: Callable[[Frozen], Frozen] | None,
 ) -> Run:
     check_names(config, networks)
-    data = load_data(config.data)
+    data = load_data(config.data, config.evaluation.images)
     network = teacher_network(config, data, networks)
     data = with_classes(config, data, network)
     say(describe(data))

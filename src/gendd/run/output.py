@@ -49,8 +49,10 @@ _WRITTEN = (
 
 
 # what may be changed where a run goes on: how training goes on, and what happens after it
-_CHANGEABLE = {f"training.{key}" for key in ("lr", "clip_grad_norm", "precision", "epochs")} | {
-    f"readout.{key}" for key in ("sampler", "eta", "steps", "guidance", "num_samples", "temperature")
+_CHANGEABLE = {
+    "evaluation.images",
+    *(f"training.{key}" for key in ("lr", "clip_grad_norm", "precision", "epochs")),
+    *(f"readout.{key}" for key in ("sampler", "eta", "steps", "guidance", "num_samples", "temperature")),
 }
 
 

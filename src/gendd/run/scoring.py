@@ -53,7 +53,7 @@ def evaluate_run(
             "--data.name, --data.path and another --out."
         )
     # streamed: the training images, which size and channels were taken from, need no decoding
-    data = load_data(dataclasses.replace(config.data, in_memory=False))
+    data = load_data(dataclasses.replace(config.data, in_memory=False), config.evaluation.images)
     names = student.readouts if readout is None else (readout,)
     teacher = None
     unlabelled = data.test.labels is None
@@ -81,12 +81,15 @@ def evaluate_run(
     return {name: score.as_dict() for name, score in scores.items()}
 
 
-def evaluate_network(network: ModelConfig, data: DataConfig, progress: bool = False) -> dict[str, Any]:
+def evaluate_network(
+    network: ModelConfig, data: DataConfig, scored: int | None = None, progress: bool = False
+) -> dict[str, Any]:
     """Top-1, top-5, negative log-likelihood and calibration error of a trained network, without a run.
 
     Args:
         network: As a run's teacher: its classes are those of its weights.
         data: The images; its test images are scored.
+        scored: At most so many of them, evenly spread; None: all.
         progress: Show a progress bar.
 
     Raises:
@@ -99,7 +102,7 @@ def evaluate_network(network: ModelConfig, data: DataConfig, progress: bool = Fa
             f"--network: expected {network.name} with weights, got none; give --weights FILE, or "
             "--network.pretrained true."
         )
-    images = load_data(dataclasses.replace(data, in_memory=False))
+    images = load_data(dataclasses.replace(data, in_memory=False), scored)
     if images.test.labels is None:
         raise UserError(
             f"Images of {data.name!r}: expected labelled test images, got unlabelled ones; set "

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gendd.config import ReadoutConfig, RunConfig
+from gendd.config import EvaluationConfig, ReadoutConfig, RunConfig
 from gendd.data import Data, load_data
 from gendd.deploy.batch_norm import fold_batch_norms
 from gendd.errors import UserError
@@ -84,12 +84,14 @@ def teacher_run(config: RunConfig, data: Data, device: torch.device) -> tuple[Pa
             config.teacher_training, precision=resolve_precision(config.teacher_training.precision, device)
         ),
         readout=ReadoutConfig("linear"),
+        evaluation=config.evaluation,
         seed=config.seed,
     )
     # without labels the images are split otherwise; streamed, none is decoded to know them
     own = data if seen.labels else load_data(dataclasses.replace(training.data, in_memory=False))
     made_of = [
-        binding_of(training),
+        # which of the test images it is scored on makes it no other
+        binding_of(dataclasses.replace(training, evaluation=EvaluationConfig())),
         own.class_names,
         {name: part.fingerprint for name, part in own.parts.items()},
         version("gendd"),
