@@ -11,8 +11,8 @@ from torch import Tensor
 
 from gendd.config import DataConfig
 from gendd.data.corrupt import Skipped
-from gendd.data.fingerprint import fingerprint
 from gendd.data.drawing import spread, used_rows
+from gendd.data.fingerprint import fingerprint
 from gendd.data.found_shards import read_shards
 from gendd.data.images import SMALL, Held, ImageSet, probe, resize_pixels
 from gendd.data.readers import Found, Part, Reader, given_names, reader, renumbered
