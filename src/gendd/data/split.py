@@ -43,7 +43,7 @@ def stratified_split(labels: Tensor, fraction: float, generator: torch.Generator
 
 
 def thinned(labels: Tensor | None, count: int, wanted: int, generator: torch.Generator) -> Tensor:
-    """Choose ``wanted`` of ``count`` items; where there are labels, of every class the same share, at least one.
+    """Choose ``wanted`` of ``count`` items; with labels, of every class the same share and at least one.
 
     Returns:
         Indices, int64 and ascending.

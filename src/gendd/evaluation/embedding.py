@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from gendd.data import ImageSet, Shards, sample_loader
 from gendd.evaluation.linear_fit import agreement, choose_classifier
+from gendd.messages import followed
 from gendd.models import Frozen
 from gendd.student import Student
 
@@ -65,7 +66,8 @@ def collect_features(
         workers: Loader processes of a set that streams.
     """
     parts: dict[str, list[Tensor]] = {entry.name: [] for entry in dataclasses.fields(Features)}
-    for batch in sample_loader(images, BATCH_SIZE, limit, workers):
+    loader = sample_loader(images, BATCH_SIZE, limit, workers)
+    for batch in followed(loader, len(loader), "features"):
         batch = batch.to(device)
         own = student.features(batch.images)
         made: dict[str, Tensor | None] = {"own": own, "labels": batch.labels}

@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
@@ -20,6 +18,7 @@ from gendd.data import ImageSet, eval_loader
 from gendd.errors import UserError
 from gendd.evaluation.calibration import Calibration, calibration
 from gendd.evaluation.long_tail import Shots
+from gendd.messages import followed
 from gendd.models import Frozen
 from gendd.student import Student
 
@@ -110,24 +109,23 @@ def evaluate(
     }
     true: list[Tensor] = []
     seen = 0
-    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
-        loader = eval_loader(images, BATCH_SIZE, workers)
-        for batch in bar.track(loader, total=len(loader), description="evaluating"):
-            batch = batch.to(device)
-            seen += len(batch.images)
-            features = student.features(batch.images)
-            said = teacher(batch.images)[1].argmax(-1) if teacher is not None and agreed else None
-            for name in names:
-                logits = student.logits(features, name, generator)
-                if said is not None and name in agreed:
-                    agreed[name] += int((logits.argmax(-1) == said).sum())
-                if batch.labels is not None:
-                    for meter in meters[name].values():
-                        meter.update(logits, batch.labels)
-                if name in said_by:
-                    said_by[name].append(logits.float().softmax(-1).cpu())
-            if said_by and batch.labels is not None:
-                true.append(batch.labels.cpu())
+    loader = eval_loader(images, BATCH_SIZE, workers)
+    for batch in followed(loader, len(loader), "scoring", bar=progress):
+        batch = batch.to(device)
+        seen += len(batch.images)
+        features = student.features(batch.images)
+        said = teacher(batch.images)[1].argmax(-1) if teacher is not None and agreed else None
+        for name in names:
+            logits = student.logits(features, name, generator)
+            if said is not None and name in agreed:
+                agreed[name] += int((logits.argmax(-1) == said).sum())
+            if batch.labels is not None:
+                for meter in meters[name].values():
+                    meter.update(logits, batch.labels)
+            if name in said_by:
+                said_by[name].append(logits.float().softmax(-1).cpu())
+        if said_by and batch.labels is not None:
+            true.append(batch.labels.cpu())
     scores: dict[ReadoutName, Scores] = {}
     for name in names:
         meter = meters[name] if labelled else {}

@@ -16,7 +16,7 @@ from gendd.config import RunConfig, dump, with_settings
 from gendd.config.registry import method_class, section
 from gendd.data import Data, describe, empty_classes, load_data
 from gendd.files import check_path, locked, trusted_code, write_json, write_text
-from gendd.messages import say
+from gendd.messages import Log, logged, say
 from gendd.models import Backbone, Frozen, count_parameters, load_weights, teacher_class_names
 from gendd.models.provenance import provenance
 from gendd.report.model_card import write_card
@@ -82,7 +82,8 @@ def _execute(
         restore(folder)
         # another may have finished there until now
         check_folder(folder, config, overwrite, resume)
-        return _run(config, folder, device, resume, networks, teacher_wrapper)
+        with logged() as log:
+            return _run(config, folder, device, resume, networks, teacher_wrapper, log)
 
 
 def _run(
@@ -92,6 +93,7 @@ def _run(
     resume: bool,
     networks: Mapping[str, nn.Module],
     teacher_wrapper: Callable[[Frozen], Frozen] | None,
+    log: Log,
 ) -> Run:
     check_names(config, networks)
     data = load_data(config.data, config.evaluation.images)
@@ -114,6 +116,7 @@ def _run(
     if not resume:
         claim(folder, config)
     check_images(folder, data, resume)
+    log.open(folder / "logs" / "console.log")
     if resume:
         adopt(folder, config)
     for skipped in data.skipped:
