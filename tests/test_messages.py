@@ -75,12 +75,17 @@ def test_a_long_step_tells_of_the_whole(clock: Clock, capsys: Capture) -> None:
 
 def test_a_log_gets_what_was_said_before_it_had_a_place(tmp_path: Path, capsys: Capture) -> None:
     file = tmp_path / "console.log"
-    with pytest.raises(ValueError, match="no"), logged() as log:
-        say("before")
-        assert not file.exists()
-        log.open(file)
-        say("after")
-        raise ValueError("no")
+
+    def run() -> None:
+        with logged() as log:
+            say("before")
+            assert not file.exists()
+            log.open(file)
+            say("after")
+            raise ValueError("no")
+
+    with pytest.raises(ValueError, match="no"):
+        run()
     say("outside")
     assert capsys.readouterr().err == "before\nafter\noutside\n"
     lines = file.read_text().splitlines()

@@ -192,6 +192,12 @@ def _run_flags(command: str) -> Parser:
         parser.add_argument(f"--{name}", metavar=takes, help=f"{told} (short for --{key})")
     parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
+    if command == "distill":
+        parser.add_argument(
+            "--fresh-teacher",
+            action="store_true",
+            help="train the teacher again that was trained before and kept",
+        )
     parser.add_argument("--print_config", action="store_true", help="print the resolved settings and stop")
     return parser
 

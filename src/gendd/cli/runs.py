@@ -26,7 +26,8 @@ def execute_command(command: str, words: list[str]) -> int:
     from gendd import report
     from gendd.run import execute
 
-    run = execute(config, overwrite=flags.overwrite, resume=flags.resume)
+    fresh = command == "distill" and flags.fresh_teacher
+    run = execute(config, overwrite=flags.overwrite, resume=flags.resume, fresh_teacher=fresh)
     console = Console()
     report.print_table(run.metrics, console)
     console.print(f"report  {run.report}\nstudent {run.folder / 'student'}", highlight=False, soft_wrap=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Callable, Mapping
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from gendd import report
 from gendd.config import RunConfig, dump, with_settings
 from gendd.config.registry import method_class, section
 from gendd.data import Data, describe, empty_classes, load_data
+from gendd.errors import UserError
 from gendd.files import check_path, locked, trusted_code, write_json, write_text
 from gendd.messages import Log, logged, say
 from gendd.models import Backbone, Frozen, count_parameters, load_weights, teacher_class_names
@@ -41,6 +43,7 @@ def execute(
     resume: bool = False,
     networks: Mapping[str, nn.Module] | None = None,
     teacher_wrapper: Callable[[Frozen], Frozen] | None = None,
+    fresh_teacher: bool = False,
 ) -> Run:
     """Carry a configuration out, from data to report; see :func:`gendd.distill`.
 
@@ -50,11 +53,12 @@ def execute(
         resume: As there.
         networks: The ``teacher`` or ``student`` that was made in Python.
         teacher_wrapper: Gives the teacher that is asked in the place of the frozen one.
+        fresh_teacher: As there.
     """
     networks = networks or {}
     names = [config.teacher.name, config.student.name, config.data.name, config.method, *config.baselines]
     with trusted_code([*names, config.data.path or "", config.data.test_path or ""]):
-        return _execute(config, overwrite, resume, networks, teacher_wrapper)
+        return _execute(config, overwrite, resume, networks, teacher_wrapper, fresh_teacher)
 
 
 def _execute(
@@ -63,8 +67,14 @@ def _execute(
     resume: bool,
     networks: Mapping[str, nn.Module],
     teacher_wrapper: Callable[[Frozen], Frozen] | None,
+    fresh_teacher: bool,
 ) -> Run:
     config = with_settings(config)
+    if fresh_teacher and (resume or not trains_teacher(config)):
+        came = "--resume, whose run has one" if resume else "one that comes with weights, or none"
+        raise UserError(
+            f"--fresh-teacher: expected a teacher that is trained first, got {came}; leave it out."
+        )
     if config.out is None:
         stem = section(config.method)
         images = config.data.name.rpartition(":")[2]
@@ -83,7 +93,7 @@ def _execute(
         # another may have finished there until now
         check_folder(folder, config, overwrite, resume)
         with logged() as log:
-            return _run(config, folder, device, resume, networks, teacher_wrapper, log)
+            return _run(config, folder, device, resume, networks, teacher_wrapper, fresh_teacher, log)
 
 
 def _run(
@@ -93,6 +103,7 @@ def _run(
     resume: bool,
     networks: Mapping[str, nn.Module],
     teacher_wrapper: Callable[[Frozen], Frozen] | None,
+    fresh_teacher: bool,
     log: Log,
 ) -> Run:
     check_names(config, networks)
@@ -121,7 +132,7 @@ def _run(
         adopt(folder, config)
     for skipped in data.skipped:
         skipped.record(folder / "logs" / "skipped.txt")
-    teacher, teacher_folder = prepared_teacher(config, data, network, device)
+    teacher, teacher_folder = prepared_teacher(config, data, network, device, fresh_teacher)
     if teacher is not None and teacher_wrapper is not None:
         teacher = teacher_wrapper(teacher)
 
@@ -206,29 +217,37 @@ def _save_baseline(
 
 
 def prepared_teacher(
-    config: RunConfig, data: Data, network: Backbone | None, device: torch.device
+    config: RunConfig, data: Data, network: Backbone | None, device: torch.device, fresh: bool = False
 ) -> tuple[Frozen | None, Path | None]:
     """The frozen teacher, and the folder it was trained in, if it was."""
     if network is None:
         return None, None
     folder = None
     if trains_teacher(config):
-        folder = trained_teacher(config, data, device)
+        folder = trained_teacher(config, data, network, device, fresh)
         load_weights(network, folder)
     return freeze(network, config, device), folder
 
 
-def trained_teacher(config: RunConfig, data: Data, device: torch.device) -> Path:
-    """The run folder of a teacher trained on the labels, from the cache or trained now."""
-    folder, training = teacher_run(config, data, device)
+def trained_teacher(
+    config: RunConfig, data: Data, network: Backbone, device: torch.device, fresh: bool = False
+) -> Path:
+    """The run folder of a teacher trained on the labels: from the cache, unless ``fresh``, or trained now."""
+    folder, training = teacher_run(config, data, network, device)
     # two runs that want the same teacher train it once
     with locked(folder.with_name(folder.name + ".lock")):
-        if (folder / "metrics.json").is_file():
-            say(f"teacher {config.teacher.name}: cached")
+        done = folder / "metrics.json"
+        if done.is_file() and not fresh:
+            when = datetime.fromtimestamp(done.stat().st_mtime)
+            say(f"teacher {config.teacher.name}: cached, trained {when:%Y-%m-%d %H:%M}, from {folder}")
             return folder
         say(f"teacher {config.teacher.name}: training (cached afterwards in {folder})")
-        again = (folder / "config.yaml").is_file()
-        execute(dataclasses.replace(training, out=str(folder)), resume=again)
+        there = (folder / "config.yaml").is_file()
+        execute(
+            dataclasses.replace(training, out=str(folder)),
+            overwrite=there and fresh,
+            resume=there and not fresh,
+        )
     return folder
 
 
