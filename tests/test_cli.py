@@ -210,6 +210,23 @@ def test_precision_has_a_short_form(capsys: Capture) -> None:
     )
 
 
+def test_baselines_are_names_or_a_list_of_them(capsys: Capture) -> None:
+    for words in (["kd,kl"], ["[kd,kl]"], ["kd, kl"], ['["kd", "kl"]']):
+        assert parsed("--baselines", *words).baselines == ["kd", "kl"]
+        assert parsed(f"--baselines={words[0]}").baselines == ["kd", "kl"]
+    assert parsed("--baselines", "kd", "--kd.temperature=3").settings["kd"].temperature == 3
+    assert parsed("--baselines=[]").baselines == parsed("--baselines", "").baselines == []
+    own = str(Path(__file__).parents[1] / "examples" / "own_method.py") + ":AttentionTransfer"
+    assert parsed("--baselines", f"kd,{own}").baselines == ["kd", own]
+    assert parsed("--baselines+=kd").baselines == ["supervised", "kl", "kd"]
+    assert refused(capsys, "distill", "--baselines", "kd,k") == (
+        f"baselines: expected one of {', '.join(names())}, or path/to/file.py:CLASS, got 'k'. Did you mean 'kl'?"
+    )
+    assert refused(capsys, "distill", "--baselines", "[kd") == (
+        "baselines: expected names such as kd,kl, got '[kd'."
+    )
+
+
 def test_recipes_are_laid_over_one_another() -> None:
     config = parsed("--recipe", "digits", "--recipe", "published")
     assert config.teacher.name == "cifar/resnet14"  # of the first alone

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -58,6 +59,7 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
     )
 
     flags, rest = _run_flags(command).parse_known_args(words)
+    rest = _with_lists(rest)
     rest += _in_full(command, flags)
     help_asked = any(word in ("-h", "--help") for word in rest)
     if help_asked:
@@ -112,6 +114,25 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
         print(dump(config), end="")
         return None, flags
     return config, flags
+
+
+def _with_lists(words: list[str]) -> list[str]:
+    """The words with ``--baselines kd,kl`` as the list it means, ``--baselines=["kd", "kl"]``."""
+    import yaml
+
+    left, found = iter(words), []
+    for word in left:
+        option, given, value = word.partition("=")
+        if option == "--baselines":
+            value = value if given else next(left, "")
+            try:
+                names = yaml.safe_load(value) if value.startswith("[") else value.split(",")
+            except yaml.YAMLError as error:
+                raise UserError(f"baselines: expected names such as kd,kl, got {value!r}.") from error
+            names = [name.strip() if isinstance(name, str) else name for name in names]
+            word = f"--baselines={json.dumps([name for name in names if name != ''])}"
+        found.append(word)
+    return found
 
 
 def _saved(out: str) -> dict[str, Any]:

@@ -25,7 +25,8 @@ class RunConfig:
     Args:
         method: What trains the student: a method's name (``gendd methods`` lists them), or
             ``path/to/file.py:CLASS`` for one of your own.
-        baselines: Methods trained beside it from the same seed for the table and the report.
+        baselines: Methods trained beside it from the same seed for the table and the report; as an option
+            ``kd,kl`` or ``[kd,kl]``.
         teacher: The frozen network that is distilled. Without weights it is trained first, on the
             labels, by ``teacher_training``, and cached.
         student: The network that is trained.
