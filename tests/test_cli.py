@@ -83,12 +83,12 @@ def test_version(capsys: Capture) -> None:
 
 
 def test_help_of_a_run_tells_flags_and_settings(capsys: Capture) -> None:
-    assert main(["distill", "--help"]) == 0
+    assert main(["distill", "--help-all"]) == 0
     out = capsys.readouterr().out
     options = ["--recipe NAME", "--resume", "--overwrite", "--precision {auto,fp32,bf16,fp16}"]
     for option in [*options, "--training.epochs", "--gendd.contraction", "--method"]:
         assert option in out
-    assert main(["train", "--help"]) == 0
+    assert main(["train", "--help-all"]) == 0
     out = capsys.readouterr().out
     assert "a recipe's student" in out and "--training.epochs" in out
     for option in ("--method", "--baselines", "--teacher", "--gendd.", "--kd.", "--readout", " CONFIG "):
@@ -207,23 +207,6 @@ def test_precision_has_a_short_form(capsys: Capture) -> None:
     assert parsed("--precision=fp32").teacher_training.precision == "auto"
     assert refused(capsys, "distill", "--precision", "int8") == (
         "training.precision: expected one of auto, fp32, bf16, fp16, got int8. See: gendd distill --help."
-    )
-
-
-def test_baselines_are_names_or_a_list_of_them(capsys: Capture) -> None:
-    for words in (["kd,kl"], ["[kd,kl]"], ["kd, kl"], ['["kd", "kl"]']):
-        assert parsed("--baselines", *words).baselines == ["kd", "kl"]
-        assert parsed(f"--baselines={words[0]}").baselines == ["kd", "kl"]
-    assert parsed("--baselines", "kd", "--kd.temperature=3").settings["kd"].temperature == 3
-    assert parsed("--baselines=[]").baselines == parsed("--baselines", "").baselines == []
-    own = str(Path(__file__).parents[1] / "examples" / "own_method.py") + ":AttentionTransfer"
-    assert parsed("--baselines", f"kd,{own}").baselines == ["kd", own]
-    assert parsed("--baselines+=kd").baselines == ["supervised", "kl", "kd"]
-    assert refused(capsys, "distill", "--baselines", "kd,k") == (
-        f"baselines: expected one of {', '.join(names())}, or path/to/file.py:CLASS, got 'k'. Did you mean 'kl'?"
-    )
-    assert refused(capsys, "distill", "--baselines", "[kd") == (
-        "baselines: expected names such as kd,kl, got '[kd'."
     )
 
 

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from gendd.config.checks import POSITIVE_INTEGER, check_section, or_null
 
+_RULES = {"images": or_null(POSITIVE_INTEGER)}
+
 
 @dataclass
 class EvaluationConfig:
@@ -19,4 +21,4 @@ class EvaluationConfig:
     images: int | None = None
 
     def __post_init__(self) -> None:
-        check_section(self, "evaluation.", {"images": or_null(POSITIVE_INTEGER)})
+        check_section(self, "evaluation.", _RULES)
