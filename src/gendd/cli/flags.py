@@ -97,6 +97,9 @@ def run_flags(command: str) -> Parser:
             action="store_true",
             help="train the teacher again that was trained before and kept",
         )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="tell what would be trained and how long it takes, and stop"
+    )
     parser.add_argument("--print_config", action="store_true", help="print the resolved settings and stop")
     return parser
 

@@ -24,8 +24,13 @@ def execute_command(command: str, words: list[str]) -> int:
     from rich.console import Console
 
     from gendd import report
-    from gendd.run import execute
+    from gendd.run import execute, plan_run
 
+    if flags.dry_run:
+        if flags.resume:
+            raise UserError("--dry-run: expected a run that begins, got --resume; leave one of them out.")
+        print("\n".join(plan_run(config, overwrite=flags.overwrite)))
+        return 0
     fresh = command == "distill" and flags.fresh_teacher
     run = execute(config, overwrite=flags.overwrite, resume=flags.resume, fresh_teacher=fresh)
     console = Console()

@@ -198,6 +198,10 @@ class Method(nn.Module):
                 [0, 1], labels (B,) or None. No more of them are taken than are needed.
         """
 
+    def rows(self, images: int) -> int:
+        """Rows of the loss for so many images: one each by default."""
+        return images
+
     def undecayed(self) -> Iterator[nn.Parameter]:
         """Parameters that take no weight decay whatever their shape; none by default."""
         return iter(())

@@ -173,6 +173,9 @@ class GenDD(Method):
         return config.standardise or self._takes_means or (contracts and config.centre_scale == "match")
 
     @torch.no_grad()
+    def rows(self, images: int) -> int:
+        return images * self.generator.num_tokens * self.config.repeats
+
     def prepare(self, batches: Iterable[Any]) -> None:
         """Take the teacher's statistics from training data: mean, scale and, if asked for, class means.
 
@@ -365,7 +368,7 @@ class GenDD(Method):
             permutation = torch.randperm(images, generator=generator, device=device)
             targets = tokens.mix(targets, weight, permutation)
             condition = tokens.mix(condition, weight.to(condition.dtype), permutation)
-        rows = images * self.generator.num_tokens * config.repeats
+        rows = self.rows(images)
         u = torch.rand(rows, generator=generator, device=device)
         if config.time_power != 1:
             u = 1 - (1 - u).pow(config.time_power)

@@ -56,9 +56,14 @@ def execute(
         fresh_teacher: As there.
     """
     networks = networks or {}
-    names = [config.teacher.name, config.student.name, config.data.name, config.method, *config.baselines]
-    with trusted_code([*names, config.data.path or "", config.data.test_path or ""]):
+    with trusted_code(named_code(config)):
         return _execute(config, overwrite, resume, networks, teacher_wrapper, fresh_teacher)
+
+
+def named_code(config: RunConfig) -> list[str]:
+    """What of a configuration may name code, which whoever wrote it trusts."""
+    names = [config.teacher.name, config.student.name, config.data.name, config.method, *config.baselines]
+    return [*names, config.data.path or "", config.data.test_path or ""]
 
 
 def _execute(
@@ -96,6 +101,24 @@ def _execute(
             return _run(config, folder, device, resume, networks, teacher_wrapper, fresh_teacher, log)
 
 
+def opened(config: RunConfig, networks: Mapping[str, nn.Module]) -> tuple[RunConfig, Data, Backbone | None]:
+    """The configuration with its sizes as numbers, its images and its teacher, once all can work together.
+
+    Raises:
+        UserError: they can't.
+    """
+    check_names(config, networks)
+    data = load_data(config.data, config.evaluation.images)
+    network = teacher_network(config, data, networks)
+    data = with_classes(config, data, network)
+    say(describe(data))
+    if (line := empty_classes(data)) is not None:
+        say(line)
+    config = sized(config, data)
+    check_networks(config, data, network, networks)
+    return config, data, network
+
+
 def _run(
     config: RunConfig,
     folder: Path,
@@ -106,15 +129,7 @@ def _run(
     fresh_teacher: bool,
     log: Log,
 ) -> Run:
-    check_names(config, networks)
-    data = load_data(config.data, config.evaluation.images)
-    network = teacher_network(config, data, networks)
-    data = with_classes(config, data, network)
-    say(describe(data))
-    if (line := empty_classes(data)) is not None:
-        say(line)
-    config = sized(config, data)
-    check_networks(config, data, network, networks)
+    config, data, network = opened(config, networks)
     if network is not None:
         say(f"teacher {network.describe()}")
     if config.data.labels and not data.labelled:
