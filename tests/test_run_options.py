@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -105,3 +106,33 @@ def test_baselines_are_names_or_a_list_of_them(capsys: Capture) -> None:
         assert main(["distill", "--baselines", wrong]) == 2
         said = capsys.readouterr().err
         assert said.startswith(f"gendd: {message}") and said.count("\n") == 1
+
+
+def test_a_shell_completes_commands_and_options(capsys: Capture, tmp_path: Path) -> None:
+    pytest.importorskip("shtab")
+    assert main(["--print-completion", "bash"]) == 0
+    script = tmp_path / "script"
+    script.write_text(capsys.readouterr().out)
+    for words, found in (
+        (["dis"], ["distill"]),
+        (["distill", "--training.e"], ["--training.epochs", "--training.ema"]),
+        (["train", "--dry"], ["--dry-run"]),
+        (["train", "--training.schedule", "s"], ["step"]),
+    ):
+        ask = f'source {script}; COMP_WORDS=(gendd "$@"); COMP_CWORD=$#; '
+        ask += '_shtab_gendd gendd "${COMP_WORDS[COMP_CWORD]}" > /dev/null 2>&1; echo "${COMPREPLY[@]}"'
+        done = subprocess.run(["bash", "-c", ask, "bash", *words], capture_output=True, text=True, check=True)
+        assert done.stdout.split() == found
+    # the parsers of runs are as they were
+    assert parsed("--training.epochs=3").training.epochs == 3
+
+
+def test_completion_that_cannot_be_is_one_line(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gendd.cli.completion.find_spec", lambda name: None)
+    for words, message in (
+        (["fish"], "expected one of bash, zsh, tcsh, got 'fish'."),
+        ([], "expected one of bash, zsh, tcsh, got ''."),
+        (["zsh"], "expected the package shtab, which is not installed. Run: pip install 'gendd[completion]'"),
+    ):
+        assert main(["--print-completion", *words]) == 2
+        assert capsys.readouterr().err == f"gendd: --print-completion: {message}\n"
