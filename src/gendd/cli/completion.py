@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from typing import Any
 
 from gendd.cli.flags import run_flags
 from gendd.cli.options import run_parser
@@ -36,7 +37,7 @@ def completion_script(shell: str) -> str:
             known = parser._option_string_actions
             for action in run_flags(name)._actions:
                 if not set(action.option_strings) & set(known):
-                    flag = {"action": "store_true"} if action.nargs == 0 else {}
+                    flag: dict[str, Any] = {"action": "store_true"} if action.nargs == 0 else {}
                     parser.add_argument(*action.option_strings, help=action.help, **flag)
         commands.add_subcommand(name, parser, help=told)
     return str(root.get_completion_script(f"shtab-{shell}"))
