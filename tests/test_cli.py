@@ -91,7 +91,17 @@ def test_help_of_a_run_tells_flags_and_settings(capsys: Capture) -> None:
     assert main(["train", "--help-all"]) == 0
     out = capsys.readouterr().out
     assert "a recipe's student" in out and "--training.epochs" in out
-    for option in ("--method", "--baselines", "--teacher", "--gendd.", "--kd.", "--readout", " CONFIG "):
+    refused_there = ["--student.dtype", "--student.compile", "--student.classes"]
+    for option in (
+        "--method",
+        "--baselines",
+        "--teacher",
+        "--gendd.",
+        "--kd.",
+        "--readout",
+        " CONFIG ",
+        *refused_there,
+    ):
         assert option not in out
 
 
@@ -123,6 +133,17 @@ def test_models_by_part_of_a_name_and_by_glob(capsys: Capture) -> None:
     assert capsys.readouterr().out.splitlines() == ["cifar/resnet8", "cifar/resnet8x4"]
     assert main(["models", "cifar/*x4"]) == 0
     assert capsys.readouterr().out.splitlines() == ["cifar/resnet8x4", "cifar/resnet32x4"]
+    assert main(["models", "cifar/resnet8x*"]) == 0
+    assert capsys.readouterr().out.split() == [
+        f"cifar/resnet8x{width}" for width in ("4", "0.25", "0.5", "2")
+    ]
+    for name in ("cifar/resnet8x0.5", "cifar/resnet20x3", "cifar/wrn_16_3", "timm/resnet50.a1_in1k"):
+        assert main(["models", name]) == 0
+        captured = capsys.readouterr()
+        assert captured.out.split() == [name]
+        assert captured.err == "next: gendd distill --teacher NAME --student NAME …\n"
+    assert main(["models", "torchvision/resnet50.IMAGENET1K_V?"]) == 0
+    assert capsys.readouterr().out.split() == [f"torchvision/resnet50.IMAGENET1K_V{n}" for n in (1, 2)]
     assert refused(capsys, "models", "cifar/nothing") == (
         "No network matches 'cifar/nothing': expected part of a name such as 'resnet'."
     )
@@ -298,7 +319,8 @@ def test_train_makes_weights_that_distill_takes_as_a_teacher(
     digits_run: Finished, tmp_path: Path, capsys: Capture, no_report: None
 ) -> None:
     assert main(["train", "--out", str(tmp_path / "teacher"), *TINY_ALONE]) == 0
-    assert "student alone" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "trained on labels" in out and "student alone" not in out
     metrics = Run.open(tmp_path / "teacher").metrics
     assert metrics["teacher"] is None
     assert "Trained on labels alone." in (tmp_path / "teacher" / "student" / "README.md").read_text()

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 
 from gendd.cli.flags import TRAIN, fixed, in_full, option_of, placed, run_flags, short_help
 
+# settings that a teacher alone may have, which no help tells of a student
+_TEACHER_S = {f"student.{key}" for key in ("classes", "classifier", "compile", "dtype")}
+
 
 def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argparse.Namespace]:
     """The configuration that the words after ``gendd distill`` or ``gendd train`` mean, and their flags.
@@ -183,6 +186,9 @@ def run_parser(command: str, sections: tuple[str, ...] = ()) -> ArgumentParser:
     parser.add_class_arguments(RunConfig, None, fail_untyped=True, skip={*fixed(command), "settings"})
     for name in sections:
         parser.add_class_arguments(settings_type(name), name, fail_untyped=True)
+    for action in parser._actions:
+        if action.dest in _TEACHER_S:
+            action.help = argparse.SUPPRESS
     return parser
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     pass
 
 from gendd.cli.options import given_options, parse_run
-from gendd.cli.parsing import COMMANDS, Parser
+from gendd.cli.parsing import COMMANDS, Parser, say_next
 
 
 def execute_command(command: str, words: list[str]) -> int:
@@ -30,6 +30,7 @@ def execute_command(command: str, words: list[str]) -> int:
         if flags.resume:
             raise UserError("--dry-run: expected a run that begins, got --resume; leave one of them out.")
         print("\n".join(plan_run(config, overwrite=flags.overwrite)))
+        say_next("dry run")
         return 0
     fresh = command == "distill" and flags.fresh_teacher
     run = execute(config, overwrite=flags.overwrite, resume=flags.resume, fresh_teacher=fresh)
@@ -40,6 +41,7 @@ def execute_command(command: str, words: list[str]) -> int:
     if best is not None and best["method"] != config.method:
         found = f"best on validation images: {best['method']}, {best['percent']:.2f} %"
         console.print(f"{found} ({run.folder / best['folder'] / 'student'})", highlight=False, soft_wrap=True)
+    say_next(command, run.folder)
     return 0
 
 
@@ -85,6 +87,7 @@ def probe_command(words: list[str]) -> int:
         print("gendd: interrupted; the run is as it was.", file=sys.stderr)
         return 130
     print(json.dumps(probed.as_dict(), indent=2) if given.json else probed)
+    say_next("probe", given.run)
     return 0
 
 
@@ -123,7 +126,10 @@ def predict_command(words: list[str]) -> int:
     errors = [prediction.error for prediction in predictions if prediction.error is not None]
     for error in errors:
         print(f"gendd: {' '.join(error.split())}", file=sys.stderr)
-    return 2 if errors else 0
+    if errors:
+        return 2
+    say_next("predict", given.run)
+    return 0
 
 
 def export_command(words: list[str]) -> int:
@@ -148,7 +154,9 @@ def export_command(words: list[str]) -> int:
     given = vars(parser.parse_args(words))
     from gendd.deploy.export import export
 
-    print(export(given.pop("run"), **given, progress=sys.stderr.isatty()))
+    run = given.pop("run")
+    print(export(run, **given, progress=sys.stderr.isatty()))
+    say_next("export", run)
     return 0
 
 
@@ -185,6 +193,7 @@ def import_released_command(words: list[str]) -> int:
     console = Console()
     report.print_table(run.metrics, console)
     console.print(f"student {run.folder / 'student'}", highlight=False, soft_wrap=True)
+    say_next("import-released", run.folder)
     return 0
 
 
@@ -226,4 +235,5 @@ def compare_command(words: list[str]) -> int:
     if given.dry_run:
         return 0
     print(f"{done}\nreport  {done.report}")
+    say_next("compare", done.report)
     return 1 if done.errors else 0

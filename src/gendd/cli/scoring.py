@@ -7,7 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
-from gendd.cli.parsing import COMMANDS, Parser
+from gendd.cli.parsing import COMMANDS, Parser, say_next
 from gendd.config import DataConfig, EvaluationConfig, ModelConfig, from_dict, keys, one_line
 from gendd.errors import UserError, did_you_mean
 
@@ -66,7 +66,16 @@ def evaluate_command(words: list[str]) -> int:
         scores = _of_network([*rest, *(f"--{key}={value}" for key, value in short.items() if value)])
     if given.json:
         print(json.dumps(scores, indent=2))
-        return 0
+    else:
+        _print(scores)
+    if alone:
+        say_next("network", next(iter(scores)))
+    else:
+        say_next("evaluate", given.run)
+    return 0
+
+
+def _print(scores: dict[str, dict[str, Any]]) -> None:
     from gendd.evaluation.long_tail import in_words
 
     width = max([8, *(len(name) + 2 for name in scores)])
@@ -76,7 +85,6 @@ def evaluate_command(words: list[str]) -> int:
         print(f"{name:{width}}{'   '.join(shown)}")
         if groups is not None:
             print(f"{'':{width}}{in_words(groups)}")
-    return 0
 
 
 def _told(key: str, value: float) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -29,6 +30,7 @@ from gendd.models.network import DEFAULT_MEAN, DEFAULT_STD, Network, Wanted, ass
 from gendd.models.projector import project
 from gendd.models.weights import load_weights, saved_backbone
 
+_WIDTH = re.compile(r"resnet\d+x|wrn_\d+_")
 _SPELLINGS = "cifar/NAME, timm/NAME, torchvision/NAME, hf/ID or FILE.py:FACTORY"
 
 
@@ -41,19 +43,29 @@ def list_models(pattern: str | None = None) -> list[str]:
 
     Args:
         pattern: A glob (``timm/resnet*``) if it holds ``*``, ``?`` or ``[``, else a substring; None
-            lists all.
+            lists all. One that names a width, ``resnet8x0.5`` or ``resnet8x*``, or a tag of weights,
+            ``resnet50.*``, lists those too.
     """
-    names = [f"cifar/{name}" for name in cifar.NAMES]
-    for family, known in (("timm", timm_networks.names), ("torchvision", torchvision_networks.names)):
+    names = [f"cifar/{name}" for name in (*cifar.NAMES, *_widths(pattern or ""))]
+    for family, library in (("timm", timm_networks), ("torchvision", torchvision_networks)):
         # of a pattern that begins with another family's name none can match
         asked = "" if pattern is None else pattern.partition("/")[0]
         if asked == family or asked not in ("cifar", "timm", "torchvision"):
-            names += known()
+            names += library.names() + (library.tagged() if "." in (pattern or "") else [])
     if pattern is None:
         return names
     if any(sign in pattern for sign in "*?["):
         return [name for name in names if fnmatchcase(name, pattern)]
     return [name for name in names if pattern in name]
+
+
+def _widths(pattern: str) -> list[str]:
+    """Names of CIFAR networks beside those listed, where a pattern asks for a width."""
+    if _WIDTH.search(pattern) is None:
+        return []
+    exact = pattern.removeprefix("cifar/")
+    more = [exact] if exact not in cifar.WIDTHS and _is_cifar(exact) else []
+    return [name for name in (*cifar.WIDTHS, *more) if name not in cifar.NAMES]
 
 
 def create_backbone(
