@@ -61,6 +61,7 @@ def base(data: Path, seed: int, epochs: int) -> RunConfig:
             "path": str(data / "cifar10-jpeg-train.parquet"),
             "test_path": str(data / "cifar10-jpeg-test.parquet"),
             "train_images": 20_000,
+            "validation_images": "all",
         },
         "training": {"epochs": epochs, "precision": "auto"},
         "readout": {"name": "mean", "sampler": "ddim", "steps": 10, "num_samples": 1},

@@ -85,7 +85,12 @@ def fashion(wheel: Path, images: Path, seed: int, epochs: int) -> None:
         run = gendd.distill(
             teacher=ModelConfig(**efficientnet(wheel, folder), classifier=False),
             student=ModelConfig(STUDENT, channels=3, input_size=64),
-            data={"name": "fashion-mnist", "path": str(images), "train_images": 20_000},
+            data={
+                "name": "fashion-mnist",
+                "path": str(images),
+                "train_images": 20_000,
+                "validation_images": "all",
+            },
             gendd={"token_width": TOKEN_WIDTH, "centres": "means", "refit": "labels"},
             training={"epochs": epochs, "lr": 0.006},
             readout={"name": "mean", "sampler": "ddim", "steps": 10, "num_samples": 1},

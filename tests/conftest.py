@@ -28,6 +28,7 @@ TINY = [
     "--teacher.name=cifar/resnet8x0.5",
     "--student.name=cifar/resnet8x0.25",
     "--data.train_images=200",
+    "--data.validation_images=all",
     "--data.batch_size=32",
     "--teacher_training.epochs=4",
     "--teacher_training.lr=0.02",

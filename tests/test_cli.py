@@ -24,6 +24,7 @@ import gendd
 from gendd.cli import main, parse_run
 from gendd.config import RunConfig, dump, load_config
 from gendd.config.registry import names
+from gendd.models import create_backbone, save_weights
 from gendd.models.cifar import NAMES
 from gendd.recipes import recipes
 from gendd.run import Run
@@ -82,15 +83,25 @@ def test_version(capsys: Capture) -> None:
 
 
 def test_help_of_a_run_tells_flags_and_settings(capsys: Capture) -> None:
-    assert main(["distill", "--help"]) == 0
+    assert main(["distill", "--help-all"]) == 0
     out = capsys.readouterr().out
     options = ["--recipe NAME", "--resume", "--overwrite", "--precision {auto,fp32,bf16,fp16}"]
     for option in [*options, "--training.epochs", "--gendd.contraction", "--method"]:
         assert option in out
-    assert main(["train", "--help"]) == 0
+    assert main(["train", "--help-all"]) == 0
     out = capsys.readouterr().out
     assert "a recipe's student" in out and "--training.epochs" in out
-    for option in ("--method", "--baselines", "--teacher", "--gendd.", "--kd.", "--readout", " CONFIG "):
+    refused_there = ["--student.dtype", "--student.compile", "--student.classes"]
+    for option in (
+        "--method",
+        "--baselines",
+        "--teacher",
+        "--gendd.",
+        "--kd.",
+        "--readout",
+        " CONFIG ",
+        *refused_there,
+    ):
         assert option not in out
 
 
@@ -122,6 +133,17 @@ def test_models_by_part_of_a_name_and_by_glob(capsys: Capture) -> None:
     assert capsys.readouterr().out.splitlines() == ["cifar/resnet8", "cifar/resnet8x4"]
     assert main(["models", "cifar/*x4"]) == 0
     assert capsys.readouterr().out.splitlines() == ["cifar/resnet8x4", "cifar/resnet32x4"]
+    assert main(["models", "cifar/resnet8x*"]) == 0
+    assert capsys.readouterr().out.split() == [
+        f"cifar/resnet8x{width}" for width in ("4", "0.25", "0.5", "2")
+    ]
+    for name in ("cifar/resnet8x0.5", "cifar/resnet20x3", "cifar/wrn_16_3", "timm/resnet50.a1_in1k"):
+        assert main(["models", name]) == 0
+        captured = capsys.readouterr()
+        assert captured.out.split() == [name]
+        assert captured.err == "next: gendd distill --teacher NAME --student NAME …\n"
+    assert main(["models", "torchvision/resnet50.IMAGENET1K_V?"]) == 0
+    assert capsys.readouterr().out.split() == [f"torchvision/resnet50.IMAGENET1K_V{n}" for n in (1, 2)]
     assert refused(capsys, "models", "cifar/nothing") == (
         "No network matches 'cifar/nothing': expected part of a name such as 'resnet'."
     )
@@ -297,7 +319,8 @@ def test_train_makes_weights_that_distill_takes_as_a_teacher(
     digits_run: Finished, tmp_path: Path, capsys: Capture, no_report: None
 ) -> None:
     assert main(["train", "--out", str(tmp_path / "teacher"), *TINY_ALONE]) == 0
-    assert "student alone" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "trained on labels" in out and "student alone" not in out
     metrics = Run.open(tmp_path / "teacher").metrics
     assert metrics["teacher"] is None
     assert "Trained on labels alone." in (tmp_path / "teacher" / "student" / "README.md").read_text()
@@ -307,6 +330,26 @@ def test_train_makes_weights_that_distill_takes_as_a_teacher(
     top1 = Run.open(tmp_path / "run").metrics["teacher"]["top1"]
     assert top1 == metrics["student"]["readouts"]["linear"]["top1"]
     assert "training (cached" not in capsys.readouterr().err
+
+
+def test_a_student_may_begin_from_weights_of_other_classes(
+    digits_run: Finished, tmp_path: Path, capsys: Capture, no_report: None
+) -> None:
+    weights = tmp_path / "w.safetensors"
+    save_weights(create_backbone("cifar/resnet8x0.25", 7, 1), weights)
+    one = ["--training.epochs=1", f"--student.weights={weights}"]
+    for command, options in (("train", TINY_ALONE), ("distill", [*TINY, "--baselines=[kl]"])):
+        assert main([command, "--out", str(tmp_path / command), *options, *one]) == 0
+        said = [line for line in capsys.readouterr().err.splitlines() if "its classifier is" in line]
+        assert said == [
+            f"student cifar/resnet8x0.25: {weights} of 7 classes, not 10: its classifier is a new one"
+        ]
+        assert gendd.load(tmp_path / command).num_classes() == 10
+    # of a teacher's the classes are the file's
+    words = ["distill", "--out", str(tmp_path / "run"), *TINY, "--teacher.name=cifar/resnet8x0.25"]
+    assert refused(capsys, *words, f"--teacher.weights={weights}", "--teacher.classes=10").startswith(
+        f"Teacher: {weights}: its cifar/resnet8x0.25 has 7 classes, not the expected 10"
+    )
 
 
 def test_evaluate_agrees_with_the_run(digits_run: Finished, capsys: Capture) -> None:

@@ -60,7 +60,7 @@ def no_downloads(monkeypatch: pytest.MonkeyPatch) -> None:
 def few_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs that are tested on the first few images."""
 
-    def load(config: DataConfig) -> Data:
+    def load(config: DataConfig, scored: int | None = None) -> Data:
         data = load_data(config)
         assert data.test.labels is not None
         few = torch.arange(TESTED)

@@ -10,6 +10,7 @@ import yaml
 
 from gendd.config import (
     DataConfig,
+    EvaluationConfig,
     GenDDConfig,
     ModelConfig,
     ReadoutConfig,
@@ -155,6 +156,7 @@ def test_keys_are_complete() -> None:
         "training": TrainingConfig,
         "teacher_training": TrainingConfig,
         "readout": ReadoutConfig,
+        "evaluation": EvaluationConfig,
     }
     wanted = {entry.name for entry in dataclasses.fields(RunConfig)} - {"settings"}
     for name, section in sections.items():

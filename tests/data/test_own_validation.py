@@ -108,6 +108,8 @@ def test_validation_images_beside_test_images_are_used(
     assert said in capsys.readouterr().err
     none = load_data(DataConfig(kind, path, image_size=8, validation=0))
     assert (len(none.train), parts(none)) == (10, [(4, [120, 121])])
+    half = load_data(DataConfig(kind, path, image_size=8, train_images=5))
+    assert (len(half.train), parts(half)) == (5, [(3, [80, 81]), (4, [120, 121])])
 
 
 @pytest.mark.parametrize("kind", WRITERS)

@@ -76,8 +76,8 @@ def test_split_seed_moves_validation_but_never_the_test_set() -> None:
     assert torch.equal(first.test.images(range(359)), other.test.images(range(359)))
 
 
-def test_train_images_leave_validation_as_it_is() -> None:
-    full, few = load_data(DataConfig()), load_data(DataConfig(train_images=100))
+def test_train_images_leave_all_validation_images_as_they_are() -> None:
+    full, few = load_data(DataConfig()), load_data(DataConfig(train_images=100, validation_images="all"))
     assert full.val is not None and few.val is not None and len(few.train) == 100
     assert torch.equal(full.val.images(range(144)), few.val.images(range(144)))
 
@@ -526,9 +526,8 @@ def test_parquet_over_files_and_row_groups(tmp_path: Path, in_memory: bool) -> N
         (str(tmp_path), None),
         (f"{tmp_path}/train-*.parquet", f"{tmp_path}/test-0.parquet"),
     ):
-        data = load_data(
-            DataConfig("parquet", path, test_path, validation=0.25, train_images=7, in_memory=in_memory)
-        )
+        config = DataConfig("parquet", path, test_path, validation=0.25, in_memory=in_memory)
+        data = load_data(replace(config, train_images=7, validation_images="all"))
         assert data.val is not None and (len(data.train), len(data.val), len(data.test)) == (7, 3, 4)
         assert (data.channels, data.image_size, data.class_names) == (3, 8, ["0", "1"])
         assert data.augment == "crop-flip" and data.train.in_memory == in_memory
@@ -632,11 +631,11 @@ def test_parquet_without_training_labels(tmp_path: Path) -> None:
 @pytest.mark.skipif(not SHARED.is_dir(), reason="shared/data is not beside the checkout")
 def test_cifar10_as_jpeg() -> None:
     train, test = (str(SHARED / f"cifar10-jpeg-{split}.parquet") for split in ("train", "test"))
-    data = load_data(DataConfig("parquet", train, test, train_images=50, in_memory=False))
+    data = load_data(DataConfig("parquet", train, test, train_images=4500, in_memory=False))
     assert data.val is not None
-    assert (len(data.train), len(data.val), len(data.test)) == (50, 5000, 10000)
+    assert (len(data.train), len(data.val), len(data.test)) == (4500, 500, 10000)
     assert (data.channels, data.image_size, data.num_classes) == (3, 32, 10)
-    assert data.val.labels is not None and torch.bincount(data.val.labels).tolist() == [500] * 10
+    assert data.val.labels is not None and torch.bincount(data.val.labels).tolist() == [50] * 10
     first = pq.read_table(test).slice(0, 1).to_pylist()[0]
     picture = np.array(Image.open(io.BytesIO(first["image"]["bytes"])).convert("RGB"))
     assert data.test.images([0])[0].permute(1, 2, 0).tolist() == picture.tolist()

@@ -357,7 +357,10 @@ def test_train_images_are_drawn_from_the_rest(settings: dict[str, Any]) -> None:
     chosen = seen(epoch_of(data, config))
     assert len(set(chosen)) == len(data.train) == 20 and set(chosen) <= set(seen(epoch_of(whole, config)))
     assert data.val is not None and whole.val is not None
-    assert torch.equal(data.val.images(range(24)), whole.val.images(range(24)))
+    held = numbers(whole.val.images(range(24)))
+    assert len(data.val) == 7 and set(numbers(data.val.images(range(7)))) < set(held)
+    every = load_data(replace(config, validation_images="all")).val
+    assert every is not None and numbers(every.images(range(24))) == held
     load_fails(replace(config, train_images=73), "data.train_images", "at most 72", "got 73")
     load_fails(replace(config, validation=0.001), "data.validation", "of the 96 training images")
 

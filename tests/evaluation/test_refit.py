@@ -22,7 +22,7 @@ from gendd.models import Frozen
 
 @pytest.fixture(scope="module")
 def data() -> Data:
-    return load_data(DataConfig(train_images=300))
+    return load_data(DataConfig(train_images=300, validation_images="all"))
 
 
 @pytest.mark.parametrize("target, labels", [("labels", True), ("teacher", False), ("mean", False)])

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 import gendd
-from gendd.config import RunConfig, data, method, model, readout, registry, training
+from gendd.config import RunConfig, data, evaluation, method, model, readout, registry, training
 from gendd.config.checks import Rule
 from mistakes.case import Case, Made, Place
 
@@ -18,6 +18,7 @@ _RULES: dict[str, dict[str, Rule]] = {
     "data": data._RULES,
     "gendd": method._RULES,
     "readout": readout._RULES,
+    "evaluation": evaluation._RULES,
     **dict.fromkeys(("teacher", "student"), model._RULES),
     **dict.fromkeys(("training", "teacher_training"), training._RULES),
 }

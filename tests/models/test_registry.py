@@ -292,6 +292,23 @@ def test_build_model_names_another_number_of_classes(tmp_path: Path) -> None:
     )
 
 
+def test_a_file_of_other_classes_leaves_the_classifier_new(tmp_path: Path) -> None:
+    path = tmp_path / "w.safetensors"
+    theirs = create_backbone("cifar/resnet8", 100)
+    save_weights(theirs, path)
+    torch.manual_seed(3)
+    fresh = create_backbone("cifar/resnet8", 10)
+    torch.manual_seed(3)
+    built = build_model(ModelConfig("cifar/resnet8", str(path)), 10, 3, other_classes=True)
+    assert (built.num_classes, built.pretrained_classes) == (10, 100)
+    for key, value in built.net.state_dict().items():
+        source = fresh if key.startswith("fc.") else theirs
+        assert torch.equal(value, source.net.state_dict()[key]), key
+    same = build_model(ModelConfig("cifar/resnet8", str(path)), 100, 3, other_classes=True)
+    torch.testing.assert_close(dict(same.net.state_dict()), dict(theirs.net.state_dict()), rtol=0, atol=0)
+    assert same.pretrained_classes == 100
+
+
 def saved_run(folder: Path, name: str = "cifar/resnet8", channels: int = 1) -> str:
     """The folder of a run that normalised its input by 0.3 and 0.4."""
     torch.manual_seed(0)

@@ -32,7 +32,7 @@ def test_rows_are_teacher_baselines_as_trained_then_readouts() -> None:
 
 @pytest.mark.parametrize(
     ("method", "label"),
-    [("kl", "KL distillation"), ("kd", "KD"), ("supervised", "student alone"), (None, "student")],
+    [("kl", "KL distillation"), ("kd", "KD"), ("supervised", "trained on labels"), (None, "student")],
 )
 def test_rows_of_a_run_of_another_method(method: str | None, label: str) -> None:
     plain = {"run": {"method": method}, "student": STUDENT | {"readouts": {"linear": COST | {"top1": 1.0}}}}

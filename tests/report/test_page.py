@@ -185,3 +185,21 @@ def test_without_labels_agreement_with_the_teacher_is_drawn(tmp_path: Path) -> N
         "KL distillation  69.00",
         "GenDD  71.00",
     ]
+
+
+def test_the_report_of_a_training_is_titled_so(tmp_path: Path) -> None:
+    figures = {"top1": 90.0, "multiply_adds": 5, "latency_ms": 1.0}
+    student = {
+        "name": "cifar/resnet20",
+        "parameters": 3,
+        "readouts": {"linear": figures},
+        "readout": "linear",
+    }
+    alone = {"run": {"method": "supervised"}, "teacher": None, "baselines": {}, "student": student}
+    text = write_report(ReportData("x", alone), tmp_path / "alone.html").read_text(encoding="utf-8")
+    assert "Training report" in text and "Distillation report" not in text
+    assert "trained on labels" in text and "student alone" not in text and "Network, top-1" in text
+    # beside others it is what they are compared with
+    beside = alone | {"baselines": {"label_smoothing": {"name": "cifar/resnet20", **figures}}}
+    text = write_report(ReportData("x", beside), tmp_path / "beside.html").read_text(encoding="utf-8")
+    assert "Distillation report" in text and "student alone" in text

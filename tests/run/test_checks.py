@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import pytest
 from runs import distil
 
+from gendd.config import DataConfig, EvaluationConfig, RunConfig
 from gendd.errors import UserError
+from gendd.run.settings import binding_of
 
 
 @pytest.mark.parametrize(
@@ -141,3 +144,13 @@ def test_a_pretrained_teacher_keeps_its_classes(
     monkeypatch.setenv("GENDD_CACHE", str(tmp_path / "cache"))
     distil(tmp_path / "run", "--baselines=[]", *options, code=2)
     assert capsys.readouterr().err.splitlines()[-1] == f"gendd: {last}"
+
+
+def test_what_was_measured_before_a_setting_keeps_its_name() -> None:
+    plain, few = RunConfig(), RunConfig(data=DataConfig(train_images=100))
+    for config in (plain, few):
+        every = dataclasses.replace(config, data=dataclasses.replace(config.data, validation_images="all"))
+        assert not {"data.validation_images", "evaluation.images"} & set(binding_of(every))
+    assert "data.validation_images" not in binding_of(plain)
+    assert binding_of(few)["data.validation_images"] is None
+    assert binding_of(RunConfig(evaluation=EvaluationConfig(5)))["evaluation.images"] == 5

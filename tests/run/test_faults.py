@@ -113,7 +113,7 @@ def test_two_runs_can_not_write_into_one_folder(words: list[str], tmp_path: Path
 def test_what_the_machine_lacks_is_one_line(
     error: Exception, message: str, words: list[str], capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def lacking(config: object) -> None:
+    def lacking(*given: object) -> None:
         raise error
 
     monkeypatch.setattr("gendd.run.experiment.load_data", lacking)
@@ -124,7 +124,7 @@ def test_what_the_machine_lacks_is_one_line(
 def test_a_mistake_of_ours_is_no_mistake_of_the_user_s(
     words: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(config: object) -> None:
+    def broken(*given: object) -> None:
         raise RuntimeError("a bug")
 
     monkeypatch.setattr("gendd.run.experiment.load_data", broken)

@@ -122,6 +122,7 @@ def test_the_better_readout_is_in_the_run(probed: tuple[Path, dict[str, bytes], 
         f"test agreement with the teacher       {linear['agreement']:>6.2f} % → {came['agreement']:.2f} %  "
         f"({came['agreement'] - linear['agreement']:+.2f})",
         f"new classifier kept: fitted to labels of 200 images, weight decay {probe['l2']:g}, judged on 144",
+        f"next: gendd predict {folder} IMAGE…, or gendd export {folder} --to onnx",
     ]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from gendd.data import load_data
 from gendd.methods import Supervised
 from gendd.run import Run
 from gendd.run.experiment import trained_teacher
+from gendd.run.networks import teacher_network
 from gendd.run.teacher import open_teacher
 from gendd.training import resolve_precision
 
@@ -31,7 +33,9 @@ def test_the_teacher_is_trained_once(
     before = (teacher_of(cache) / "student" / "model.safetensors").stat().st_mtime_ns
     metrics = distil(tmp_path / "again", "--baselines=[]")
     err = capsys.readouterr().err
-    assert "teacher cifar/resnet8x0.5: cached" in err
+    when = r"\d{4}-\d\d-\d\d \d\d:\d\d"
+    line = rf"^teacher cifar/resnet8x0.5: cached, trained {when}, from {teacher_of(cache)}$"
+    assert re.search(line, err, re.M)
     assert "supervised" not in err
     assert (teacher_of(cache) / "student" / "model.safetensors").stat().st_mtime_ns == before
     first = Run.open(digits_run.folder).metrics
@@ -88,7 +92,9 @@ def teacher_folder(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
             teacher_training=gendd.TrainingConfig(**(teacher or {})),
         )
         found = changed(load_data(config.data))
-        return trained_teacher(config, found, torch.device("cpu")).name
+        network = teacher_network(config, found, {})
+        assert network is not None
+        return trained_teacher(config, found, network, torch.device("cpu")).name
 
     return name
 
@@ -127,6 +133,38 @@ def test_another_teacher_has_another_name(teacher_folder: Callable[..., str]) ->
     precisions = {name: teacher_folder(teacher={"precision": name}) for name in ("fp32", "bf16")}
     assert len(set(precisions.values())) == 2
     assert names[0] == precisions[resolve_precision("auto", torch.device("cpu"))]
+
+
+def test_a_name_that_has_come_to_mean_another_network_is_another_teacher(
+    teacher_folder: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = teacher_folder()
+    wider = gendd.create_backbone("cifar/resnet20x2", 10, 1)
+    monkeypatch.setattr("test_trained_teacher.teacher_network", lambda *given: wider)
+    assert teacher_folder() != first
+
+
+def test_a_fresh_teacher_is_trained_again(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    no_report: None,
+) -> None:
+    monkeypatch.setenv("GENDD_CACHE", str(tmp_path / "cache"))
+    quick = ["--baselines=[]", "--training.epochs=1", "--teacher_training.epochs=1"]
+    distil(tmp_path / "first", *quick)
+    (weights,) = (tmp_path / "cache" / "teachers").glob("*/student/model.safetensors")
+    before, content = weights.stat().st_mtime_ns, weights.read_bytes()
+    capsys.readouterr()
+    distil(tmp_path / "second", *quick, "--fresh-teacher")
+    assert "teacher cifar/resnet8x0.5: training" in capsys.readouterr().err
+    assert weights.stat().st_mtime_ns > before and weights.read_bytes() == content
+    for more in (["--resume"], ["--teacher", str(tmp_path / "first")]):
+        distil(tmp_path / "second", *quick, "--fresh-teacher", *more, code=2)
+        assert (
+            "gendd: --fresh-teacher: expected a teacher that is trained first, got "
+            in capsys.readouterr().err
+        )
 
 
 def test_the_teacher_of_a_finished_run_has_its_norms_folded(digits_run: Finished, cache: Path) -> None:

@@ -16,13 +16,13 @@ from gendd.cli.options import parse_run
 from gendd.cli.parsing import COMMANDS
 from gendd.cli.runs import (
     compare_command,
-    evaluate_command,
     execute_command,
     export_command,
     import_released_command,
     predict_command,
     probe_command,
 )
+from gendd.cli.scoring import evaluate_command
 from gendd.cli.signals import Stop
 from gendd.errors import UserError, did_you_mean
 from gendd.files import expanded, trusted_code
@@ -126,6 +126,11 @@ def _dispatch(words: list[str]) -> int:
     if words[0] == "--version":
         print(f"gendd {version('gendd')}")
         return 0
+    if words[0] == "--print-completion":
+        from gendd.cli.completion import completion_script
+
+        print(completion_script(" ".join(words[1:])))
+        return 0
     command, rest = words[0], words[1:]
     if command not in COMMANDS:
         raise UserError(f"Unknown command {command!r}.{did_you_mean(command, COMMANDS)} See: gendd --help.")
@@ -159,6 +164,7 @@ def _help() -> str:
             *lines,
             "",
             "gendd COMMAND --help prints a command's options; gendd --version the version.",
+            'A shell completes commands and options after: eval "$(gendd --print-completion bash)" (or zsh).',
             "Files and folders that name Python files or shell commands are refused without --trust-code.",
         ]
     )

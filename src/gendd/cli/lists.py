@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     pass
 
 from gendd.cli.options import settings_help
-from gendd.cli.parsing import COMMANDS, Parser
+from gendd.cli.parsing import COMMANDS, Parser, say_next
 
 
 def push_command(words: list[str]) -> int:
@@ -31,6 +31,7 @@ def push_command(words: list[str]) -> int:
 
     private = True if given.private else None
     print(push_to_hub(given.run, given.repository, private=private, commit_message=given.message))
+    say_next("push", given.repository)
     return 0
 
 
@@ -47,6 +48,7 @@ def recipes_command(words: list[str]) -> int:
         print("\n" * min(number, 1), end="")
         for name, path in groups[group].items():
             print(f"{name:<{width}}  {summary(path)}")
+    say_next("recipes")
     return 0
 
 
@@ -62,6 +64,7 @@ def models_command(words: list[str]) -> int:
     if not names:
         raise UserError(f"No network matches {given.pattern!r}: expected part of a name such as 'resnet'.")
     print("\n".join(names))
+    say_next("models")
     return 0
 
 
@@ -76,17 +79,20 @@ def methods_command(words: list[str]) -> int:
         width = max(len(method.name) for method in shown)
         for method in shown:
             print(f"{method.name:<{width}}  {method.summary()}")
+        say_next("methods")
         return 0
     method = method_class(given.name)
     print(f"{method.name}: {method.summary()}")
     if not dataclasses.fields(method.Settings):
         print("It has no settings.")
+        say_next("methods")
         return 0
     from jsonargparse import ArgumentParser
 
     settings = ArgumentParser(prog="gendd distill", add_help=False)
     settings.add_class_arguments(method.Settings, method.section(), fail_untyped=True)
     print(settings_help(settings), end="")
+    say_next("methods")
     return 0
 
 
@@ -103,4 +109,7 @@ def verify_command(words: list[str]) -> int:
         print(f"{name:20} {deviation:.1e}{'' if deviation <= TOLERANCE else '  beyond 1e-4'}")
     worst = max(found.values())
     print(f"largest relative deviation {worst:.1e}: {'agrees' if worst <= TOLERANCE else 'does not agree'}")
-    return 0 if worst <= TOLERANCE else 1
+    if worst > TOLERANCE:
+        return 1
+    say_next("verify")
+    return 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import re
 import sys
@@ -19,20 +20,10 @@ if TYPE_CHECKING:
 
     from gendd.config import RunConfig
 
-from gendd.cli.parsing import COMMANDS, Parser
+from gendd.cli.flags import TRAIN, fixed, in_full, option_of, placed, run_flags, short_help
 
-# what 'gendd train' is, whatever a recipe says
-_TRAIN: dict[str, Any] = {"method": "supervised", "baselines": []}
-# what of a recipe has no part in it
-_UNUSED = ("teacher", "teacher_training", "gendd", "readout")
-# options that are short for a dotted one, and what they take
-_SHORT = {
-    "teacher": ("teacher.name", "NETWORK", "the teacher: a name (gendd models lists them) or a run's folder"),
-    "student": ("student.name", "NETWORK", "the student, likewise"),
-    "data": ("data.name", "SET", "the images: digits, cifar10, folder, …"),
-    "readout": ("readout.name", "{linear,mean,sample,auto}", "how the finished student gives its logits"),
-    "precision": ("training.precision", "{auto,fp32,bf16,fp16}", "numbers the student is trained in"),
-}
+# settings that a teacher alone may have, which no help tells of a student
+_TEACHER_S = {f"student.{key}" for key in ("classes", "classifier", "compile", "dtype")}
 
 
 def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argparse.Namespace]:
@@ -57,12 +48,12 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
         to_dict,
     )
 
-    flags, rest = _run_flags(command).parse_known_args(words)
-    rest += _in_full(command, flags)
-    help_asked = any(word in ("-h", "--help") for word in rest)
-    if help_asked:
-        print(_run_help(command))
+    flags, rest = run_flags(command).parse_known_args(words)
+    if asked_help := {"-h", "--help", "--help-all"} & set(rest):
+        print(_help(command) if "--help-all" in asked_help else short_help(command))
         return None, flags
+    rest = placed(command, flags, _with_lists(rest))
+    rest += in_full(command, flags)
     names = list(flags.recipe)
     layers = [read_mapping(source) for source in [*map(recipe_path, names), *map(Path, flags.config)]]
     saved: dict[str, Any] = {}
@@ -74,7 +65,7 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
     def parsed(values: dict[str, Any]) -> dict[str, Any]:
         """The settings of files with the options laid over them."""
         base = to_dict(from_dict(values, RunConfig))
-        for key in _fixed(command):
+        for key in fixed(command):
             base.pop(key, None)
         parser = run_parser(command, _sections(asked, rest, base))
         try:
@@ -90,11 +81,11 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
         names = ["digits"]
         layers = [read_mapping(recipe_path("digits"))]
     chosen = bool(saved) or any("baselines" in layer for layer in layers[len(names) :])
-    chosen = chosen or any(_option(word) == "--baselines" for word in rest)
+    chosen = chosen or any(option_of(word) == "--baselines" for word in rest)
     defaults: dict[str, Any] = {}
     known = {*get_type_hints(RunConfig), *_sections(asked, rest, saved)}
     saved = {key: value for key, value in saved.items() if key in known}
-    for layer in [saved, *map(extended, layers), _TRAIN if command == "train" else {}]:
+    for layer in [saved, *map(extended, layers), TRAIN if command == "train" else {}]:
         merge(defaults, layer)
     values = defaults | parsed(defaults)
     if command == "distill" and not chosen:
@@ -114,6 +105,25 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
     return config, flags
 
 
+def _with_lists(words: list[str]) -> list[str]:
+    """The words with ``--baselines kd,kl`` as the list it means, ``--baselines=["kd", "kl"]``."""
+    import yaml
+
+    left, found = iter(words), []
+    for word in left:
+        option, given, value = word.partition("=")
+        if option == "--baselines":
+            value = value if given else next(left, "")
+            try:
+                names = yaml.safe_load(value) if value.startswith("[") else value.split(",")
+            except yaml.YAMLError as error:
+                raise UserError(f"baselines: expected names such as kd,kl, got {value!r}.") from error
+            names = [name.strip() if isinstance(name, str) else name for name in names]
+            word = f"--baselines={json.dumps([name for name in names if name != ''])}"
+        found.append(word)
+    return found
+
+
 def _saved(out: str) -> dict[str, Any]:
     """The settings of the run in a folder that is resumed, which may have been moved since."""
     from gendd.config import load_config, to_dict
@@ -122,32 +132,6 @@ def _saved(out: str) -> dict[str, Any]:
     if not os.path.isfile(file):
         raise UserError(f"--resume: expected a run in {out!r}, found none. Leave --resume out to start it.")
     return {**to_dict(load_config(file)), "out": out}
-
-
-def _fixed(command: str) -> set[str]:
-    """Keys that are no dotted options of a command."""
-    return {"out", *_TRAIN, *_UNUSED} if command == "train" else {"out"}
-
-
-def _in_full(command: str, flags: argparse.Namespace) -> list[str]:
-    """The dotted options that the short ones given stand for."""
-    found = []
-    for short, (key, _, _) in _short(command).items():
-        value = getattr(flags, short)
-        if value is None:
-            continue
-        if short in ("teacher", "student") and os.path.isdir(value):
-            from gendd.models.weights import network_of
-
-            found += [f"--{short}.{name}={part}" for name, part in network_of(value).items()]
-        else:
-            found.append(f"--{key}={value}")
-    return found
-
-
-def _short(command: str) -> dict[str, tuple[str, str, str]]:
-    """The short options of a command."""
-    return {name: told for name, told in _SHORT.items() if told[0].split(".")[0] not in _fixed(command)}
 
 
 def _without_labels(values: dict[str, Any]) -> list[str]:
@@ -164,38 +148,6 @@ def _without_labels(values: dict[str, Any]) -> list[str]:
     return left
 
 
-def _run_flags(command: str) -> Parser:
-    parser = Parser(
-        prog=f"gendd {command}", add_help=False, allow_abbrev=False, description=COMMANDS[command]
-    )
-    parser.add_argument(
-        "--recipe",
-        metavar="NAME",
-        action="append",
-        default=[],
-        help="start from a shipped recipe (gendd recipes lists them); a further one is laid over it",
-    )
-    parser.add_argument(
-        "--config",
-        metavar="FILE",
-        action="append",
-        default=[],
-        help="a YAML file of settings; may be repeated",
-    )
-    parser.add_argument(
-        "--out",
-        metavar="DIR",
-        help="output folder (default: runs/ and the name of the last recipe or file, "
-        "else of the command and the data)",
-    )
-    for name, (key, takes, told) in _short(command).items():
-        parser.add_argument(f"--{name}", metavar=takes, help=f"{told} (short for --{key})")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
-    parser.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
-    parser.add_argument("--print_config", action="store_true", help="print the resolved settings and stop")
-    return parser
-
-
 def _asked(layers: list[dict[str, Any]], words: list[str]) -> dict[str, Any]:
     """The methods that files and options name, as a configuration does."""
     import yaml
@@ -204,7 +156,7 @@ def _asked(layers: list[dict[str, Any]], words: list[str]) -> dict[str, Any]:
     for layer in layers:
         asked |= {key: layer[key] for key in ("method", "baselines") if key in layer}
     for index, word in enumerate(words):
-        key = (_option(word) or "").removeprefix("--")
+        key = (option_of(word) or "").removeprefix("--")
         if key in ("method", "baselines"):
             value = word.partition("=")[2] if "=" in word else " ".join(words[index + 1 : index + 2])
             asked[key] = yaml.safe_load(value) if key == "baselines" else value
@@ -218,7 +170,7 @@ def _sections(asked: dict[str, Any], words: list[str], values: dict[str, Any]) -
     from gendd.config import registry
 
     known = registry.sections(asked)
-    named = {option.removeprefix("--").split(".")[0] for option in map(_option, words) if option}
+    named = {option.removeprefix("--").split(".")[0] for option in map(option_of, words) if option}
     return tuple(name for name in dict.fromkeys(known) if name in named or name in values)
 
 
@@ -231,16 +183,18 @@ def run_parser(command: str, sections: tuple[str, ...] = ()) -> ArgumentParser:
     from gendd.config.registry import settings_type
 
     parser = ArgumentParser(prog=f"gendd {command}", exit_on_error=False, add_help=False)
-    parser.add_class_arguments(RunConfig, None, fail_untyped=True, skip={*_fixed(command), "settings"})
+    parser.add_class_arguments(RunConfig, None, fail_untyped=True, skip={*fixed(command), "settings"})
     for name in sections:
         parser.add_class_arguments(settings_type(name), name, fail_untyped=True)
+    for action in parser._actions:
+        if action.dest in _TEACHER_S:
+            action.help = argparse.SUPPRESS
     return parser
 
 
-def _run_help(command: str) -> str:
-    flags = _run_flags(command).format_help()
-    settings = run_parser(command)
-    body = settings_help(settings)
+def _help(command: str) -> str:
+    flags = run_flags(command).format_help()
+    body = settings_help(run_parser(command))
     more = (
         ""
         if command == "train"
@@ -264,9 +218,9 @@ def _check_options(command: str, words: list[str], asked: dict[str, Any] | None 
     if command != "train":
         for section in _sections(asked or {}, words, {}):
             known += [f"--{key}" for key in keys(settings_type(section), f"{section}.")]
-    flags = [option for action in _run_flags(command)._actions for option in action.option_strings]
-    unused = _fixed(command) - {"out"} | ({*names()} if command == "train" else set())
-    for name in filter(None, map(_option, words)):
+    flags = [option for action in run_flags(command)._actions for option in action.option_strings]
+    unused = fixed(command) - {"out"} | ({*names()} if command == "train" else set())
+    for name in filter(None, map(option_of, words)):
         if name.removeprefix("--").split(".")[0] in unused:
             raise UserError(
                 f"gendd {command}: expected no {name}, as it trains the student on labels alone; "
@@ -274,11 +228,6 @@ def _check_options(command: str, words: list[str], asked: dict[str, Any] | None 
             )
         if name not in known:
             raise UserError(f"Unknown option {name!r}.{did_you_mean(name, known + flags)}")
-
-
-def _option(word: str) -> str | None:
-    """The option that a word of the command line names, ``--key`` of ``--key=value`` and ``--key+=value``."""
-    return word.split("=")[0].rstrip("+") if word.startswith("--") else None
 
 
 def given_options(command: str, words: list[str]) -> dict[str, Any]:
@@ -294,7 +243,7 @@ def given_options(command: str, words: list[str]) -> dict[str, Any]:
     except Exception as error:
         raise UserError(f"{one_line(error).rstrip('.')}. See: gendd {command} --help.") from error
     found: dict[str, Any] = {}
-    for name in filter(None, map(_option, words)):
+    for name in filter(None, map(option_of, words)):
         *sections, key = name.removeprefix("--").split(".")
         into, value = found, values
         for section in sections:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import TYPE_CHECKING, Any
 
 from gendd.errors import UserError
+from gendd.messages import say
 
 if TYPE_CHECKING:
     pass
@@ -13,7 +15,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "distill": "distil a teacher into a student; without arguments the recipe 'digits', end to end",
     "train": "train a model on labels alone (a teacher, or a recipe's student for comparison)",
-    "evaluate": "score a finished run on its test images",
+    "evaluate": "score a finished run on its test images, or a network by its name and weights",
     "probe": "fit the linear readout of a finished run anew and keep the better one",
     "predict": "classify image files with a student",
     "export": "write a finished student as ONNX, for torch.export, for timm or as plain safetensors",
@@ -25,6 +27,31 @@ COMMANDS = {
     "import-released": "make a run of a checkpoint of the authors' released code",
     "verify": "recompute the method's reference numbers on this machine",
 }
+
+
+# what to do after each, where a run is concerned with its folder
+_NEXT = {
+    "distill": "gendd predict {0} IMAGE…, or gendd export {0} --to onnx",
+    "train": "gendd distill --teacher {0} …, or gendd predict {0} IMAGE…",
+    "evaluate": "gendd probe {0}, or gendd export {0} --to onnx",
+    "network": "gendd distill --teacher {0} …, or --student {0}",
+    "probe": "gendd predict {0} IMAGE…, or gendd export {0} --to onnx",
+    "predict": "gendd export {0} --to onnx, or gendd push {0} NAME/REPOSITORY",
+    "export": "gendd push {0} NAME/REPOSITORY",
+    "push": "gendd predict {0} IMAGE…",
+    "recipes": "gendd distill --recipe NAME, with --dry-run to see what it takes",
+    "models": "gendd distill --teacher NAME --student NAME …",
+    "methods": "gendd distill --method NAME, or gendd methods NAME for its settings",
+    "compare": "open {0}",
+    "import-released": "gendd evaluate {0}",
+    "verify": "gendd distill",
+    "dry run": "the same command without --dry-run",
+}
+
+
+def say_next(command: str, place: object = "") -> None:
+    """The last line of a command: what to do next."""
+    say(f"next: {_NEXT[command].format(shlex.quote(str(place)))}")
 
 
 class Parser(argparse.ArgumentParser):

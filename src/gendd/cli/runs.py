@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     pass
 
 from gendd.cli.options import given_options, parse_run
-from gendd.cli.parsing import COMMANDS, Parser
+from gendd.cli.parsing import COMMANDS, Parser, say_next
 
 
 def execute_command(command: str, words: list[str]) -> int:
@@ -25,9 +25,16 @@ def execute_command(command: str, words: list[str]) -> int:
 
     from gendd import report
     from gendd.processes import is_first
-    from gendd.run import execute
+    from gendd.run import execute, plan_run
 
-    run = execute(config, overwrite=flags.overwrite, resume=flags.resume)
+    if flags.dry_run:
+        if flags.resume:
+            raise UserError("--dry-run: expected a run that begins, got --resume; leave one of them out.")
+        print("\n".join(plan_run(config, overwrite=flags.overwrite)))
+        say_next("dry run")
+        return 0
+    fresh = command == "distill" and flags.fresh_teacher
+    run = execute(config, overwrite=flags.overwrite, resume=flags.resume, fresh_teacher=fresh)
     if not is_first():
         return 0
     console = Console()
@@ -37,33 +44,7 @@ def execute_command(command: str, words: list[str]) -> int:
     if best is not None and best["method"] != config.method:
         found = f"best on validation images: {best['method']}, {best['percent']:.2f} %"
         console.print(f"{found} ({run.folder / best['folder'] / 'student'})", highlight=False, soft_wrap=True)
-    return 0
-
-
-def evaluate_command(words: list[str]) -> int:
-    parser = Parser(prog="gendd evaluate", description=COMMANDS["evaluate"])
-    parser.add_argument("run", metavar="RUN", help="the run's folder")
-    parser.add_argument("--readout", help="linear, mean or sample; all by default")
-    parser.add_argument("--json", action="store_true", help="print JSON")
-    given = parser.parse_args(words)
-    from gendd.evaluation.long_tail import in_words
-    from gendd.run import evaluate_run
-
-    scores = evaluate_run(given.run, given.readout, progress=sys.stderr.isatty())
-    if given.json:
-        print(json.dumps(scores, indent=2))
-        return 0
-    width = max([8, *(len(name) + 2 for name in scores)])
-    for name, values in scores.items():
-        groups = values.pop("groups", None)
-        shown = [
-            f"{key} {value:.3f}" if key == "cosine" else f"{key} {value:.2f} %"
-            for key, value in values.items()
-            if value is not None
-        ]
-        print(f"{name:{width}}{'   '.join(shown)}")
-        if groups is not None:
-            print(f"{'':{width}}{in_words(groups)}")
+    say_next(command, run.folder)
     return 0
 
 
@@ -109,6 +90,7 @@ def probe_command(words: list[str]) -> int:
         print("gendd: interrupted; the run is as it was.", file=sys.stderr)
         return 130
     print(json.dumps(probed.as_dict(), indent=2) if given.json else probed)
+    say_next("probe", given.run)
     return 0
 
 
@@ -147,7 +129,10 @@ def predict_command(words: list[str]) -> int:
     errors = [prediction.error for prediction in predictions if prediction.error is not None]
     for error in errors:
         print(f"gendd: {' '.join(error.split())}", file=sys.stderr)
-    return 2 if errors else 0
+    if errors:
+        return 2
+    say_next("predict", given.run)
+    return 0
 
 
 def export_command(words: list[str]) -> int:
@@ -172,7 +157,9 @@ def export_command(words: list[str]) -> int:
     given = vars(parser.parse_args(words))
     from gendd.deploy.export import export
 
-    print(export(given.pop("run"), **given, progress=sys.stderr.isatty()))
+    run = given.pop("run")
+    print(export(run, **given, progress=sys.stderr.isatty()))
+    say_next("export", run)
     return 0
 
 
@@ -209,6 +196,7 @@ def import_released_command(words: list[str]) -> int:
     console = Console()
     report.print_table(run.metrics, console)
     console.print(f"student {run.folder / 'student'}", highlight=False, soft_wrap=True)
+    say_next("import-released", run.folder)
     return 0
 
 
@@ -250,4 +238,5 @@ def compare_command(words: list[str]) -> int:
     if given.dry_run:
         return 0
     print(f"{done}\nreport  {done.report}")
+    say_next("compare", done.report)
     return 1 if done.errors else 0

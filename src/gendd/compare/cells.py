@@ -29,6 +29,7 @@ from gendd.run.exhibits import curves
 from gendd.run.experiment import execute
 from gendd.student.folders import RunFolder
 from gendd.training import resolve_device
+from gendd.training.memory import peak_memory, reset_peak
 
 # in a run's folder: the seconds that the record of its teacher saved, and the finished row
 _LEDGER = Path("logs") / "teacher_seconds.txt"
@@ -100,12 +101,12 @@ def run_cell(job: Job) -> Row:
     if there is not None:
         return there
     job.log.parent.mkdir(parents=True, exist_ok=True)
-    _reset_peak()
+    reset_peak()
     with job.log.open("a", encoding="utf-8") as log, contextlib.redirect_stderr(log):
         try:
             if not (job.folder / "metrics.json").is_file():
                 _execute(job)
-            row = {**_figures(job), "peak_memory_mb": _peak(), **_circumstances(job.config)}
+            row = {**_figures(job), "peak_memory_mb": peak_memory(), **_circumstances(job.config)}
         except Exception as error:  # whatever a method raises is told in its row, and the others go on
             print(f"error: {typed_line(error)}", file=log)
             return {"error": _one_line(error), **_circumstances(job.config)}
@@ -205,28 +206,6 @@ def _one_line(error: BaseException) -> str:
     """What a row tells of an exception: a user's mistake in its own words, others with their type."""
     text = str(error) if type(error).__name__ == "UserError" else typed_line(error)
     return " ".join(text.split())[:300]
-
-
-def _reset_peak() -> None:
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    # of Linux, which then counts anew; elsewhere the peak is that of the process so far
-    with contextlib.suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-
-
-def _peak() -> float:
-    """Peak memory in MB: the device's where it has its own, else that of the process."""
-    if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
-        return round(torch.cuda.max_memory_allocated() / 1e6, 1)
-    with contextlib.suppress(OSError):
-        for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
-            if line.startswith("VmHWM:"):
-                return round(int(line.split()[1]) * 1024 / 1e6, 1)
-    import resource
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return round(peak / 1e6 if sys.platform == "darwin" else peak * 1024 / 1e6, 1)
 
 
 def main(arguments: list[str] | None = None) -> int:

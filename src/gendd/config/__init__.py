@@ -6,6 +6,7 @@ and the nearest valid one.
 
 from gendd.config.checks import check
 from gendd.config.data import DataConfig
+from gendd.config.evaluation import EvaluationConfig
 from gendd.config.method import GenDDConfig, Prediction
 from gendd.config.model import ModelConfig
 from gendd.config.reading import (
@@ -31,6 +32,7 @@ from gendd.config.training import MonitorName, TrainingConfig
 __all__ = [
     "EXTENDS",
     "DataConfig",
+    "EvaluationConfig",
     "GenDDConfig",
     "ModelConfig",
     "MonitorName",

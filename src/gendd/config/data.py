@@ -40,6 +40,9 @@ _RULES = {
     ),
     "batch_size": or_null(POSITIVE_INTEGER),
     "train_images": or_null(POSITIVE_INTEGER),
+    "validation_images": Rule(
+        lambda value: value in (None, "all") or value >= 1, "a positive integer, all or null"
+    ),
     "image_size": or_null(SIDE),
     "workers": or_null(INTEGER),
     "crop_scale": Rule(lambda value: 0 < value[0] <= value[1] <= 1, "0 < low <= high <= 1"),
@@ -82,6 +85,9 @@ class DataConfig:
             webdataset.
         train_images: Use this many training images, drawn at random by ``split_seed`` after the
             validation images were held out and ``imbalance`` was applied; null uses all.
+        validation_images: Use this many validation images, drawn likewise (by class where ``labels`` is
+            true), or ``all`` of them; null: the share of them that ``train_images`` is of the training
+            images there are.
         split_seed: Seed of the split into training and validation images.
         labels: Whether training may see the labels. Evaluation always does.
         augment: ``crop-flip`` (random crop after padding by an eighth, horizontal flip), ``crop``,
@@ -131,6 +137,7 @@ class DataConfig:
     validation: float = 0.1
     imbalance: float | None = None
     train_images: int | None = None
+    validation_images: int | Literal["all"] | None = None
     split_seed: int = 0
     labels: bool = True
     augment: Literal["auto", "none", "crop", "crop-flip", "resized-crop"] = "auto"

@@ -8,6 +8,7 @@ from typing import Any
 from gendd.config import registry
 from gendd.config.checks import SEED, check, check_section
 from gendd.config.data import DataConfig
+from gendd.config.evaluation import EvaluationConfig
 from gendd.config.method import GenDDConfig
 from gendd.config.model import ModelConfig
 from gendd.config.readout import ReadoutConfig
@@ -24,7 +25,8 @@ class RunConfig:
     Args:
         method: What trains the student: a method's name (``gendd methods`` lists them), or
             ``path/to/file.py:CLASS`` for one of your own.
-        baselines: Methods trained beside it from the same seed for the table and the report.
+        baselines: Methods trained beside it from the same seed for the table and the report; as an option
+            ``kd,kl`` or ``[kd,kl]``.
         teacher: The frozen network that is distilled. Without weights it is trained first, on the
             labels, by ``teacher_training``, and cached.
         student: The network that is trained.
@@ -35,6 +37,7 @@ class RunConfig:
         training: Optimisation of the student.
         teacher_training: Optimisation of a teacher that comes without weights.
         readout: How the finished student gives its logits, and the sampler's settings.
+        evaluation: What it is scored on.
         seed: Seed of everything random: weights, order, augmentation, diffusion, sampling.
         out: Output folder; null: below ``runs/``.
     """
@@ -49,6 +52,7 @@ class RunConfig:
     training: TrainingConfig = field(default_factory=TrainingConfig)
     teacher_training: TrainingConfig = field(default_factory=TrainingConfig)
     readout: ReadoutConfig = field(default_factory=ReadoutConfig)
+    evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
     seed: int = 0
     out: str | None = None
 

@@ -13,10 +13,12 @@ from torch import Tensor
 
 from gendd.config import DataConfig
 from gendd.data.corrupt import Skipped
+from gendd.data.drawing import validation_count
 from gendd.data.fingerprint import fingerprint
 from gendd.data.images import ImageSet, cores, decode, watched
 from gendd.data.readers import Part, by_split, class_numbers, given_names, read_part, renumbered, untested
 from gendd.data.shards import Choice, Shards, steps_of
+from gendd.data.split import thinned
 from gendd.data.survey import Contents, hold, images_at, survey
 from gendd.data.tars import (
     BAD_LABEL,
@@ -87,7 +89,11 @@ def read_shards(config: DataConfig) -> Found:
 
     hashes = torch.from_numpy(np.concatenate([each.hashes for each in contents])) ^ mask
     choice, held = _chosen(hashes, mask, config, 0.0 if own_val is not None else config.validation)
-    held_rows = (hashes < choice.first).nonzero()[:, 0]
+    if own_val is not None:
+        own_val = _fewer(own_val, validation_count(config, own_val.count, len(hashes)), config)
+    held = validation_count(config, held, len(hashes) - held)
+    bound = int(hashes.sort().values[held - 1]) + 1 if held else 0
+    held_rows = (hashes < bound).nonzero()[:, 0]
     train_rows = (hashes >= choice.first) & (hashes <= choice.last)
     parts = torch.split(train_rows, [len(each) for each in contents])
     counts = torch.tensor([int(part.sum()) for part in parts])
@@ -227,6 +233,14 @@ def _labels(contents: Sequence[Contents], needed: bool) -> Tensor | None:
         f"Expected a cls with every image or with none, got {int((labels == NO_LABEL).sum())} without of "
         f"{len(labels)}, the first in {url!r}; add them, or set data.labels to false."
     )
+
+
+def _fewer(part: Part, wanted: int, config: DataConfig) -> Part:
+    """Some of the set's own validation images, drawn as those that are held out of others are."""
+    labels = part.labels if config.labels else None
+    rows = thinned(labels, part.count, wanted, torch.Generator().manual_seed(config.split_seed))
+    kept = None if part.labels is None else part.labels[rows]
+    return Part(len(rows), kept, lambda some: part.take(rows[some]))
 
 
 def _chosen(hashes: Tensor, mask: int, config: DataConfig, share: float) -> tuple[Choice, int]:

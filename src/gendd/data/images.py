@@ -28,6 +28,7 @@ from torchvision.transforms.v2 import functional as VF
 from gendd.data.corrupt import Named, Skipped, Tally
 from gendd.errors import UserError
 from gendd.files import read_bytes
+from gendd.messages import following
 
 _GRAY_MODES = {"1", "L", "LA", "I", "F"}
 # EXIF's tag, and the least of its values that exchange height and width
@@ -288,9 +289,12 @@ def cores() -> int:
 
 
 def watched(steps: Iterable[int], total: int, title: str) -> Iterator[int]:
-    """Pass ``steps`` (amounts of work done) on; show progress on a terminal when it takes a while."""
+    """Pass ``steps`` (amounts of work done) on; show progress when it takes a while."""
     if not sys.stderr.isatty():
-        yield from steps
+        with following(title, total, "done") as told:
+            for step in steps:
+                told.add(step)
+                yield step
         return
     from rich.console import Console
     from rich.progress import Progress

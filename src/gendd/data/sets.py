@@ -11,12 +11,12 @@ from torch import Tensor
 
 from gendd.config import DataConfig
 from gendd.data.corrupt import Skipped
+from gendd.data.drawing import spread, used_rows
 from gendd.data.fingerprint import fingerprint
 from gendd.data.found_shards import read_shards
 from gendd.data.images import SMALL, Held, ImageSet, probe, resize_pixels
 from gendd.data.readers import Found, Part, Reader, given_names, reader, renumbered
 from gendd.data.shards import Shards
-from gendd.data.split import long_tail, random_split, stratified_split
 from gendd.errors import UserError
 from gendd.messages import say
 
@@ -95,7 +95,7 @@ class Data:
         return list(dict.fromkeys(part.skipped for part in self.parts.values()))
 
 
-def load_data(config: DataConfig) -> Data:
+def load_data(config: DataConfig, scored: int | None = None) -> Data:
     """Find the set, split it, and load what is used of it.
 
     Validation images are those that the set has beside its test images, or held out first (stratified where
@@ -108,12 +108,16 @@ def load_data(config: DataConfig) -> Data:
     A set is RGB as soon as one of the training images looked at has colour: sixteen spread over it, or
     all where those are gray. Every image is converted to that, gray ones of a colour set too.
 
+    Args:
+        config: The section.
+        scored: At most so many test images, evenly spread (``evaluation.images``); None: all.
+
     Raises:
         UserError: an unknown set, files that are missing, empty or do not match, more unreadable images
             than ``max_corrupt`` allows, or more images asked for than there are.
     """
     if config.name == _SHARDS:
-        return _load_shards(config)
+        return _load_shards(config, scored)
     kind = reader(config.name)
     found = _named(kind.read(config), config)
     _check_classes(found.train.labels, found.class_names, config)
@@ -128,7 +132,7 @@ def load_data(config: DataConfig) -> Data:
     test_framing = _TEST_FRAMING if size > SMALL else 1.0
     train = replace(train, size=size, channels=channels)
     if test is not None:
-        test = replace(test, size=size, channels=channels, framing=test_framing)
+        test = replace(_scored(test, scored), size=size, channels=channels, framing=test_framing)
     if val is not None:
         val = replace(val, size=size, channels=channels, framing=test_framing)
 
@@ -137,8 +141,7 @@ def load_data(config: DataConfig) -> Data:
     train = _ready_to_train(train, in_memory, config, augment)
     val = None if val is None else _ready(val, in_memory, "Decoding validation images")
     test = None if test is None else _ready(test, in_memory, "Decoding test images")
-    tested = val if test is None else test
-    assert tested is not None
+    tested = _scored(val, scored) if test is None else test
     return Data(
         # of path/to/file.py:NAME the end
         name=config.name.rpartition(":")[2],
@@ -153,7 +156,7 @@ def load_data(config: DataConfig) -> Data:
     )
 
 
-def _load_shards(config: DataConfig) -> Data:
+def _load_shards(config: DataConfig, scored: int | None) -> Data:
     """Shards to train on, the images held out of them, and their test set, of whatever kind."""
     found = read_shards(config)
     if found.test is None and found.val is None:
@@ -178,6 +181,7 @@ def _load_shards(config: DataConfig) -> Data:
     test = None if found.test is None else loaded(found.test, "test")
     tested = val if test is None else test
     assert tested is not None
+    tested = _scored(tested, scored)
     return Data(
         name=config.name,
         train=replace(found.train, channels=channels, size=size),
@@ -189,6 +193,15 @@ def _load_shards(config: DataConfig) -> Data:
         augment=_augment(config, size > SMALL),
         tested_on="validation" if test is None else "test",
     )
+
+
+def _scored(images: ImageSet | None, most: int | None) -> ImageSet:
+    """The images that students are scored on, of those there are."""
+    assert images is not None
+    fewer = images if most is None else spread(images, most)
+    if len(fewer) < len(images):
+        say(f"scored on {len(fewer):,} of {len(images):,} images, evenly spread (evaluation.images)")
+    return fewer
 
 
 def _check_classes(labels: Tensor | None, names: list[str], config: DataConfig) -> None:
@@ -278,46 +291,10 @@ def _held_out(found: Found, config: DataConfig) -> tuple[ImageSet, ImageSet | No
                 f"Expected labels with the validation images in {config.path!r}, as the training images have "
                 "some, got none; add them, or set data.labels to false."
             )
-    rows, val_rows = _split(found.train, len(found.class_names), config, hold=own is None)
+    rows, held = used_rows(found.train, own, len(found.class_names), config)
     train = _taken(found.train, rows, "training", config)
-    if own is not None:
-        return train, _taken(own, torch.arange(own.count), "validation", config)
-    return train, _taken(found.train, val_rows, "validation", config) if len(val_rows) else None
-
-
-def _split(part: Part, classes: int, config: DataConfig, hold: bool) -> tuple[Tensor, Tensor]:
-    """Rows of the training images and of those of them that are held out, if they are to be."""
-    generator = torch.Generator().manual_seed(config.split_seed)
-    if config.validation == 0 or not hold:
-        rest, held = torch.arange(part.count), torch.arange(0)
-    elif part.labels is None or not config.labels:
-        rest, held = random_split(part.count, config.validation, generator)
-    else:
-        rest, held = stratified_split(part.labels, config.validation, generator)
-    if len(rest) == 0 or (hold and config.validation > 0 and len(held) == 0):
-        raise UserError(
-            f"data.validation: expected a fraction of the {part.count} training images that leaves some on "
-            f"both sides, got {config.validation}; change it, or set 0 for none."
-        )
-    after = "validation"
-    if config.imbalance is not None:
-        if part.labels is None:
-            raise UserError(
-                f"data.imbalance: expected null for unlabelled training images, got {config.imbalance}; "
-                "leave it out, or give labelled images."
-            )
-        rest = rest[long_tail(part.labels[rest], classes, config.imbalance, generator)]
-        after = "validation and data.imbalance"
-    wanted = config.train_images
-    if wanted is None:
-        return rest, held
-    if wanted > len(rest):
-        raise UserError(
-            f"data.train_images: expected at most {len(rest)} (what is left of {part.count} after "
-            f"{after}), got {wanted}; lower it, or lower data.validation."
-        )
-    chosen = torch.randperm(len(rest), generator=generator)[:wanted]
-    return rest[chosen].sort().values, held
+    part = found.train if own is None else own
+    return train, _taken(part, held, "validation", config) if len(held) else None
 
 
 def _taken(part: Part, rows: Tensor, name: str, config: DataConfig) -> ImageSet:

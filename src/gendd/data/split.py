@@ -42,6 +42,19 @@ def stratified_split(labels: Tensor, fraction: float, generator: torch.Generator
     return order[~held].sort().values, order[held].sort().values
 
 
+def thinned(labels: Tensor | None, count: int, wanted: int, generator: torch.Generator) -> Tensor:
+    """Choose ``wanted`` of ``count`` items; with labels, of every class the same share and at least one.
+
+    Returns:
+        Indices, int64 and ascending.
+    """
+    if wanted >= count:
+        return torch.arange(count)
+    if labels is None:
+        return random_split(count, 1 - wanted / count, generator)[0]
+    return stratified_split(labels, 1 - wanted / count, generator)[0]
+
+
 def long_tail(labels: Tensor, classes: int, factor: float, generator: torch.Generator) -> Tensor:
     """Thin the classes out to the exponential profile of Cui et al. 2019 (arXiv 1901.05555).
 

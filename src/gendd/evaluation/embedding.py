@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from gendd.data import ImageSet, Shards, sample_loader
 from gendd.evaluation.linear_fit import agreement, choose_classifier
+from gendd.messages import followed
 from gendd.models import Frozen
 from gendd.processes import in_turn, rank, world_size
 from gendd.student import Student
@@ -69,7 +70,8 @@ def collect_features(
     # shards are read by every process
     shared = isinstance(images, ImageSet)
     part = (rank(), world_size()) if shared else (0, 1)
-    for batch in sample_loader(images, BATCH_SIZE, limit, workers, part=part):
+    loader = sample_loader(images, BATCH_SIZE, limit, workers, part=part)
+    for batch in followed(loader, len(loader), "features"):
         batch = batch.to(device)
         own = student.features(batch.images)
         made: dict[str, Tensor | None] = {"own": own, "labels": batch.labels}

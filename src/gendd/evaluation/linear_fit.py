@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gendd.errors import UserError
+from gendd.messages import beat
 
 # Rows of a pass: bounds the memory of logits and rows, whatever N, d and K.
 _CHUNK_NUMBERS = 2**24
@@ -82,6 +83,7 @@ def fit_classifier(
     )
 
     def loss() -> Tensor:
+        beat()
         with torch.no_grad():
             value, weight.grad, bias.grad = _loss_and_gradients(rows, weight, bias, l2)
         return value

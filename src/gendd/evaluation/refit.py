@@ -12,13 +12,12 @@ from typing import IO, Any, Literal
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 
 from gendd.data import Batch, Data, ImageSet, Shards, sample_loader
 from gendd.errors import UserError
 from gendd.evaluation.linear_fit import HELD_NUMBERS, accuracy, choose_classifier
+from gendd.messages import followed
 from gendd.models import Frozen, memory_format
 from gendd.models.affine import assign
 from gendd.student import Student
@@ -154,30 +153,29 @@ def refit_linear(
         )
     wide = classifier.in_features + (0 if target == "labels" else classifier.out_features)
     rows, held = _Rows(on_disk=count * wide > HELD_NUMBERS), _Rows()
-    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
-        run = _Pass(student, teacher, torch.device(device), workers, data.test.framing, bar)
-        if data.val is not None:
-            for own, wanted, _ in run.over(train, "training", target, limit=limit, dtype=dtype):
-                rows.add(own, wanted)
-            for own, _, judged in run.over(data.val, "validation", judge, judge):
-                held.add(own, judged)
-        else:
-            seen = 0
-            for own, wanted, judged in run.over(train, "training", target, judge, limit=limit):
-                picked = (torch.arange(seen, seen + len(own)) % _HELD == 0).to(own.device)
-                rows.add(own[~picked], wanted[~picked])
-                held.add(own[picked], judged[picked])
-                seen += len(own)
-        held_features, held_classes = held.features.to(device), held.targets.to(device)
-        choice = choose_classifier(
-            rows.features,
-            rows.targets,
-            held_features,
-            held_classes,
-            num_classes=classifier.out_features,
-            device=device,
-            watch=lambda penalties: bar.track(penalties, description="fitting"),
-        )
+    run = _Pass(student, teacher, torch.device(device), workers, data.test.framing, progress)
+    if data.val is not None:
+        for own, wanted, _ in run.over(train, "training", target, limit=limit, dtype=dtype):
+            rows.add(own, wanted)
+        for own, _, judged in run.over(data.val, "validation", judge, judge):
+            held.add(own, judged)
+    else:
+        seen = 0
+        for own, wanted, judged in run.over(train, "training", target, judge, limit=limit):
+            picked = (torch.arange(seen, seen + len(own)) % _HELD == 0).to(own.device)
+            rows.add(own[~picked], wanted[~picked])
+            held.add(own[picked], judged[picked])
+            seen += len(own)
+    held_features, held_classes = held.features.to(device), held.targets.to(device)
+    choice = choose_classifier(
+        rows.features,
+        rows.targets,
+        held_features,
+        held_classes,
+        num_classes=classifier.out_features,
+        device=device,
+        watch=lambda penalties: followed(penalties, len(penalties), "fitting", unit="fits", bar=progress),
+    )
     trained = None
     if student.linear:
         trained = accuracy(classifier.weight, classifier.bias, held_features, held_classes)
@@ -213,7 +211,7 @@ class _Pass:
     device: torch.device
     workers: int | None
     framing: float
-    bar: Progress
+    bar: bool
 
     def over(
         self,
@@ -230,7 +228,7 @@ class _Pass:
         """
         layout = memory_format(self.student)
         loader = sample_loader(images, BATCH_SIZE, limit, self.workers, self.framing)
-        for batch in self.bar.track(loader, total=len(loader), description=f"features of {part} images"):
+        for batch in followed(loader, len(loader), f"features of {part} images", bar=self.bar):
             batch = batch.to(self.device)
             batch = Batch(batch.images.contiguous(memory_format=layout), batch.labels)
             with (

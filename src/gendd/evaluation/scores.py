@@ -10,8 +10,6 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from rich.console import Console
-from rich.progress import Progress
 from torch import Tensor
 from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
@@ -19,9 +17,11 @@ from gendd.config import ReadoutName
 from gendd.data import ImageSet, eval_loader
 from gendd.data.draws import derive_seed
 from gendd.errors import UserError
+from gendd.evaluation.calibration import Calibration, calibration
 from gendd.evaluation.long_tail import Shots
+from gendd.messages import followed
 from gendd.models import Frozen
-from gendd.processes import rank, total, world_size
+from gendd.processes import in_turn, rank, total, world_size
 from gendd.student import Student
 
 # from none beyond the student's own to many passes of the head
@@ -43,6 +43,7 @@ class Scores:
         images: How many were scored; corrupt ones are left out.
         groups: Top-1 by how many training images a class has; None where that
             was not asked for, and as ``top1``.
+        calibration: Of its probabilities; None where that was not asked for, and as ``top1``.
     """
 
     top1: float | None
@@ -51,12 +52,17 @@ class Scores:
     confusion: Tensor | None
     images: int = 0
     groups: dict[str, dict[str, Any]] | None = None
+    calibration: Calibration | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The percentages, rounded to two decimals; ``groups`` where there are any."""
+        """The percentages, rounded to two decimals; ``groups``, ``nll`` and ``ece`` where there are any."""
         values = {"top1": self.top1, "top5": self.top5, "agreement": self.agreement}
-        rounded = {name: None if value is None else round(value, 2) for name, value in values.items()}
-        return rounded if self.groups is None else {**rounded, "groups": self.groups}
+        told: dict[str, Any] = {
+            name: None if value is None else round(value, 2) for name, value in values.items()
+        }
+        if self.calibration is not None:
+            told |= {"nll": round(self.calibration.nll, 4), "ece": round(self.calibration.ece, 4)}
+        return told if self.groups is None else {**told, "groups": self.groups}
 
 
 @torch.no_grad()
@@ -68,6 +74,7 @@ def evaluate(
     teacher: Frozen | None = None,
     num_classes: int | None = None,
     shots: Shots | None = None,
+    calibrated: bool = False,
     device: torch.device | str = "cpu",
     seed: int = 0,
     workers: int | None = None,
@@ -84,6 +91,7 @@ def evaluate(
         teacher: To agree with, on ``device``.
         num_classes: K of the labels; None: that of every readout.
         shots: Tell top-1 of these groups of classes too.
+        calibrated: Tell the calibration too.
         device: Where to compute.
         seed: Of the noise of readout ``sample``.
         workers: Loader processes of a set that streams.
@@ -100,25 +108,34 @@ def evaluate(
     counted = torch.zeros(1 + len(agreeing), dtype=torch.int64, device=device)
     generator = torch.Generator(device)
     labelled = images.labels is not None
+    # probabilities of each readout, and the labels
+    said_by: dict[str, list[Tensor]] = {
+        name: [] for name in names if calibrated and labelled and meters[name]
+    }
+    true: list[Tensor] = []
     part = rank(), world_size()
-    with Progress(console=Console(stderr=True), transient=True, disable=not progress or part[0] > 0) as bar:
-        loader = eval_loader(images, BATCH_SIZE, workers, *part)
-        for number, batch in enumerate(bar.track(loader, total=len(loader), description="evaluating")):
-            # the noise of a batch depends on nothing but its number in the set
-            generator.manual_seed(derive_seed(seed, "evaluation", number * part[1] + part[0]))
-            batch = batch.to(device)
-            counted[0] += len(batch.images)
-            features = student.features(batch.images)
-            said = teacher(batch.images)[1].argmax(-1) if teacher is not None and agreeing else None
-            for name in names:
-                logits = student.logits(features, name, generator)
-                if said is not None and name in agreeing:
-                    counted[1 + agreeing.index(name)] += (logits.argmax(-1) == said).sum()
-                if batch.labels is not None:
-                    for meter in meters[name].values():
-                        meter.update(logits, batch.labels)
+    loader = eval_loader(images, BATCH_SIZE, workers, *part)
+    for number, batch in enumerate(followed(loader, len(loader), "scoring", bar=progress and part[0] == 0)):
+        # the noise of a batch depends on nothing but its number in the set
+        generator.manual_seed(derive_seed(seed, "evaluation", number * part[1] + part[0]))
+        batch = batch.to(device)
+        counted[0] += len(batch.images)
+        features = student.features(batch.images)
+        said = teacher(batch.images)[1].argmax(-1) if teacher is not None and agreeing else None
+        for name in names:
+            logits = student.logits(features, name, generator)
+            if said is not None and name in agreeing:
+                counted[1 + agreeing.index(name)] += (logits.argmax(-1) == said).sum()
+            if batch.labels is not None:
+                for meter in meters[name].values():
+                    meter.update(logits, batch.labels)
+            if name in said_by:
+                said_by[name].append(logits.float().softmax(-1).cpu())
+        if said_by and batch.labels is not None:
+            true.append(batch.labels.cpu())
     seen, *same = total(counted).tolist()
     agreed = dict(zip(agreeing, same, strict=True))
+    said_by, true = {name: in_turn(rows) for name, rows in said_by.items()}, in_turn(true)
     scores: dict[ReadoutName, Scores] = {}
     for name in names:
         meter = meters[name] if labelled else {}
@@ -130,6 +147,7 @@ def evaluate(
             confusion,
             seen,
             None if shots is None or confusion is None else shots.accuracy(confusion),
+            calibration(torch.cat(said_by[name]), torch.cat(true)) if name in said_by else None,
         )
     return scores
 

@@ -229,6 +229,10 @@ class Method(nn.Module):
             return drawn
         return drawn.index_select(images, share(whole[images], rank, world_size).to(device))
 
+    def rows(self, images: int) -> int:
+        """Rows of the loss for so many images: one each by default."""
+        return images
+
     def undecayed(self) -> Iterator[nn.Parameter]:
         """Parameters that take no weight decay whatever their shape; none by default."""
         return iter(())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
+from operator import length_hint
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.nn import functional as F
 from gendd.config import GenDDConfig
 from gendd.diffusion import tokens
 from gendd.errors import UserError, did_you_mean
+from gendd.messages import following
 from gendd.methods._maps import MapLosses, MapRegression
 from gendd.methods.base import Method, StepOutput
 from gendd.models import Backbone, Frozen
@@ -171,6 +173,9 @@ class GenDD(Method):
         return config.standardise or self._takes_means or (contracts and config.centre_scale == "match")
 
     @torch.no_grad()
+    def rows(self, images: int) -> int:
+        return images * self.generator.num_tokens * self.config.repeats
+
     def prepare(self, batches: Iterable[Any]) -> None:
         """Take the teacher's statistics from training data: mean, scale and, if asked for, class means.
 
@@ -183,12 +188,17 @@ class GenDD(Method):
         assert self.teacher is not None
         by_class = self._takes_means
         moments = _Moments(self.teacher.feature_dim, len(self.centres), scatter=self._reads_means)
-        for batch in batches:
-            images, labels = batch if isinstance(batch, (tuple, list)) else (batch.images, batch.labels)
-            features = self.teacher(images.to(self.centres.device))[0]
-            moments.add(features, labels if by_class else None)
-            if moments.count >= STATISTICS_IMAGES and not by_class:
-                break
+        with following("statistics of the teacher", STATISTICS_IMAGES, "images") as steps:
+            for batch in batches:
+                images, labels = batch if isinstance(batch, (tuple, list)) else (batch.images, batch.labels)
+                features = self.teacher(images.to(self.centres.device))[0]
+                moments.add(features, labels if by_class else None)
+                if moments.count >= STATISTICS_IMAGES and not by_class:
+                    break
+                # of a generator 0: not known
+                there = length_hint(batches) * len(images)
+                steps.total = there if by_class else min(STATISTICS_IMAGES, there or STATISTICS_IMAGES)
+                steps.add(len(images))
         if moments.count == 0:
             raise UserError("GenDD statistics: expected at least one batch of training images, got none.")
         variance = moments.squares / moments.count

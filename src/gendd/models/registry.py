@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from pathlib import Path
 from typing import Any, cast
 
 import torch
@@ -19,6 +21,7 @@ from torch import nn
 from gendd.config import ModelConfig
 from gendd.errors import UserError, did_you_mean, first_line
 from gendd.files import is_python_name, user_path
+from gendd.messages import say
 from gendd.models import cifar, huggingface, module, timm_networks, torchvision_networks
 from gendd.models.backbone import Backbone
 from gendd.models.feature import FeatureNetwork
@@ -27,6 +30,7 @@ from gendd.models.network import DEFAULT_MEAN, DEFAULT_STD, Network, Wanted, ass
 from gendd.models.projector import project
 from gendd.models.weights import load_weights, saved_backbone
 
+_WIDTH = re.compile(r"resnet\d+x|wrn_\d+_")
 _SPELLINGS = "cifar/NAME, timm/NAME, torchvision/NAME, hf/ID or FILE.py:FACTORY"
 
 
@@ -39,19 +43,29 @@ def list_models(pattern: str | None = None) -> list[str]:
 
     Args:
         pattern: A glob (``timm/resnet*``) if it holds ``*``, ``?`` or ``[``, else a substring; None
-            lists all.
+            lists all. One that names a width, ``resnet8x0.5`` or ``resnet8x*``, or a tag of weights,
+            ``resnet50.*``, lists those too.
     """
-    names = [f"cifar/{name}" for name in cifar.NAMES]
-    for family, known in (("timm", timm_networks.names), ("torchvision", torchvision_networks.names)):
+    names = [f"cifar/{name}" for name in (*cifar.NAMES, *_widths(pattern or ""))]
+    for family, library in (("timm", timm_networks), ("torchvision", torchvision_networks)):
         # of a pattern that begins with another family's name none can match
         asked = "" if pattern is None else pattern.partition("/")[0]
         if asked == family or asked not in ("cifar", "timm", "torchvision"):
-            names += known()
+            names += library.names() + (library.tagged() if "." in (pattern or "") else [])
     if pattern is None:
         return names
     if any(sign in pattern for sign in "*?["):
         return [name for name in names if fnmatchcase(name, pattern)]
     return [name for name in names if pattern in name]
+
+
+def _widths(pattern: str) -> list[str]:
+    """Names of CIFAR networks beside those listed, where a pattern asks for a width."""
+    if _WIDTH.search(pattern) is None:
+        return []
+    exact = pattern.removeprefix("cifar/")
+    more = [exact] if exact not in cifar.WIDTHS and _is_cifar(exact) else []
+    return [name for name in (*cifar.WIDTHS, *more) if name not in cifar.NAMES]
 
 
 def create_backbone(
@@ -66,6 +80,7 @@ def create_backbone(
     classifier: bool = True,
     input_size: int | None = None,
     channels: int | None = None,
+    weights: str | Path | None = None,
     config: Mapping[str, Any] | None = None,
     projector: Mapping[str, Any] | None = None,
 ) -> Backbone:
@@ -92,6 +107,8 @@ def create_backbone(
             network takes alone.
         channels: The network's channels, see :class:`Backbone`; None: those of the images where it can be
             built with them, else its own.
+        weights: A file that :func:`gendd.models.load_weights` reads, in the place of pretrained weights; of
+            another number of classes it gives all but the classifier, and a line says so.
         config: Of ``hf/`` names the transformers configuration to build from, in place of the one there.
         projector: Arguments of :func:`gendd.models.projector.project` other than the classes, for a network
             that some methods gave a projector.
@@ -105,6 +122,7 @@ def create_backbone(
             raise UserError(f"{key}: expected a positive integer, got {value}; give the data's.")
     if name.startswith("cifar/"):
         name = _architecture(name)
+    pretrained = pretrained and weights is None
     wanted = Wanted(num_classes, in_channels, pretrained, feature, classifier, input_size, channels, config)
     try:
         made = _create(name, wanted)
@@ -115,7 +133,21 @@ def create_backbone(
             f"({first_line(error).rstrip('.')}); give another input_size."
         ) from error
     backbone = made.backbone(name, in_channels, mean, std)
-    return backbone if projector is None else project(backbone, classes=num_classes, **projector)
+    if projector is not None:
+        backbone = project(backbone, classes=num_classes, **projector)
+    if weights is not None:
+        load_weights(backbone, weights, other_classes=True)
+        if (line := new_classifier(backbone, weights)) is not None:
+            say(line)
+    return backbone
+
+
+def new_classifier(backbone: Backbone, source: str | Path) -> str | None:
+    """A line where a network that was loaded from ``source`` has other classes than that; else None."""
+    own, theirs = backbone.num_classes, backbone.pretrained_classes
+    if theirs in (None, own):
+        return None
+    return f"{backbone.name}: {source} of {theirs:,} classes, not {own:,}: its classifier is a new one"
 
 
 def check_name(name: str) -> None:
@@ -193,7 +225,12 @@ def _create_cifar(name: str, wanted: Wanted) -> Network:
 
 
 def build_model(
-    config: ModelConfig, num_classes: int, in_channels: int, given: nn.Module | None = None
+    config: ModelConfig,
+    num_classes: int,
+    in_channels: int,
+    given: nn.Module | None = None,
+    *,
+    other_classes: bool = False,
 ) -> Backbone:
     """Build the network of a config section and load its weights file, if it names one.
 
@@ -205,6 +242,7 @@ def build_model(
         num_classes: K.
         in_channels: C.
         given: A network made in Python, which takes the place of the name and its weights.
+        other_classes: Take a file of another number of classes too, all but its classifier.
 
     Raises:
         UserError: as :func:`create_backbone` and :func:`gendd.models.load_weights`, or the weights are
@@ -235,7 +273,7 @@ def build_model(
         projector=None if described is None else described.get("projector"),
     )
     if config.weights is not None:
-        load_weights(backbone, config.weights)
+        load_weights(backbone, config.weights, other_classes=other_classes)
     return backbone
 
 

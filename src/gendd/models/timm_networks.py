@@ -23,6 +23,13 @@ def names() -> list[str]:
     return [f"timm/{name}" for name in timm.list_models()]
 
 
+def tagged() -> list[str]:
+    """Every set of pretrained weights, as ``timm/NAME.TAG``."""
+    import timm
+
+    return [f"timm/{name}" for name in timm.list_models(pretrained=True, include_tags=True) if "." in name]
+
+
 def exists(name: str) -> bool:
     """Whether there is an architecture ``NAME``, without its tag."""
     import timm

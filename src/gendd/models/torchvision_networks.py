@@ -24,6 +24,14 @@ def names() -> list[str]:
     return [f"torchvision/{name}" for name in models.list_models(module=models)]
 
 
+def tagged() -> list[str]:
+    """Every set of pretrained weights, as ``torchvision/NAME.WEIGHTS``."""
+    from torchvision import models
+
+    found = {name: models.get_model_weights(name.removeprefix("torchvision/")) for name in names()}
+    return [f"{name}.{tag}" for name, tags in found.items() for tag in tags.__members__]
+
+
 def create(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserError]) -> Network:
     """Build ``NAME`` or ``NAME.WEIGHTS``; the normalisation is that of the weights' transforms.
 

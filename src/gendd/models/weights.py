@@ -73,13 +73,19 @@ def save_weights(backbone: Backbone, path: str | Path) -> None:
     save_file(state, path)
 
 
-def load_weights(backbone: Backbone, path: str | Path) -> None:
+def load_weights(backbone: Backbone, path: str | Path, *, other_classes: bool = False) -> None:
     """Load a weights file into the network, strictly.
 
     Takes ``.safetensors``, or any other suffix for what ``torch.save`` wrote (code in a pickle is
     refused), or a run's or student's folder. See :func:`read_checkpoint` for what may be around the
     state dict, and :func:`load_state` for what may be called otherwise. What a trainer put before every
     key (``model.`` in Lightning's checkpoints, ``module.model.``) is removed.
+
+    Args:
+        backbone: The network.
+        path: The file or folder.
+        other_classes: Keep the network's own classifier where the file's is of another number of classes,
+            which then are ``backbone.pretrained_classes``.
 
     Raises:
         UserError: no such file, an unreadable file, a classifier of another number of classes, or
@@ -89,10 +95,12 @@ def load_weights(backbone: Backbone, path: str | Path) -> None:
     state, _ = read_checkpoint(path)
     state = _without_prefixes(state, set(backbone.net.state_dict()))
     state = {key: value for key, value in state.items() if not key.startswith(stripped)}
-    load_state(backbone, state, path)
+    load_state(backbone, state, path, other_classes=other_classes)
 
 
-def load_state(backbone: Backbone, state: Mapping[str, Tensor], path: str | Path) -> None:
+def load_state(
+    backbone: Backbone, state: Mapping[str, Tensor], path: str | Path, *, other_classes: bool = False
+) -> None:
     """Load a state dict into the network, strictly.
 
     BatchNorm's ``num_batches_tracked`` may be missing. Where nothing else differs, a classifier that is
@@ -102,6 +110,8 @@ def load_state(backbone: Backbone, state: Mapping[str, Tensor], path: str | Path
         backbone: The network.
         state: Names to tensors.
         path: What a mistake is told of.
+        other_classes: Keep the network's own classifier where theirs is of another number of classes, which
+            then is ``backbone.pretrained_classes``.
 
     Raises:
         UserError: as :func:`load_weights`, once the file is read.
@@ -113,8 +123,15 @@ def load_state(backbone: Backbone, state: Mapping[str, Tensor], path: str | Path
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = sorted(key for key in state if key not in own)
     reshaped = [key for key, value in own.items() if key in state and value.shape != state[key].shape]
-    if not missing and not unexpected and reshaped:
-        _check_classes(backbone, state, reshaped, path)
+    classes = None if missing or unexpected else _classes_of(backbone, state, reshaped)
+    if classes is not None:
+        if not other_classes:
+            raise OtherClassesError(
+                f"{path}: its {backbone.name} has {classes} classes, not the expected "
+                f"{backbone.num_classes}: give weights trained on those classes.",
+                classes,
+            )
+        state, reshaped = dict(state) | {key: own[key] for key in reshaped}, []
     if missing or unexpected or reshaped:
         shapes = [f"{key} is {_shape(state[key])} for {_shape(own[key])}" for key in reshaped[:_SHOWN]]
         parts = [
@@ -137,6 +154,7 @@ def load_state(backbone: Backbone, state: Mapping[str, Tensor], path: str | Path
             f"({', '.join(odd[:_SHOWN])}{', …' if len(odd) > _SHOWN else ''}); give an earlier checkpoint."
         )
     backbone.net.load_state_dict({**own, **state})
+    backbone.pretrained_classes = backbone.num_classes if classes is None else classes
 
 
 def saved_backbone(path: str | Path) -> dict[str, Any] | None:
@@ -279,19 +297,14 @@ def _own_classifier(
     return state
 
 
-def _check_classes(
-    backbone: Backbone, state: Mapping[str, Tensor], reshaped: Sequence[str], path: str | Path
-) -> None:
+def _classes_of(backbone: Backbone, state: Mapping[str, Tensor], reshaped: Sequence[str]) -> int | None:
+    """Classes of a state dict that fits but for their number; None where it is not that."""
     names = backbone.classifier_names
     weights, biases = ([f"{name}.{suffix}" for name in names] for suffix in ("weight", "bias"))
-    if names and set(weights) <= set(reshaped) <= {*weights, *biases}:
-        classes, *width = state[weights[0]].shape
-        if width == list(backbone.net.state_dict()[weights[0]].shape[1:]):
-            raise OtherClassesError(
-                f"{path}: its {backbone.name} has {classes} classes, not the expected "
-                f"{backbone.num_classes}: give weights trained on those classes.",
-                classes,
-            )
+    if not names or not set(weights) <= set(reshaped) <= {*weights, *biases}:
+        return None
+    classes, *width = state[weights[0]].shape
+    return classes if width == list(backbone.net.state_dict()[weights[0]].shape[1:]) else None
 
 
 def _shape(tensor: Tensor) -> str:

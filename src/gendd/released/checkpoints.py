@@ -413,7 +413,7 @@ def _images(released: Released, config: RunConfig) -> Data:
     from gendd.data import load_data
 
     # streamed, as the training images are not looked at
-    data = load_data(dataclasses.replace(config.data, in_memory=False))
+    data = load_data(dataclasses.replace(config.data, in_memory=False), config.evaluation.images)
     for kind, came, expected in (
         ("classes", data.num_classes, released.num_classes),
         ("channels", data.channels, released.in_channels),

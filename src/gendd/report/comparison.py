@@ -58,6 +58,8 @@ def rows(metrics: dict[str, Any]) -> list[Row]:
     chosen = student.get("readout") or next(iter(readouts), None)
     for name in [name for name in _READOUTS if name in readouts]:
         row = _row(method, student | readouts[name])
+        if method == "supervised" and is_training(metrics):
+            row["method"] = "trained on labels"
         if len(readouts) > 1 or name != "linear":
             row["method"] += f" · {name}"
         row["chosen"] = name == chosen
@@ -105,6 +107,16 @@ def method_of(metrics: dict[str, Any]) -> str:
     if named:
         return str(named)
     return "gendd" if set(metrics["student"]["readouts"]) - {"linear"} else "student"
+
+
+def is_training(metrics: dict[str, Any]) -> bool:
+    """Whether the run trained a network on its own, with nothing beside it and no teacher."""
+    beside = metrics.get("teacher") or metrics.get("baselines")
+    return (
+        not beside
+        and metrics.get("run", {}).get("method") is not None
+        and not registry.learns_from_teacher(method_of(metrics))
+    )
 
 
 def own_row(table: Sequence[Row]) -> Row:

@@ -107,7 +107,7 @@ def _front_matter(student: Described) -> dict[str, Any]:
     front |= {
         "library_name": "gendd",
         "pipeline_tag": task,
-        "tags": [task, "knowledge-distillation", "gendd"],
+        "tags": [task, *(["knowledge-distillation"] if info.get("teacher", "") is not None else []), "gendd"],
     }
     if (data := _DATASETS.get(str(info.get("data")))) is not None:
         front["datasets"] = [data]

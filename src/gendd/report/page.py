@@ -8,7 +8,7 @@ from importlib.resources import files
 from typing import Any
 
 from gendd.config import registry
-from gendd.report.comparison import Row, label, measure_of, method_of, own_row, rows
+from gendd.report.comparison import Row, is_training, label, measure_of, method_of, own_row, rows
 from gendd.report.content import ReportData
 from gendd.report.drawing import DARK, FONT, LIGHT
 from gendd.report.numbers import count, duration, ratio, signed
@@ -36,13 +36,14 @@ def page(data: ReportData) -> str:
         examples(data.examples),
         settings(data.metrics, data.config_yaml),
     )
+    kind = "Training" if is_training(data.metrics) else "Distillation"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
         "style-src 'unsafe-inline'\">"
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(data.title)} · GenDD report</title><style>\n{_css()}</style></head><body><main>"
-        f'<p class="eyebrow">Distillation report</p><h1>{escape(data.title)}</h1>'
+        f'<p class="eyebrow">{kind} report</p><h1>{escape(data.title)}</h1>'
         f'<p class="lead">{escape(_lead(data.metrics))}</p>{_cards(data.metrics, table)}'
         + "\n".join(filter(None, sections))
         + "</main></body></html>\n"
@@ -89,7 +90,8 @@ def _cards(metrics: dict[str, Any], table: Sequence[Row]) -> str:
         subject = {"top1": "top-1", "knn": "20-NN"}.get(measure, measure)
         unit = "" if measure == "cosine" else "%"
         detail = f"{own['method']}, {own['network']}"
-        cards = [_card(f"Student, {subject}", f"{own[measure]:.2f}", unit, detail, own=True)]
+        whose = "Network" if is_training(metrics) else "Student"
+        cards = [_card(f"{whose}, {subject}", f"{own[measure]:.2f}", unit, detail, own=True)]
         for key, row in others.items():
             if row[measure] is not None:
                 name = "Gap to the teacher" if key == "teacher" else f"Gain on {label(key)}"

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from gendd.config import RunConfig
+from gendd.config import ModelConfig, RunConfig
 from gendd.data import Data
 from gendd.data.readers import reader
 from gendd.errors import UserError, first_line
@@ -17,7 +17,7 @@ from gendd.files import is_python_name
 from gendd.messages import say
 from gendd.methods import Method, Pretraining, build_method
 from gendd.models import Backbone, teacher_class_names
-from gendd.models.registry import check_name
+from gendd.models.registry import check_name, new_classifier
 from gendd.models.trial import still
 from gendd.run.networks import student_network
 from gendd.run.settings import is_taught, methods_of, sees_labels, trains_teacher
@@ -47,12 +47,15 @@ def check_networks(
     It is said before anything is trained or written, of this teacher and these labels.
     """
     _check_teacher(config, data)
-    _check_class_names(config, data, teacher)
+    check_class_names(config.teacher, data, teacher)
     seen = sees_labels(config, data)
     student = student_network(config, data, teacher, networks.get("student"))
+    source = config.student.weights or ("its pretrained weights" if config.student.pretrained else None)
+    if source is not None and "student" not in networks and (line := new_classifier(student, source)):
+        say(f"student {line}")
     for role, network in (("teacher", teacher), ("student", student)):
         if network is not None:
-            _check_size(network, data, role)
+            check_size(network, data, role)
     for name in methods_of(config):
         method = build_method(dataclasses.replace(config, method=name), student, teacher, seen)
         _check_labels(name, method, config, data)
@@ -84,7 +87,7 @@ def check_networks(
         )
 
 
-def _check_class_names(config: RunConfig, data: Data, teacher: Backbone | None) -> None:
+def check_class_names(config: ModelConfig, data: Data, teacher: Backbone | None) -> None:
     """Report where a teacher that was trained has other names for its classes than the data.
 
     Raises:
@@ -92,7 +95,7 @@ def _check_class_names(config: RunConfig, data: Data, teacher: Backbone | None) 
     """
     if teacher is None or teacher.num_classes != data.num_classes:
         return
-    names = teacher_class_names(config.teacher, data.num_classes)
+    names = teacher_class_names(config, data.num_classes)
     if names is None or names == data.class_names or _are_numbers(names) or _are_numbers(data.class_names):
         return
     number = next(index for index, name in enumerate(names) if name != data.class_names[index])
@@ -110,7 +113,7 @@ def _are_numbers(names: list[str]) -> bool:
     return names == [str(number) for number in range(len(names))]
 
 
-def _check_size(backbone: Backbone, data: Data, role: str) -> None:
+def check_size(backbone: Backbone, data: Data, role: str) -> None:
     """Raise :class:`UserError` where a network can't take images of the data's size."""
     error = _failure(backbone, data.channels, data.image_size)
     if error is not None:

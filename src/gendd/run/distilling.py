@@ -24,6 +24,7 @@ def distill(
     out: str | Path | None = None,
     overwrite: bool = False,
     resume: bool = False,
+    fresh_teacher: bool = False,
     **settings: Any,
 ) -> Run:
     """Distil a teacher into a student.
@@ -39,6 +40,7 @@ def distill(
         overwrite: Replace a run in that folder. Only what a run writes is deleted, and nothing at all
             where other files are beside it.
         resume: Go on with the run in that folder.
+        fresh_teacher: Train a teacher that comes without weights again, whether or not it is cached.
         settings: Any other section or key of :class:`RunConfig`; sections may be dictionaries.
 
     Returns:
@@ -66,4 +68,10 @@ def distill(
             values[key] = {**values[key], "name": str(value)}
         else:
             values[key] = str(value) if key == "out" else value
-    return execute(from_dict(values, RunConfig), overwrite=overwrite, resume=resume, networks=networks)
+    return execute(
+        from_dict(values, RunConfig),
+        overwrite=overwrite,
+        resume=resume,
+        networks=networks,
+        fresh_teacher=fresh_teacher,
+    )

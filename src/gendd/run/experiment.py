@@ -6,6 +6,7 @@ import dataclasses
 import os
 from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,9 @@ from gendd import report
 from gendd.config import RunConfig, dump, with_settings
 from gendd.config.registry import method_class, section
 from gendd.data import Data, describe, empty_classes, load_data
+from gendd.errors import UserError
 from gendd.files import check_path, locked, trusted_code, write_json, write_text
-from gendd.messages import say
+from gendd.messages import Log, logged, say
 from gendd.models import Backbone, Frozen, count_parameters, load_weights, teacher_class_names
 from gendd.models.provenance import provenance
 from gendd.processes import barrier, first_then_all, from_first, is_first, rank
@@ -43,6 +45,7 @@ def execute(
     resume: bool = False,
     networks: Mapping[str, nn.Module] | None = None,
     teacher_wrapper: Callable[[Frozen], Frozen] | None = None,
+    fresh_teacher: bool = False,
 ) -> Run:
     """Carry a configuration out, from data to report; see :func:`gendd.distill`.
 
@@ -52,11 +55,17 @@ def execute(
         resume: As there.
         networks: The ``teacher`` or ``student`` that was made in Python.
         teacher_wrapper: Gives the teacher that is asked in the place of the frozen one.
+        fresh_teacher: As there.
     """
     networks = networks or {}
+    with trusted_code(named_code(config)):
+        return _execute(config, overwrite, resume, networks, teacher_wrapper, fresh_teacher)
+
+
+def named_code(config: RunConfig) -> list[str]:
+    """What of a configuration may name code, which whoever wrote it trusts."""
     names = [config.teacher.name, config.student.name, config.data.name, config.method, *config.baselines]
-    with trusted_code([*names, config.data.path or "", config.data.test_path or ""]):
-        return _execute(config, overwrite, resume, networks, teacher_wrapper)
+    return [*names, config.data.path or "", config.data.test_path or ""]
 
 
 def _execute(
@@ -65,8 +74,14 @@ def _execute(
     resume: bool,
     networks: Mapping[str, nn.Module],
     teacher_wrapper: Callable[[Frozen], Frozen] | None,
+    fresh_teacher: bool,
 ) -> Run:
     config = with_settings(config)
+    if fresh_teacher and (resume or not trains_teacher(config)):
+        came = "--resume, whose run has one" if resume else "one that comes with weights, or none"
+        raise UserError(
+            f"--fresh-teacher: expected a teacher that is trained first, got {came}; leave it out."
+        )
     if config.out is None:
         stem = section(config.method)
         images = config.data.name.rpartition(":")[2]
@@ -91,7 +106,26 @@ def _execute(
             check_folder(folder, config, overwrite, resume)
 
         from_first(begin)
-        return _run(config, folder, device, resume, networks, teacher_wrapper)
+        with logged() as log:
+            return _run(config, folder, device, resume, networks, teacher_wrapper, fresh_teacher, log)
+
+
+def opened(config: RunConfig, networks: Mapping[str, nn.Module]) -> tuple[RunConfig, Data, Backbone | None]:
+    """The configuration with its sizes as numbers, its images and its teacher, once all can work together.
+
+    Raises:
+        UserError: they can't.
+    """
+    check_names(config, networks)
+    data = load_data(config.data, config.evaluation.images)
+    network = first_then_all(lambda: teacher_network(config, data, networks))
+    data = with_classes(config, data, network)
+    say(describe(data))
+    if (line := empty_classes(data)) is not None:
+        say(line)
+    config = sized(config, data)
+    check_networks(config, data, network, networks)
+    return config, data, network
 
 
 def _run(
@@ -101,16 +135,10 @@ def _run(
     resume: bool,
     networks: Mapping[str, nn.Module],
     teacher_wrapper: Callable[[Frozen], Frozen] | None,
+    fresh_teacher: bool,
+    log: Log,
 ) -> Run:
-    check_names(config, networks)
-    data = load_data(config.data)
-    network = first_then_all(lambda: teacher_network(config, data, networks))
-    data = with_classes(config, data, network)
-    say(describe(data))
-    if (line := empty_classes(data)) is not None:
-        say(line)
-    config = sized(config, data)
-    check_networks(config, data, network, networks)
+    config, data, network = opened(config, networks)
     if network is not None:
         say(f"teacher {network.describe()}")
     if config.data.labels and not data.labelled:
@@ -125,13 +153,14 @@ def _run(
         if not resume:
             claim(folder, config)
         check_images(folder, data, resume)
+        log.open(folder / "logs" / "console.log")
         if resume:
             adopt(folder, config)
 
     from_first(begin)
     for skipped in data.skipped:
         skipped.record(folder / "logs" / f"skipped{f'.{rank()}' if rank() else ''}.txt")
-    teacher, teacher_folder = prepared_teacher(config, data, network, device)
+    teacher, teacher_folder = prepared_teacher(config, data, network, device, fresh_teacher)
     if teacher is not None and teacher_wrapper is not None:
         teacher = teacher_wrapper(teacher)
 
@@ -221,29 +250,38 @@ def _save_baseline(
 
 
 def prepared_teacher(
-    config: RunConfig, data: Data, network: Backbone | None, device: torch.device
+    config: RunConfig, data: Data, network: Backbone | None, device: torch.device, fresh: bool = False
 ) -> tuple[Frozen | None, Path | None]:
     """The frozen teacher, and the folder it was trained in, if it was."""
     if network is None:
         return None, None
     folder = None
     if trains_teacher(config):
-        folder = trained_teacher(config, data, device)
+        folder = trained_teacher(config, data, network, device, fresh)
         load_weights(network, folder)
     return freeze(network, config, device), folder
 
 
-def trained_teacher(config: RunConfig, data: Data, device: torch.device) -> Path:
-    """The run folder of a teacher trained on the labels, from the cache or trained now."""
-    folder, training = teacher_run(config, data, device)
+def trained_teacher(
+    config: RunConfig, data: Data, network: Backbone, device: torch.device, fresh: bool = False
+) -> Path:
+    """The run folder of a teacher trained on the labels: from the cache, unless ``fresh``, or trained now."""
+    folder, training = teacher_run(config, data, network, device)
     # two runs that want the same teacher train it once
     with locked(folder.with_name(folder.name + ".lock")) if is_first() else nullcontext():
-        if from_first((folder / "metrics.json").is_file):
-            say(f"teacher {config.teacher.name}: cached")
+        done = folder / "metrics.json"
+        when = from_first(lambda: done.stat().st_mtime if done.is_file() and not fresh else None)
+        if when is not None:
+            date = f"{datetime.fromtimestamp(when):%Y-%m-%d %H:%M}"
+            say(f"teacher {config.teacher.name}: cached, trained {date}, from {folder}")
             return folder
         say(f"teacher {config.teacher.name}: training (cached afterwards in {folder})")
-        again = from_first((folder / "config.yaml").is_file)
-        execute(dataclasses.replace(training, out=str(folder)), resume=again)
+        there = from_first((folder / "config.yaml").is_file)
+        execute(
+            dataclasses.replace(training, out=str(folder)),
+            overwrite=there and fresh,
+            resume=there and not fresh,
+        )
     return folder
 
 

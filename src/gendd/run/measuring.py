@@ -107,6 +107,7 @@ class _Measuring:
             "train_images": len(data.train),
             "val_images": 0 if data.val is None else len(data.val),
             "test_images": len(data.test),
+            "evaluation_images": config.evaluation.images,
             "tested_on": data.tested_on,
             "labels_used": sees_labels(config, data),
             "epochs": config.training.epochs,

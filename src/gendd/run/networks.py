@@ -41,7 +41,7 @@ def student_network(
     """The student as training finds it; each method trains its own."""
     classes = _student_classes(config, data, teacher)
     # where nothing tells the classes its classifier is no readout
-    backbone = build_model(config.student, classes or 1, data.channels, given)
+    backbone = build_model(config.student, classes or 1, data.channels, given, other_classes=True)
     backbone.expect((data.image_size, data.image_size))
     if not backbone.has_classifier:
         raise UserError(

@@ -49,14 +49,12 @@ _WRITTEN = (
 
 
 # what may be changed where a run goes on: how training goes on, and what happens after it
-_CHANGEABLE = (
-    {
-        f"training.{key}"
-        for key in ("lr", "scale_lr", "clip_grad_norm", "precision", "epochs", "accumulate", "sync_batchnorm")
-    }
-    | {"data.batch_size"}
-    | {f"readout.{key}" for key in ("sampler", "eta", "steps", "guidance", "num_samples", "temperature")}
-)
+_CHANGEABLE = {
+    *("evaluation.images", "data.batch_size"),
+    *(f"training.{key}" for key in ("lr", "scale_lr", "clip_grad_norm", "precision", "epochs")),
+    *(f"training.{key}" for key in ("accumulate", "sync_batchnorm")),
+    *(f"readout.{key}" for key in ("sampler", "eta", "steps", "guidance", "num_samples", "temperature")),
+}
 
 
 def claim(folder: Path, config: RunConfig) -> None:

@@ -172,7 +172,7 @@ def _check_settings(target: str | None, train_images: int | None) -> None:
 
 def _images(path: str | Path, config: RunConfig) -> Data:
     try:
-        return load_data(config.data)
+        return load_data(config.data, config.evaluation.images)
     except UserError as error:
         raise UserError(
             f"The run at {str(path)!r}: expected its images where its config.yaml says; {error}"

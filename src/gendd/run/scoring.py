@@ -6,15 +6,19 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-from gendd.config import ReadoutName
+from gendd.config import DataConfig, ModelConfig, ReadoutName
 from gendd.data import load_data
 from gendd.errors import UserError
 from gendd.evaluation import evaluate
 from gendd.evaluation.embedding import embedding_scores
 from gendd.evaluation.long_tail import shots_of
+from gendd.models import build_teacher
+from gendd.models.registry import check_name
+from gendd.run.checks import check_class_names, check_size
 from gendd.run.networks import with_classes
 from gendd.run.settings import is_taught
 from gendd.run.teacher import open_teacher
+from gendd.student import Student
 from gendd.student.folders import RunFolder
 from gendd.training import resolve_device
 
@@ -49,7 +53,7 @@ def evaluate_run(
             "--data.name, --data.path and another --out."
         )
     # streamed: the training images, which size and channels were taken from, need no decoding
-    data = load_data(dataclasses.replace(config.data, in_memory=False))
+    data = load_data(dataclasses.replace(config.data, in_memory=False), config.evaluation.images)
     names = student.readouts if readout is None else (readout,)
     teacher = None
     unlabelled = data.test.labels is None
@@ -75,3 +79,52 @@ def evaluate_run(
         progress=progress,
     )
     return {name: score.as_dict() for name, score in scores.items()}
+
+
+def evaluate_network(
+    network: ModelConfig, data: DataConfig, scored: int | None = None, progress: bool = False
+) -> dict[str, Any]:
+    """Top-1, top-5, negative log-likelihood and calibration error of a trained network, without a run.
+
+    Args:
+        network: As a run's teacher: its classes are those of its weights.
+        data: The images; its test images are scored.
+        scored: At most so many of them, evenly spread; None: all.
+        progress: Show a progress bar.
+
+    Raises:
+        UserError: the network comes untrained or its classes are not the data's, or as
+            :func:`gendd.models.build_teacher` and :func:`gendd.data.load_data`.
+    """
+    check_name(network.name)
+    if network.weights is None and not network.pretrained:
+        raise UserError(
+            f"--network: expected {network.name} with weights, got none; give --weights FILE, or "
+            "--network.pretrained true."
+        )
+    images = load_data(dataclasses.replace(data, in_memory=False), scored)
+    if images.test.labels is None:
+        raise UserError(
+            f"Images of {data.name!r}: expected labelled test images, got unlabelled ones; set "
+            "data.test_path."
+        )
+    backbone = build_teacher(network, images.num_classes, images.channels)
+    if backbone.num_classes != images.num_classes:
+        raise UserError(
+            f"--network: expected {network.name} of the data's {images.num_classes} classes, got one of "
+            f"{backbone.num_classes}; give weights trained on those classes."
+        )
+    check_class_names(network, images, backbone)
+    check_size(backbone, images, "network")
+    device = resolve_device("auto")
+    scores = evaluate(
+        Student(backbone.expect((images.image_size, images.image_size))).to(device).eval(),
+        images.test,
+        num_classes=images.num_classes,
+        shots=shots_of(images, data),
+        calibrated=True,
+        device=device,
+        workers=data.workers,
+        progress=progress,
+    )
+    return scores["linear"].as_dict()

@@ -71,6 +71,13 @@ def sees_labels(config: RunConfig, data: Data) -> bool:
 def binding_of(config: RunConfig) -> dict[str, Any]:
     """By dotted key, the settings that a run's results depend on: of methods those of the ones it trains."""
     found = binding(to_dict(with_settings(config)))
+    # what was measured before there were these settings is known by the same names
+    if config.data.validation_images == "all" or (
+        config.data.validation_images is None and config.data.train_images is None
+    ):
+        del found["data.validation_images"]
+    if config.evaluation.images is None:
+        del found["evaluation.images"]
     if "gendd" in methods_of(config):
         return found
     return {key: value for key, value in found.items() if not key.startswith("gendd.")}

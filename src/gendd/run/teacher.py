@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from gendd.config import ReadoutConfig, RunConfig
+from gendd.config import EvaluationConfig, ReadoutConfig, RunConfig
 from gendd.data import Data, load_data
 from gendd.deploy.batch_norm import fold_batch_norms
 from gendd.errors import UserError
@@ -56,7 +56,7 @@ def open_teacher(
     network = teacher_network(config, data, {} if given is None else {"teacher": given})
     assert network is not None
     if given is None and trains_teacher(config):
-        folder, _ = teacher_run(config, data, device)
+        folder, _ = teacher_run(config, data, network, device)
         if not (folder / "metrics.json").is_file():
             raise UserError(
                 f"Teacher: expected the one that was trained for the run in {str(folder)!r}, found none; set "
@@ -69,8 +69,17 @@ def open_teacher(
     return freeze(network, config, device)
 
 
-def teacher_run(config: RunConfig, data: Data, device: torch.device) -> tuple[Path, RunConfig]:
-    """Where in the cache a teacher trained on the labels is, and what trains it."""
+def teacher_run(
+    config: RunConfig, data: Data, network: Backbone, device: torch.device
+) -> tuple[Path, RunConfig]:
+    """Where in the cache a teacher trained on the labels is, and what trains it.
+
+    Args:
+        config: Of the run that asks for it.
+        data: The run's.
+        network: The teacher as it is built: a name may come to mean another network.
+        device: Where it is trained.
+    """
     seen = config.data
     # resolved: the same teacher has the same settings wherever and however it is asked for
     paths: dict[str, Any] = {
@@ -84,12 +93,16 @@ def teacher_run(config: RunConfig, data: Data, device: torch.device) -> tuple[Pa
             config.teacher_training, precision=resolve_precision(config.teacher_training.precision, device)
         ),
         readout=ReadoutConfig("linear"),
+        evaluation=config.evaluation,
         seed=config.seed,
     )
     # without labels the images are split otherwise; streamed, none is decoded to know them
     own = data if seen.labels else load_data(dataclasses.replace(training.data, in_memory=False))
     made_of = [
-        binding_of(training),
+        # which of the test images it is scored on makes it no other
+        binding_of(dataclasses.replace(training, evaluation=EvaluationConfig())),
+        network.config(),
+        {key: list(value.shape) for key, value in network.net.state_dict().items()},
         own.class_names,
         {name: part.fingerprint for name, part in own.parts.items()},
         version("gendd"),

@@ -1,4 +1,4 @@
-"""Progress: a bar where a person watches, else a line per epoch."""
+"""Progress: a bar where a person watches, else a line an epoch and at least one every half minute."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback, RichProgressBar, WeightAveragi
 from torch import Tensor
 
 from gendd.config import TrainingConfig
-from gendd.messages import say
+from gendd.messages import Steps, say
 from gendd.training.monitor import is_share
 
 
@@ -31,13 +31,17 @@ def is_logged(trainer: lightning.Trainer) -> bool:
 
 
 class Throughput(Callback):
-    """Images a second and the learning rate, logged with every logged step; a line an epoch without a bar."""
+    """Images a second and the learning rate, logged with every logged step; lines where there is no bar."""
 
     def __init__(self, lines: bool, title: str) -> None:
         self.lines, self.title = lines, title
+        self._steps = Steps(title, 0)
         self._since: float | None = None
         self._images = 0
         self._logged = False
+
+    def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        self._steps = Steps(self.title, 0)
 
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
@@ -59,14 +63,31 @@ class Throughput(Callback):
     ) -> None:
         assert self._since is not None
         self._images += len(batch.images) * trainer.world_size
+        self._steps.done += 1
+        if self._says(trainer) and self._steps.due():
+            rate = self._images / max(1e-9, time.perf_counter() - self._since)
+            at = f"batch {batch_idx + 1:,} of {int(trainer.num_training_batches):,} · {rate:,.0f} images/s"
+            say(f"{self._epoch(trainer)} · {at}{self._left(trainer, batch_idx + 1)}")
         if not self._logged:
             return
         rate = self._images / max(1e-9, time.perf_counter() - self._since)
         pl_module.log("images/s", rate, prog_bar=True)
 
+    def on_validation_batch_end(
+        self,
+        trainer: lightning.Trainer,
+        pl_module: lightning.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        if self._says(trainer) and self._steps.due():
+            say(f"{self._epoch(trainer)} · validation, batch {batch_idx + 1:,}")
+
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._since = None
-        if not self.lines or not trainer.is_global_zero:
+        if not self._says(trainer):
             return
         shown = {
             name: float(value)
@@ -79,8 +100,20 @@ class Throughput(Callback):
             for name, value in sorted(shown.items())
         )
         rate = float(trainer.callback_metrics.get("images/s", 0.0))
-        done = f"epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
-        say(f"{self.title}: {done} · {parts} · {rate:,.0f} images/s")
+        left = self._left(trainer, int(trainer.num_training_batches))
+        say(f"{self._epoch(trainer)} · {parts} · {rate:,.0f} images/s{left}")
+
+    def _says(self, trainer: lightning.Trainer) -> bool:
+        return self.lines and trainer.is_global_zero
+
+    def _epoch(self, trainer: lightning.Trainer) -> str:
+        return f"{self.title}: epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
+
+    def _left(self, trainer: lightning.Trainer, batches: int) -> str:
+        """How long it takes yet, ``batches`` of this epoch being done."""
+        epochs = (trainer.max_epochs or 0) - trainer.current_epoch
+        self._steps.total = self._steps.done + epochs * int(trainer.num_training_batches) - batches
+        return self._steps.left()
 
 
 class WarmAverage(WeightAveraging):

@@ -38,6 +38,16 @@ NAMES: tuple[str, ...] = (
     "ShuffleV2",
 )
 
+# of the others that :func:`create` knows those that a list may name
+WIDTHS: tuple[str, ...] = (
+    *(
+        f"resnet{depth}x{width}"
+        for depth in (8, 14, 20, 32, 44, 56, 110)
+        for width in ("0.25", "0.5", "2", "4")
+    ),
+    *(f"wrn_{depth}_{width}" for depth in (16, 28, 40) for width in (1, 2, 4, 8, 10)),
+)
+
 _SINGLE: dict[str, Callable[[int, int], Network]] = {
     "MobileNetV2": MobileNetV2,
     "ShuffleV1": ShuffleV1,
@@ -75,4 +85,4 @@ def canonical(name: str) -> str:
     return next((known for known in NAMES if known.lower() == name.lower()), name)
 
 
-__all__ = ["NAMES", "Network", "canonical", "create"]
+__all__ = ["NAMES", "WIDTHS", "Network", "canonical", "create"]

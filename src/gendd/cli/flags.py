@@ -1,0 +1,175 @@
+"""The words of 'gendd distill' and 'gendd train' beside the dotted options, and their short help."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from typing import Any
+
+from gendd.cli.parsing import COMMANDS, Parser
+from gendd.errors import UserError
+
+# what 'gendd train' is, whatever a recipe says
+TRAIN: dict[str, Any] = {"method": "supervised", "baselines": []}
+# what of a recipe has no part in it
+_UNUSED = ("teacher", "teacher_training", "gendd", "readout")
+# options that are short for a dotted one, and what they take
+_SHORT = {
+    "teacher": ("teacher.name", "NETWORK", "the teacher: a name (gendd models lists them) or a run's folder"),
+    "student": ("student.name", "NETWORK", "the student: a name or a run's folder"),
+    "data": ("data.name", "SET", "the images: digits, cifar10, folder, …"),
+    "readout": ("readout.name", "{linear,mean,sample,auto}", "how the finished student gives its logits"),
+    "precision": ("training.precision", "{auto,fp32,bf16,fp16}", "numbers the student is trained in"),
+}
+# what 'gendd distill DIR TEACHER STUDENT' stands for
+_PLACES = ("DIR", "TEACHER", "STUDENT")
+# settings that the short help tells beside the flags, and what they take
+_OFTEN = {
+    "data.path": ("DIR", "where they are: for a folder train/CLASS/, test/CLASS/"),
+    "data.labels": ("{true,false}", "whether training may see the labels (default: true)"),
+    "method": ("NAME", "what trains the student (gendd methods lists them; default: gendd)"),
+    "baselines": ("NAME,…", "methods trained beside it for the table"),
+    "training.epochs": ("N", "passes over the training images (default: 30 or more)"),
+    "training.lr": ("RATE", "peak learning rate (default: 0.003)"),
+    "training.device": ("{auto,cpu,cuda,mps}", "where it is trained"),
+}
+# flags that only the full help tells
+_SELDOM = ("readout", "precision", "print_config", "fresh_teacher")
+
+
+def fixed(command: str) -> set[str]:
+    """Keys that are no dotted options of a command."""
+    return {"out", *TRAIN, *_UNUSED} if command == "train" else {"out"}
+
+
+def in_full(command: str, flags: argparse.Namespace) -> list[str]:
+    """The dotted options that the short ones given stand for."""
+    found = []
+    for short, (key, _, _) in _short(command).items():
+        value = getattr(flags, short)
+        if value is None:
+            continue
+        if short in ("teacher", "student") and os.path.isdir(value):
+            from gendd.models.weights import network_of
+
+            found += [f"--{short}.{name}={part}" for name, part in network_of(value).items()]
+        else:
+            found.append(f"--{key}={value}")
+    return found
+
+
+def _short(command: str) -> dict[str, tuple[str, str, str]]:
+    """The short options of a command."""
+    return {name: told for name, told in _SHORT.items() if told[0].split(".")[0] not in fixed(command)}
+
+
+def run_flags(command: str) -> Parser:
+    parser = Parser(
+        prog=f"gendd {command}", add_help=False, allow_abbrev=False, description=COMMANDS[command]
+    )
+    parser.add_argument(
+        "--recipe",
+        metavar="NAME",
+        action="append",
+        default=[],
+        help="start from a shipped recipe (gendd recipes lists them); a further one is laid over it",
+    )
+    parser.add_argument(
+        "--config",
+        metavar="FILE",
+        action="append",
+        default=[],
+        help="a YAML file of settings; may be repeated",
+    )
+    parser.add_argument(
+        "--out",
+        metavar="DIR",
+        help="output folder (default: runs/ and the name of the last recipe or file, "
+        "else of the command and the data)",
+    )
+    for name, (key, takes, told) in _short(command).items():
+        parser.add_argument(f"--{name}", metavar=takes, help=f"{told} (short for --{key})")
+    parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
+    parser.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
+    if command == "distill":
+        parser.add_argument(
+            "--fresh-teacher",
+            action="store_true",
+            help="train the teacher again that was trained before and kept",
+        )
+    parser.add_argument(
+        "--dry-run", action="store_true", help="tell what would be trained and how long it takes, and stop"
+    )
+    parser.add_argument("--print_config", action="store_true", help="print the resolved settings and stop")
+    return parser
+
+
+def short_help(command: str) -> str:
+    """The options that people set, and where the others are told."""
+    parser = run_flags(command)
+    parser.usage = (
+        f"gendd {command} " + ("[DIR TEACHER STUDENT] " if command == "distill" else "") + "[OPTION …]"
+    )
+    for action in parser._actions:
+        if action.dest in _SELDOM:
+            action.help = argparse.SUPPRESS
+        elif action.help is not None:
+            action.help = action.help.partition(" (short for ")[0]
+    for key, (takes, told) in _OFTEN.items():
+        if key not in fixed(command) and (command, key) != ("train", "data.labels"):
+            parser.add_argument(f"--{key}", metavar=takes, help=told)
+    if command == "distill":
+        parser.epilog = (
+            "DIR TEACHER STUDENT: a folder of images and two networks, in the place of their options."
+        )
+    return f"{parser.format_help()}\n--help-all tells every setting, --print_config what they are."
+
+
+def placed(command: str, flags: argparse.Namespace, words: list[str]) -> list[str]:
+    """The words without DIR, TEACHER and STUDENT, which become options.
+
+    Raises:
+        UserError: others than these three, or beside options that say otherwise.
+    """
+    found: list[str] = []
+    left: list[str] = []
+    given: dict[str, str] = {}
+    rest = iter(words)
+    for word in rest:
+        option = option_of(word)
+        if option is None:
+            found.append(word)
+            continue
+        left.append(word)
+        if "=" not in word:
+            left += [value := next(rest, "")]
+        else:
+            value = word.partition("=")[2]
+        given[option.removeprefix("--")] = value
+    if not found or command != "distill":
+        return left + found
+    if len(found) != len(_PLACES):
+        raise UserError(
+            f"gendd distill: expected DIR TEACHER STUDENT or options alone, got "
+            f"{' '.join(map(repr, found))}; a recipe is --recipe NAME."
+        )
+    folder, teacher, student = found
+    for key, value, also in (
+        ("data", "folder", "data.name"),
+        ("data.path", folder, "data.path"),
+        ("teacher", teacher, "teacher.name"),
+        ("student", student, "student.name"),
+    ):
+        for option, other in ((key, getattr(flags, key, None)), (also, given.get(also))):
+            if other not in (None, value):
+                raise UserError(
+                    f"gendd distill: expected --{option} {value} beside {' '.join(found)}, got {other!r}; "
+                    "leave one out."
+                )
+    flags.data, flags.teacher, flags.student = "folder", teacher, student
+    return [*left, f"--data.path={folder}"]
+
+
+def option_of(word: str) -> str | None:
+    """The option that a word of the command line names, ``--key`` of ``--key=value`` and ``--key+=value``."""
+    return word.split("=")[0].rstrip("+") if word.startswith("--") else None

@@ -1,0 +1,128 @@
+"""Which images of a set are trained, validated and scored on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gendd.config import DataConfig
+from gendd.data.images import Encoded, ImageSet
+from gendd.data.readers import Part
+from gendd.data.split import long_tail, random_split, stratified_split, thinned
+from gendd.errors import UserError
+
+
+def used_rows(part: Part, own: Part | None, classes: int, config: DataConfig) -> tuple[Tensor, Tensor]:
+    """Rows of the training images that are trained on, and rows of those that are validated on.
+
+    Args:
+        part: The training images.
+        own: Validation images of the set's own, whose rows the second are; None: they are training images.
+        classes: K.
+        config: The section.
+
+    Raises:
+        UserError: more images asked for than there are, or a long tail of images without labels.
+    """
+    generator = torch.Generator().manual_seed(config.split_seed)
+    rest, held = _split(part, classes, config, own is None, generator)
+    rows = _drawn(part, rest, config, generator)
+    held_of = part if own is None else own
+    if own is not None:
+        held = torch.arange(own.count)
+    # last: which images are trained on does not depend on it
+    wanted = validation_count(config, len(held), len(rest))
+    labels = held_of.labels[held] if config.labels and held_of.labels is not None else None
+    return rows, held[thinned(labels, len(held), wanted, generator)]
+
+
+def validation_count(config: DataConfig, held: int, rest: int) -> int:
+    """How many of the ``held`` images are validated on, beside ``rest`` that may be trained on.
+
+    Raises:
+        UserError: there are not as many.
+    """
+    wanted = config.validation_images
+    if isinstance(wanted, int) and wanted > held:
+        raise UserError(
+            f"data.validation_images: expected at most {held}, those held out, got {wanted}; lower it, or "
+            "raise data.validation."
+        )
+    if isinstance(wanted, int):
+        return wanted
+    if wanted == "all" or config.train_images is None or held == 0:
+        return held
+    return max(1, round(held * config.train_images / rest))
+
+
+def _split(
+    part: Part, classes: int, config: DataConfig, hold: bool, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Rows that may be trained on, and those that are held out, if any are to be."""
+    if config.validation == 0 or not hold:
+        rest, held = torch.arange(part.count), torch.arange(0)
+    elif part.labels is None or not config.labels:
+        rest, held = random_split(part.count, config.validation, generator)
+    else:
+        rest, held = stratified_split(part.labels, config.validation, generator)
+    if len(rest) == 0 or (hold and config.validation > 0 and len(held) == 0):
+        raise UserError(
+            f"data.validation: expected a fraction of the {part.count} training images that leaves some on "
+            f"both sides, got {config.validation}; change it, or set 0 for none."
+        )
+    if config.imbalance is not None:
+        if part.labels is None:
+            raise UserError(
+                f"data.imbalance: expected null for unlabelled training images, got {config.imbalance}; "
+                "leave it out, or give labelled images."
+            )
+        rest = rest[long_tail(part.labels[rest], classes, config.imbalance, generator)]
+    return rest, held
+
+
+def _drawn(part: Part, rest: Tensor, config: DataConfig, generator: torch.Generator) -> Tensor:
+    """Rows of the ``train_images`` that are drawn from those that may be."""
+    wanted = config.train_images
+    if wanted is None:
+        return rest
+    if wanted > len(rest):
+        after = "validation" if config.imbalance is None else "validation and data.imbalance"
+        raise UserError(
+            f"data.train_images: expected at most {len(rest)} (what is left of {part.count} after "
+            f"{after}), got {wanted}; lower it, or lower data.validation."
+        )
+    chosen = torch.randperm(len(rest), generator=generator)[:wanted]
+    return rest[chosen].sort().values
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Some of encoded images, by their rows."""
+
+    source: Encoded
+    rows: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def read(self, index: int) -> bytes:
+        return self.source.read(self.rows[index])
+
+    def where(self, index: int) -> str:
+        return self.source.where(self.rows[index])
+
+
+def spread(images: ImageSet, count: int) -> ImageSet:
+    """At most ``count`` images of a set, evenly spread over it; its fingerprint stays that of all."""
+    if count >= len(images):
+        return images
+    rows = torch.linspace(0, len(images) - 1, count).round().long()
+    source = images.source
+    return replace(
+        images,
+        source=source[rows] if isinstance(source, Tensor) else Chosen(source, rows.tolist()),
+        labels=None if images.labels is None else images.labels[rows],
+    )
