@@ -23,7 +23,9 @@ def curves(name: str) -> None:
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    rows = [row for row in read_rows(RESULTS / "compare" / f"{name}.csv") if row["chosen"] and not row["error"]]
+    rows = [
+        row for row in read_rows(RESULTS / "compare" / f"{name}.csv") if row["chosen"] and not row["error"]
+    ]
     for method, (label, colour) in SHOWN.items():
         values = next(row["curve"] for row in rows if row["method"] == method)
         epochs = range(1, len(values) + 1)

@@ -36,8 +36,10 @@ def place(path: str) -> str:
 
 def links(text: str, source: str) -> dict[str, str]:
     """What the links of a page at a path of the repository point to there, where it is in the repository."""
-    found = {target: posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
-             for target in _LINK.findall(text)}
+    found = {
+        target: posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
+        for target in _LINK.findall(text)
+    }
     return {target: path for target, path in found.items() if (ROOT / path).is_file()}
 
 

@@ -11,6 +11,7 @@ import re
 import types
 import typing
 from typing import TYPE_CHECKING, Any, Literal, Union
+from unittest.mock import patch
 
 import docstring_parser
 
@@ -103,15 +104,19 @@ def takes(hint: Any) -> str:
 
 def options() -> str:
     """What every command says of itself."""
-    os.environ["COLUMNS"] = "100"  # of which argparse makes its lines
-    parts = ["# Options of every command", "What `gendd COMMAND --help` prints, but for the [settings](configuration.md)."]
-    for command in COMMANDS:
-        out = io.StringIO()
-        with contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
-            main([command, "--help"])
-        text = re.split(r"\nEvery setting is an option too", out.getvalue())[0].strip()
-        parts.append(f"## gendd {command}\n\n```text\n{text}\n```")
+    parts = ["# Options of every command", "But for the [settings](configuration.md) of a run."]
+    parts.append(f"```text\n{_help()}\n```")
+    parts += [f"## gendd {command}\n\n```text\n{_help(command)}\n```" for command in COMMANDS]
     return "\n\n".join(parts) + "\n"
+
+
+def _help(*command: str) -> str:
+    """What --help prints; of a run's settings nothing."""
+    out = io.StringIO()
+    lines = patch.dict(os.environ, COLUMNS="100")
+    with lines, contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
+        main([*command, "--help"])
+    return out.getvalue().split("\nEvery setting is an option too")[0].strip()
 
 
 def _docstring(kind: type[Any]) -> docstring_parser.Docstring:

@@ -1,8 +1,8 @@
 """The commands and snippets of README and docs, page by page, in a folder that has what they name.
 
-Commands are parsed by the real parser, and run on few images for an epoch. A comment before a fence tells what is not:
-``<!-- slow: why -->`` is run as it is written, by ``make test-slow``; ``<!-- needs: what -->`` is parsed alone. A fence whose
-first line is ``# NAME.py`` or ``# NAME.yaml`` is that file.
+Commands are parsed by the real parser and run, trainings that don't say how long on few images for an epoch. A comment
+before a fence tells what is not: ``<!-- slow: why -->`` is run by ``make test-slow``; ``<!-- needs: what -->`` is parsed
+alone. A fence whose first line is ``# NAME.py`` or ``# NAME.yaml`` is that file.
 """
 
 from __future__ import annotations
@@ -87,9 +87,13 @@ class Fence:
 
 def fences(page: Path) -> Iterator[Fence]:
     text = page.read_text(encoding="utf-8")
-    for found in re.finditer(r"(?:^<!-- ([^>]*) -->\n)?^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL):
+    for found in re.finditer(
+        r"(?:^<!-- ([^>]*) -->\n)?^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
+    ):
         mark = found[1].partition(":")[0] if found[1] else None
-        yield Fence(found[2], found[3], mark if mark in MARKS else None, text.count("\n", 0, found.start()) + 1)
+        yield Fence(
+            found[2], found[3], mark if mark in MARKS else None, text.count("\n", 0, found.start()) + 1
+        )
 
 
 def command_lines(code: str) -> Iterator[list[str]]:
@@ -129,9 +133,9 @@ def parse(words: list[str]) -> None:
             assert main(words) == 0, f"gendd {shlex.join(words)}"
 
 
-def run(words: list[str], small: bool) -> None:
-    """Run a command, on few images if small."""
-    if small and words[0] in ("distill", "train") and "--print_config" not in words:
+def run(words: list[str]) -> None:
+    """Run a command, a training on few images for an epoch unless it says for how long."""
+    if words[0] in ("distill", "train") and "--training.epochs" not in words:
         words = [*words, *SMALL, *(SMALL_DISTILLED if words[0] == "distill" else [])]
     assert main(words) == 0, f"gendd {shlex.join(words)}"
 
@@ -187,7 +191,7 @@ def go_through(page: Path, slow: bool) -> None:
                 if words[0] != "gendd":
                     other(words, runs)
                 elif runs:
-                    run(words[1:], small=fence.mark is None)
+                    run(words[1:])
                 else:
                     parse(words[1:])
         else:
@@ -263,7 +267,8 @@ def test_what_a_page_shows(page: Path, place: Path, monkeypatch: pytest.MonkeyPa
     [page for page in PAGES if any(fence.mark == "slow" for fence in fences(page))],
     ids=lambda page: page.relative_to(ROOT).as_posix(),
 )
-def test_what_a_page_shows_as_it_is_written(page: Path, place: Path) -> None:
+def test_what_takes_longer(page: Path, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gendd, "distill", few_images(gendd.distill))
     go_through(page, slow=True)
 
 
