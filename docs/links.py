@@ -1,4 +1,4 @@
-"""The site's links: the README is its home, and files of the repository that pages link to are beside them."""
+"""The site's links: the README is its home, and files that pages link to are beside them."""
 
 from __future__ import annotations
 

@@ -54,9 +54,9 @@ def configuration() -> str:
     """Every key with what it takes, its default and its meaning."""
     parts = [
         "# Settings",
-        "Every key is an option of `gendd distill` by its dotted name (`--data.path pictures`), a key of a `--config` "
-        "file and, by section, an argument of `gendd.distill`. `--print_config` shows what a run would take. "
-        "Unknown keys are errors.",
+        "Every key is an option of `gendd distill` by its dotted name (`--data.path pictures`), a key of a "
+        "`--config` file and, by section, an argument of `gendd.distill`. `--print_config` shows what a run "
+        "would take. Unknown keys are errors.",
         "## Of the run",
         settings(RunConfig, "", left_out={"settings", *(" ".join(SECTIONS).replace(",", "").split())}),
     ]

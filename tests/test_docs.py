@@ -24,15 +24,7 @@ DOCS = ROOT / "docs"
 if not DOCS.is_dir():
     pytest.skip("docs/ is not beside tests/", allow_module_level=True)
 
-OTHERS = [
-    "README.md",
-    "CONTRIBUTING.md",
-    "CHANGELOG.md",
-    "SECURITY.md",
-    "benchmarks/README.md",
-    "examples/README.md",
-]
-PAGES = [*(ROOT / name for name in OTHERS), *sorted(DOCS.rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted(ROOT.glob("*/README.md")), *sorted(DOCS.rglob("*.md"))]
 
 
 def hook(name: str) -> ModuleType:

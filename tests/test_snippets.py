@@ -1,8 +1,9 @@
 """The commands and snippets of README and docs, page by page, in a folder that has what they name.
 
-Commands are parsed by the real parser and run, trainings that don't say how long on few images for an epoch. A comment
-before a fence tells what is not: ``<!-- slow: why -->`` is run by ``make test-slow``; ``<!-- needs: what -->`` is parsed
-alone. A fence whose first line is ``# NAME.py`` or ``# NAME.yaml`` is that file.
+Commands are parsed by the real parser and run, trainings that don't say how long on few images for an epoch.
+A comment before a fence tells what is not: ``<!-- slow: why -->`` is run by ``make test-slow``;
+``<!-- needs: what -->`` is parsed alone. A fence whose first line is ``# NAME.py`` or ``# NAME.yaml`` is that
+file.
 """
 
 from __future__ import annotations
@@ -38,8 +39,12 @@ ROOT = Path(__file__).parents[1]
 if not (ROOT / "docs").is_dir():
     pytest.skip("docs/ is not beside tests/", allow_module_level=True)
 
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [
+    *(ROOT / name for name in ("README.md", "CONTRIBUTING.md", "SECURITY.md", "benchmarks/README.md")),
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
 MARKS = ("slow", "needs")
+_FENCE = re.compile(r"(?:^<!-- ([^>]*) -->\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 # what commands call once their words are parsed
 LIBRARY = {
     "gendd.run.execute": ("distill", "train"),
@@ -87,13 +92,10 @@ class Fence:
 
 def fences(page: Path) -> Iterator[Fence]:
     text = page.read_text(encoding="utf-8")
-    for found in re.finditer(
-        r"(?:^<!-- ([^>]*) -->\n)?^```(\w+)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL
-    ):
-        mark = found[1].partition(":")[0] if found[1] else None
-        yield Fence(
-            found[2], found[3], mark if mark in MARKS else None, text.count("\n", 0, found.start()) + 1
-        )
+    for found in _FENCE.finditer(text):
+        mark = (found[1] or "").partition(":")[0]
+        line = text.count("\n", 0, found.start()) + 1
+        yield Fence(found[2], found[3], mark if mark in MARKS else None, line)
 
 
 def command_lines(code: str) -> Iterator[list[str]]:
@@ -107,7 +109,7 @@ def command_lines(code: str) -> Iterator[list[str]]:
             yield words
 
 
-class Parsed(Exception):
+class ParsedError(Exception):
     """Raised in place of what a command would do."""
 
 
@@ -123,11 +125,11 @@ def parse(words: list[str]) -> None:
 
             def stand_in(*given: Any, _real: Callable[..., Any] = real, **named: Any) -> Any:
                 inspect.signature(_real).bind(*given, **named)
-                raise Parsed
+                raise ParsedError
 
             patch.setattr(name, stand_in)
         if reached:
-            with pytest.raises(Parsed):
+            with pytest.raises(ParsedError):
                 assert main(words) == 0, f"gendd {shlex.join(words)}"
         else:
             assert main(words) == 0, f"gendd {shlex.join(words)}"
