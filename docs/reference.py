@@ -113,7 +113,7 @@ def options() -> str:
 def _help(*command: str) -> str:
     """What --help prints; of a run's settings nothing."""
     out = io.StringIO()
-    lines = patch.dict(os.environ, COLUMNS="100")
+    lines = patch.dict(os.environ, COLUMNS="84")
     with lines, contextlib.redirect_stdout(out), contextlib.suppress(SystemExit):
         main([*command, "--help"])
     return out.getvalue().split("\nEvery setting is an option too")[0].strip()
