@@ -2,11 +2,13 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-CHECKED := src tests benchmarks examples
+CHECKED := src tests benchmarks examples docs
+# PyTorch's wheels without CUDA, which are gigabytes smaller than those of PyPI
+CPU_WHEELS ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test coverage test-slow lint lowest format clean
+.PHONY: help setup demo test coverage test-slow lint lowest docs format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,6 +19,9 @@ $(VENV)/.installed: pyproject.toml
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
 	  { echo "python3 -m venv failed; on Debian: apt-get install python3-venv"; exit 2; }
 	@echo "installing into $(VENV) …"
+	@test "$$(uname)" = Linux && ! command -v nvidia-smi >/dev/null && ! test -e /dev/nvidiactl && \
+	  $(PYTHON) -c 'import urllib.request as web; web.urlopen("$(CPU_WHEELS)/torch/", timeout=5)' 2>/dev/null && \
+	  $(PIP) torch torchvision --index-url $(CPU_WHEELS) || true
 	@$(PIP) torch torchvision 2>&1 | grep -v 'is ignored: it is neither' || true
 	@$(PIP) --editable . 2>&1 | grep -v 'is ignored: it is neither' || true
 	@$(BIN)/python -c 'import gendd, torch, torchvision'
@@ -25,6 +30,11 @@ $(VENV)/.installed: pyproject.toml
 $(VENV)/.installed-dev: $(VENV)/.installed
 	@$(PIP) --editable '.[dev]' 2>&1 | grep -v 'is ignored: it is neither' || true
 	@$(BIN)/python -c 'import pytest, xdist, mypy, diffusers'
+	@touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	@$(PIP) --editable '.[docs]' 2>&1 | grep -v 'is ignored: it is neither' || true
+	@$(BIN)/python -c 'import material, mkdocstrings'
 	@touch $@
 
 setup: $(VENV)/.installed  ## install gendd into .venv
@@ -51,6 +61,9 @@ lint: $(VENV)/.installed-dev  ## style, format and types
 
 lowest: $(VENV)/.installed  ## run the commands with every dependency at its lower bound (gigabytes, minutes)
 	$(BIN)/python benchmarks/lower_bounds.py .venv-lowest
+
+docs: $(VENV)/.installed-docs  ## build the documentation's site in build/site
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 format: $(VENV)/.installed-dev  ## rewrite the code in the house format
 	$(BIN)/ruff check --fix $(CHECKED)

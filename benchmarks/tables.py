@@ -31,24 +31,7 @@ from gendd.files import trusted_code
 HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCS = HERE.parent / "docs"
-PAGES = [
-    HERE.parent / "README.md",
-    *(
-        DOCS / f"{name}.md"
-        for name in (
-            "ablations",
-            "comparison",
-            "export",
-            "interruptions",
-            "networks",
-            "probe",
-            "readouts",
-            "recipes",
-            "transfer",
-            "uncertainty",
-        )
-    ),
-]
+PAGES = [HERE.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
 # 10 epochs of 20,000 images in batches of 128
 STEPS = 1560
 LABELS = {

@@ -172,10 +172,11 @@ class GenDD(Method):
         contracts = self.strength > 0
         return config.standardise or self._takes_means or (contracts and config.centre_scale == "match")
 
-    @torch.no_grad()
     def rows(self, images: int) -> int:
+        """See :meth:`Method.rows`."""
         return images * self.generator.num_tokens * self.config.repeats
 
+    @torch.no_grad()
     def prepare(self, batches: Iterable[Any]) -> None:
         """Take the teacher's statistics from training data: mean, scale and, if asked for, class means.
 
