@@ -53,14 +53,17 @@ coverage: $(VENV)/.installed-dev  ## run the tests with coverage, which takes tw
 test-slow: $(VENV)/.installed-dev  ## run every recipe's own networks for two steps (half an hour)
 	$(BIN)/python -m pytest -m slow
 
-lint: $(VENV)/.installed-dev  ## style, format and types
+lint: $(VENV)/.installed-dev $(if $(CI),,.venv-lowest/.passed)  ## style, types, imports, lower bounds (CI=1: without these)
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-lowest: $(VENV)/.installed  ## run the commands with every dependency at its lower bound (gigabytes, minutes)
+lowest: .venv-lowest/.passed  ## run the commands with every dependency at its lower bound (gigabytes, minutes)
+
+.venv-lowest/.passed: pyproject.toml $(VENV)/.installed
 	$(BIN)/python benchmarks/lower_bounds.py .venv-lowest
+	@touch $@
 
 docs: $(VENV)/.installed-docs  ## build the documentation's site in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build

@@ -19,6 +19,7 @@ from gendd.cli import main
 from gendd.cli.parsing import COMMANDS
 from gendd.config import (
     DataConfig,
+    EvaluationConfig,
     GenDDConfig,
     ModelConfig,
     ReadoutConfig,
@@ -37,6 +38,7 @@ SECTIONS: dict[str, type[Any]] = {
     "gendd": GenDDConfig,
     "training, teacher_training": TrainingConfig,
     "readout": ReadoutConfig,
+    "evaluation": EvaluationConfig,
 }
 _NAMES = {int: "integer", float: "number", str: "text", bool: "`true`, `false`", type(None): "`null`"}
 _NUMBERS = {2: "two"}

@@ -16,11 +16,27 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 
+def launched_size() -> int:
+    """How many processes torchrun, PyTorchJob, srun or the first of them has started."""
+    if by_slurm():
+        return int(os.environ["SLURM_STEP_NUM_TASKS"])
+    return int(os.environ["WORLD_SIZE"]) if _told() else 1
+
+
 def launched_rank() -> int:
-    """The rank that torchrun, srun, PyTorchJob or the first process has given this one; 0 without any."""
-    if int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
+    """Which of them this one is."""
+    if by_slurm():
         return int(os.environ["SLURM_PROCID"])
-    return int(os.environ.get("RANK", "0"))
+    return int(os.environ["RANK"]) if _told() else 0
+
+
+def by_slurm() -> bool:
+    """Whether srun has started several; not where each of those is torchrun's."""
+    return not _told() and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+
+
+def _told() -> bool:
+    return all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
 def rank() -> int:

@@ -27,7 +27,7 @@ from gendd.cli.signals import Stop
 from gendd.errors import UserError, did_you_mean
 from gendd.files import expanded, trusted_code
 from gendd.messages import say
-from gendd.processes import launched_rank, world_size
+from gendd.processes import launched_rank, launched_size, world_size
 
 __all__ = ["main", "parse_run"]
 
@@ -65,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
         return stop.code if code == 130 else code
     except UserError as error:
         # what fails before the processes have met fails in all of them
-        if launched_rank() == 0 or world_size() > 1:
+        met = world_size() > 1 or "did not meet" in str(error)
+        if launched_rank() == 0 or met:
             place = f"process {launched_rank()}: " if launched_rank() else ""
             print(f"gendd: {place}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
@@ -113,8 +114,6 @@ def _out_of_memory(error: Exception) -> bool:
 
 def _process_lost(error: Exception) -> bool:
     """Whether another process was waited for in vain."""
-    if launched_rank() == 0 and "RANK" not in os.environ:
-        return False
     signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "TCPStore", "Timed out")
     return world_size() > 1 and any(sign in str(error) for sign in signs)
 
@@ -134,6 +133,11 @@ def _dispatch(words: list[str]) -> int:
     command, rest = words[0], words[1:]
     if command not in COMMANDS:
         raise UserError(f"Unknown command {command!r}.{did_you_mean(command, COMMANDS)} See: gendd --help.")
+    if launched_size() > 1 and command not in ("distill", "train", "evaluate"):
+        raise UserError(
+            f"gendd {command}: expected one process, got {launched_size()} of torchrun or srun; start it "
+            "alone (distill, train and evaluate share the work)."
+        )
     if command in ("distill", "train"):
         return execute_command(command, rest)
     handlers = {

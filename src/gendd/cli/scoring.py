@@ -10,6 +10,7 @@ from typing import Any
 from gendd.cli.parsing import COMMANDS, Parser, say_next
 from gendd.config import DataConfig, EvaluationConfig, ModelConfig, from_dict, keys, one_line
 from gendd.errors import UserError, did_you_mean
+from gendd.processes import launched_rank
 
 
 @dataclass
@@ -64,6 +65,8 @@ def evaluate_command(words: list[str]) -> int:
             raise UserError(f"--readout: expected none with --network, got {given.readout!r}; leave it out.")
         short = {key: getattr(given, name) for name, (key, _, _) in _SHORT.items()}
         scores = _of_network([*rest, *(f"--{key}={value}" for key, value in short.items() if value)])
+    if launched_rank() > 0:
+        return 0
     if given.json:
         print(json.dumps(scores, indent=2))
     else:

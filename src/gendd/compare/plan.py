@@ -393,6 +393,11 @@ def _changes(
             raise UserError(f"{where}.{key}: expected none, as {instead} says it; leave it out.")
     training = own.get("training")
     if isinstance(training, dict):
+        if training.get("devices", "auto") not in ("auto", 1):
+            raise UserError(
+                f"{where}.training.devices: expected none, got {training['devices']}: a cell is one process; "
+                "leave it out and use --jobs."
+            )
         if budget is not None and "epochs" in training:
             raise UserError(f"{where}.training.epochs: expected none beside budget; leave one out.")
         if rates and "lr" in training:

@@ -93,8 +93,6 @@ class TrainingConfig:
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         devices: How many train together, a process each, or a list of CUDA devices ([0, 2]). ``auto``: as
             many as torchrun, srun or PyTorchJob has started, else one.
-        strategy: ``ddp``: each process holds everything; ``fsdp``: each holds a part of the student and of
-            its optimiser's state. ``auto``: ddp.
         sync_batchnorm: BatchNorm's statistics are those of the batches of all processes (CUDA).
         scale_lr: What the learning rates are multiplied with: the number of processes (``linear``), its
             square root (``sqrt``), or 1 (``none``).
@@ -127,7 +125,6 @@ class TrainingConfig:
     checkpoint_minutes: float | None = 10.0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int | list[int] | Literal["auto"] = "auto"
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
     sync_batchnorm: bool = False
     scale_lr: Literal["none", "linear", "sqrt"] = "none"
     loggers: list[Literal["csv", "tensorboard", "wandb"]] = field(

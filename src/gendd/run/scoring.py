@@ -20,13 +20,13 @@ from gendd.run.settings import is_taught
 from gendd.run.teacher import open_teacher
 from gendd.student import Student
 from gendd.student.folders import RunFolder
-from gendd.training import resolve_device
+from gendd.training import join, resolve_device
 
 
 def evaluate_run(
     path: str | Path, readout: ReadoutName | None = None, progress: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Scores of a run's student on its test images, computed anew, by readout.
+    """Scores of a run's student on its test images, computed anew, by readout; by all processes there are.
 
     Without labels, or where a readout is not of the data's classes, the teacher is loaded for its
     agreement (none is trained); of a student without readouts its features are scored as
@@ -44,6 +44,8 @@ def evaluate_run(
     run = RunFolder.open(path)
     config = run.config
     device = resolve_device(config.training.device)
+    # as many as were started
+    join(dataclasses.replace(config.training, devices="auto", sync_batchnorm=False), device)
     student = run.student(device)
     if readout is not None:
         student.readout = readout

@@ -23,7 +23,7 @@ _FREE = (
     | {
         f"{section}.{key}"
         for section in ("training", "teacher_training")
-        for key in ("device", "devices", "strategy", "loggers", "progress", *_CHECKPOINTS)
+        for key in ("device", "devices", "loggers", "progress", *_CHECKPOINTS)
     }
 )
 
@@ -78,6 +78,10 @@ def binding_of(config: RunConfig) -> dict[str, Any]:
         del found["data.validation_images"]
     if config.evaluation.images is None:
         del found["evaluation.images"]
+    for part in ("training", "teacher_training"):
+        for key, usual in (("sync_batchnorm", False), ("scale_lr", "none")):
+            if found[f"{part}.{key}"] == usual:
+                del found[f"{part}.{key}"]
     if "gendd" in methods_of(config):
         return found
     return {key: value for key, value in found.items() if not key.startswith("gendd.")}

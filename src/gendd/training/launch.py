@@ -19,7 +19,7 @@ from torch import distributed
 from gendd.config import TrainingConfig
 from gendd.errors import UserError
 from gendd.messages import say
-from gendd.processes import launched_rank, rank, world_size
+from gendd.processes import by_slurm, launched_rank, launched_size, rank, world_size
 
 # a process that doesn't come to what all do together is waited for so long
 _PATIENCE = timedelta(minutes=30)
@@ -64,7 +64,7 @@ def local_world_size() -> int:
     for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
-    if "SLURM_NNODES" in os.environ and _by_slurm():
+    if "SLURM_NNODES" in os.environ and by_slurm():
         return max(1, world_size() // int(os.environ["SLURM_NNODES"]))
     return 1 if world_size() > 1 else world_size()
 
@@ -78,7 +78,7 @@ def join(config: TrainingConfig, device: torch.device) -> None:
         UserError: ``training.devices`` is not what was started or not there.
     """
     _watch_parent()
-    launched = _launched()
+    launched = launched_size()
     wanted = 1 if config.devices == "auto" else config.devices
     count = len(wanted) if isinstance(wanted, list) else wanted
     if isinstance(wanted, list) and device.type != "cuda":
@@ -89,7 +89,6 @@ def join(config: TrainingConfig, device: torch.device) -> None:
     if launched == 1 and count == 1:
         if isinstance(wanted, list):
             torch.cuda.set_device(_cuda_device(wanted[0]))
-        _check_alone(config)
         return
     if device.type not in ("cpu", "cuda"):
         raise UserError(
@@ -120,26 +119,6 @@ def restarted() -> bool:
     return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
-def _check_alone(config: TrainingConfig) -> None:
-    if config.strategy == "fsdp":
-        raise UserError(
-            "training.strategy: expected 'auto' for one process, got 'fsdp'; set training.devices, or start "
-            "several with torchrun."
-        )
-
-
-def _launched() -> int:
-    """How many processes torchrun, srun, PyTorchJob or an earlier call has started."""
-    if _by_slurm():
-        return int(os.environ["SLURM_STEP_NUM_TASKS"])
-    known = all(name in os.environ for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
-    return int(os.environ["WORLD_SIZE"]) if known else 1
-
-
-def _by_slurm() -> bool:
-    return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
-
-
 def _local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", os.environ.get("SLURM_LOCALID", "0")))
 
@@ -155,7 +134,7 @@ def _cuda_device(index: int) -> int:
 
 def _initialise(device: torch.device, wanted: int | list[int]) -> None:
     """Meet the others."""
-    if _by_slurm() and "MASTER_ADDR" not in os.environ:
+    if by_slurm() and "MASTER_ADDR" not in os.environ:
         from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
         slurm = SLURMEnvironment(auto_requeue=False)
@@ -169,12 +148,13 @@ def _initialise(device: torch.device, wanted: int | list[int]) -> None:
         )
     try:
         distributed.init_process_group(
-            backend, rank=launched_rank(), world_size=_launched(), timeout=_PATIENCE
+            backend, rank=launched_rank(), world_size=launched_size(), timeout=_PATIENCE
         )
     except (RuntimeError, ValueError) as error:
+        place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
         raise UserError(
-            f"The {_launched()} processes of this training did not meet at {os.environ.get('MASTER_ADDR')}:"
-            f"{os.environ.get('MASTER_PORT')} ({' '.join(str(error).split())[:200]}); is that address right, "
+            f"Process {launched_rank()} of {launched_size()} did not meet the others at {place} "
+            f"({' '.join(str(error).split())[:200]}); is that address right, "
             "and were all of them started?"
         ) from error
     atexit.register(_leave)

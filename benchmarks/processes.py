@@ -1,0 +1,265 @@
+"""Runs in one process and in two: their speed side by side, and what is lost when one is killed.
+
+`kill`: a small run with a checkpoint after every step is killed at a random moment of its training, a process
+of two or the only one, and resumed as its user would. `restart`: two torchrun agents, "two nodes" of this
+machine, of which one loses its process, and which start all again. Both hold if the run ends with the same
+bits as an undisturbed one: weights, metrics but those of time, logged curves. `speed`: images per second of
+the last epoch of a training in one process with one thread and in two, in turns.
+
+    python benchmarks/processes.py kill --count 4
+    python benchmarks/processes.py restart --count 3
+    python benchmarks/processes.py speed --repeats 5
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import re
+import shutil
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import records
+from disturbed import DATA, RUN, images, outcome
+
+RESULTS = Path(__file__).parent / "results"
+FIELDS = ["kind", "data", "processes", "case", "after_s", "step", "code", "lost"]
+SPEED = ["repeat", "method", "processes", "threads", "batch", "images_per_s"]
+# seconds; a hang, not a slow machine
+PATIENCE = 900
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
+
+
+def words(folder: Path, options: list[str], processes: int, resume: bool = False) -> list[str]:
+    """The arguments of the small run."""
+    own = {**RUN, "training.checkpoint_minutes": 1e-6, "data.batch_size": 32 // processes}
+    return [
+        "distill",
+        f"--out={folder}",
+        *(f"--{name}={value}" for name, value in own.items()),
+        *options,
+        *(["--resume"] if resume else []),
+    ]
+
+
+def start(arguments: list[str], cache: Path, launcher: list[str] | None = None) -> subprocess.Popen[str]:
+    """A process of gendd's, which leads a group of its own."""
+    return subprocess.Popen(
+        [sys.executable, *(launcher or []), "-m", "gendd", *arguments],
+        env=os.environ | ENVIRONMENT | {"GENDD_CACHE": str(cache)},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
+    """Its exit code and what it said."""
+    try:
+        _, said = process.communicate(timeout=PATIENCE)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+    return process.returncode, said
+
+
+def group(leader: int) -> list[int]:
+    """The Python processes of a group that run gendd, loader processes left out."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (folder / "stat").read_text().rpartition(")")[2].split()
+            names = (folder / "environ").read_bytes()
+            parent = int(fields[1])
+        except OSError:
+            continue
+        if int(fields[2]) == leader and b"RANK=" in names:
+            found.append((int(folder.name), parent))
+    numbers = {number for number, _ in found}
+    # loader processes are children of one that trains and have no children of their own
+    mothers = [number for number, parent in found if parent not in numbers or parent == leader]
+    return sorted(mothers)
+
+
+def lost(whole: dict[str, Any], folder: Path) -> list[str]:
+    """What a finished run has otherwise."""
+    try:
+        end = outcome(folder)
+    except Exception as error:
+        return [f"can't be read: {error!r}"]
+    return [name for name in {**whole, **end} if whole.get(name) != end.get(name)]
+
+
+def step_of(folder: Path) -> str:
+    """The step of the student's last checkpoint."""
+    import torch
+
+    path = folder / "checkpoints" / "last.ckpt"
+    try:
+        return str(torch.load(path, weights_only=True)["global_step"]) if path.exists() else "0"
+    except (OSError, RuntimeError):
+        return "?"
+
+
+def kill(count: int, seed: int) -> None:
+    """Kill and resume: data by processes by ``count`` cases."""
+    for kind in DATA:
+        with tempfile.TemporaryDirectory() as root:
+            base = Path(root)
+            own = images(kind, base / "images")
+            for processes in (1, 2):
+                options = [*own, f"--training.devices={processes}"]
+                cache = base / f"cache{processes}"
+                began = time.monotonic()
+                code, said = ended(start(words(base / f"whole{processes}", options, processes), cache))
+                if code:
+                    sys.exit(said)
+                seconds = time.monotonic() - began
+                whole = outcome(base / f"whole{processes}")
+                for case in range(count):
+                    pace = random.Random(f"{seed}/{kind}/{processes}/{case}")
+                    folder = base / f"run{processes}-{case}"
+                    process = start(words(folder, options, processes), cache)
+                    began = time.monotonic()
+                    ready = folder / "stage1" / "checkpoints" / "last.ckpt"
+                    while not ready.exists() and process.poll() is None:
+                        time.sleep(0.01)
+                    time.sleep(pace.uniform(0, 0.6 * seconds))
+                    members = group(process.pid) if processes > 1 else [process.pid]
+                    victim = pace.choice(members or [process.pid])
+                    after = time.monotonic() - began
+                    os.kill(victim, signal.SIGKILL)
+                    code, _ = ended(process)
+                    step = step_of(folder)
+                    again, said = ended(start(words(folder, options, processes, resume=True), cache))
+                    wrong = [f"resumed: {said.splitlines()[-1]}"] if again else lost(whole, folder)
+                    note("kill", kind, processes, f"{seed}-{case}", after, step, code, wrong)
+                    shutil.rmtree(folder)
+
+
+def restart(count: int, seed: int) -> None:
+    """Two agents of torchrun; one of them loses its process."""
+    with tempfile.TemporaryDirectory() as root:
+        base = Path(root)
+        options = images("digits", base / "images")
+        cache = base / "cache"
+        code, said = ended(start(words(base / "whole", [*options, "--training.devices=2"], 2), cache))
+        if code:
+            sys.exit(said)
+        whole = outcome(base / "whole")
+        for case in range(count):
+            pace = random.Random(f"{seed}/restart/{case}")
+            folder = base / f"run-{case}"
+            with socket.socket() as free:
+                free.bind(("127.0.0.1", 0))
+                port = free.getsockname()[1]
+            agents = [
+                start(
+                    words(folder, options, 2),
+                    cache,
+                    [
+                        *("-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"),
+                        *(f"--node-rank={node}", "--max-restarts=3", f"--rdzv-id=case-{case}"),
+                        *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"),
+                    ],
+                )
+                for node in range(2)
+            ]
+            began = time.monotonic()
+            ready = folder / "stage1" / "checkpoints" / "last.ckpt"
+            while not ready.exists() and all(agent.poll() is None for agent in agents):
+                time.sleep(0.01)
+            time.sleep(pace.uniform(0, 15))
+            members = [number for agent in agents for number in group(agent.pid) if number != agent.pid]
+            after = time.monotonic() - began
+            os.kill(pace.choice(members), signal.SIGKILL)
+            codes = [ended(agent)[0] for agent in agents]
+            wrong = [f"exit codes {codes}"] if any(codes) else lost(whole, folder)
+            note("restart", "digits", 2, f"{seed}-{case}", after, "", codes[0], wrong)
+            shutil.rmtree(folder)
+
+
+def note(
+    kind: str, data: str, processes: int, case: str, after: float, step: str, code: int, wrong: list[str]
+) -> None:
+    """Add a case to the results."""
+    row = dict(zip(FIELDS, (kind, data, processes, case, f"{after:.1f}", step, code), strict=False))
+    row["lost"] = "; ".join(wrong)
+    records.append(RESULTS / "processes.csv", FIELDS, [row])
+    print(*row.values(), flush=True)
+
+
+def speed(repeats: int) -> None:
+    """Images per second of one process and of two, in turns."""
+    ratios: dict[str, list[float]] = {}
+    with tempfile.TemporaryDirectory() as root:
+        cache = Path(root) / "cache"
+        for repeat in range(repeats):
+            for method in ("kd", "gendd"):
+                found = {}
+                for processes in (1, 2):
+                    folder = Path(root) / "run"
+                    arguments = [
+                        *(
+                            "distill",
+                            f"--method={method}",
+                            f"--out={folder}",
+                            "--overwrite",
+                            "--baselines=[]",
+                        ),
+                        *(
+                            "--teacher",
+                            "cifar/resnet56",
+                            "--student",
+                            "cifar/resnet20",
+                            "--data.batch_size=64",
+                        ),
+                        *("--training.epochs=3", "--training.loggers=[csv]", "--data.train_images=1280"),
+                        *("--data.image_size=32", "--training.precision=fp32", "--data.validation_images=32"),
+                        *("--teacher_training.epochs=1", f"--training.devices={processes}"),
+                        *("--evaluation.images=32", "--readout.name=linear"),
+                    ]
+                    code, said = ended(start(arguments, cache))
+                    rates = re.findall(rf"{method}: epoch [23]/3 .* ([\d,]+) images/s", said)
+                    if code or len(rates) != 2:
+                        sys.exit(said)
+                    found[processes] = statistics.mean(float(rate.replace(",", "")) for rate in rates)
+                    row = (repeat, method, processes, 1, 64, f"{found[processes]:.1f}")
+                    records.append(
+                        RESULTS / "processes_speed.csv", SPEED, [dict(zip(SPEED, row, strict=True))]
+                    )
+                ratios.setdefault(method, []).append(found[2] / found[1])
+                print(repeat, method, found, f"{found[2] / found[1]:.2f}", flush=True)
+    for method, values in ratios.items():
+        print(method, f"median {statistics.median(values):.3f} of {len(values)}")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["kill", "restart", "speed"])
+    parser.add_argument("--count", type=int, default=4, help="cases of each kind")
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    if given.what == "kill":
+        kill(given.count, given.seed)
+    elif given.what == "restart":
+        restart(given.count, given.seed)
+    else:
+        speed(given.repeats)
+
+
+if __name__ == "__main__":
+    main()
