@@ -91,6 +91,18 @@ def group(leader: int) -> list[int]:
     return sorted(mothers)
 
 
+def await_steps(folder: Path, count: int, running: list[subprocess.Popen[str]]) -> None:
+    """Wait until so many checkpoints were seen to be written, of any of the run's trainings."""
+    seen: set[tuple[str, int]] = set()
+    while len(seen) < count and all(process.poll() is None for process in running):
+        for path in folder.rglob("last.ckpt"):
+            try:
+                seen.add((str(path), path.stat().st_mtime_ns))
+            except OSError:
+                continue
+        time.sleep(0.002)
+
+
 def lost(whole: dict[str, Any], folder: Path) -> list[str]:
     """What a finished run has otherwise."""
     try:
@@ -120,21 +132,18 @@ def kill(count: int, seed: int) -> None:
             for processes in (1, 2):
                 options = [*own, f"--training.devices={processes}"]
                 cache = base / f"cache{processes}"
-                began = time.monotonic()
-                code, said = ended(start(words(base / f"whole{processes}", options, processes), cache))
+                whole_run = base / f"whole{processes}" / "run"
+                code, said = ended(start(words(whole_run, options, processes), cache))
                 if code:
                     sys.exit(said)
-                seconds = time.monotonic() - began
-                whole = outcome(base / f"whole{processes}")
+                whole = outcome(whole_run)
                 for case in range(count):
                     pace = random.Random(f"{seed}/{kind}/{processes}/{case}")
-                    folder = base / f"run{processes}-{case}"
+                    folder = base / f"case{processes}-{case}" / "run"
                     process = start(words(folder, options, processes), cache)
                     began = time.monotonic()
-                    ready = folder / "stage1" / "checkpoints" / "last.ckpt"
-                    while not ready.exists() and process.poll() is None:
-                        time.sleep(0.01)
-                    time.sleep(pace.uniform(0, 0.6 * seconds))
+                    await_steps(folder, pace.randrange(1, 40), [process])
+                    time.sleep(pace.uniform(0, 0.05))
                     members = group(process.pid) if processes > 1 else [process.pid]
                     victim = pace.choice(members or [process.pid])
                     after = time.monotonic() - began
@@ -153,13 +162,14 @@ def restart(count: int, seed: int) -> None:
         base = Path(root)
         options = images("digits", base / "images")
         cache = base / "cache"
-        code, said = ended(start(words(base / "whole", [*options, "--training.devices=2"], 2), cache))
+        whole_run = base / "whole" / "run"
+        code, said = ended(start(words(whole_run, [*options, "--training.devices=2"], 2), cache))
         if code:
             sys.exit(said)
-        whole = outcome(base / "whole")
+        whole = outcome(whole_run)
         for case in range(count):
             pace = random.Random(f"{seed}/restart/{case}")
-            folder = base / f"run-{case}"
+            folder = base / f"case-{case}" / "run"
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
@@ -176,10 +186,7 @@ def restart(count: int, seed: int) -> None:
                 for node in range(2)
             ]
             began = time.monotonic()
-            ready = folder / "stage1" / "checkpoints" / "last.ckpt"
-            while not ready.exists() and all(agent.poll() is None for agent in agents):
-                time.sleep(0.01)
-            time.sleep(pace.uniform(0, 15))
+            await_steps(folder, pace.randrange(1, 40), agents)
             members = [number for agent in agents for number in group(agent.pid) if number != agent.pid]
             after = time.monotonic() - began
             os.kill(pace.choice(members), signal.SIGKILL)

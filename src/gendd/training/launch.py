@@ -148,7 +148,7 @@ def _initialise(device: torch.device, wanted: int | list[int]) -> None:
         )
     try:
         distributed.init_process_group(
-            backend, rank=launched_rank(), world_size=launched_size(), timeout=_PATIENCE
+            backend, store=_store(), rank=launched_rank(), world_size=launched_size(), timeout=_PATIENCE
         )
     except (RuntimeError, ValueError) as error:
         place = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
@@ -158,6 +158,34 @@ def _initialise(device: torch.device, wanted: int | list[int]) -> None:
             "and were all of them started?"
         ) from error
     atexit.register(_leave)
+
+
+def _store() -> Any:
+    """Where the processes find each other; None: torch's way.
+
+    The store of torchrun's agents outlives a restart, and with it the addresses of processes that are gone:
+    there the first process opens another, and the others look until they find one that answers.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return None
+    host, key = os.environ["MASTER_ADDR"], "gendd/port"
+    make: Any = distributed.TCPStore  # type: ignore[attr-defined]
+    agents = make(host, int(os.environ["MASTER_PORT"]), timeout=_PATIENCE)
+    if launched_rank() == 0:
+        own = make(host, 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
+        agents.set(key, str(own.port))
+        return own
+    end = time.monotonic() + _PATIENCE.total_seconds()
+    while True:
+        port = int(agents.get(key))
+        try:
+            # torch would print a stack where nobody answers
+            socket.create_connection((host, port), 5).close()
+            return make(host, port, timeout=_PATIENCE)
+        except OSError:
+            if time.monotonic() > end:
+                raise RuntimeError("the first process doesn't answer") from None
+            time.sleep(0.2)
 
 
 def _leave() -> None:
