@@ -65,8 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
         return stop.code if code == 130 else code
     except UserError as error:
         # what fails before the processes have met fails in all of them
-        met = world_size() > 1 or "did not meet" in str(error)
-        if launched_rank() == 0 or met:
+        if launched_rank() == 0 or "did not meet" in str(error) or world_size() > 1:
             place = f"process {launched_rank()}: " if launched_rank() else ""
             print(f"gendd: {place}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
