@@ -264,8 +264,10 @@ def stop(whole: Whole, number: int, twice: bool, scoring: bool, place: Place, pa
         time.sleep(pace.uniform(0, 0.1))
     code, text = place.ended(child)
     # asked to stop, training ends with a checkpoint and 0; what is not training can't wait
-    expected = 0 if number == signal.SIGTERM and "asked to stop" in text else 128 + number
-    ended = judged(code, expected, text, place.calls[-1], 1)
+    asked, at_once = ("asked to stop" in text), ("interrupted" in text)
+    expected = 0 if number == signal.SIGTERM and asked and not at_once else 128 + number
+    ended = judged(code, expected, text, place.calls[-1], asked + at_once)
+    ended.wrong += ["no line"] * (not asked and not at_once)
     ended.wrong += whole.resumed(place)
     return ended
 

@@ -22,6 +22,10 @@ class UntrustedCodeError(UserError):
     """A file or folder names code, which was not run."""
 
 
+class TrainingStopped(SystemExit):
+    """A training was asked to stop and has written a checkpoint; ends the program with exit code 0."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of what an exception says, of at most 300 characters; its type where it says nothing."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]

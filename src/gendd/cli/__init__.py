@@ -24,7 +24,7 @@ from gendd.cli.runs import (
 )
 from gendd.cli.scoring import evaluate_command
 from gendd.cli.signals import Stop
-from gendd.errors import UserError, did_you_mean
+from gendd.errors import TrainingStopped, UserError, did_you_mean
 from gendd.files import expanded, trusted_code
 from gendd.messages import say
 from gendd.processes import launched_rank, launched_size, world_size
@@ -69,6 +69,8 @@ def main(arguments: list[str] | None = None) -> int:
             place = f"process {launched_rank()}: " if launched_rank() else ""
             print(f"gendd: {place}{' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except TrainingStopped:
+        return 0
     except KeyboardInterrupt:
         stop.tell()
         return stop.code

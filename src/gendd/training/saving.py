@@ -12,6 +12,7 @@ from typing import Any
 import lightning
 from lightning.pytorch.callbacks import Callback
 
+from gendd.errors import TrainingStopped
 from gendd.messages import say
 from gendd.processes import any_of
 from gendd.training.module import LightningMethod
@@ -20,15 +21,17 @@ from gendd.training.module import LightningMethod
 _SIGNALS = ("SIGTERM", "SIGUSR1")
 
 
-class TrainingStopped(SystemExit):
-    """The training was asked to stop and has written a checkpoint; ends the program with exit code 0."""
+def _numbers() -> list[int]:
+    return [getattr(signal, name) for name in _SIGNALS if hasattr(signal, name)]
 
-    def __init__(self, steps: int, total: int) -> None:
-        say(
-            f"gendd: asked to stop after {steps:,} of {total:,} steps; the checkpoint is written. Go on with "
-            "the same command and --resume."
-        )
-        super().__init__(0)
+
+def stopped(trainer: lightning.Trainer, module: LightningMethod) -> TrainingStopped:
+    """What ends a training that was asked to stop, which is said."""
+    say(
+        f"gendd: asked to stop after {trainer.global_step:,} of {module.total_steps:,} steps; the checkpoint "
+        "is written. Go on with the same command and --resume."
+    )
+    return TrainingStopped(0)
 
 
 class Saving(Callback):
@@ -49,6 +52,8 @@ class Saving(Callback):
     def __init__(self, path: Path, minutes: float | None) -> None:
         self.path, self.minutes = path, minutes
         self._written = time.monotonic()
+        # before Lightning has its own
+        self._before = {number: signal.getsignal(number) for number in _numbers()}
         self.signal: int | None = None
         self.stopped = False
 
@@ -56,15 +61,16 @@ class Saving(Callback):
         self._written = time.monotonic()
         if threading.current_thread() is not threading.main_thread():
             return
-        for name in _SIGNALS:
-            number = getattr(signal, name, None)
-            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+        for number in _numbers():
+            if signal.getsignal(number) is not signal.SIG_IGN:
                 # Lightning puts back what was there
                 signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
-            raise KeyboardInterrupt
+            # asked again: at once, as without a training
+            signal.signal(number, self._before[number])
+            signal.raise_signal(number)
         self.signal = number
 
     def on_train_batch_end(
@@ -89,7 +95,7 @@ class Saving(Callback):
         trainer.save_checkpoint(self.path)
         self._written = time.monotonic()
         if stop:
-            raise TrainingStopped(trainer.global_step, pl_module.total_steps)
+            raise stopped(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._written = time.monotonic()

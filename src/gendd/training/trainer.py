@@ -27,7 +27,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from gendd.config import DataConfig, ReadoutChoice, TrainingConfig
 from gendd.data import Batch, Data, train_loader
-from gendd.errors import UserError
+from gendd.errors import TrainingStopped, UserError
 from gendd.files import write_json
 from gendd.messages import say
 from gendd.methods import Method
@@ -43,7 +43,7 @@ from gendd.training.device import (
 from gendd.training.launch import Joined, local_world_size
 from gendd.training.module import LightningMethod
 from gendd.training.monitor import is_share
-from gendd.training.saving import Saving, TrainingStopped
+from gendd.training.saving import Saving, stopped
 
 _PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "fp32": "32-true",
@@ -267,7 +267,7 @@ def _fit(
         if trainer.current_epoch % config.checkpoint_every:
             trainer.save_checkpoint(checkpoints / "last.ckpt")
         if saving.stopped and trainer.current_epoch < epochs:
-            raise TrainingStopped(trainer.global_step, module.total_steps)
+            raise stopped(trainer, module)
     value = None if best is None or best.best_model_score is None else float(best.best_model_score)
     return {
         "seconds": module.seconds,
