@@ -237,7 +237,7 @@ def speed(repeats: int) -> None:
                         *("--evaluation.images=32", "--readout.name=linear"),
                     ]
                     code, said = ended(start(arguments, cache))
-                    rates = re.findall(rf"{method}: epoch [23]/3 .* ([\d,]+) images/s", said)
+                    rates = re.findall(rf"{method}: epoch [23]/3 · \D.*loss .* ([\d,]+) images/s", said)
                     if code or len(rates) != 2:
                         sys.exit(said)
                     found[processes] = statistics.mean(float(rate.replace(",", "")) for rate in rates)
