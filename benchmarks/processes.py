@@ -112,6 +112,14 @@ def lost(whole: dict[str, Any], folder: Path) -> list[str]:
     return [name for name in {**whole, **end} if whole.get(name) != end.get(name)]
 
 
+def undisturbed(folder: Path, options: list[str], processes: int, cache: Path) -> dict[str, Any]:
+    """What a run that nothing happens to ends with."""
+    code, said = ended(start(words(folder / "run", options, processes), cache))
+    if code:
+        sys.exit(said)
+    return outcome(folder / "run")
+
+
 def step_of(folder: Path) -> str:
     """The step of the student's last checkpoint."""
     import torch
@@ -132,11 +140,7 @@ def kill(count: int, seed: int) -> None:
             for processes in (1, 2):
                 options = [*own, f"--training.devices={processes}"]
                 cache = base / f"cache{processes}"
-                whole_run = base / f"whole{processes}" / "run"
-                code, said = ended(start(words(whole_run, options, processes), cache))
-                if code:
-                    sys.exit(said)
-                whole = outcome(whole_run)
+                whole = undisturbed(base / f"whole{processes}", options, processes, cache)
                 for case in range(count):
                     pace = random.Random(f"{seed}/{kind}/{processes}/{case}")
                     folder = base / f"case{processes}-{case}" / "run"
@@ -162,11 +166,7 @@ def restart(count: int, seed: int) -> None:
         base = Path(root)
         options = images("digits", base / "images")
         cache = base / "cache"
-        whole_run = base / "whole" / "run"
-        code, said = ended(start(words(whole_run, [*options, "--training.devices=2"], 2), cache))
-        if code:
-            sys.exit(said)
-        whole = outcome(whole_run)
+        whole = undisturbed(base / "whole", [*options, "--training.devices=2"], 2, cache)
         for case in range(count):
             pace = random.Random(f"{seed}/restart/{case}")
             folder = base / f"case-{case}" / "run"

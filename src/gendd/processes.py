@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,19 +80,16 @@ def from_first(make: Callable[[], T]) -> T:
         return make()
     from torch import distributed
 
-    found: list[T | None] = [None]
-    failed = [False]
-    if is_first():
-        try:
-            found[0] = make()
-        except BaseException:
-            distributed.broadcast_object_list([True], src=0)
-            raise
-    distributed.broadcast_object_list(failed, src=0)
-    if failed[0]:
+    # whether it was made, and what
+    outcome: list[Any] = [False, None]
+    try:
+        if is_first():
+            outcome = [True, make()]
+    finally:
+        distributed.broadcast_object_list(outcome, src=0)
+    if not outcome[0]:
         raise SystemExit(2)
-    distributed.broadcast_object_list(found, src=0)
-    return found[0]  # type: ignore[return-value]
+    return outcome[1]  # type: ignore[no-any-return]
 
 
 def first_then_all(make: Callable[[], T]) -> T:

@@ -212,7 +212,16 @@ def _fit(
         say("training in fp32: bf16 gradients of strided convolutions on maps of 1x1 are undefined on CPUs")
         precision = "fp32"
     processes = world_size()
+    # not Lightning's own SLURM environment, whose signals would write checkpoints elsewhere
+    shared: dict[str, Any] = {"devices": 1, "plugins": [SafeCheckpointIO(), LightningEnvironment()]}
     if processes > 1:
+        shared = {
+            "devices": config.devices if isinstance(config.devices, list) else local_world_size(),
+            "num_nodes": processes // local_world_size(),
+            "strategy": _ddp(module),
+            "sync_batchnorm": config.sync_batchnorm,
+            "plugins": [SafeCheckpointIO(), Joined()],
+        }
         batch = module.data_config.batch_of(len(module.data.train))
         more = f" x {module.accumulate} batches" if module.accumulate > 1 else ""
         told = "kept" if config.scale_lr == "none" else f"scaled by training.scale_lr {config.scale_lr}"
@@ -225,10 +234,6 @@ def _fit(
     with _quiet(), tempfile.TemporaryDirectory() as root:
         trainer = lightning.Trainer(
             accelerator=device.type,
-            devices=_devices(config) if processes > 1 else 1,
-            num_nodes=processes // local_world_size() if processes > 1 else 1,
-            strategy=_ddp(module) if processes > 1 else "auto",
-            sync_batchnorm=config.sync_batchnorm and processes > 1,
             precision=_PRECISIONS[precision],
             max_epochs=epochs,
             accumulate_grad_batches=module.accumulate,
@@ -242,10 +247,9 @@ def _fit(
             enable_model_summary=False,
             enable_progress_bar=bar,
             use_distributed_sampler=False,
-            # not Lightning's own SLURM environment, whose signals would write checkpoints elsewhere
-            plugins=[SafeCheckpointIO(), Joined() if processes > 1 else LightningEnvironment()],
             default_root_dir=root,
             reload_dataloaders_every_n_epochs=1,
+            **shared,
         )
         try:
             trainer.fit(module, ckpt_path=start, weights_only=True)
@@ -291,10 +295,6 @@ def _ddp(module: LightningMethod) -> DDPStrategy:
     # parameters that a method doesn't use: found once, which accumulated gradients don't allow
     once = module.accumulate == 1
     return _DDP(static_graph=once, find_unused_parameters=not once)
-
-
-def _devices(config: TrainingConfig) -> int | list[int]:
-    return config.devices if isinstance(config.devices, list) else local_world_size()
 
 
 def _load_weights(module: LightningMethod, path: Path) -> None:
