@@ -1,16 +1,19 @@
 """A training, and scores, whatever the number of processes; what each finds is saved by the first.
 
-python sharing.py FOLDER BATCH_SIZE [VALIDATION_IMAGES]
+python sharing.py FOLDER BATCH_SIZE [STRATEGY]
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from gendd.config import DataConfig, ReadoutConfig, TrainingConfig
 from gendd.data import load_data
@@ -18,11 +21,20 @@ from gendd.evaluation import evaluate
 from gendd.evaluation.embedding import collect_features
 from gendd.methods import KD, GenDD, Method
 from gendd.methods.mgd import MGD
-from gendd.models import create_backbone, wrap
-from gendd.processes import is_first
+from gendd.models import Frozen, create_backbone, wrap
+from gendd.processes import is_first, rank
 from gendd.training import fit, join
+from gendd.training.sharding import shard_teacher
 
 STEPS = 20
+# within the second epoch
+STOPPED = 15
+# the steps after which a training is interrupted
+stops: list[int] = []
+
+
+class StoppedError(Exception):
+    """A training is interrupted on purpose."""
 
 
 class Plain(nn.Module):
@@ -68,9 +80,17 @@ def methods() -> dict[str, Method]:
 
 def main() -> None:
     folder, batch_size = Path(sys.argv[1]), int(sys.argv[2])
+    strategy = sys.argv[3] if len(sys.argv) > 3 else "ddp"
     torch.set_num_threads(1)
     training = TrainingConfig(
-        epochs=2, lr=0.02, precision="fp32", device="cpu", loggers=["csv"], clip_grad_norm=1.0, progress=False
+        epochs=2,
+        lr=0.02,
+        precision="fp32",
+        device="cpu",
+        loggers=["csv"],
+        clip_grad_norm=1.0,
+        progress=False,
+        strategy=strategy,  # type: ignore[arg-type]
     )
     join(training, torch.device("cpu"))
     gradients: list[dict[str, Tensor]] = []
@@ -100,9 +120,32 @@ def main() -> None:
                 for each, score in scores.items()
             },
             "features": vars(features),
+            "weights": method.state_dict(),
         }
+        if strategy == "fsdp":
+            often = dataclasses.replace(training, checkpoint_minutes=1e-6)
+            gradients.clear()
+            stops.append(STOPPED)
+            with contextlib.suppress(StoppedError):
+                fit(methods()[name], data, often, config, seed=0, folder=folder / "again" / name)
+            again = methods()[name]
+            fit(again, data, training, config, seed=0, folder=folder / "again" / name, resume=True)
+            found[name]["resumed"] = again.state_dict()
+    if strategy == "fsdp":
+        found["teachers"] = {name: sharded(name) for name in ("timm/test_vit", "cifar/resnet8")}
     if is_first():
         torch.save(found, folder / "found.pt")
+
+
+def sharded(name: str) -> dict[str, Any]:
+    """What a network says whole and sharded, and this process's share of its weights."""
+    torch.manual_seed(5)
+    whole = Frozen(create_backbone(name, 10))
+    images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(rank()))
+    parts = shard_teacher(whole, torch.device("cpu"))
+    said = {"whole": whole.with_stages(images), "sharded": parts.with_stages(images)}
+    kept = sum(each.to_local().numel() for each in parts.parameters() if isinstance(each, DTensor))
+    return said | {"share": kept / sum(each.numel() for each in whole.parameters())}
 
 
 def watched(step: Any, gradients: list[dict[str, Tensor]]) -> Any:
@@ -113,14 +156,23 @@ def watched(step: Any, gradients: list[dict[str, Tensor]]) -> Any:
             closure()
         gradients.append(
             {
-                str(place): value.grad.clone()
+                str(place): whole(value.grad)
                 for place, value in enumerate(each for group in self.param_groups for each in group["params"])
                 if value.grad is not None
             }
         )
-        return step(self)
+        found = step(self)
+        if stops == [len(gradients)]:
+            stops.clear()
+            raise StoppedError
+        return found
 
     return noted
+
+
+def whole(value: Tensor) -> Tensor:
+    """A copy of a tensor, of one that is shared out all of it."""
+    return value.full_tensor() if isinstance(value, DTensor) else value.clone()
 
 
 if __name__ == "__main__":

@@ -54,23 +54,26 @@ def test_one_process_needs_nobody() -> None:
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """What one process and two find, by method."""
+def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """What one process finds, and two, by strategy and method."""
     script = Path(__file__).with_name("sharing.py")
-    found = []
-    for processes in (1, 2):
-        folder = tmp_path_factory.mktemp(f"{processes}")
-        launcher = TORCHRUN if processes == 2 else ()
-        done = finish([sys.executable, *launcher, str(script), str(folder), str(64 // processes)])
+    found = {}
+    for name, launcher, size in (("alone", (), "64"), ("ddp", TORCHRUN, "32"), ("fsdp", TORCHRUN, "32")):
+        folder = tmp_path_factory.mktemp(name)
+        strategy = () if name == "alone" else (name,)
+        done = finish([sys.executable, *launcher, str(script), str(folder), size, *strategy])
         assert done.returncode == 0, done.stderr[-2000:]
-        found.append(torch.load(folder / "found.pt", weights_only=False))
+        found[name] = torch.load(folder / "found.pt", weights_only=False)
     return found
 
 
 @gloo
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("method", ["gendd", "kd", "mgd"])
-def test_gradients_are_those_of_one_process(method: str, shared: list[dict[str, Any]]) -> None:
-    alone, both = (each[method]["gradients"] for each in shared)
+def test_gradients_are_those_of_one_process(
+    method: str, strategy: str, shared: dict[str, dict[str, Any]]
+) -> None:
+    alone, both = (shared[name][method]["gradients"] for name in ("alone", strategy))
     assert len(alone) == len(both) == STEPS
     for one, two in zip(alone, both, strict=True):
         assert one.keys() == two.keys() and len(one) > 3
@@ -80,9 +83,12 @@ def test_gradients_are_those_of_one_process(method: str, shared: list[dict[str, 
 
 
 @gloo
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 @pytest.mark.parametrize("method", ["gendd", "kd", "mgd"])
-def test_scores_are_those_of_one_process(method: str, shared: list[dict[str, Any]]) -> None:
-    alone, both = (each[method] for each in shared)
+def test_scores_are_those_of_one_process(
+    method: str, strategy: str, shared: dict[str, dict[str, Any]]
+) -> None:
+    alone, both = shared["alone"][method], shared[strategy][method]
     assert alone["best"] == both["best"]
     assert alone["scores"].keys() == both["scores"].keys()
     for name, (*figures, confusion, images) in alone["scores"].items():
@@ -92,6 +98,28 @@ def test_scores_are_those_of_one_process(method: str, shared: list[dict[str, Any
     for name, value in alone["features"].items():
         if value is not None:
             torch.testing.assert_close(both["features"][name], value, rtol=1e-4, atol=1e-5)
+
+
+@gloo
+@pytest.mark.parametrize("method", ["gendd", "kd", "mgd"])
+def test_weights_that_are_shared_out_are_saved_whole(method: str, shared: dict[str, dict[str, Any]]) -> None:
+    found = shared["fsdp"][method]
+    assert found["weights"].keys() == found["resumed"].keys() == shared["ddp"][method]["weights"].keys()
+    for name, value in shared["ddp"][method]["weights"].items():
+        assert type(found["weights"][name]) is torch.Tensor
+        torch.testing.assert_close(found["weights"][name], value, rtol=0, atol=1e-4)
+        # of a training that was interrupted within an epoch
+        assert torch.equal(found["resumed"][name], found["weights"][name]), name
+
+
+@gloo
+@pytest.mark.parametrize("name", ["timm/test_vit", "cifar/resnet8"])
+def test_a_sharded_teacher_says_what_the_whole_one_says(name: str, shared: dict[str, dict[str, Any]]) -> None:
+    found = shared["fsdp"]["teachers"][name]
+    assert 0.4 < found["share"] < 0.52
+    for whole, sharded in zip(found["whole"], found["sharded"], strict=True):
+        torch.testing.assert_close(sharded, whole, rtol=0, atol=1e-6)
+    assert found["whole"][0].abs().max() > 0.01
 
 
 def gendd(*words: str | Path, launcher: tuple[str, ...] = ("-m", "gendd")) -> list[str]:

@@ -93,6 +93,9 @@ class TrainingConfig:
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
         devices: How many train together, a process each, or a list of CUDA devices ([0, 2]). ``auto``: as
             many as torchrun, srun or PyTorchJob has started, else one.
+        strategy: How several processes share the networks: each has all of them (``ddp``), or a part of each
+            weight, gradient and optimiser state, gathered block by block as it is needed (``fsdp``; for
+            students and teachers too large for one device; without ``ema`` or fp16).
         sync_batchnorm: BatchNorm's statistics are those of the batches of all processes (CUDA).
         scale_lr: What the learning rates are multiplied with: the number of processes (``linear``), its
             square root (``sqrt``), or 1 (``none``).
@@ -125,6 +128,7 @@ class TrainingConfig:
     checkpoint_minutes: float | None = 10.0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     devices: int | list[int] | Literal["auto"] = "auto"
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     sync_batchnorm: bool = False
     scale_lr: Literal["none", "linear", "sqrt"] = "none"
     loggers: list[Literal["csv", "tensorboard", "wandb"]] = field(
@@ -141,6 +145,10 @@ class TrainingConfig:
             f"null or a number in [0, {epochs}), the training's epochs",
             self.warmup_epochs,
         )
+        if self.strategy == "fsdp":
+            check(self.ema is None, "training.ema", "null with training.strategy fsdp", self.ema)
+            whole = self.precision != "fp16"
+            check(whole, "training.precision", "bf16 or fp32 with training.strategy fsdp", self.precision)
 
     def num_epochs(self, steps_per_epoch: int) -> int:
         """Epochs of so many steps: ``epochs``, or what null becomes."""

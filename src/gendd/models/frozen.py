@@ -28,17 +28,23 @@ class Frozen(nn.Module):
         dtype: Type of its weights and arithmetic, see :meth:`Backbone.compute_in`; None: as they are.
         compile: Compile the network at its first use; it runs uncompiled, with a warning, where that
             fails.
+        graphs: Use CUDA graphs.
     """
 
     def __init__(
-        self, backbone: Backbone, *, dtype: torch.dtype | None = None, compile: bool = False
+        self,
+        backbone: Backbone,
+        *,
+        dtype: torch.dtype | None = None,
+        compile: bool = False,
+        graphs: bool = True,
     ) -> None:
         super().__init__()
         self.backbone = backbone.requires_grad_(False)
         if dtype is not None and dtype != torch.float32:
             backbone.compute_in(dtype)
         self.eval()
-        self._passes = GraphedPasses()
+        self._passes = GraphedPasses(graphs)
         # the view of a network that stays in eval mode stays good
         self._compiled: Callable[[Tensor], Tensor] | None = None
         if compile:

@@ -30,12 +30,15 @@ class GraphedPasses:
 
     A function is captured when images of a shape come for the third time, and stays as it is where it can't
     be captured. It must depend on nothing but the images and the values of tensors that stay where they are.
+
+    Args:
+        enabled: False: run everything as it is.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, enabled: bool = True) -> None:
         self._captured: dict[Hashable, _Captured] = {}
         self._met: dict[Hashable, int] = {}
-        self._refused = False
+        self._refused = not enabled
 
     def clear(self) -> None:
         """Forget what was captured: tensors have moved."""

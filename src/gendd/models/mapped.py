@@ -57,7 +57,9 @@ class Mapped(nn.Module):
             maps = net.forward_features(x)
             feature = net.forward_head(maps, pre_logits=True)
             last = getattr(net, "output_fmt", "NCHW") == "NHWC"
-            found = as_map(maps, getattr(net, "num_prefix_tokens", None), last)
+            # of several branches there is no one map
+            single = isinstance(maps, Tensor)
+            found = as_map(maps, getattr(net, "num_prefix_tokens", None), last) if single else None
         if found is not None:
             found = self._as_feature(found)
         return self._as_feature(feature), found

@@ -93,9 +93,9 @@ def _execute(
     device = resolve_device(config.training.device)
     for training in (config.training, config.teacher_training):
         resolve_precision(training.precision, device)
-    if restarted() and (folder / "config.yaml").is_file():
-        overwrite, resume = False, True
     join(config.training, device)
+    if restarted() and from_first((folder / "config.yaml").is_file):
+        overwrite, resume = False, True
     from_first(lambda: check_folder(folder, config, overwrite, resume))
     busy = f"Output folder {str(folder)!r}: another run writes there; wait for it, or give another --out."
     with locked(folder / LOCK, busy) if is_first() else nullcontext():

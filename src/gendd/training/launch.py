@@ -19,10 +19,12 @@ from torch import distributed
 from gendd.config import TrainingConfig
 from gendd.errors import UserError
 from gendd.messages import say
-from gendd.processes import by_slurm, launched_rank, launched_size, rank, world_size
+from gendd.processes import any_of, by_slurm, launched_rank, launched_size, rank, world_size
 
 # a process that doesn't come to what all do together is waited for so long
 _PATIENCE = timedelta(minutes=30)
+# how often torchrun has started the first process, where this is it
+_starts = 0
 
 
 class Joined(ClusterEnvironment):
@@ -115,8 +117,11 @@ def join(config: TrainingConfig, device: torch.device) -> None:
 
 
 def restarted() -> bool:
-    """Whether torchrun starts this program again, after one of its processes has failed."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+    """Whether torchrun starts the processes again, after one has failed or a machine has come or gone.
+
+    The same in all of them, once they have joined; torchrun tells it only where the failed one was.
+    """
+    return any_of(_starts > 1 or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
 
 
 def _local_rank() -> int:
@@ -168,12 +173,14 @@ def _store() -> Any:
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
+    global _starts
     host, key = os.environ["MASTER_ADDR"], "gendd/port"
     make: Any = distributed.TCPStore  # type: ignore[attr-defined]
     agents = make(host, int(os.environ["MASTER_PORT"]), timeout=_PATIENCE)
     if launched_rank() == 0:
         own = make(host, 0, is_master=True, wait_for_workers=False, timeout=_PATIENCE)
         agents.set(key, str(own.port))
+        _starts = agents.add("gendd/starts", 1)
         return own
     end = time.monotonic() + _PATIENCE.total_seconds()
     while True:

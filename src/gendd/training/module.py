@@ -77,6 +77,21 @@ class _Empty:
         yield Batch(torch.empty(0), None)
 
 
+class _InStep:
+    """Batches, and where another process has one more, one that doesn't count."""
+
+    def __init__(self, own: Batches, most: int, spare: Batches) -> None:
+        self.own, self.most, self.spare = own, most, spare
+
+    def __len__(self) -> int:
+        return self.most
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from self.own
+        for _ in range(self.most - len(self.own)):
+            yield next(iter(self.spare))
+
+
 class LightningMethod(lightning.LightningModule):
     """A method as Lightning trains it.
 
@@ -112,6 +127,9 @@ class LightningMethod(lightning.LightningModule):
         self.use_labels = data_config.labels and data.labelled
         self.mixing = Mixing.from_config(data_config, data.num_classes)
         self.part = method.part = (rank(), world_size())
+        # whether all processes must run the networks equally often
+        self.in_step = False
+        self._own_batches: int | None = None
         batches = len(self._batches(0))
         # a share smaller than a step is one smaller step
         self.accumulate = min(config.accumulate, batches)
@@ -150,11 +168,16 @@ class LightningMethod(lightning.LightningModule):
         """The batches of the current epoch."""
         return _Epoch(self._batches(self.current_epoch), self.current_epoch)
 
-    def val_dataloader(self) -> Batches | _Empty | list[Any]:
+    def val_dataloader(self) -> Batches | _Empty | _InStep | list[Any]:
         """The held-out images in order."""
         if self.data.val is None:
             return []
-        loader = eval_loader(self.data.val, EVAL_BATCH_SIZE, self.data_config.workers, *self.part)
+        size, workers = EVAL_BATCH_SIZE, self.data_config.workers
+        loader = eval_loader(self.data.val, size, workers, *self.part)
+        if self.in_step:
+            self._own_batches = len(loader)
+            most = len(eval_loader(self.data.val, size, workers, 0, self.part[1]))
+            return _InStep(loader, most, eval_loader(self.data.val, size, workers))
         return loader if len(loader) > 0 else _Empty()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
@@ -263,7 +286,9 @@ class LightningMethod(lightning.LightningModule):
         self._check_finite()
         # what a step did shows in no loss before the checkpoint is written
         for name, value in self.method.named_parameters():
-            if not bool(torch.isfinite(value).all()):
+            # of a weight that is shared out, this process's part
+            part = value.to_local() if hasattr(value, "to_local") else value
+            if not bool(torch.isfinite(part).all()):
                 raise self._not_finite("network", self.global_step, name)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -276,7 +301,8 @@ class LightningMethod(lightning.LightningModule):
             assert self.method.teacher is not None
             told = self.method.teacher(batch.images)[1].argmax(-1)
             outputs |= {f"agreement_{name}": outputs[name] for name in self._chosen}
-        for name in self.accuracy:
+        counts = self._own_batches is None or batch_idx < self._own_batches
+        for name in self.accuracy if counts else ():
             if not bool(torch.isfinite(outputs[name]).all()):
                 raise self._not_finite("validation", self.global_step, f"logits of {name}")
             metric = cast(MulticlassAccuracy, self.accuracy[name])
@@ -293,7 +319,8 @@ class LightningMethod(lightning.LightningModule):
             loss = self.method.diffusion_loss(batch.images, labels, generator)
             if not bool(torch.isfinite(loss)):
                 raise self._not_finite("validation", self.global_step, "diffusion")
-            self.diffusion.update(loss, len(batch.images))
+            if counts:
+                self.diffusion.update(loss, len(batch.images))
 
     def on_validation_epoch_end(self) -> None:
         """Log what was counted; here, as a process may have had no image."""

@@ -23,7 +23,6 @@ from lightning.pytorch.callbacks import (
     ModelCheckpoint,
 )
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
-from lightning.pytorch.strategies import DDPStrategy
 
 from gendd.config import DataConfig, ReadoutChoice, TrainingConfig
 from gendd.data import Batch, Data, train_loader
@@ -44,6 +43,7 @@ from gendd.training.launch import Joined, local_world_size
 from gendd.training.module import LightningMethod
 from gendd.training.monitor import is_share
 from gendd.training.saving import Saving, stopped
+from gendd.training.strategies import strategy
 
 _PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "fp32": "32-true",
@@ -103,7 +103,9 @@ def fit(
     finished, best = checkpoints / "finished.json", checkpoints / "best.ckpt"
     device = resolve_device(config.device)
     config = _scaled(config)
-    channels_last = config.channels_last is not False and not overruns(method, device)
+    # a part of each weight in every process: none can do anything without the others
+    in_step = config.strategy == "fsdp" and world_size() > 1
+    channels_last = not (config.channels_last is False or in_step or overruns(method, device))
     if channels_last:
         method.to(memory_format=torch.channels_last)
     # a backbone that was trained before was left in eval mode
@@ -113,6 +115,7 @@ def fit(
         for name in ("last.ckpt", "best.ckpt"):
             SafeCheckpointIO().remove_checkpoint(checkpoints / name)
     module = LightningMethod(method, data, config, data_config, seed, channels_last, readout)
+    module.in_step = in_step
     monitor = module.monitor
 
     def begin() -> tuple[bool, Path | None]:
@@ -129,6 +132,8 @@ def fit(
         if start is None:
             _prepare(method, data, data_config, seed)
         result = _fit(module, config, device, folder, monitor, start, title)
+        # what trained may have been a copy, whose weights are shared out
+        module.method = method
         if is_first():
             write_json(finished, result)
         barrier()
@@ -218,7 +223,7 @@ def _fit(
         shared = {
             "devices": config.devices if isinstance(config.devices, list) else local_world_size(),
             "num_nodes": processes // local_world_size(),
-            "strategy": _ddp(module),
+            "strategy": strategy(config, module.accumulate),
             "sync_batchnorm": config.sync_batchnorm,
             "plugins": [SafeCheckpointIO(), Joined()],
         }
@@ -279,22 +284,6 @@ def _fit(
         "best": value,
         "steps": trainer.global_step,
     }
-
-
-class _DDP(DDPStrategy):
-    """Lightning's, whose validation doesn't exchange buffers: processes may have other numbers of batches."""
-
-    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        """As the plain strategy's, of the module itself."""
-        assert self.lightning_module is not None
-        with self.precision_plugin.val_step_context():
-            return self.lightning_module.validation_step(*args, **kwargs)
-
-
-def _ddp(module: LightningMethod) -> DDPStrategy:
-    # parameters that a method doesn't use: found once, which accumulated gradients don't allow
-    once = module.accumulate == 1
-    return _DDP(static_graph=once, find_unused_parameters=not once)
 
 
 def _load_weights(module: LightningMethod, path: Path) -> None:

@@ -1,0 +1,30 @@
+"""How processes share a training: Lightning's strategies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from lightning.pytorch.strategies import DDPStrategy
+
+from gendd.config import TrainingConfig
+
+
+class Replicated(DDPStrategy):
+    """Lightning's, whose validation doesn't exchange buffers: processes may have other numbers of batches."""
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """As the plain strategy's, of the module itself."""
+        assert self.lightning_module is not None
+        with self.precision_plugin.val_step_context():
+            return self.lightning_module.validation_step(*args, **kwargs)
+
+
+def strategy(config: TrainingConfig, accumulate: int) -> DDPStrategy:
+    """The strategy of several processes, for steps of so many batches."""
+    if config.strategy == "fsdp":
+        from gendd.training.sharding import Sharded
+
+        return Sharded()
+    # parameters that a method doesn't use: found once, which accumulated gradients don't allow
+    once = accumulate == 1
+    return Replicated(static_graph=once, find_unused_parameters=not once)
