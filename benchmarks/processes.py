@@ -91,6 +91,12 @@ def group(leader: int) -> list[int]:
     return sorted(mothers)
 
 
+def children(parent: int) -> list[int]:
+    """The processes that one has started."""
+    found = Path(f"/proc/{parent}/task/{parent}/children")
+    return [int(number) for number in found.read_text().split()] if found.exists() else []
+
+
 def await_steps(folder: Path, count: int, running: list[subprocess.Popen[str]]) -> None:
     """Wait until so many checkpoints were seen to be written, of any of the run's trainings."""
     seen: set[tuple[str, int]] = set()
@@ -187,11 +193,17 @@ def restart(count: int, seed: int) -> None:
             ]
             began = time.monotonic()
             await_steps(folder, pace.randrange(1, 40), agents)
-            members = [number for agent in agents for number in group(agent.pid) if number != agent.pid]
+            # torchrun gives each process a group of its own
+            members = [number for agent in agents for number in children(agent.pid)]
             after = time.monotonic() - began
-            os.kill(pace.choice(members), signal.SIGKILL)
-            codes = [ended(agent)[0] for agent in agents]
-            wrong = [f"exit codes {codes}"] if any(codes) else lost(whole, folder)
+            if members:
+                os.kill(pace.choice(members), signal.SIGKILL)
+            ends = [ended(agent) for agent in agents]
+            codes = [code for code, _ in ends]
+            for code, said in ends:
+                if code or not members:
+                    print(said)
+            wrong = [f"exit codes {codes}"] if any(codes) or not members else lost(whole, folder)
             note("restart", "digits", 2, f"{seed}-{case}", after, "", codes[0], wrong)
             shutil.rmtree(folder)
 

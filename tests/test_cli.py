@@ -977,9 +977,25 @@ def test_predict_refuses_an_uncertainty_that_is_not_to_be_had(
 
 
 @pytest.mark.parametrize(
-    "words", [["distill", "--help"], ["train", "--print_config"], ["distill", "--epoch=3"]]
+    "words",
+    [
+        ["distill", "--help"],
+        ["train", "--print_config"],
+        ["distill", "--epoch=3"],
+        ["predict", "/nowhere", "image.png"],
+        ["export", "/nowhere", "--to", "onnx"],
+    ],
 )
 def test_what_needs_no_network_is_told_without_loading_one(words: list[str]) -> None:
     code = f"import sys; from gendd.cli import main; main({words}); print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "False"
+
+
+def test_predictions_load_nothing_slow(digits_run: Finished, tmp_path: Path) -> None:
+    Image.new("L", (20, 30), 90).save(tmp_path / "image.png")
+    words = ["predict", str(digits_run.folder), str(tmp_path / "image.png")]
+    slow = {"torchvision", "torchmetrics", "lightning", "timm", "torch._dynamo", "matplotlib"}
+    code = f"import sys; from gendd.cli import main; main({words}); print(sorted({slow} & {{*sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -113,6 +113,30 @@ def user_path(value: str | Path) -> Path:
     return Path(os.path.expanduser(value))
 
 
+def student_folder(path: str | Path) -> Path | None:
+    """The student's folder at or in ``path``."""
+    path = user_path(path)
+    for folder in (path / "student", path):
+        if all(os.path.isfile(folder / name) for name in ("config.json", "model.safetensors")):
+            return folder
+    return None
+
+
+def no_student(path: str | Path) -> UserError:
+    """The error where no student is at ``path``."""
+    return UserError(
+        f"No student at {str(path)!r}: expected a run folder, or one with config.json and model.safetensors."
+    )
+
+
+def check_student(path: str | Path) -> None:
+    """Raise :class:`UserError` where no student is at ``path`` and it is not the id of a Hub repository."""
+    name = str(path)
+    foreign = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+    if student_folder(path) is None and (os.path.exists(path) or not foreign):
+        raise no_student(path)
+
+
 def check_path(path: str | Path, key: str) -> None:
     """Raise :class:`UserError` of an option at a path that no file can have."""
     try:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import platform
 from pathlib import Path
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from gendd.data import images
 from gendd.data.images import Files, ImageSet, decode, frame, probe
 from gendd.errors import UserError
 
@@ -52,6 +54,30 @@ def test_decode_of_a_damaged_image_names_it(cut: int) -> None:
     with pytest.raises(UserError, match=r"cat\.png") as caught:
         decode(data[:cut], "'cat.png'", 3)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("native", [True, False])
+@pytest.mark.parametrize("shape", [(3, 40, 60), (1, 61, 33), (3, 1500, 20), (3, 33, 32), (2, 3, 17, 17)])
+def test_frames_are_torchvisions(
+    shape: tuple[int, ...], native: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torchvision.transforms.v2 import functional as transforms
+
+    if not native:
+        monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
+        monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    images._resizes_bytes.cache_clear()
+    pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    if len(shape) == 4:
+        assert torch.equal(
+            images.resize_pixels(pixels, 24), transforms.resize(pixels, [24, 24], antialias=True)
+        )
+    else:
+        short = 28 if min(shape[1:]) >= 28 else 24
+        middle = transforms.center_crop(pixels, [min(side, 8 * min(shape[1:])) for side in shape[1:]])
+        expected = transforms.center_crop(transforms.resize(middle, [short], antialias=True), [24, 24])
+        assert torch.equal(images.frame(pixels, 24, 24 / 28), expected)
+    images._resizes_bytes.cache_clear()
 
 
 def test_frame_takes_the_centre_of_the_resized_image() -> None:

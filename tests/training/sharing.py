@@ -129,7 +129,9 @@ def main() -> None:
             with contextlib.suppress(StoppedError):
                 fit(methods()[name], data, often, config, seed=0, folder=folder / "again" / name)
             again = methods()[name]
-            fit(again, data, training, config, seed=0, folder=folder / "again" / name, resume=True)
+            # kd goes on under the other strategy
+            other = dataclasses.replace(training, strategy="ddp" if name == "kd" else "fsdp")
+            fit(again, data, other, config, seed=0, folder=folder / "again" / name, resume=True)
             found[name]["resumed"] = again.state_dict()
     if strategy == "fsdp":
         found["teachers"] = {name: sharded(name) for name in ("timm/test_vit", "cifar/resnet8")}

@@ -108,8 +108,9 @@ def test_weights_that_are_shared_out_are_saved_whole(method: str, shared: dict[s
     for name, value in shared["ddp"][method]["weights"].items():
         assert type(found["weights"][name]) is torch.Tensor
         torch.testing.assert_close(found["weights"][name], value, rtol=0, atol=1e-4)
-        # of a training that was interrupted within an epoch
-        assert torch.equal(found["resumed"][name], found["weights"][name]), name
+        # of a training that was interrupted within an epoch; kd's went on with ddp
+        tolerance = 1e-5 if method == "kd" else 0
+        torch.testing.assert_close(found["resumed"][name], found["weights"][name], rtol=0, atol=tolerance)
 
 
 @gloo

@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 import shlex
 import sys
-from typing import TYPE_CHECKING
-
-from gendd.errors import UserError
-
-if TYPE_CHECKING:
-    pass
 
 from gendd.cli.options import given_options, parse_run
 from gendd.cli.parsing import COMMANDS, Parser, say_next
+from gendd.errors import UserError
+from gendd.files import check_student
 
 
 def execute_command(command: str, words: list[str]) -> int:
@@ -111,6 +107,7 @@ def predict_command(words: list[str]) -> int:
     given = parser.parse_args(words)
     if given.top < 1:
         raise UserError(f"--top: expected a positive integer, got {given.top}.")
+    check_student(given.run)
     from gendd.deploy.predict import predict
 
     predictions = predict(given.run, given.images, given.top, given.readout, given.uncertainty)
@@ -155,6 +152,7 @@ def export_command(words: list[str]) -> int:
     parser.add_argument("--sampler", help="ddpm, ddim or dpm-solver, of readout sample")
     parser.add_argument("--overwrite", action="store_true", help="replace what is there")
     given = vars(parser.parse_args(words))
+    check_student(given["run"])
     from gendd.deploy.export import export
 
     run = given.pop("run")

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms.v2 import ColorJitter
 
 from gendd.config import DataConfig
 from gendd.data.draws import drawing_from
@@ -71,6 +70,9 @@ def _randaugment(policy: str, channels: int, side: int) -> Any:
 
 @lru_cache(maxsize=8)
 def _color_jitter(strength: float) -> Any:
+    # slow to import
+    from torchvision.transforms.v2 import ColorJitter
+
     return ColorJitter(strength, strength, strength)
 
 

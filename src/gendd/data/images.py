@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import platform
 import struct
 import sys
 import time
@@ -23,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
-from torchvision.transforms.v2 import functional as VF
+from torch.nn import functional as F
 
 from gendd.data.corrupt import Named, Skipped, Tally
 from gendd.errors import UserError
@@ -372,19 +373,48 @@ def frame(image: Tensor, size: int, framing: float = 1.0) -> Tensor:
     side = min(height, width)
     if max(height, width) > _LONG * side:
         # only the middle is kept: the rest of a very long image would be resized for nothing
-        image = VF.center_crop(image, [min(height, _LONG * side), min(width, _LONG * side)])
-    out: Tensor = VF.center_crop(VF.resize(image, [short], antialias=True), [size, size])
-    return out
+        height, width = min(height, _LONG * side), min(width, _LONG * side)
+        image = _centre(image, height, width)
+    scaled = [short, int(short * width / height)] if height <= width else [int(short * height / width), short]
+    return _centre(_resized(image, scaled), size, size)
+
+
+def _centre(image: Tensor, height: int, width: int) -> Tensor:
+    """The middle of an image at least as large, as torchvision's center_crop has it."""
+    top, left = (
+        round((all_ - part) / 2) for all_, part in zip(image.shape[-2:], (height, width), strict=True)
+    )
+    return image[..., top : top + height, left : left + width]
+
+
+def _resized(image: Tensor, size: list[int]) -> Tensor:
+    """A uint8 image (C, h, w), or several, of another size, bilinear with antialiasing.
+
+    As torchvision's resize does it, bit by bit: importing that takes as long as PyTorch itself.
+    """
+    if [*image.shape[-2:]] == size:
+        return image
+    batch = image if image.dim() == 4 else image[None]
+    whole = image.dtype == torch.uint8 and not _resizes_bytes()
+    out = F.interpolate(
+        batch.float() if whole else batch, size, mode="bilinear", align_corners=False, antialias=True
+    )
+    out = out.round_().to(torch.uint8) if whole else out
+    return out.reshape(*image.shape[:-2], *size)
+
+
+@cache
+def _resizes_bytes() -> bool:
+    """Whether PyTorch resizes uint8 faster than float32 here."""
+    fast = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
+    return fast or platform.machine() in ("aarch64", "arm64")
 
 
 def resize_pixels(pixels: Tensor, size: int) -> Tensor:
     """Resize square uint8 images in memory: (N, C, S, S) → (N, C, size, size)."""
     if pixels.shape[-1] == size:
         return pixels
-    parts: list[Tensor] = [
-        VF.resize(part, [size, size], antialias=True) for part in torch.split(pixels, _CHUNK)
-    ]
-    return torch.cat(parts)
+    return torch.cat([_resized(part, [size, size]) for part in torch.split(pixels, _CHUNK)])
 
 
 def probe(encoded: Encoded, count: int = 16) -> tuple[set[tuple[int, int]], bool]:

@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.transforms.v2 import functional as VF
 
 from gendd.config import DataConfig
 from gendd.data.appearance import Appearance
@@ -94,6 +93,9 @@ class _Augmentation:
         return self.appearance(image, generator)
 
     def _resized_crop(self, image: Tensor, size: int, generator: torch.Generator) -> Tensor:
+        # slow to import
+        from torchvision.transforms.v2 import functional as VF
+
         height, width = image.shape[-2:]
         box = draw_boxes(1, height, width, self.crop_scale, generator)[0].tolist()
         mode = VF.InterpolationMode(self.interpolation)

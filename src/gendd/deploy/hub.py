@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from pathlib import Path
 
@@ -10,9 +9,8 @@ import torch
 from torch import nn
 
 from gendd.errors import UserError
-from gendd.files import write_text
+from gendd.files import check_student, no_student, student_folder, write_text
 from gendd.models.downloads import hub_or_cache, unreached
-from gendd.report.model_card import card
 from gendd.student import Student, student
 
 # of a student's folder, which may hold what was exported from it too
@@ -39,12 +37,9 @@ def load(
         UserError: there is no student at ``path``, its files don't fit together, or its network isn't
             known by name and not given.
     """
-    name = str(path)
-    if student.find(path) is not None:
-        return student.load(path, device=device, backbone=backbone)
-    if os.path.exists(path) or name.count("/") != 1 or name.startswith((".", "/", "~")):
-        raise student.none_at(path)
-    return student.load(download(name, revision), device=device, backbone=backbone)
+    check_student(path)
+    found = path if student_folder(path) is not None else download(str(path), revision)
+    return student.load(found, device=device, backbone=backbone)
 
 
 def push_to_hub(
@@ -70,6 +65,9 @@ def push_to_hub(
     Raises:
         UserError: no student there, or the Hub refuses or is out of reach.
     """
+    # slow to import
+    from gendd.report.model_card import card
+
     if isinstance(source, Student):
         with tempfile.TemporaryDirectory() as name:
             folder = source.save(name)
@@ -78,9 +76,9 @@ def push_to_hub(
             text = saved.read_text(encoding="utf-8") if saved is not None and has_card else card(source)
             write_text(folder / "README.md", text)
             return _upload(folder, repo_id, private, token, commit_message)
-    found = student.find(source)
+    found = student_folder(source)
     if found is None:
-        raise student.none_at(source)
+        raise no_student(source)
     if not (found / "README.md").is_file():
         write_text(found / "README.md", card(student.load(found)))
     return _upload(found, repo_id, private, token, commit_message)

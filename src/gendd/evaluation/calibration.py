@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import multiclass_calibration_error
 
 from gendd.errors import UserError
 
@@ -43,6 +42,9 @@ def calibration(probabilities: Tensor, labels: Tensor) -> Calibration:
             f"Calibration: expected a label for each of at least one image, got {len(labels)} labels for "
             f"{len(probabilities)} images."
         )
+    # slow to import
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
     # torchmetrics takes what rounding puts above 1 for logits
     given = probabilities.detach().double().clamp(0, 1)
     of_label = given.gather(1, labels.unsqueeze(1)).squeeze(1)

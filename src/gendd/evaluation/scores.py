@@ -11,7 +11,6 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
 
 from gendd.config import ReadoutName
 from gendd.data import ImageSet, eval_loader
@@ -202,6 +201,9 @@ def pick_readout(
 
 
 def _meters(classes: int, device: torch.device | str) -> dict[str, Any]:
+    # slow to import
+    from torchmetrics.classification import MulticlassAccuracy, MulticlassConfusionMatrix
+
     made: dict[str, Any] = {
         "top1": MulticlassAccuracy(classes, average="micro"),
         "confusion": MulticlassConfusionMatrix(classes),

@@ -8,8 +8,6 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils.flop_counter import FlopCounterMode
 
 from gendd.models.trial import still
 
@@ -29,6 +27,10 @@ def multiply_adds(module: nn.Module, images: Tensor) -> int:
         module: Any module that takes ``images`` alone.
         images: (1, C, H, W), or a batch whose cost is shared equally.
     """
+    # slow to import
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
     learned = [each for each in module.parameters() if each.requires_grad]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one fused operator, which the counter can't see into

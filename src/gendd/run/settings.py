@@ -23,7 +23,7 @@ _FREE = (
     | {
         f"{section}.{key}"
         for section in ("training", "teacher_training")
-        for key in ("device", "devices", "loggers", "progress", *_CHECKPOINTS)
+        for key in ("device", "devices", "strategy", "loggers", "progress", *_CHECKPOINTS)
     }
 )
 

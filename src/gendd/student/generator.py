@@ -84,7 +84,9 @@ class FeatureGenerator(nn.Module):
         self.num_tokens = tokens.num_tokens(feature_width, self.token_width)
         self.prediction = config.prediction
         self.residual = bool(config.residual)
-        self.schedule: Schedule = cosine_schedule(config.timesteps)
+        # computed with, also where the generator itself is without memory
+        with torch.device("cpu"):
+            self.schedule: Schedule = cosine_schedule(config.timesteps)
         self.mean_time = len(self.schedule) - 1
         if config.prediction == "epsilon":
             # x̂_0 has σ / √ᾱ times the error of ε̂: thousands at T-1, here 3

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 from gendd.config import GenDDConfig, ReadoutConfig, check, from_dict
 from gendd.config.checks import POSITIVE_INTEGER, Rule, at_most, check_section, or_null
@@ -112,6 +113,18 @@ def checked(config: Any) -> Described:
     return Described(checked_backbone(config["backbone"]), generator, readout, info, linear)
 
 
+class _Uninitialised(TorchFunctionMode):
+    """Leaves parameters as they are: to initialise some without memory PyTorch loads its compiler."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
 def check_size(described: Described, there: int) -> None:
     """Raise :class:`UserError` where a student would have more numbers than there are in its weights file."""
     backbone = described.backbone
@@ -120,7 +133,7 @@ def check_size(described: Described, there: int) -> None:
     numbers = backbone["num_classes"] + backbone["in_channels"] + hidden * (9 * hidden + projector["width"])
     if (saved := described.generator) is not None:
         settings = dataclasses.replace(saved.settings, timesteps=2, prediction="sample")
-        with torch.device("meta"):
+        with torch.device("meta"), _Uninitialised():
             generator = FeatureGenerator(saved.condition_width, saved.feature_width, settings)
         numbers += sum(each.numel() for each in generator.parameters())
         numbers += (saved.num_classes or 0) * saved.feature_width

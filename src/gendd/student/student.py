@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from gendd.config import ReadoutConfig, ReadoutName, SamplerName, to_dict
 from gendd.errors import UntrustedCodeError, UserError, did_you_mean, nearest
-from gendd.files import check_code, read_text, user_path, write_bytes, write_json
+from gendd.files import check_code, no_student, read_text, student_folder, write_bytes, write_json
 from gendd.models import Backbone, create_backbone, wrap
 from gendd.models.projector import project
 from gendd.student import readout as readouts
@@ -350,9 +349,9 @@ def load(
         UserError: there is no student at ``path``, its files don't fit together, or its network isn't
             known by name and not given.
     """
-    folder = find(path)
+    folder = student_folder(path)
     if folder is None:
-        raise none_at(path)
+        raise no_student(path)
     try:
         config = json.loads(read_text(folder / "config.json"))
         described = checked(config)
@@ -371,22 +370,6 @@ def load(
         raise UserError(f"Student {str(folder)!r}: expected {expected}; {_reason(error)}") from error
     student.folder = folder
     return student.to(device).eval()
-
-
-def find(path: str | Path) -> Path | None:
-    """The student's folder at or in ``path``."""
-    path = user_path(path)
-    for folder in (path / "student", path):
-        if all(os.path.isfile(folder / name) for name in ("config.json", "model.safetensors")):
-            return folder
-    return None
-
-
-def none_at(path: str | Path) -> UserError:
-    """The error where no student is at ``path``."""
-    return UserError(
-        f"No student at {str(path)!r}: expected a run folder, or one with config.json and model.safetensors."
-    )
 
 
 def _reason(error: Exception) -> str:
