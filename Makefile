@@ -42,7 +42,7 @@ setup: $(VENV)/.installed  ## install gendd into .venv
 demo: setup  ## distil a teacher on the embedded digits and write a report
 	$(BIN)/gendd distill --out runs/demo --overwrite
 
-TESTS := -m pytest -n auto --maxprocesses 4 --dist loadfile
+TESTS := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 test: $(VENV)/.installed-dev  ## run the tests
 	$(BIN)/python $(TESTS)

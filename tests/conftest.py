@@ -49,6 +49,17 @@ TINY = [
 ]
 
 
+# what takes longest begins first, so that no worker is left with it at the end
+LONG = (
+    *("test_processes.py", "test_cli.py", "test_export.py", "test_shards.py", "test_resume.py"),
+    *("test_compare_runs.py", "test_snippets.py", "test_released.py", "test_interruption.py"),
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONG.index(item.path.name) if item.path.name in LONG else len(LONG))
+
+
 @dataclass(frozen=True)
 class Finished:
     """A run that ``gendd distill`` finished, and what it said."""
