@@ -201,3 +201,16 @@ def test_seconds_are_those_of_steps_measured_side_by_side_where_there_are_some()
     kd, gendd = summarise(plan([0]), rows)
     assert kd["seconds_to_reference"] == 0.25 * 8 * 3 / 4
     assert gendd["seconds_to_reference"] == 0.5 * 8 * 2 / 4
+
+
+def test_seconds_and_memory_are_those_of_one_machine() -> None:
+    told = {"curve": [50.0, 80.0], "monitor": "val/linear", "steps": 8}
+    rows = [
+        row("kd", 0, 80.0, **told, machine="a", train_seconds=4.0, peak_memory_mb=10.0),
+        row("kd", 1, 80.0, **told, machine="a", train_seconds=6.0, peak_memory_mb=10.0),
+        row("gendd", 0, 81.0, **told, machine="a", train_seconds=8.0, peak_memory_mb=20.0),
+        row("gendd", 1, 83.0, **told, machine="b", train_seconds=900.0, peak_memory_mb=500.0),
+    ]
+    kd, gendd = summarise(plan([0, 1]), rows)
+    assert (kd["train_seconds"], gendd["train_seconds"], gendd["peak_memory_mb"]) == (5.0, 8.0, 20.0)
+    assert gendd["test"] == 82.0 and gendd["seconds_to_reference"] == 8.0

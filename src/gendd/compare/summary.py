@@ -107,12 +107,15 @@ def summarise(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[Row]:
             summary |= {"rate": runs[0]["rate"], "epochs": runs[0]["epochs"]}
         for name, column in (("test", "test"), ("linear", "test_linear"), ("mean", "test_mean")):
             summary[name], summary[f"{name}_sd"] = _mean_sd(_values(runs, column))
-        for name in ("train_seconds", "step_seconds", "multiply_adds", "parameters"):
+        for name in ("multiply_adds", "parameters"):
             summary[name] = _mean(_values(runs, name))
-        summary["peak_memory_mb"] = max(_values(runs, "peak_memory_mb"), default=None)
+        timed = _of_one_machine(chosen, reference)
+        for name in ("train_seconds", "step_seconds"):
+            summary[name] = _mean(_values(timed.values(), name))
+        summary["peak_memory_mb"] = max(_values(timed.values(), "peak_memory_mb"), default=None)
         if group.method != plan.reference:
             summary |= _difference(chosen, reference)
-        summary["seconds_to_reference"] = _seconds_to(chosen, reference)
+        summary["seconds_to_reference"] = _seconds_to(timed, reference)
         found.append(summary)
     return found
 
@@ -120,6 +123,22 @@ def summarise(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[Row]:
 def _by_seed(plan: Plan, rows: Iterable[Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
     chosen = {row["seed"]: row for row in rows if row["chosen"] and not row["error"]}
     return {seed: chosen[seed] for seed in plan.seeds if seed in chosen}
+
+
+def _of_one_machine(
+    chosen: Mapping[int, Mapping[str, Any]], reference: Mapping[int, Mapping[str, Any]]
+) -> dict[int, Mapping[str, Any]]:
+    """The cells whose seconds and memory count: those of the machine that most of the reference's are of.
+
+    Where none is, those of the machine that most of them are of themselves.
+    """
+    machines = [row["machine"] for row in reference.values()]
+    own = [row["machine"] for row in chosen.values()]
+    known = [each for each in machines if each in own] or own
+    if not known:
+        return {}
+    machine = statistics.mode(known)
+    return {seed: row for seed, row in chosen.items() if row["machine"] == machine}
 
 
 def _values(rows: Iterable[Mapping[str, Any]], column: str) -> list[float]:
