@@ -6,6 +6,7 @@ from gendd.data.loading import Batch, Batches, ShardBatches, eval_loader, sample
 from gendd.data.mixing import Mixing
 from gendd.data.sets import Data, describe, empty_classes, load_data
 from gendd.data.shards import Shards
+from gendd.data.views import Rows
 
 __all__ = [
     "Batch",
@@ -13,6 +14,7 @@ __all__ = [
     "Data",
     "ImageSet",
     "Mixing",
+    "Rows",
     "ShardBatches",
     "Shards",
     "augment",

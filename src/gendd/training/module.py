@@ -3,7 +3,8 @@
 Everything random in a step is a pure function of (seed, step): data order by epoch, augmentation, mixup and
 CutMix by step of an epoch, times, noise and feature mixup by step. A run that goes on from a checkpoint
 therefore repeats what it would have done, and processes that share a step do what one would do (but for
-dropout inside of networks, which each draws for itself).
+dropout inside of networks, which each draws for itself). With ``training.cache_teacher`` K, the images of an
+epoch are those of its number modulo K.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, cast
 
 import lightning
@@ -20,11 +23,12 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from gendd.config import DataConfig, ReadoutChoice, TrainingConfig
-from gendd.data import Batch, Batches, Data, Mixing, ShardBatches, eval_loader, train_loader
+from gendd.data import Batch, Batches, Data, Mixing, Rows, ShardBatches, eval_loader, train_loader
 from gendd.data.draws import derive_seed
 from gendd.errors import UserError
 from gendd.methods import Method
 from gendd.processes import rank, world_size
+from gendd.training.cached_teacher import CachedTeacher
 from gendd.training.callbacks import is_logged
 from gendd.training.monitor import choose_monitor, chosen_readouts, readout_classes, teacher_classes
 from gendd.training.resuming import Layout, convert
@@ -45,19 +49,39 @@ def _seed(key: int, device: torch.device) -> None:
         torch.mps.manual_seed(key)
 
 
-class _Epoch:
-    """The batches of an epoch, which remember how many were given: Lightning's stateful loader."""
+class Epoch:
+    """The batches of an epoch, which remember how many were given: Lightning's stateful loader.
 
-    def __init__(self, batches: Batches | ShardBatches, number: int) -> None:
-        self.batches, self.number, self.given = batches, number, 0
+    Args:
+        batches: All of them.
+        number: Of the epoch.
+        told: Whether each batch tells its rows.
+    """
+
+    def __init__(self, batches: Batches | ShardBatches, number: int, told: bool = False) -> None:
+        self.batches, self.number, self.told, self.given = batches, number, told, 0
+
+    def part(self, first: int, last: int) -> Epoch:
+        """The batches from ``first`` to ``last``, exclusive; of shards those to the end."""
+        batches = self.batches.until(last) if isinstance(self.batches, Batches) else self.batches
+        found = Epoch(batches, self.number, self.told)
+        found.given = first
+        return found
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.batches.since(self.given):
+            number = self.given
             self.given += 1
-            yield batch
+            yield self._with_rows(batch, number) if self.told else batch
+
+    def _with_rows(self, batch: Batch, number: int) -> Batch:
+        places = self.batches.places_of(number)
+        # where an image is left out, nobody knows which
+        whole = len(places) == len(batch.images)
+        return replace(batch, rows=Rows.of(places, batch.images) if whole else None)
 
     def state_dict(self) -> dict[str, int]:
         return {"epoch": self.number, "given": self.given}
@@ -111,6 +135,8 @@ class LightningMethod(lightning.LightningModule):
         self.readout = readout
         self.use_labels = data_config.labels and data.labelled
         self.mixing = Mixing.from_config(data_config, data.num_classes)
+        self.views = 0 if method.teacher is None else config.cache_teacher
+        self.cached = method.teacher if self.views and isinstance(method.teacher, CachedTeacher) else None
         self.part = method.part = (rank(), world_size())
         batches = len(self._batches(0))
         # a share smaller than a step is one smaller step
@@ -140,15 +166,28 @@ class LightningMethod(lightning.LightningModule):
         """Optimiser steps of the whole training."""
         return self.steps_per_epoch * self.config.num_epochs(self.steps_per_epoch)
 
+    def view_of(self, epoch: int) -> int:
+        """The number that order, augmentation and mixing of an epoch are drawn by."""
+        return epoch % self.views if self.views else epoch
+
     def _batches(self, epoch: int) -> Batches | ShardBatches:
         rank, world_size = self.part
         return train_loader(
-            self.data, self.data_config, seed=self.seed, epoch=epoch, rank=rank, world_size=world_size
+            self.data,
+            self.data_config,
+            seed=self.seed,
+            epoch=self.view_of(epoch),
+            rank=rank,
+            world_size=world_size,
         )
 
-    def train_dataloader(self) -> _Epoch:
+    def train_dataloader(self) -> Epoch:
         """The batches of the current epoch."""
-        return _Epoch(self._batches(self.current_epoch), self.current_epoch)
+        return self.epoch(self.current_epoch)
+
+    def epoch(self, number: int) -> Epoch:
+        """The batches of an epoch."""
+        return Epoch(self._batches(number), number, told=self.cached is not None)
 
     def val_dataloader(self) -> Batches | _Empty | list[Any]:
         """The held-out images in order."""
@@ -162,7 +201,7 @@ class LightningMethod(lightning.LightningModule):
         del dataloader_idx
         batch = batch.to(device, non_blocking=True)
         if self.channels_last and batch.images.ndim == 4:
-            return Batch(batch.images.contiguous(memory_format=torch.channels_last), batch.labels)
+            return replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last))
         return batch
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -186,7 +225,8 @@ class LightningMethod(lightning.LightningModule):
         generator = torch.Generator(self.device).manual_seed(self._step_seed(batch_idx))
         images, labels = self._mixed(batch, batch_idx)
         try:
-            out = self.method(images, labels, generator=generator)
+            with self._answering(images, batch.rows):
+                out = self.method(images, labels, generator=generator)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -210,9 +250,18 @@ class LightningMethod(lightning.LightningModule):
 
     def _mixed(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor | None]:
         """Images and labels as the method sees them."""
-        key = derive_seed(self.seed, "mixing", self.current_epoch, 0, batch_idx)
+        return self.mixed(batch, batch_idx, self.current_epoch)
+
+    def mixed(self, batch: Batch, number: int, epoch: int) -> tuple[Tensor, Tensor | None]:
+        """Images and labels of an epoch's batch as the method sees them."""
+        key = derive_seed(self.seed, "mixing", self.view_of(epoch), 0, number)
         labels = batch.labels if self.use_labels else None
         return self.mixing(batch.images, labels, torch.Generator().manual_seed(key))
+
+    def _answering(self, images: Tensor, rows: Rows | None) -> AbstractContextManager[None]:
+        if self.cached is None or rows is None:
+            return nullcontext()
+        return self.cached.answering(images, self.view_of(self.current_epoch), rows)
 
     def _watch(self, parts: dict[str, Tensor]) -> None:
         # copied as soon as the forward pass is done and read a step later: the device never waits
