@@ -23,7 +23,7 @@ from gendd.report.numbers import duration
 from gendd.run.experiment import named_code, opened, prepared_teacher
 from gendd.run.settings import methods_of
 from gendd.run.training import untrained
-from gendd.run.view_cache import cached_teacher, open_cache, told, views_of
+from gendd.run.view_cache import cached_teacher, open_cache, views_of
 from gendd.training import (
     PARTS,
     CachedTeacher,
@@ -39,12 +39,11 @@ _CHUNK, _TIMED = 64, 4
 _TITLE = "teacher cache"
 
 
-def fill_cache(config: RunConfig, *, dry_run: bool = False) -> Path:
+def fill_cache(config: RunConfig) -> Path:
     """Compute what is missing of the cache of a run's teacher; any number of processes may do so at once.
 
     Args:
         config: The run's; its teacher is trained first where it comes without weights.
-        dry_run: Say how large it becomes, and nothing more.
 
     Returns:
         The folder of the cache.
@@ -69,11 +68,8 @@ def fill_cache(config: RunConfig, *, dry_run: bool = False) -> Path:
             for name in methods_of(config)
         ]
         module = max((each for each in modules if each.cached), key=lambda each: len(PARTS[each.method.asks]))
-        if dry_run:
-            say(f"{_TITLE}: {told(cached, config, data, module.method.asks)[0]}")
-        else:
-            open_cache(cached, config, data, module.method.asks)
-            _Filling(module, cached, config, device).run()
+        open_cache(cached, config, data, module.method.asks)
+        _Filling(module, cached, config, device).run()
         return cached.answers.folder
 
 

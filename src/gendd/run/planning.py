@@ -18,7 +18,7 @@ from gendd.config import RunConfig, with_settings
 from gendd.data import Batch, Data, Mixing, describe, load_data, train_loader
 from gendd.errors import UserError
 from gendd.files import trusted_code
-from gendd.models import Asked, Frozen, count_parameters, multiply_adds
+from gendd.models import Asked, Frozen, count_parameters, load_weights, multiply_adds
 from gendd.models.costs import synchronise
 from gendd.report.numbers import count, duration
 from gendd.run.experiment import named_code, opened
@@ -87,6 +87,7 @@ def _plan(config: RunConfig, networks: Mapping[str, nn.Module]) -> list[str]:
         folder, training = teacher_run(config, data, network, device)
         if (folder / "metrics.json").is_file():
             lines.append(f"teacher  cached in {folder}")
+            load_weights(network, folder)
         else:
             own = data if config.data.labels else load_data(training.data)
             told, spent = _timed(sized(training, own), own, None, device, {})

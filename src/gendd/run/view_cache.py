@@ -33,7 +33,9 @@ def cached_teacher(config: RunConfig, data: Data, teacher: Frozen) -> CachedTeac
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     stem = re.sub(r"[^\w.+-]+", "-", config.teacher.name)[-100:].lstrip("-.")
     folder = cache_folder() / "views" / f"{stem}-{data.name}-{name}"
-    return CachedTeacher(teacher, Answers(folder, _rows(config, data), config.training.cache_dtype))
+    # of a set whatever the batches, which leave some out at the end
+    rows = _images(config, data) if isinstance(data.train, Shards) else len(data.train)
+    return CachedTeacher(teacher, Answers(folder, rows, config.training.cache_dtype))
 
 
 def open_cache(cached: CachedTeacher, config: RunConfig, data: Data, asked: Asked) -> None:
@@ -53,7 +55,7 @@ def open_cache(cached: CachedTeacher, config: RunConfig, data: Data, asked: Aske
                 f"teacher says of {config.training.cache_teacher} views, got {size(free)}; lower it, make "
                 "room, set training.cache_dtype int8, or GENDD_CACHE to another place."
             )
-        say(f"teacher cache: {line}")
+        say(f"teacher cache: {line}, in {folder}")
         if not (folder / _KEY).is_file():
             key = _key(config, data, cached.source)
             if (nearest := _nearest(folder.parent, key)) is not None:
@@ -70,14 +72,14 @@ def told(cached: CachedTeacher, config: RunConfig, data: Data, asked: Asked) -> 
     precision = resolve_precision(config.training.precision, next(cached.parameters()).device)
     arithmetic = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision]
     whole = held = 0
+    images = _images(config, data)
     for part, row in _row_bytes(cached, data, asked).items():
-        file = answers.count * row
+        file = images * row
         whole += views * file
         held += sum(min(file, answers.held(arithmetic, view, part)) for view in range(views))
     there = "" if not held else ", all there" if held == whole else f", {size(held)} there"
     word = "view" if views == 1 else "views"
-    line = f"{views} {word} of {answers.count:,} images, {size(whole)} in {answers.storage}{there}, in "
-    return line + str(answers.folder), whole - held
+    return f"{views} {word} of {images:,} images, {size(whole)} in {answers.storage}{there}", whole - held
 
 
 def views_of(config: RunConfig) -> int:
@@ -108,10 +110,8 @@ def _row_bytes(cached: CachedTeacher, data: Data, asked: Asked) -> dict[str, int
     return {part: row_type(found[part], storage).itemsize for part in cached.parts(asked)}
 
 
-def _rows(config: RunConfig, data: Data) -> int:
-    """Rows of a view: one an image, or of shards one a place of an epoch."""
-    if not isinstance(data.train, Shards):
-        return len(data.train)
+def _images(config: RunConfig, data: Data) -> int:
+    """Images that an epoch gives."""
     batches = train_loader(data, config.data, seed=config.seed, epoch=0, world_size=world_size())
     return len(batches) * len(batches.places_of(0)) * world_size()
 
@@ -174,14 +174,14 @@ def _nearest(root: Path, key: dict[str, Any]) -> str | None:
     if not found:
         return None
     count, name, changes = min(found)
-    return f"{', '.join(changes)} in {name}" if count <= _FEW else None
+    return f"{name} has {', '.join(changes)}" if count <= _FEW else None
 
 
 def _change(key: dict[str, Any], other: dict[str, Any], name: str) -> str:
     new, old = (json.dumps(each.get(name)) for each in (key, other))
     # digests say nothing to people
     told = name not in ("teacher.weights", "data.fingerprint") and max(len(new), len(old)) <= _SHORT
-    return f"{name} is {new}, but {old}" if told else f"another {name} than"
+    return f"{name} {old} (now {new})" if told else f"another {name}"
 
 
 def _free(folder: Path) -> int:
