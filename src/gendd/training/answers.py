@@ -7,6 +7,7 @@ or of other pixels is one whose checksum or mark is another. Shapes: B images.
 
 from __future__ import annotations
 
+import io
 import os
 import zlib
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,6 @@ Fault = Literal["absent", "damaged", "of other pixels"]
 
 _STORED = {"fp16": "<f2", "int8": "i1", "fp32": "<f4"}
 _LAST = torch.channels_last
-_HEADER = np.lib.format.read_array_header_1_0
 
 
 def row_type(tensors: Sequence[Tensor], storage: Storage) -> np.dtype[Any]:
@@ -97,6 +97,15 @@ def _bytes_of(rows: NDArray[Any]) -> memoryview:
     return rows.view(np.uint8).data
 
 
+def _header(kind: np.dtype[Any], count: int) -> bytes:
+    """How a file of so many rows begins."""
+    content = io.BytesIO()
+    descr = np.lib.format.dtype_to_descr(kind)
+    header = {"descr": descr, "fortran_order": False, "shape": (count,)}
+    np.lib.format.write_array_header_1_0(content, header)
+    return content.getvalue()
+
+
 class _File:
     """One part of one view, open.
 
@@ -111,16 +120,20 @@ class _File:
             self.stream = path.open("rb", buffering=0)
         try:
             np.lib.format.read_magic(self.stream)
-            (self.count,), _, self.kind = _HEADER(self.stream)
+            (self.count,), _, self.kind = np.lib.format.read_array_header_1_0(self.stream)
             self.start = self.stream.tell()
             self.stream.seek(0)
-            # of the header too: what is told by it is what was written
-            self.seed = zlib.crc32(self.stream.read(self.start))
+            self.header = self.stream.read(self.start)
+            # checksums are of the header too, which says what the rows are
+            self.seed = zlib.crc32(self.header)
             if (self.kind.names or ("",))[-1] != "sum":
                 raise ValueError("no rows of answers")
         except Exception as error:
-            self.stream.close()
             raise ValueError(str(error)) from error
+
+    def __del__(self) -> None:
+        with suppress(AttributeError):  # it could not be opened
+            self.stream.close()
 
     def read(self, places: NDArray[np.int64]) -> NDArray[Any]:
         """The rows at ascending places; zeros where the file ends before."""
@@ -228,7 +241,7 @@ class Answers:
 
     def _file(self, view: int, path: Path) -> _File:
         if view != self._view:
-            self.close()
+            self._open.clear()
             self._view = view
         if path not in self._open:
             self._open[path] = _File(path)
@@ -239,15 +252,12 @@ class Answers:
         if self._fits(view, path, kind):
             return
         with locked(path.with_suffix(".lock")):
-            if (old := self._open.pop(path, None)) is not None:
-                old.stream.close()
+            self._open.pop(path, None)
             if self._fits(view, path, kind):
                 return
             temporary = path.with_suffix(".tmp")
             with temporary.open("wb") as stream:
-                descr = np.lib.format.dtype_to_descr(kind)
-                header = {"descr": descr, "fortran_order": False, "shape": (self.count,)}
-                np.lib.format.write_array_header_1_0(stream, header)
+                stream.write(_header(kind, self.count))
                 stream.truncate(stream.tell() + self.count * kind.itemsize)
                 stream.flush()
                 os.fsync(stream.fileno())
@@ -258,11 +268,4 @@ class Answers:
             file = self._file(view, path)
         except (FileNotFoundError, ValueError):
             return False
-        return file.kind == kind and file.count == self.count
-
-    def close(self) -> None:
-        """Close the files that are open."""
-        for file in self._open.values():
-            with suppress(OSError):
-                file.stream.close()
-        self._open.clear()
+        return file.header == _header(kind, self.count)
