@@ -126,8 +126,9 @@ class _File:
             self.header = self.stream.read(self.start)
             # checksums are of the header too, which says what the rows are
             self.seed = zlib.crc32(self.header)
-            if (self.kind.names or ("",))[-1] != "sum":
-                raise ValueError("no rows of answers")
+            size = self.start + self.count * self.kind.itemsize
+            if (self.kind.names or ("",))[-1] != "sum" or os.fstat(self.stream.fileno()).st_size != size:
+                raise ValueError("not as long as its header says")
         except Exception as error:
             raise ValueError(str(error)) from error
 
@@ -261,6 +262,7 @@ class Answers:
                 stream.truncate(stream.tell() + self.count * kind.itemsize)
                 stream.flush()
                 os.fsync(stream.fileno())
+            self._open.pop(path, None)
             temporary.replace(path)
 
     def _fits(self, view: int, path: Path, kind: np.dtype[Any]) -> bool:
