@@ -142,9 +142,8 @@ class _Filling:
             return
         for number, batch in enumerate(self.epochs[view].part(first, last), first):
             images = self._images(batch, number, view)
-            if batch.rows is not None:
-                with self._arithmetic(), self.cached.answering(images, view, batch.rows):
-                    self.cached.answer(images, self.asked)
+            with self._arithmetic(), self.module.answering(images, view, batch.rows):
+                self.cached.answer(images, self.asked)
             if self.cached.error is not None:
                 raise UserError(
                     f"Teacher cache {str(self.cached.answers.folder)!r}: expected to write there, got "

@@ -225,7 +225,7 @@ class LightningMethod(lightning.LightningModule):
         generator = torch.Generator(self.device).manual_seed(self._step_seed(batch_idx))
         images, labels = self._mixed(batch, batch_idx)
         try:
-            with self._answering(images, batch.rows):
+            with self.answering(images, self.current_epoch, batch.rows):
                 out = self.method(images, labels, generator=generator)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
@@ -258,10 +258,11 @@ class LightningMethod(lightning.LightningModule):
         labels = batch.labels if self.use_labels else None
         return self.mixing(batch.images, labels, torch.Generator().manual_seed(key))
 
-    def _answering(self, images: Tensor, rows: Rows | None) -> AbstractContextManager[None]:
+    def answering(self, images: Tensor, epoch: int, rows: Rows | None) -> AbstractContextManager[None]:
+        """Within, the teacher knows an epoch's mixed batch, where its answers are kept."""
         if self.cached is None or rows is None:
             return nullcontext()
-        return self.cached.answering(images, self.view_of(self.current_epoch), rows)
+        return self.cached.answering(images, self.view_of(epoch), rows)
 
     def _watch(self, parts: dict[str, Tensor]) -> None:
         # copied as soon as the forward pass is done and read a step later: the device never waits
