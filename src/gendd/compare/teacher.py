@@ -208,7 +208,7 @@ def ledger_seconds(path: Path) -> float:
 
 def answers_folder(root: Path, teacher: Frozen, config: ModelConfig) -> Path:
     """Where a teacher's answers are kept below ``root``: another place for other weights or settings."""
-    return root / teacher.digest(digest(config.name), torch.__version__)
+    return root / teacher.digest(config.compile, digest(config.name), torch.__version__)
 
 
 def remove_unfinished(root: Path) -> None:

@@ -52,7 +52,7 @@ class Frozen(nn.Module):
         """A digest of what the answers depend on: weights, settings, and what more is given."""
         backbone = self.backbone
         settings = sorted(backbone.config().items(), key=str)
-        made_of = (settings, backbone.image_size, str(backbone._dtype), self._compiled is not None, *more)
+        made_of = (settings, backbone.image_size, str(backbone._dtype), *more)
         content = hashlib.blake2b(repr(made_of).encode(), digest_size=8)
         for name, tensor in sorted(backbone.state_dict().items()):
             content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())

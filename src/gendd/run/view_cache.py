@@ -121,7 +121,7 @@ def _key(config: RunConfig, data: Data, teacher: Frozen) -> dict[str, Any]:
     images, processes = config.data, world_size()
     key: dict[str, Any] = {
         "teacher": config.teacher.name,
-        "teacher.weights": teacher.digest(digest(config.teacher.name)),
+        "teacher.weights": teacher.digest(config.teacher.compile, digest(config.teacher.name)),
         "data": data.name,
         "data.fingerprint": data.train.fingerprint,
         "data.images": len(data.train),
