@@ -449,7 +449,8 @@ def test_a_new_cache_says_what_the_nearest_has(
     def opened(config: RunConfig, of: Frozen) -> list[str]:
         config = sized(config, data)
         capsys.readouterr()
-        open_cache(cached_teacher(config, data, of), config, data, "feature")
+        source = cached_teacher(config, data, of)
+        open_cache(source, config, data, made("kd", source))
         return capsys.readouterr().err.splitlines()
 
     config = RunConfig(teacher=ModelConfig("cifar/resnet8x0.5"), data=PLAIN, training=settings())
@@ -475,13 +476,14 @@ def test_too_little_room_is_told_before_anything_is_written(
     with pytest.raises(
         UserError, match=r"training\.cache_teacher: expected 18 kB free in .*, got 10 kB;"
     ) as error:
-        open_cache(source, config, data, "feature")
+        open_cache(source, config, data, made("kd", source))
     one_line(error)
     assert not (tmp_path / "cache").exists()
     # int8 needs less
     small = dataclasses.replace(config, training=dataclasses.replace(config.training, cache_dtype="int8"))
+    source = cached_teacher(small, data, teacher())
     with pytest.raises(UserError, match="expected 11 kB free"):
-        open_cache(cached_teacher(small, data, teacher()), small, data, "feature")
+        open_cache(source, small, data, made("kd", source))
 
 
 # --- commands ---

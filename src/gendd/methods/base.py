@@ -163,6 +163,11 @@ class Method(nn.Module):
         """What it asks the teacher of a training batch; what else it asks is answered too."""
         return "map" if self.needs_maps else "feature"
 
+    @property
+    def asked_stages(self) -> int | None:
+        """How many maps of stages it reads where it asks for them, the last ones; None: all."""
+        return None
+
     @abstractmethod
     def forward(
         self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None

@@ -177,6 +177,11 @@ class GenDD(Method):
         """See :attr:`Method.asks`."""
         return "feature" if self.maps is None else "stages"
 
+    @property
+    def asked_stages(self) -> int | None:
+        """See :attr:`Method.asked_stages`."""
+        return None if self.maps is None else len(self.maps.stages)
+
     def rows(self, images: int) -> int:
         """See :meth:`Method.rows`."""
         return images * self.generator.num_tokens * self.config.repeats

@@ -25,7 +25,6 @@ from gendd.run.settings import methods_of
 from gendd.run.training import untrained
 from gendd.run.view_cache import cached_teacher, open_cache, views_of
 from gendd.training import (
-    PARTS,
     CachedTeacher,
     LightningMethod,
     autocast_type,
@@ -67,8 +66,10 @@ def fill_cache(config: RunConfig) -> Path:
             untrained(dataclasses.replace(config, method=name), data, cached, device)
             for name in methods_of(config)
         ]
-        module = max((each for each in modules if each.cached), key=lambda each: len(PARTS[each.method.asks]))
-        open_cache(cached, config, data, module.method.asks)
+        module = max(
+            (each for each in modules if each.cached), key=lambda each: len(cached.parts(each.method.asks))
+        )
+        open_cache(cached, config, data, module.method)
         _Filling(module, cached, config, device).run()
         return cached.answers.folder
 

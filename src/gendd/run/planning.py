@@ -131,7 +131,7 @@ def _timed(
         first = views_of(config) * module.steps_per_epoch
         seconds = first * each + (steps - first) * later
         took = f"{1000 * later:,.0f} ms ({1000 * each:,.0f} ms while the teacher answers)"
-        cache = f"; teacher cache of {told(module.cached, config, data, module.method.asks)[0]}"
+        cache = f"; teacher cache of {told(module.cached, config, data, module.method)[0]}"
     return (
         f"{epochs:,} epochs of {module.steps_per_epoch:,} steps of {batch:,} images{of_head}: "
         f"{steps:,} steps of {took}, about {duration(seconds)}{cache}",

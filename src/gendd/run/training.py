@@ -75,7 +75,7 @@ def train(
     torch.manual_seed(derive_seed(config.seed, "method"))
     method = build_method(config, backbone, asked, seen)
     if isinstance(method.teacher, CachedTeacher):
-        open_cache(method.teacher, config, data, method.asks)
+        open_cache(method.teacher, config, data, method)
     result = fit(
         method,
         data,

@@ -17,6 +17,7 @@ from gendd.data import Batches, Data, Shards, train_loader
 from gendd.errors import UserError
 from gendd.files import cache_folder, write_json
 from gendd.messages import say
+from gendd.methods import Method
 from gendd.models import Asked, Frozen
 from gendd.models.module import digest
 from gendd.processes import from_first, world_size
@@ -38,15 +39,17 @@ def cached_teacher(config: RunConfig, data: Data, teacher: Frozen) -> CachedTeac
     return CachedTeacher(teacher, Answers(folder, rows, config.training.cache_dtype))
 
 
-def open_cache(cached: CachedTeacher, config: RunConfig, data: Data, asked: Asked) -> None:
-    """Say how large the cache becomes and where it is; make its folder.
+def open_cache(cached: CachedTeacher, config: RunConfig, data: Data, method: Method) -> None:
+    """Say how large the cache becomes for a method and where it is; make its folder.
 
     Raises:
         UserError: there is no room for it.
     """
 
+    cached.stages = method.asked_stages
+
     def begin() -> None:
-        line, missing = told(cached, config, data, asked)
+        line, missing = told(cached, config, data, method)
         folder = cached.answers.folder
         free = _free(folder)
         if missing > free:
@@ -66,14 +69,14 @@ def open_cache(cached: CachedTeacher, config: RunConfig, data: Data, asked: Aske
     from_first(begin)
 
 
-def told(cached: CachedTeacher, config: RunConfig, data: Data, asked: Asked) -> tuple[str, int]:
-    """What the cache is and will be, on a line, and the bytes that are missing yet."""
+def told(cached: CachedTeacher, config: RunConfig, data: Data, method: Method) -> tuple[str, int]:
+    """What the cache is and will be for a method, on a line, and the bytes that are missing yet."""
     answers, views = cached.answers, views_of(config)
     precision = resolve_precision(config.training.precision, next(cached.parameters()).device)
     arithmetic = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision]
     whole = held = 0
     images = _images(config, data)
-    for part, row in _row_bytes(cached, data, asked).items():
+    for part, row in _row_bytes(cached, data, method.asks).items():
         file = images * row
         whole += views * file
         held += sum(min(file, answers.held(arithmetic, view, part)) for view in range(views))
@@ -100,14 +103,12 @@ def _row_bytes(cached: CachedTeacher, data: Data, asked: Asked) -> dict[str, int
     """Bytes that an image takes, by part."""
     backbone, storage = cached.backbone, cached.answers.storage
     vectors = [torch.empty(1, width) for width in (cached.feature_dim, cached.num_classes)]
-    found = {"feature": vectors}
+    parts = {"feature": vectors}
     if asked != "feature" and cached.has_map:
         image = torch.zeros(1, data.channels, data.image_size, data.image_size, device=backbone.mean.device)
         with torch.no_grad():
-            _, last, stages = backbone.with_stages(image)
-        assert last is not None
-        found |= {"map": [last], "stages": stages}
-    return {part: row_type(found[part], storage).itemsize for part in cached.parts(asked)}
+            parts = cached.computed_parts(image, asked)
+    return {part: row_type(tensors, storage).itemsize for part, tensors in parts.items()}
 
 
 def _images(config: RunConfig, data: Data) -> int:

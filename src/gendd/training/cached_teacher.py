@@ -17,12 +17,7 @@ from gendd.messages import say
 from gendd.models import Asked, Frozen
 from gendd.training.answers import Answers, Fault, decode, encode
 
-# the parts that an answer is made of, a file each
-PARTS: dict[Asked, tuple[str, ...]] = {
-    "feature": ("feature",),
-    "map": ("feature", "map"),
-    "stages": ("feature", "map", "stages"),
-}
+_ASKED: tuple[Asked, ...] = ("feature", "map", "stages")
 _TOLD: dict[Fault, str] = {
     "damaged": "is damaged",
     "of other pixels": "is of other pixels than the images have now",
@@ -47,6 +42,7 @@ class CachedTeacher(Frozen):
     Args:
         teacher: What answers the first time.
         answers: Where they are kept.
+        stages: How many maps of stages are kept and given, the last ones; None: all.
 
     Attributes:
         computed: Batches of :meth:`answering` that were computed.
@@ -54,10 +50,11 @@ class CachedTeacher(Frozen):
         error: Why an answer could not be written; none is from then on.
     """
 
-    def __init__(self, teacher: Frozen, answers: Answers) -> None:
+    def __init__(self, teacher: Frozen, answers: Answers, stages: int | None = None) -> None:
         super().__init__(teacher.backbone)
         self.source = teacher
         self.answers = answers
+        self.stages = stages
         self.computed = self.found = 0
         self.error: OSError | None = None
         self._about: _About | None = None
@@ -102,21 +99,24 @@ class CachedTeacher(Frozen):
         return not any(isinstance(part, str) for part in parts)
 
     def parts(self, asked: Asked) -> tuple[str, ...]:
-        """The parts that an answer has."""
-        return PARTS[asked if self.has_map else "feature"]
+        """The parts that an answer has, a file each."""
+        stages = "stages" if self.stages is None else f"stages{self.stages}"
+        count = 1 + _ASKED.index(asked) if self.has_map else 1
+        return ("feature", "map", stages)[:count]
 
     def computed_parts(self, images: Tensor, asked: Asked) -> dict[str, list[Tensor]]:
         """What the teacher itself says, by part."""
+        stages: list[Tensor] = []
+        found: Tensor | None = None
         if asked == "feature" or not self.has_map:
-            return {"feature": [*self.source(images)]}
-        if asked == "map":
+            feature, logits = self.source(images)
+        elif asked == "map":
             feature, logits, found = self.source.with_map(images)
-            stages = None
         else:
             feature, logits, found, stages = self.source.with_stages(images)
-        assert found is not None
-        parts = {"feature": [feature, logits], "map": [found]}
-        return parts if stages is None else {**parts, "stages": stages}
+            stages = stages if self.stages is None else stages[len(stages) - self.stages :]
+        maps = [] if found is None else [found]
+        return dict(zip(self.parts(asked), ([feature, logits], maps, stages), strict=False))
 
     def answer(self, images: Tensor, asked: Asked) -> list[Tensor]:
         """Feature (B, D), logits (B, K) and what is asked of maps."""
