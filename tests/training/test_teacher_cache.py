@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import io
 import os
 import re
 import subprocess
 import sys
+import tarfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -17,6 +19,7 @@ import pytest
 import torch
 from conftest import TINY
 from helpers import one_line
+from PIL import Image
 from torch import Tensor
 
 from gendd.cli import main
@@ -225,6 +228,38 @@ def test_only_the_images_of_the_step_are_known(data: Data, tmp_path: Path) -> No
         assert torch.equal(source(images.clone())[1], teacher()(images)[1])
     assert not torch.equal(kept, teacher()(images)[1])
     assert (source.computed, source.found) == (1, 0)
+
+
+def test_tar_shards_are_read_again_in_their_order(tmp_path: Path, steps: list[Any]) -> None:
+    digits = load_data(PLAIN).train
+    assert digits.labels is not None
+    for number in range(4):
+        with tarfile.open(tmp_path / f"{number}.tar", "w") as tar:
+            for index in range(number * 24, number * 24 + 24):
+                image = io.BytesIO()
+                Image.fromarray(digits.images([index])[0, 0].numpy()).save(image, "PNG")
+                for suffix, content in (("png", image.getvalue()), ("cls", b"%d" % digits.labels[index])):
+                    member = tarfile.TarInfo(f"{index:04}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    pattern = str(tmp_path / "{0..3}.tar")
+    images = DataConfig(
+        "webdataset", pattern, pattern, image_size=8, validation=0.0, batch_size=32, workers=0, mixup=0.5
+    )
+    data = load_data(images)
+    taught_by = Frozen(create_backbone("cifar/resnet8x0.5", 10, in_channels=data.channels))
+    source = CachedTeacher(taught_by, Answers(tmp_path / "cache", 96, "fp32"))
+
+    def method(of: Frozen) -> Method:
+        torch.manual_seed(0)
+        return KD(create_backbone("cifar/resnet8x0.25", 10, in_channels=data.channels), of)
+
+    train(method(source), data, tmp_path / "cached", images, epochs=3)
+    found = steps[:]
+    steps.clear()
+    train(method(taught_by), data, tmp_path / "plain", images, epochs=3)
+    assert (source.computed, source.found) == (2 * BATCHES, BATCHES)
+    assert [parts for _, parts in found] == [parts for _, parts in steps]
 
 
 # --- the files ---
