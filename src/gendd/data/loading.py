@@ -21,36 +21,16 @@ from torchvision.transforms.v2 import functional as VF
 from gendd.config import DataConfig
 from gendd.data.appearance import Appearance
 from gendd.data.augment import augment, draw, draw_boxes, draw_flips
+from gendd.data.batch import Batch
 from gendd.data.corrupt import substitutes
 from gendd.data.images import ImageSet, cores, frame
 from gendd.data.sets import Data
 from gendd.data.shards import STREAMS, Epoch, Shards, steps_of
-from gendd.data.views import Rows
 from gendd.data.workers import ignore_interrupts, unchanged
 from gendd.errors import UserError
 from gendd.processes import share
 
 _MOST_WORKERS = 8
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images and labels.
-
-    Args:
-        images: float32 (B, C, H, W) in [0, 1]; each network normalises its own input.
-        labels: int64 (B,), or float32 (B, K) probabilities; None only where the set has none.
-        rows: Which of the epoch's images they are, where that is asked for.
-    """
-
-    images: Tensor
-    labels: Tensor | None
-    rows: Rows | None = None
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch on ``device``."""
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=non_blocking)
-        return replace(self, images=self.images.to(device, non_blocking=non_blocking), labels=labels)
 
 
 @dataclass(frozen=True)

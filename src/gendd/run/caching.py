@@ -7,6 +7,7 @@ import statistics
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -164,7 +165,8 @@ class _Filling:
         """Median seconds of a batch, loading included; of several where there are, without the first."""
         found: list[float] = []
         start = time.perf_counter()
-        for number, batch in enumerate(self.epochs[view].part(first, min(first + _TIMED, last)), first):
+        batches = self.epochs[view].part(first, min(first + _TIMED, last))
+        for number, batch in enumerate(islice(batches, _TIMED), first):
             with self._arithmetic(), torch.no_grad():
                 self.cached.computed_parts(self._images(batch, number, view), self.asked)
             synchronise(self.device)

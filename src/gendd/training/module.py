@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, cast
@@ -30,6 +29,7 @@ from gendd.methods import Method
 from gendd.processes import rank, world_size
 from gendd.training.cached_teacher import CachedTeacher
 from gendd.training.callbacks import is_logged
+from gendd.training.epochs import Empty, Epoch
 from gendd.training.monitor import choose_monitor, chosen_readouts, readout_classes, teacher_classes
 from gendd.training.resuming import Layout, convert
 from gendd.training.schedule import beta2, learning_rate_factor, parameter_groups
@@ -47,58 +47,6 @@ def _seed(key: int, device: torch.device) -> None:
         torch.cuda.manual_seed(key)
     elif device.type == "mps":
         torch.mps.manual_seed(key)
-
-
-class Epoch:
-    """The batches of an epoch, which remember how many were given: Lightning's stateful loader.
-
-    Args:
-        batches: All of them.
-        number: Of the epoch.
-        told: Whether each batch tells its rows.
-    """
-
-    def __init__(self, batches: Batches | ShardBatches, number: int, told: bool = False) -> None:
-        self.batches, self.number, self.told, self.given = batches, number, told, 0
-
-    def part(self, first: int, last: int) -> Epoch:
-        """The batches from ``first`` to ``last``, exclusive; of shards those to the end."""
-        batches = self.batches.until(last) if isinstance(self.batches, Batches) else self.batches
-        found = Epoch(batches, self.number, self.told)
-        found.given = first
-        return found
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self.batches.since(self.given):
-            number = self.given
-            self.given += 1
-            yield self._with_rows(batch, number) if self.told else batch
-
-    def _with_rows(self, batch: Batch, number: int) -> Batch:
-        places = self.batches.places_of(number)
-        # where an image is left out, nobody knows which
-        whole = len(places) == len(batch.images)
-        return replace(batch, rows=Rows.of(places, batch.images) if whole else None)
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.number, "given": self.given}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        # a checkpoint of an epoch's end is gone on from with the next one
-        self.given = state["given"] if state["epoch"] == self.number else 0
-
-
-class _Empty:
-    """One batch without images: Lightning leaves validation out in a process that has no batch."""
-
-    def __len__(self) -> int:
-        return 1
-
-    def __iter__(self) -> Iterator[Batch]:
-        yield Batch(torch.empty(0), None)
 
 
 class LightningMethod(lightning.LightningModule):
@@ -191,12 +139,12 @@ class LightningMethod(lightning.LightningModule):
         """The batches of an epoch."""
         return Epoch(self._batches(number), number, told=self.cached is not None)
 
-    def val_dataloader(self) -> Batches | _Empty | list[Any]:
+    def val_dataloader(self) -> Batches | Empty | list[Any]:
         """The held-out images in order."""
         if self.data.val is None:
             return []
         loader = eval_loader(self.data.val, EVAL_BATCH_SIZE, self.data_config.workers, *self.part)
-        return loader if len(loader) > 0 else _Empty()
+        return loader if len(loader) > 0 else Empty()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch, in the memory format of the network."""
