@@ -170,8 +170,8 @@ def measure(data: Path, images: int, repeats: int) -> list[dict[str, Any]]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--images", type=int, default=2560)
-    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--images", type=int, default=1280)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--results", type=Path, default=RESULTS / "teacher_cache.csv")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as cache:
