@@ -342,6 +342,24 @@ def faults() -> str:
     return table(["what happens", "images", "exit codes", "runs", "as if nothing had happened"], lines)
 
 
+def teacher_cache() -> str:
+    """Epochs with a teacher that is asked and with one that is read."""
+    told = {"none": "–", "asked": "answers each batch", "cached": "read from its cache, {}"}
+    lines = [
+        [
+            LABELS[row["method"]],
+            told[row["teacher"]].format(row["storage"]),
+            row["seconds"],
+            f"{float(row['ratio']):.2f} ({float(row['lowest']):.2f} to {float(row['highest']):.2f})",
+            f"{float(row['cpu_ratio']):.2f}",
+            row["megabytes"] or "–",
+        ]
+        for row in read("teacher_cache.csv")
+    ]
+    head = ["method", "teacher", "seconds an epoch", "× the student alone", "of the processor's time", "MB"]
+    return table(head, lines)
+
+
 def families(library: str) -> str:
     """What is found of a network of every family of a library; of torchvision of every network."""
     lines = []
@@ -529,6 +547,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "samplers_digits": partial(samplers, "digits"),
     "samplers_cifar10": partial(samplers, "cifar10"),
     "faults": faults,
+    "teacher_cache": teacher_cache,
     "probes": probes,
     "probe_seconds": probe_seconds,
     "elsewhere": partial(lockstep_table, "elsewhere.csv", "top-1, %"),

@@ -48,6 +48,7 @@ _FENCE = re.compile(r"(?:^<!-- ([^>]*) -->\n)?^```(\w+)\n(.*?)^```$", re.MULTILI
 # what commands call once their words are parsed
 LIBRARY = {
     "gendd.run.execute": ("distill", "train"),
+    "gendd.run.fill_cache": ("cache",),
     "gendd.run.evaluate_run": ("evaluate",),
     "gendd.run.probe_run": ("probe",),
     "gendd.deploy.predict.predict": ("predict",),
@@ -137,8 +138,8 @@ def parse(words: list[str]) -> None:
 
 def run(words: list[str]) -> None:
     """Run a command, a training on few images for an epoch unless it says for how long."""
-    if words[0] in ("distill", "train") and "--training.epochs" not in words:
-        words = [*words, *SMALL, *(SMALL_DISTILLED if words[0] == "distill" else [])]
+    if words[0] in ("distill", "train", "cache") and "--training.epochs" not in words:
+        words = [*words, *SMALL, *([] if words[0] == "train" else SMALL_DISTILLED)]
     assert main(words) == 0, f"gendd {shlex.join(words)}"
 
 

@@ -15,6 +15,7 @@ from gendd.cli.lists import methods_command, models_command, push_command, recip
 from gendd.cli.options import parse_run
 from gendd.cli.parsing import COMMANDS
 from gendd.cli.runs import (
+    cache_command,
     compare_command,
     execute_command,
     export_command,
@@ -142,6 +143,7 @@ def _dispatch(words: list[str]) -> int:
     if command in ("distill", "train"):
         return execute_command(command, rest)
     handlers = {
+        "cache": cache_command,
         "evaluate": evaluate_command,
         "probe": probe_command,
         "predict": predict_command,

@@ -11,6 +11,7 @@ from gendd.cli.parsing import COMMANDS
 from gendd.errors import UserError
 
 _SHELLS = ("bash", "zsh", "tcsh")
+_RUNS = ("distill", "train", "cache")
 
 
 def completion_script(shell: str) -> str:
@@ -32,8 +33,8 @@ def completion_script(shell: str) -> str:
     commands = root.add_subcommands(required=False)
     for name, told in COMMANDS.items():
         # writing a script spoils the parsers
-        parser = run_parser.__wrapped__(name) if name in ("distill", "train") else ArgumentParser()
-        if name in ("distill", "train"):
+        parser = run_parser.__wrapped__(name) if name in _RUNS else ArgumentParser()
+        if name in _RUNS:
             known = parser._option_string_actions
             for action in run_flags(name)._actions:
                 if not set(action.option_strings) & set(known):

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "distill": "distil a teacher into a student; without arguments the recipe 'digits', end to end",
     "train": "train a model on labels alone (a teacher, or a recipe's student for comparison)",
+    "cache": "compute what a run's teacher says of its training images ahead of the run",
     "evaluate": "score a finished run on its test images, or a network by its name and weights",
     "probe": "fit the linear readout of a finished run anew and keep the better one",
     "predict": "classify image files with a student",
@@ -34,6 +35,7 @@ _NEXT = {
     "distill": "gendd predict {0} IMAGE…, or gendd export {0} --to onnx",
     "train": "gendd distill --teacher {0} …, or gendd predict {0} IMAGE…",
     "evaluate": "gendd probe {0}, or gendd export {0} --to onnx",
+    "cache": "gendd distill with the same options",
     "network": "gendd distill --teacher {0} …, or --student {0}",
     "probe": "gendd predict {0} IMAGE…, or gendd export {0} --to onnx",
     "predict": "gendd export {0} --to onnx, or gendd push {0} NAME/REPOSITORY",

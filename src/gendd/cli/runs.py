@@ -44,6 +44,36 @@ def execute_command(command: str, words: list[str]) -> int:
     return 0
 
 
+def cache_command(words: list[str]) -> int:
+    parser = Parser(
+        prog="gendd cache",
+        add_help=False,
+        allow_abbrev=False,
+        usage="gendd cache [DIR TEACHER STUDENT] [OPTION …]",
+        description=f"{COMMANDS['cache']}: of training.cache_teacher views of each. The run reads it then, "
+        "as does any other on these views of these images with this teacher. Ended at any moment, the same "
+        "command goes on; several at once share the work.",
+        epilog="The options are those of gendd distill, whose --dry-run tells how large the cache becomes.",
+    )
+    if {"-h", "--help"} & set(words):
+        print(parser.format_help(), end="")
+        return 0
+    config, flags = parse_run("distill", words)
+    if config is None:
+        return 0
+    if flags.dry_run:
+        raise UserError("gendd cache: expected no --dry-run, which gendd distill has; leave it out.")
+    from gendd.run import fill_cache
+
+    try:
+        print(fill_cache(config))
+    except KeyboardInterrupt:
+        print("gendd: interrupted; what was written is kept. Go on with the same command.", file=sys.stderr)
+        return 130
+    say_next("cache")
+    return 0
+
+
 def probe_command(words: list[str]) -> int:
     parser = Parser(
         prog="gendd probe",

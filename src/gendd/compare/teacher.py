@@ -11,7 +11,6 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -19,18 +18,15 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gendd.config import ModelConfig
-from gendd.models import Frozen
+from gendd.models import Asked, Frozen
 from gendd.models.costs import synchronise
+from gendd.models.frozen import bytes_of
 from gendd.models.module import digest
 
 _HALF = torch.float16
 # answers between two looks at how much the folder holds, which other processes write to as well
 _RESCAN = 256
 _TENSORS = ("feature", "logits")
-
-
-# what can be asked: the feature and logits, its map too, the maps of its stages too
-_Kind = Literal["feature", "map", "stages"]
 
 
 @dataclass(frozen=True)
@@ -111,7 +107,7 @@ class RecordedTeacher(Frozen):
         feature, logits, maps = self._answer(images, "stages" if self.has_map else "feature")
         return feature, logits, maps[0] if maps else None, maps[1:]
 
-    def _answer(self, images: Tensor, kind: _Kind) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def _answer(self, images: Tensor, kind: Asked) -> tuple[Tensor, Tensor, list[Tensor]]:
         start = time.perf_counter()
         key = self._key(images, kind)
         path = self.folder / key[:2] / f"{key}.safetensors"
@@ -129,7 +125,7 @@ class RecordedTeacher(Frozen):
             self._enter(f"{key}-{kind}", answer.seconds - (time.perf_counter() - start))
         return feature, logits, maps
 
-    def _key(self, images: Tensor, kind: _Kind) -> str:
+    def _key(self, images: Tensor, kind: Asked) -> str:
         device = images.device.type
         made_of = [
             tuple(images.shape),
@@ -141,10 +137,10 @@ class RecordedTeacher(Frozen):
             kind != "feature" and self._compiled is not None,
         ]
         content = hashlib.blake2b(repr(made_of).encode(), digest_size=20)
-        content.update(_bytes(images))
+        content.update(bytes_of(images))
         return content.hexdigest()
 
-    def _compute(self, images: Tensor, kind: _Kind) -> _Answer:
+    def _compute(self, images: Tensor, kind: Asked) -> _Answer:
         found: list[Tensor | None] = []
         synchronise(images.device)
         start = time.perf_counter()
@@ -164,7 +160,7 @@ class RecordedTeacher(Frozen):
             kept = maps
         return _Answer(feature, logits, kept, maps[0].dtype if maps else feature.dtype, seconds)
 
-    def _keep(self, path: Path, answer: _Answer, kind: _Kind) -> None:
+    def _keep(self, path: Path, answer: _Answer, kind: Asked) -> None:
         size = sum(tensor.nbytes for tensor in (answer.feature, answer.logits, *answer.maps))
         if self._until_scan == 0:
             self._held, self._until_scan = _size(self.root), _RESCAN
@@ -212,20 +208,7 @@ def ledger_seconds(path: Path) -> float:
 
 def answers_folder(root: Path, teacher: Frozen, config: ModelConfig) -> Path:
     """Where a teacher's answers are kept below ``root``: another place for other weights or settings."""
-    backbone = teacher.backbone
-    made_of: list[Any] = [
-        sorted(backbone.config().items(), key=str),
-        backbone.image_size,
-        str(backbone._dtype),
-        config.compile,
-        digest(config.name),
-        torch.__version__,
-    ]
-    content = hashlib.blake2b(repr(made_of).encode(), digest_size=8)
-    for name, tensor in sorted(backbone.state_dict().items()):
-        content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        content.update(_bytes(tensor))
-    return root / content.hexdigest()
+    return root / teacher.digest(config.compile, digest(config.name), torch.__version__)
 
 
 def remove_unfinished(root: Path) -> None:
@@ -234,17 +217,12 @@ def remove_unfinished(root: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _maps_path(path: Path, kind: _Kind) -> Path:
+def _maps_path(path: Path, kind: Asked) -> Path:
     return path.with_suffix(f".{kind}.safetensors")
 
 
 def _name(kind: torch.dtype) -> str:
     return str(kind).removeprefix("torch.")
-
-
-def _bytes(tensor: Tensor) -> Any:
-    """What a tensor of any type holds."""
-    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
 
 
 def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
@@ -259,12 +237,12 @@ def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> Non
         raise
 
 
-def _read(path: Path, kind: _Kind) -> _Answer | None:
+def _read(path: Path, kind: Asked) -> _Answer | None:
     """The answer at a path; None where there is none, or one without the maps that are asked for."""
     files = [path]
     if kind != "feature":
         # the maps of stages begin with the map
-        kinds: list[_Kind] = [kind, "stages"]
+        kinds: list[Asked] = [kind, "stages"]
         found = [place for place in (_maps_path(path, each) for each in kinds) if place.exists()]
         files += found[:1] or [_maps_path(path, kind)]
     if not all(each.exists() for each in files):

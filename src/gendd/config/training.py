@@ -45,6 +45,7 @@ _RULES = {
     "stage1_epochs": INTEGER,
     "checkpoint_every": POSITIVE_INTEGER,
     "checkpoint_minutes": or_null(POSITIVE),
+    "cache_teacher": INTEGER,
     "devices": Rule(_names_devices, "'auto', a positive number, or a list of different CUDA devices"),
 }
 
@@ -88,6 +89,10 @@ class TrainingConfig:
             teacher, ``diffusion`` (the smallest diffusion loss, on the same noise each time), or ``auto``:
             the first of these that the teacher and the labels allow. A method that lacks what is named
             (a baseline has no diffusion loss) is judged as by auto.
+        cache_teacher: Views of each image that a method with a teacher trains on, over and over; what the
+            teacher says of each is kept on disk, so that it runs once (see ``gendd cache``). 0: every epoch
+            has its own, and the teacher answers each batch.
+        cache_dtype: How that is kept: ``fp16``, ``int8`` with a scale for each image, or ``fp32``.
         checkpoint_every: Epochs between checkpoints.
         checkpoint_minutes: Minutes of training between those within an epoch; null: none.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -95,7 +100,7 @@ class TrainingConfig:
             many as torchrun, srun or PyTorchJob has started, else one.
         strategy: How several processes share the networks: each has all of them (``ddp``), or a part of each
             weight, gradient and optimiser state, gathered block by block as it is needed (``fsdp``; for
-            students and teachers too large for one device; without ``ema`` or fp16).
+            students and teachers too large for one device; without ``ema``, fp16 or ``cache_teacher``).
         sync_batchnorm: BatchNorm's statistics are those of the batches of all processes (CUDA).
         scale_lr: What the learning rates are multiplied with: the number of processes (``linear``), its
             square root (``sqrt``), or 1 (``none``).
@@ -124,6 +129,8 @@ class TrainingConfig:
     stage1_epochs: int = 0
     stage1_lr: float = 3e-3
     monitor: MonitorName = "auto"
+    cache_teacher: int = 0
+    cache_dtype: Literal["fp16", "int8", "fp32"] = "fp16"
     checkpoint_every: int = 1
     checkpoint_minutes: float | None = 10.0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
@@ -149,6 +156,8 @@ class TrainingConfig:
             check(self.ema is None, "training.ema", "null with training.strategy fsdp", self.ema)
             whole = self.precision != "fp16"
             check(whole, "training.precision", "bf16 or fp32 with training.strategy fsdp", self.precision)
+            views = self.cache_teacher
+            check(views == 0, "training.cache_teacher", "0 with training.strategy fsdp", views)
 
     def num_epochs(self, steps_per_epoch: int) -> int:
         """Epochs of so many steps: ``epochs``, or what null becomes."""

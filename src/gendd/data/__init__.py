@@ -1,8 +1,9 @@
 """Image sets, batch augmentation and batches."""
 
 from gendd.data.augment import augment
+from gendd.data.batch import Batch, Rows
 from gendd.data.images import ImageSet
-from gendd.data.loading import Batch, Batches, ShardBatches, eval_loader, sample_loader, train_loader
+from gendd.data.loading import Batches, ShardBatches, eval_loader, sample_loader, train_loader
 from gendd.data.mixing import Mixing
 from gendd.data.sets import Data, describe, empty_classes, load_data
 from gendd.data.shards import Shards
@@ -13,6 +14,7 @@ __all__ = [
     "Data",
     "ImageSet",
     "Mixing",
+    "Rows",
     "ShardBatches",
     "Shards",
     "augment",

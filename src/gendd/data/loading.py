@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset
 from gendd.config import DataConfig
 from gendd.data.appearance import Appearance
 from gendd.data.augment import augment, draw, draw_boxes, draw_flips
+from gendd.data.batch import Batch
 from gendd.data.corrupt import substitutes
 from gendd.data.images import ImageSet, cores, frame
 from gendd.data.sets import Data
@@ -29,24 +30,6 @@ from gendd.errors import UserError
 from gendd.processes import share
 
 _MOST_WORKERS = 8
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Images and labels.
-
-    Args:
-        images: float32 (B, C, H, W) in [0, 1]; each network normalises its own input.
-        labels: int64 (B,), or float32 (B, K) probabilities; None only where the set has none.
-    """
-
-    images: Tensor
-    labels: Tensor | None
-
-    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch on ``device``."""
-        labels = None if self.labels is None else self.labels.to(device, non_blocking=non_blocking)
-        return Batch(self.images.to(device, non_blocking=non_blocking), labels)
 
 
 @dataclass(frozen=True)
@@ -132,6 +115,17 @@ class Batches:
         """The same, given from batch ``first`` on."""
         return replace(self, first=first)
 
+    def until(self, last: int) -> Batches:
+        """The same without the batches from ``last`` on."""
+        end = last * self.batch_size
+        places = None if self.places is None else self.places[:end]
+        return replace(self, order=self.order[:end], places=places)
+
+    def places_of(self, number: int) -> Tensor:
+        """int64 (B,): the places in the epoch of the images of a batch; of training batches."""
+        assert self.places is not None
+        return self.places[number * self.batch_size : (number + 1) * self.batch_size]
+
     def __len__(self) -> int:
         return math.ceil(len(self.order) / self.batch_size)
 
@@ -194,6 +188,10 @@ class ShardBatches:
     def since(self, first: int) -> ShardBatches:
         """The same, given from batch ``first`` on."""
         return ShardBatches(replace(self.epoch, first=first))
+
+    def places_of(self, number: int) -> Tensor:
+        """As :meth:`Batches.places_of`."""
+        return self.epoch.places_of(number)
 
     def __len__(self) -> int:
         return len(self.epoch)

@@ -281,6 +281,11 @@ class Epoch:
                 tally.add(problem)
             yield pixels, labels
 
+    def places_of(self, step: int) -> Tensor:
+        """int64 (B,): the places of a batch's images in the epoch."""
+        first = (self.rank * self.steps + step) * self.batch_size
+        return torch.arange(first, first + self.batch_size)
+
     def stream(self, number: int, tally: Tally) -> Iterator[Sample]:
         """The images of one stream, shuffled; then others, without end, in the places of unreadable ones."""
         rng = random.Random(self.seeds[number])
@@ -347,13 +352,13 @@ class _Reader(IterableDataset[Any]):
         pixels = torch.empty(shape, dtype=torch.uint8)
         labels = torch.empty(epoch.batch_size, dtype=torch.int64)
         # by place, not by image: drawn twice in an epoch, it is augmented in two ways
-        first = (epoch.rank * epoch.steps + step) * epoch.batch_size
+        places = epoch.places_of(step).tolist()
         row = 0
         while row < epoch.batch_size:
             sample = next(stream)
             image = ImageSet(sample, None, shards.channels, shards.size)
             try:
-                pixels[row] = epoch.vary(image, 0, first + row)
+                pixels[row] = epoch.vary(image, 0, places[row])
             except UserError:
                 tally.add(Problem(sample.url, sample.row, sample.place))
                 continue

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from gendd.errors import UserError
 from gendd.methods.base import Method, StepOutput
 from gendd.methods.kd import divergence
-from gendd.models import Backbone, Frozen
+from gendd.models import Asked, Backbone, Frozen
 
 
 class Outputs(NamedTuple):
@@ -74,6 +74,11 @@ class Distilled(Method):
         super().__init__(backbone, teacher, settings, labels=labels)
         assert self.teacher is not None
         self.build(self.teacher)
+
+    @property
+    def asks(self) -> Asked:
+        """See :attr:`Method.asks`."""
+        return "map" if self.reads_maps else "feature"
 
     def build(self, teacher: Frozen) -> None:
         """Make the modules that only training uses; none by default."""

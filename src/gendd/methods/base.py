@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gendd.errors import UserError
-from gendd.models import Backbone, Frozen
+from gendd.models import Asked, Backbone, Frozen
 from gendd.processes import share
 from gendd.student import Student
 
@@ -157,6 +157,16 @@ class Method(nn.Module):
         if self.teacher is not None:
             self.teacher._apply(fn)
         return self
+
+    @property
+    def asks(self) -> Asked:
+        """What it asks the teacher of a training batch; what else it asks is answered too."""
+        return "map" if self.needs_maps else "feature"
+
+    @property
+    def asked_stages(self) -> int | None:
+        """How many maps of stages it reads where it asks for them, the last ones; None: all."""
+        return None
 
     @abstractmethod
     def forward(

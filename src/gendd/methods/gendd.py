@@ -20,7 +20,7 @@ from gendd.errors import UserError, did_you_mean
 from gendd.messages import following
 from gendd.methods._maps import MapLosses, MapRegression
 from gendd.methods.base import Method, StepOutput
-from gendd.models import Backbone, Frozen
+from gendd.models import Asked, Backbone, Frozen
 from gendd.student import Student
 from gendd.student.generator import FeatureGenerator, head_width
 from gendd.student.readout import nearest_mean_classifier
@@ -171,6 +171,16 @@ class GenDD(Method):
         config = self.config
         contracts = self.strength > 0
         return config.standardise or self._takes_means or (contracts and config.centre_scale == "match")
+
+    @property
+    def asks(self) -> Asked:
+        """See :attr:`Method.asks`."""
+        return "feature" if self.maps is None else "stages"
+
+    @property
+    def asked_stages(self) -> int | None:
+        """See :attr:`Method.asked_stages`."""
+        return None if self.maps is None else len(self.maps.stages)
 
     def rows(self, images: int) -> int:
         """See :meth:`Method.rows`."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 from gendd.models.backbone import Backbone
 from gendd.models.costs import count_parameters, latency, memory_format, multiply_adds
 from gendd.models.feature import FeatureNetwork
-from gendd.models.frozen import Frozen
+from gendd.models.frozen import Asked, Frozen
 from gendd.models.module import wrap
 from gendd.models.registry import build_model, create_backbone, list_models
 from gendd.models.teacher import build_teacher, teacher_class_names
 from gendd.models.weights import load_weights, save_weights
 
 __all__ = [
+    "Asked",
     "Backbone",
     "FeatureNetwork",
     "Frozen",

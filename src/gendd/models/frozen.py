@@ -5,9 +5,10 @@ Shapes: B images, C channels, D feature width, K classes, E channels of the map.
 
 from __future__ import annotations
 
+import hashlib
 import warnings
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,9 @@ from torch import Tensor, nn
 from gendd.errors import first_line
 from gendd.models.backbone import Backbone
 from gendd.models.graphs import GraphedPasses
+
+# what can be asked: the feature and logits, its map too, the maps of its stages too
+Asked = Literal["feature", "map", "stages"]
 
 
 class Frozen(nn.Module):
@@ -49,6 +53,17 @@ class Frozen(nn.Module):
         self._compiled: Callable[[Tensor], Tensor] | None = None
         if compile:
             self._compiled = torch.compile(backbone._reader())
+
+    def digest(self, *more: object) -> str:
+        """A digest of what the answers depend on: weights, settings, and what more is given."""
+        backbone = self.backbone
+        settings = sorted(backbone.config().items(), key=str)
+        made_of = (settings, backbone.image_size, str(backbone._dtype), *more)
+        content = hashlib.blake2b(repr(made_of).encode(), digest_size=8)
+        for name, tensor in sorted(backbone.state_dict().items()):
+            content.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            content.update(bytes_of(tensor))
+        return content.hexdigest()
 
     def train(self, mode: bool = True) -> Frozen:
         """Keeps eval mode, so that no BatchNorm statistic moves."""
@@ -135,3 +150,8 @@ class Frozen(nn.Module):
                 self._compiled = None
                 return feature
         return self.backbone.read(x)
+
+
+def bytes_of(tensor: Tensor) -> Any:
+    """What a tensor of any type holds."""
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

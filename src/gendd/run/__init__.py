@@ -1,9 +1,10 @@
 """A run, from its configuration to its report, and what is done with a finished one.
 
 Its rooms, none of which imports a later one: settings, folder, output; networks, teacher, checks; training,
-measuring, exhibits; probing, finished; experiment; planning, scoring, distilling.
+measuring, exhibits; probing, finished; experiment; planning, caching, scoring, distilling.
 """
 
+from gendd.run.caching import fill_cache
 from gendd.run.distilling import distill
 from gendd.run.experiment import execute
 from gendd.run.finished import Run
@@ -11,4 +12,13 @@ from gendd.run.planning import plan_run
 from gendd.run.probing import probe_run
 from gendd.run.scoring import evaluate_network, evaluate_run
 
-__all__ = ["Run", "distill", "evaluate_network", "evaluate_run", "execute", "plan_run", "probe_run"]
+__all__ = [
+    "Run",
+    "distill",
+    "evaluate_network",
+    "evaluate_run",
+    "execute",
+    "fill_cache",
+    "plan_run",
+    "probe_run",
+]

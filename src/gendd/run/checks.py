@@ -47,6 +47,7 @@ def check_networks(
     It is said before anything is trained or written, of this teacher and these labels.
     """
     _check_teacher(config, data)
+    _check_cached(config)
     check_class_names(config.teacher, data, teacher)
     seen = sees_labels(config, data)
     student = student_network(config, data, teacher, networks.get("student"))
@@ -165,6 +166,20 @@ def _check_labels(name: str, method: Method, config: RunConfig, data: Data) -> N
         f"baselines: expected methods without labels (gendd, kl) where data.labels is false, "
         f"got {name!r}. Give --baselines '[kl]' or '[]'."
     )
+
+
+def _check_cached(config: RunConfig) -> None:
+    """Raise :class:`UserError` where answers are to be kept of no teacher."""
+    views, own = config.training.cache_teacher, config.teacher_training.cache_teacher
+    if views and not is_taught(config):
+        raise UserError(
+            f"training.cache_teacher: expected 0 for method {config.method!r}, which has no teacher, got "
+            f"{views}; leave it out."
+        )
+    if own:
+        raise UserError(
+            f"teacher_training.cache_teacher: expected 0, as a teacher has none, got {own}; leave it out."
+        )
 
 
 def _check_teacher(config: RunConfig, data: Data) -> None:

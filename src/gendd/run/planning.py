@@ -6,20 +6,19 @@ import dataclasses
 import os
 import statistics
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import count as counted
 from itertools import islice
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from gendd.config import RunConfig, with_settings
 from gendd.data import Batch, Data, Mixing, describe, load_data, train_loader
 from gendd.errors import UserError
 from gendd.files import trusted_code
-from gendd.methods import build_method
-from gendd.models import Backbone, Frozen, count_parameters, multiply_adds
+from gendd.models import Asked, Frozen, count_parameters, load_weights, multiply_adds
 from gendd.models.costs import synchronise
 from gendd.report.numbers import count, duration
 from gendd.run.experiment import named_code, opened
@@ -27,7 +26,9 @@ from gendd.run.networks import student_network
 from gendd.run.output import check_folder
 from gendd.run.settings import methods_of, sees_labels, sized, trains_teacher
 from gendd.run.teacher import freeze, teacher_run
-from gendd.training import LightningMethod, autocast_type, derive_seed, overruns, resolve_device
+from gendd.run.training import untrained
+from gendd.run.view_cache import cached_teacher, told, views_of
+from gendd.training import CachedTeacher, LightningMethod, autocast_type, resolve_device
 from gendd.training.memory import peak_memory, reset_peak
 
 _WARMUP, _TIMED = 2, 8
@@ -35,6 +36,18 @@ _WARMUP, _TIMED = 2, 8
 _ENOUGH = 20.0
 # batches that statistics are taken of here
 _FEW = 4
+
+
+class _Repeating(CachedTeacher):
+    """A cached teacher that can say of every batch what it said of the one before, without being asked."""
+
+    repeats = False
+    last: Sequence[Tensor] = ()
+
+    def answer(self, images: Tensor, asked: Asked) -> list[Tensor]:
+        if not self.repeats:
+            self.last = super().answer(images, asked)
+        return [*self.last]
 
 
 def plan_run(
@@ -74,6 +87,7 @@ def _plan(config: RunConfig, networks: Mapping[str, nn.Module]) -> list[str]:
         folder, training = teacher_run(config, data, network, device)
         if (folder / "metrics.json").is_file():
             lines.append(f"teacher  cached in {folder}")
+            load_weights(network, folder)
         else:
             own = data if config.data.labels else load_data(training.data)
             told, spent = _timed(sized(training, own), own, None, device, {})
@@ -100,6 +114,8 @@ def _timed(
     networks: Mapping[str, nn.Module],
 ) -> tuple[str, float]:
     """What a method's training is, and about how many seconds its steps take."""
+    if teacher is not None and config.training.cache_teacher:
+        teacher = _Repeating(teacher, cached_teacher(config, data, teacher).answers)
     module, optimiser = _ready(config, data, teacher, device, networks)
     steps = module.total_steps
     each = _step_seconds(module, optimiser, config, device)
@@ -107,10 +123,19 @@ def _timed(
     rows = module.method.rows(batch)
     of_head = "" if rows == batch else f" ({rows:,} rows of the head)"
     epochs = steps // module.steps_per_epoch
+    seconds, took = steps * each, f"{1000 * each:,.0f} ms"
+    cache = ""
+    if isinstance(module.cached, _Repeating):
+        module.cached.repeats = True
+        later = _step_seconds(module, optimiser, config, device)
+        first = views_of(config) * module.steps_per_epoch
+        seconds = first * each + (steps - first) * later
+        took = f"{1000 * later:,.0f} ms ({1000 * each:,.0f} ms while the teacher answers)"
+        cache = f"; teacher cache of {told(module.cached, config, data, module.method)[0]}"
     return (
         f"{epochs:,} epochs of {module.steps_per_epoch:,} steps of {batch:,} images{of_head}: "
-        f"{steps:,} steps of {1000 * each:,.0f} ms, about {duration(steps * each)}",
-        steps * each,
+        f"{steps:,} steps of {took}, about {duration(seconds)}{cache}",
+        seconds,
     )
 
 
@@ -122,24 +147,14 @@ def _ready(
     networks: Mapping[str, nn.Module],
 ) -> tuple[LightningMethod, torch.optim.Optimizer]:
     """A method as its training begins, and its optimiser."""
-    torch.manual_seed(derive_seed(config.seed, "student"))
-    backbone: Backbone = student_network(config, data, teacher, networks.get("student"))
-    seen = sees_labels(config, data)
-    method = build_method(config, backbone, teacher, seen)
-    channels_last = config.training.channels_last is not False and not overruns(method, device)
-    if channels_last:
-        method.to(memory_format=torch.channels_last)
-    method.to(device).train()
+    module = untrained(config, data, teacher, device, networks.get("student"))
+    method, seen = module.method, sees_labels(config, data)
     batches = train_loader(data, config.data, seed=config.seed, epoch=0)
     pairs = (Batch(batch.images, batch.labels if seen else None) for batch in batches)
     try:
         method.prepare(islice(pairs, _FEW))
     except UserError:  # it needs an image of every class
         method.prepare(Batch(batch.images, batch.labels) for batch in batches)
-    training, readout = config.training, config.readout.name
-    module = LightningMethod(method, data, training, config.data, config.seed, channels_last, readout).to(
-        device
-    )
     return module, module.configure_optimizers()["optimizer"]
 
 

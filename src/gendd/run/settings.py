@@ -79,6 +79,8 @@ def binding_of(config: RunConfig) -> dict[str, Any]:
     if config.evaluation.images is None:
         del found["evaluation.images"]
     for part in ("training", "teacher_training"):
+        if found[f"{part}.cache_teacher"] == 0:
+            del found[f"{part}.cache_teacher"], found[f"{part}.cache_dtype"]
         for key, usual in (("sync_batchnorm", False), ("scale_lr", "none")):
             if found[f"{part}.{key}"] == usual:
                 del found[f"{part}.{key}"]

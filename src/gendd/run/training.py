@@ -21,9 +21,19 @@ from gendd.models import Backbone, Frozen
 from gendd.processes import first_then_all, from_first, same_state
 from gendd.run.networks import student_network
 from gendd.run.settings import sees_labels
+from gendd.run.view_cache import cached_teacher, open_cache
 from gendd.student import Student
 from gendd.student.readout import choose_mean_time
-from gendd.training import FitResult, derive_seed, fit, resolve_device, shows_progress
+from gendd.training import (
+    CachedTeacher,
+    FitResult,
+    LightningMethod,
+    derive_seed,
+    fit,
+    overruns,
+    resolve_device,
+    shows_progress,
+)
 
 
 @dataclass(frozen=True)
@@ -54,13 +64,18 @@ def train(
         given: The student, where it was made in Python.
     """
     seen = sees_labels(config, data)
+    asked = teacher
+    if teacher is not None and config.training.cache_teacher:
+        asked = cached_teacher(config, data, teacher)
     torch.manual_seed(derive_seed(config.seed, "student"))
     backbone = first_then_all(lambda: student_network(config, data, teacher, given))
     if config.method == "gendd" and config.training.stage1_epochs > 0:
         assert teacher is not None
         _pretrain(backbone, teacher, config, data, place / "stage1", resume)
     torch.manual_seed(derive_seed(config.seed, "method"))
-    method = build_method(config, backbone, teacher, seen)
+    method = build_method(config, backbone, asked, seen)
+    if isinstance(method.teacher, CachedTeacher):
+        open_cache(method.teacher, config, data, method)
     result = fit(
         method,
         data,
@@ -90,6 +105,26 @@ def train(
     return Trained(_shared(student), result, refit)
 
 
+def untrained(
+    config: RunConfig,
+    data: Data,
+    teacher: Frozen | None,
+    device: torch.device,
+    given: nn.Module | None = None,
+) -> LightningMethod:
+    """A method on the device as its training begins, but for the statistics that it takes first."""
+    torch.manual_seed(derive_seed(config.seed, "student"))
+    backbone = student_network(config, data, teacher, given)
+    method = build_method(config, backbone, teacher, sees_labels(config, data))
+    channels_last = config.training.channels_last is not False and not overruns(method, device)
+    if channels_last:
+        method.to(memory_format=torch.channels_last)
+    method.to(device).train()
+    training, readout = config.training, config.readout.name
+    module = LightningMethod(method, data, training, config.data, config.seed, channels_last, readout)
+    return module.to(device)
+
+
 def _shared(student: Student) -> Student:
     """The student as it is in the first of the processes: what all have computed may differ by rounding."""
     same_state(student)
@@ -112,6 +147,8 @@ def _pretrain(
         milestones=[],
         warmup_epochs=None,
         stage1_epochs=0,
+        # it reads the teacher's classifier alone
+        cache_teacher=0,
     )
     fit(
         Pretraining(backbone, teacher),

@@ -1,8 +1,16 @@
 """Training any method with Lightning: schedule, monitor, module, callbacks, fit."""
 
 from gendd.data.draws import derive_seed
+from gendd.training.answers import Answers, row_type
+from gendd.training.cached_teacher import CachedTeacher
 from gendd.training.callbacks import shows_progress
-from gendd.training.device import autocast_type, overruns, resolve_device, resolve_precision
+from gendd.training.device import (
+    autocast_type,
+    overruns,
+    resolve_device,
+    resolve_precision,
+    training_precision,
+)
 from gendd.training.launch import join, restarted
 from gendd.training.module import LightningMethod
 from gendd.training.monitor import choose_monitor, chosen_readouts, is_share
@@ -10,6 +18,8 @@ from gendd.training.schedule import beta2, learning_rate_factor, parameter_group
 from gendd.training.trainer import FitResult, fit
 
 __all__ = [
+    "Answers",
+    "CachedTeacher",
     "FitResult",
     "LightningMethod",
     "autocast_type",
@@ -26,5 +36,7 @@ __all__ = [
     "resolve_device",
     "resolve_precision",
     "restarted",
+    "row_type",
     "shows_progress",
+    "training_precision",
 ]

@@ -50,6 +50,16 @@ def autocast_type(name: str, device: torch.device) -> torch.dtype | None:
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[resolve_precision(name, device)]
 
 
+def training_precision(
+    name: str, device: torch.device, backbone: Backbone, channels: int, size: int
+) -> Literal["fp32", "bf16", "fp16"]:
+    """What a student is trained in: as :func:`resolve_precision`, but for bf16 that would go wrong."""
+    found = resolve_precision(name, device)
+    if found == "bf16" and device.type == "cpu" and strides_over_one_position(backbone, channels, size):
+        return "fp32"
+    return found
+
+
 def _cpu_multiplies_bf16() -> bool:
     # with either, a ResNet's step in bf16 takes about half the time of one in fp32
     names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")

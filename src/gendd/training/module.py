@@ -3,14 +3,16 @@
 Everything random in a step is a pure function of (seed, step): data order by epoch, augmentation, mixup and
 CutMix by step of an epoch, times, noise and feature mixup by step. A run that goes on from a checkpoint
 therefore repeats what it would have done, and processes that share a step do what one would do (but for
-dropout inside of networks, which each draws for itself).
+dropout inside of networks, which each draws for itself). With ``training.cache_teacher`` K, the images of an
+epoch are those of its number modulo K.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, cast
 
 import lightning
@@ -20,12 +22,14 @@ from torchmetrics import MeanMetric
 from torchmetrics.classification import MulticlassAccuracy
 
 from gendd.config import DataConfig, ReadoutChoice, TrainingConfig
-from gendd.data import Batch, Batches, Data, Mixing, ShardBatches, eval_loader, train_loader
+from gendd.data import Batch, Batches, Data, Mixing, Rows, ShardBatches, eval_loader, train_loader
 from gendd.data.draws import derive_seed
 from gendd.errors import UserError
 from gendd.methods import Method
 from gendd.processes import rank, world_size
+from gendd.training.cached_teacher import CachedTeacher
 from gendd.training.callbacks import is_logged
+from gendd.training.epochs import Empty, Epoch, InStep
 from gendd.training.monitor import choose_monitor, chosen_readouts, readout_classes, teacher_classes
 from gendd.training.resuming import Layout, convert
 from gendd.training.schedule import beta2, learning_rate_factor, parameter_groups
@@ -43,53 +47,6 @@ def _seed(key: int, device: torch.device) -> None:
         torch.cuda.manual_seed(key)
     elif device.type == "mps":
         torch.mps.manual_seed(key)
-
-
-class _Epoch:
-    """The batches of an epoch, which remember how many were given: Lightning's stateful loader."""
-
-    def __init__(self, batches: Batches | ShardBatches, number: int) -> None:
-        self.batches, self.number, self.given = batches, number, 0
-
-    def __len__(self) -> int:
-        return len(self.batches)
-
-    def __iter__(self) -> Iterator[Batch]:
-        for batch in self.batches.since(self.given):
-            self.given += 1
-            yield batch
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.number, "given": self.given}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        # a checkpoint of an epoch's end is gone on from with the next one
-        self.given = state["given"] if state["epoch"] == self.number else 0
-
-
-class _Empty:
-    """One batch without images: Lightning leaves validation out in a process that has no batch."""
-
-    def __len__(self) -> int:
-        return 1
-
-    def __iter__(self) -> Iterator[Batch]:
-        yield Batch(torch.empty(0), None)
-
-
-class _InStep:
-    """Batches, and where another process has one more, one that doesn't count."""
-
-    def __init__(self, own: Batches, most: int, spare: Batches) -> None:
-        self.own, self.most, self.spare = own, most, spare
-
-    def __len__(self) -> int:
-        return self.most
-
-    def __iter__(self) -> Iterator[Batch]:
-        yield from self.own
-        for _ in range(self.most - len(self.own)):
-            yield next(iter(self.spare))
 
 
 class LightningMethod(lightning.LightningModule):
@@ -126,6 +83,10 @@ class LightningMethod(lightning.LightningModule):
         self.readout = readout
         self.use_labels = data_config.labels and data.labelled
         self.mixing = Mixing.from_config(data_config, data.num_classes)
+        self.views = 0 if method.teacher is None else config.cache_teacher
+        self.cached = method.teacher if self.views and isinstance(method.teacher, CachedTeacher) else None
+        if self.cached is not None:
+            self.cached.stages = method.asked_stages
         self.part = method.part = (rank(), world_size())
         # whether all processes must run the networks equally often
         self.in_step = False
@@ -158,17 +119,30 @@ class LightningMethod(lightning.LightningModule):
         """Optimiser steps of the whole training."""
         return self.steps_per_epoch * self.config.num_epochs(self.steps_per_epoch)
 
+    def view_of(self, epoch: int) -> int:
+        """The number that order, augmentation and mixing of an epoch are drawn by."""
+        return epoch % self.views if self.views else epoch
+
     def _batches(self, epoch: int) -> Batches | ShardBatches:
         rank, world_size = self.part
         return train_loader(
-            self.data, self.data_config, seed=self.seed, epoch=epoch, rank=rank, world_size=world_size
+            self.data,
+            self.data_config,
+            seed=self.seed,
+            epoch=self.view_of(epoch),
+            rank=rank,
+            world_size=world_size,
         )
 
-    def train_dataloader(self) -> _Epoch:
+    def train_dataloader(self) -> Epoch:
         """The batches of the current epoch."""
-        return _Epoch(self._batches(self.current_epoch), self.current_epoch)
+        return self.epoch(self.current_epoch)
 
-    def val_dataloader(self) -> Batches | _Empty | _InStep | list[Any]:
+    def epoch(self, number: int) -> Epoch:
+        """The batches of an epoch."""
+        return Epoch(self._batches(number), number, told=self.cached is not None)
+
+    def val_dataloader(self) -> Batches | Empty | InStep | list[Any]:
         """The held-out images in order."""
         if self.data.val is None:
             return []
@@ -177,15 +151,15 @@ class LightningMethod(lightning.LightningModule):
         if self.in_step:
             self._own_batches = len(loader)
             most = len(eval_loader(self.data.val, size, workers, 0, self.part[1]))
-            return _InStep(loader, most, eval_loader(self.data.val, size, workers))
-        return loader if len(loader) > 0 else _Empty()
+            return InStep(loader, most, eval_loader(self.data.val, size, workers))
+        return loader if len(loader) > 0 else Empty()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
         """Move a batch, in the memory format of the network."""
         del dataloader_idx
         batch = batch.to(device, non_blocking=True)
         if self.channels_last and batch.images.ndim == 4:
-            return Batch(batch.images.contiguous(memory_format=torch.channels_last), batch.labels)
+            return replace(batch, images=batch.images.contiguous(memory_format=torch.channels_last))
         return batch
 
     def on_train_batch_start(self, batch: Batch, batch_idx: int) -> None:
@@ -209,7 +183,8 @@ class LightningMethod(lightning.LightningModule):
         generator = torch.Generator(self.device).manual_seed(self._step_seed(batch_idx))
         images, labels = self._mixed(batch, batch_idx)
         try:
-            out = self.method(images, labels, generator=generator)
+            with self.answering(images, self.current_epoch, batch.rows):
+                out = self.method(images, labels, generator=generator)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -233,9 +208,19 @@ class LightningMethod(lightning.LightningModule):
 
     def _mixed(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor | None]:
         """Images and labels as the method sees them."""
-        key = derive_seed(self.seed, "mixing", self.current_epoch, 0, batch_idx)
+        return self.mixed(batch, batch_idx, self.current_epoch)
+
+    def mixed(self, batch: Batch, number: int, epoch: int) -> tuple[Tensor, Tensor | None]:
+        """Images and labels of an epoch's batch as the method sees them."""
+        key = derive_seed(self.seed, "mixing", self.view_of(epoch), 0, number)
         labels = batch.labels if self.use_labels else None
         return self.mixing(batch.images, labels, torch.Generator().manual_seed(key))
+
+    def answering(self, images: Tensor, epoch: int, rows: Rows | None) -> AbstractContextManager[None]:
+        """Within, the teacher knows an epoch's mixed batch, where its answers are kept."""
+        if self.cached is None or rows is None:
+            return nullcontext()
+        return self.cached.answering(images, self.view_of(epoch), rows)
 
     def _watch(self, parts: dict[str, Tensor]) -> None:
         # copied as soon as the forward pass is done and read a step later: the device never waits

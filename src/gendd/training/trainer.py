@@ -37,7 +37,7 @@ from gendd.training.device import (
     overruns,
     resolve_device,
     resolve_precision,
-    strides_over_one_position,
+    training_precision,
 )
 from gendd.training.launch import Joined, local_world_size
 from gendd.training.module import LightningMethod
@@ -207,15 +207,11 @@ def _fit(
         callbacks.append(WarmAverage(device, config.ema))
     if bar:
         callbacks.append(Progress(leave=True))
-    precision, epochs = resolve_precision(config.precision, device), config.num_epochs(module.steps_per_epoch)
+    epochs = config.num_epochs(module.steps_per_epoch)
     size = module.data.channels, module.data.image_size
-    if (
-        precision == "bf16"
-        and device.type == "cpu"
-        and strides_over_one_position(module.method.backbone, *size)
-    ):
+    precision = training_precision(config.precision, device, module.method.backbone, *size)
+    if precision != resolve_precision(config.precision, device):
         say("training in fp32: bf16 gradients of strided convolutions on maps of 1x1 are undefined on CPUs")
-        precision = "fp32"
     processes = world_size()
     # not Lightning's own SLURM environment, whose signals would write checkpoints elsewhere
     shared: dict[str, Any] = {"devices": 1, "plugins": [SafeCheckpointIO(), LightningEnvironment()]}

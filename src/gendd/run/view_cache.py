@@ -1,0 +1,191 @@
+"""Where what a run's teacher says of each view is kept, what tells that from other caches, and its size."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gendd.config import RunConfig
+from gendd.data import Batches, Data, Shards, train_loader
+from gendd.errors import UserError
+from gendd.files import cache_folder, write_json
+from gendd.messages import say
+from gendd.methods import Method
+from gendd.models import Asked, Frozen
+from gendd.models.module import digest
+from gendd.processes import from_first, world_size
+from gendd.training import Answers, CachedTeacher, resolve_precision, row_type
+
+_KEY = "key.json"
+# differences from the nearest cache that are told, at most, and characters of a value
+_FEW, _SHORT = 3, 24
+
+
+def cached_teacher(config: RunConfig, data: Data, teacher: Frozen) -> CachedTeacher:
+    """The teacher of a run with ``training.cache_teacher``, which answers from its cache."""
+    key = _key(config, data, teacher)
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    stem = re.sub(r"[^\w.+-]+", "-", config.teacher.name)[-100:].lstrip("-.")
+    folder = cache_folder() / "views" / f"{stem}-{data.name}-{name}"
+    # of a set whatever the batches, which leave some out at the end
+    rows = _images(config, data) if isinstance(data.train, Shards) else len(data.train)
+    return CachedTeacher(teacher, Answers(folder, rows, config.training.cache_dtype))
+
+
+def open_cache(cached: CachedTeacher, config: RunConfig, data: Data, method: Method) -> None:
+    """Say how large the cache becomes for a method and where it is; make its folder.
+
+    Raises:
+        UserError: there is no room for it.
+    """
+
+    cached.stages = method.asked_stages
+
+    def begin() -> None:
+        line, missing = told(cached, config, data, method)
+        folder = cached.answers.folder
+        free = _free(folder)
+        if missing > free:
+            raise UserError(
+                f"training.cache_teacher: expected {size(missing)} free in {str(folder)!r} for what the "
+                f"teacher says of {config.training.cache_teacher} views, got {size(free)}; lower it, make "
+                "room, set training.cache_dtype int8, or GENDD_CACHE to another place."
+            )
+        say(f"teacher cache: {line}, in {folder}")
+        if not (folder / _KEY).is_file():
+            key = _key(config, data, cached.source)
+            if (nearest := _nearest(folder.parent, key)) is not None:
+                say(f"teacher cache: a new one: {nearest}")
+            folder.mkdir(parents=True, exist_ok=True)
+            write_json(folder / _KEY, key)
+
+    from_first(begin)
+
+
+def told(cached: CachedTeacher, config: RunConfig, data: Data, method: Method) -> tuple[str, int]:
+    """What the cache is and will be for a method, on a line, and the bytes that are missing yet."""
+    answers, views = cached.answers, views_of(config)
+    precision = resolve_precision(config.training.precision, next(cached.parameters()).device)
+    arithmetic = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision]
+    whole = held = 0
+    images = _images(config, data)
+    for part, row in _row_bytes(cached, data, method.asks).items():
+        file = images * row
+        whole += views * file
+        held += sum(min(file, answers.held(arithmetic, view, part)) for view in range(views))
+    there = "" if not held else ", all there" if held == whole else f", {size(held)} there"
+    word = "view" if views == 1 else "views"
+    return f"{views} {word} of {images:,} images, {size(whole)} in {answers.storage}{there}", whole - held
+
+
+def views_of(config: RunConfig) -> int:
+    """How many views a training meets."""
+    assert config.training.epochs is not None
+    return min(config.training.cache_teacher, config.training.epochs)
+
+
+def size(count: int) -> str:
+    """Bytes for people: ``1.2 GB``."""
+    for unit, least in (("GB", 1e9), ("MB", 1e6)):
+        if count >= least:
+            return f"{count / least:.{0 if count >= 100 * least else 1}f} {unit}"
+    return f"{count / 1e3:.0f} kB"
+
+
+def _row_bytes(cached: CachedTeacher, data: Data, asked: Asked) -> dict[str, int]:
+    """Bytes that an image takes, by part."""
+    backbone, storage = cached.backbone, cached.answers.storage
+    vectors = [torch.empty(1, width) for width in (cached.feature_dim, cached.num_classes)]
+    parts = {"feature": vectors}
+    if asked != "feature" and cached.has_map:
+        image = torch.zeros(1, data.channels, data.image_size, data.image_size, device=backbone.mean.device)
+        with torch.no_grad():
+            parts = cached.computed_parts(image, asked)
+    return {part: row_type(tensors, storage).itemsize for part, tensors in parts.items()}
+
+
+def _images(config: RunConfig, data: Data) -> int:
+    """Images that an epoch gives."""
+    batches = train_loader(data, config.data, seed=config.seed, epoch=0, world_size=world_size())
+    return len(batches) * len(batches.places_of(0)) * world_size()
+
+
+def _key(config: RunConfig, data: Data, teacher: Frozen) -> dict[str, Any]:
+    """All that what the teacher says of a view depends on, but for the arithmetic and how it is kept."""
+    images, processes = config.data, world_size()
+    key: dict[str, Any] = {
+        "teacher": config.teacher.name,
+        "teacher.weights": teacher.digest(config.teacher.compile, digest(config.teacher.name)),
+        "data": data.name,
+        "data.fingerprint": data.train.fingerprint,
+        "data.images": len(data.train),
+        "data.channels": data.channels,
+        "data.image_size": data.image_size,
+        "data.augment": data.augment,
+        "data.randaugment": images.randaugment,
+        "data.color_jitter": images.color_jitter,
+        "data.erase_prob": images.erase_prob,
+        "seed": config.seed,
+    }
+    if data.augment == "resized-crop":
+        key |= {
+            "data.crop_scale": list(images.crop_scale),
+            "data.crop_interpolation": images.crop_interpolation,
+        }
+    batches = train_loader(data, images, seed=config.seed, epoch=0, world_size=processes)
+    batch = len(batches.places_of(0))
+    if isinstance(batches, Batches):
+        # draws are made for all at once, or for each as it is decoded
+        key["in memory"] = batches.images.in_memory
+    else:
+        key |= {
+            "images in a batch": batch,
+            "processes": processes,
+            "data.steps_per_epoch": len(batches),
+            "data.resampled": images.resampled,
+            "data.shuffle_buffer": images.shuffle_buffer,
+        }
+    if images.mixup or images.cutmix:
+        mixing = ("mixup", "cutmix", "mixup_prob", "mixup_switch_prob")
+        key |= {f"data.{name}": getattr(images, name) for name in mixing}
+        key["images in a step's batch"] = batch * processes
+        if batch % 2:
+            # the middle image of an odd share meets itself
+            key["processes"] = processes
+    return key
+
+
+def _nearest(root: Path, key: dict[str, Any]) -> str | None:
+    """What of a key is another than in the cache that differs least, if that is little."""
+    found: list[tuple[int, str, list[str]]] = []
+    for path in root.glob(f"*/{_KEY}"):
+        try:
+            other = json.loads(path.read_text(encoding="utf-8"))
+            names = [name for name in {**key, **other} if key.get(name) != other.get(name)]
+        except (OSError, ValueError, TypeError, AttributeError):
+            continue
+        found.append((len(names), path.parent.name, [_change(key, other, name) for name in names]))
+    if not found:
+        return None
+    count, name, changes = min(found)
+    return f"{name} has {', '.join(changes)}" if count <= _FEW else None
+
+
+def _change(key: dict[str, Any], other: dict[str, Any], name: str) -> str:
+    new, old = (json.dumps(each.get(name)) for each in (key, other))
+    # digests say nothing to people
+    told = name not in ("teacher.weights", "data.fingerprint") and max(len(new), len(old)) <= _SHORT
+    return f"{name} {old} (now {new})" if told else f"another {name}"
+
+
+def _free(folder: Path) -> int:
+    """Bytes that are free where a folder is or will be."""
+    place = next(each for each in (folder, *folder.parents) if os.path.isdir(each))
+    return shutil.disk_usage(place).free

@@ -1,0 +1,77 @@
+"""The batches of an epoch as Lightning takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import torch
+
+from gendd.data import Batch, Batches, Rows, ShardBatches
+
+
+class Epoch:
+    """The batches of an epoch, which remember how many were given: Lightning's stateful loader.
+
+    Args:
+        batches: All of them.
+        number: Of the epoch.
+        told: Whether each batch tells its rows.
+    """
+
+    def __init__(self, batches: Batches | ShardBatches, number: int, told: bool = False) -> None:
+        self.batches, self.number, self.told, self.given = batches, number, told, 0
+
+    def part(self, first: int, last: int) -> Epoch:
+        """The batches from ``first`` to ``last``, exclusive; of shards those to the end."""
+        batches = self.batches.until(last) if isinstance(self.batches, Batches) else self.batches
+        found = Epoch(batches, self.number, self.told)
+        found.given = first
+        return found
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.batches.since(self.given):
+            number = self.given
+            self.given += 1
+            yield self._with_rows(batch, number) if self.told else batch
+
+    def _with_rows(self, batch: Batch, number: int) -> Batch:
+        places = self.batches.places_of(number)
+        # where an image is left out, nobody knows which
+        whole = len(places) == len(batch.images)
+        return replace(batch, rows=Rows.of(places, batch.images) if whole else None)
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.number, "given": self.given}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        # a checkpoint of an epoch's end is gone on from with the next one
+        self.given = state["given"] if state["epoch"] == self.number else 0
+
+
+class Empty:
+    """One batch without images: Lightning leaves validation out in a process that has no batch."""
+
+    def __len__(self) -> int:
+        return 1
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield Batch(torch.empty(0), None)
+
+
+class InStep:
+    """Batches, and where another process has one more, one that doesn't count."""
+
+    def __init__(self, own: Batches, most: int, spare: Batches) -> None:
+        self.own, self.most, self.spare = own, most, spare
+
+    def __len__(self) -> int:
+        return self.most
+
+    def __iter__(self) -> Iterator[Batch]:
+        yield from self.own
+        for _ in range(self.most - len(self.own)):
+            yield next(iter(self.spare))
