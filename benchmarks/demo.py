@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import csv
 import json
-import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -100,7 +98,9 @@ def train_teacher(path: str | None, folder: Path) -> None:
     config = RunConfig(
         method="supervised",
         student=ModelConfig(TEACHER),
-        data=DataConfig(name=f"{__file__}:others", path=path, augment="crop-flip", validation=0, batch_size=128),
+        data=DataConfig(
+            name=f"{__file__}:others", path=path, augment="crop-flip", validation=0, batch_size=128
+        ),
         training=TrainingConfig(epochs=4, lr=0.01, precision="fp32"),
         out=str(folder),
     )
@@ -120,7 +120,9 @@ def write_figures(seeds: int, folder: Path) -> None:
         words = ["distill", "--recipe", "demo", "--seed", str(seed), "--out", str(out), "--overwrite"]
         subprocess.run([sys.executable, "-m", "gendd", *words], check=True)
         metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
-        table += [(row["key"], seed, row["top1"]) for row in rows(metrics) if row["chosen"] or row["key"] != "gendd"]
+        table += [
+            (row["key"], seed, row["top1"]) for row in rows(metrics) if row["chosen"] or row["key"] != "gendd"
+        ]
     for target in (RESULTS, FOLDER / "figures.csv"):
         with target.open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream, lineterminator="\n").writerows([("method", "seed", "top1"), *table])
@@ -132,7 +134,9 @@ def main() -> None:
     )
     parser.add_argument("what", choices=["images", "teacher", "figures"])
     parser.add_argument("--path", help="the folder of Fashion-MNIST's files; default: Debian's")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo-benchmark"), help="where runs are written")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo-benchmark"), help="where runs are written"
+    )
     parser.add_argument("--seeds", type=int, default=5)
     arguments = parser.parse_args()
     if arguments.what == "images":

@@ -30,9 +30,9 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
     """The configuration that the words after ``gendd distill`` or ``gendd train`` mean, and their flags.
 
     Later settings win: defaults, those of a run that is resumed, recipe, ``--config`` files, dotted options.
-    ``distill`` without a recipe, a file or another set of images is the recipe ``digits``; ``train`` takes
-    the student of what is given, and neither its method nor its baselines. The configuration is None where
-    only printing was asked for.
+    ``distill`` without a recipe, a file, images or a teacher is the recipe ``demo``, and of the digits the
+    recipe ``digits``; ``train`` takes the student of what is given, and neither its method nor its
+    baselines. The configuration is None where only printing was asked for.
 
     Raises:
         UserError: a setting that is unknown, ill-typed or out of range, or no recipe or file of a name.
@@ -76,10 +76,12 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
             raise UserError(f"{one_line(error).rstrip('.')}. See: gendd {command} --help.") from error
         return found
 
-    # the recipe's settings suit no other images
-    if command == "distill" and not saved and not layers and parsed({})["data"]["name"] == "digits":
-        names = ["digits"]
-        layers = [read_mapping(recipe_path("digits"))]
+    # a recipe's settings suit no other images
+    if command == "distill" and not saved and not layers:
+        named = {str(option_of(word)).partition(".")[0] for word in rest} & {"--data", "--teacher"}
+        images = parsed({})["data"]["name"] if named else "demo"
+        if images in ("demo", "digits"):
+            names, layers = [images], [read_mapping(recipe_path(images))]
     chosen = bool(saved) or any("baselines" in layer for layer in layers[len(names) :])
     chosen = chosen or any(option_of(word) == "--baselines" for word in rest)
     defaults: dict[str, Any] = {}

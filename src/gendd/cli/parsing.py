@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     pass
 
 COMMANDS = {
-    "distill": "distil a teacher into a student; without arguments the recipe 'digits', end to end",
+    "distill": "distil a teacher into a student; without arguments the recipe 'demo', end to end",
     "train": "train a model on labels alone (a teacher, or a recipe's student for comparison)",
     "evaluate": "score a finished run on its test images, or a network by its name and weights",
     "probe": "fit the linear readout of a finished run anew and keep the better one",

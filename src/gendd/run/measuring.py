@@ -105,6 +105,7 @@ class _Measuring:
             "name": Path(config.out or "").name,
             "seed": config.seed,
             "train_images": len(data.train),
+            **({"labelled_images": data.known_labels} if data.partly_labelled else {}),
             "val_images": 0 if data.val is None else len(data.val),
             "test_images": len(data.test),
             "evaluation_images": config.evaluation.images,

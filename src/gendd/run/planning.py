@@ -126,6 +126,8 @@ def _ready(
     backbone: Backbone = student_network(config, data, teacher, networks.get("student"))
     seen = sees_labels(config, data)
     method = build_method(config, backbone, teacher, seen)
+    if seen and not method.takes_unknown:
+        data = data.labelled_alone()
     channels_last = config.training.channels_last is not False and not overruns(method, device)
     if channels_last:
         method.to(memory_format=torch.channels_last)

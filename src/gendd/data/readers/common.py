@@ -33,7 +33,7 @@ class Part:
 
     Args:
         count: Number of images.
-        labels: int64 (count,), or None.
+        labels: int64 (count,), -1 where it is unknown, or None.
         take: Gives the images at some indices (int64): uint8 (n, C, S, S), or encoded.
     """
 
@@ -90,7 +90,8 @@ def renumbered(part: Part, names: list[str], wanted: list[str]) -> Part:
     """The same images, whose classes are called ``names``, with the classes in the order ``wanted``."""
     if part.labels is None:
         return part
-    places = torch.tensor([wanted.index(name) for name in names])
+    # the last is that of an unknown label
+    places = torch.tensor([*(wanted.index(name) for name in names), -1])
     return replace(part, labels=places[part.labels])
 
 

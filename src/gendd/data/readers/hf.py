@@ -158,11 +158,11 @@ def _part(split: Any, name: str) -> tuple[Part, list[str]]:
         values = split.with_format("numpy", columns=[label])[label][:]
         labels = torch.as_tensor(values).long()
         low, high = int(labels.min()), int(labels.max())
-        if low < 0 or (names and high >= len(names)):
+        if low < -1 or (names and high >= len(names)):
             upto = f" to {len(names) - 1}" if names else ""
             raise UserError(
-                f"Expected labels from 0{upto} in column {label} of {name}, got {low if low < 0 else high}; "
-                "give a split that has its labels."
+                f"Expected labels from 0{upto} in column {label} of {name}, or -1 for unknown ones, got "
+                f"{low if low < -1 else high}; give a split that has its labels."
             )
     encoded = split.cast_column(image, datasets.Image(decode=False)).select_columns([image])
     return Part(len(split), labels, lambda rows: _Rows(encoded, image, rows, name)), names

@@ -31,7 +31,8 @@ def read_list(config: DataConfig) -> Found:
     """Lists as ImageNet-LT, Places-LT and iNaturalist have them: ``data.path`` and ``data.test_path``.
 
     A line is ``path label``; the label is what follows the last space, so that paths may hold spaces. A
-    list of paths alone is unlabelled. Paths are relative to ``data.root``, else to their list's folder.
+    list of paths alone is unlabelled, and so is an image whose label is -1. Paths are
+    relative to ``data.root``, else to their list's folder.
     Classes are counted up to the largest label of both lists, unless ``data.classes`` names them.
     """
     classes = None if config.classes is None else len(read_names(config.classes))
@@ -70,7 +71,7 @@ def _read(
         if len(first) > 1:
             raise UserError(
                 f"Expected a label in every line of '{file}' or in none, got line {first[True]} with one and "
-                f"line {first[False]} without; complete them."
+                f"line {first[False]} without; complete them, -1 where a label is unknown."
             )
         if label is not None:
             _check_label(label, classes, known, place)
@@ -84,7 +85,7 @@ def _read(
         paths.append(full)
     if not paths:
         raise UserError(f"{key}: expected a line an image in '{file}', found none; give another list.")
-    return file_part(paths, torch.tensor(labels) if labels else None)
+    return file_part(paths, torch.tensor(labels) if max(labels, default=-1) >= 0 else None)
 
 
 def _fields(line: str, place: str) -> tuple[str, int | None]:
@@ -103,8 +104,11 @@ def _fields(line: str, place: str) -> tuple[str, int | None]:
 
 
 def _check_label(label: int, classes: int | None, known: str, place: str) -> None:
-    if label < 0:
-        raise UserError(f"Expected labels from 0, got {label} in {place}; number the classes from 0.")
+    if label < -1:
+        raise UserError(
+            f"Expected labels from 0, or -1 for an unknown one, got {label} in {place}; number the classes "
+            "from 0."
+        )
     if label >= (classes or MOST_CLASSES):
         why = "" if classes is None else f" ({known})"
         raise UserError(

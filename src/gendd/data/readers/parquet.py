@@ -242,10 +242,10 @@ def _table(files: list[str]) -> _Table:
     if sum(counts) == 0:
         raise UserError(f"Expected images in {files[0]!r}, found no rows; give another file.")
     joined = torch.cat(labels) if labels else None
-    if joined is not None and joined.min() < 0:
+    if joined is not None and joined.min() < -1:
         raise UserError(
-            f"Expected labels from 0 in column {label} of {files[0]!r}, got {int(joined.min())}; "
-            "give a split that has its labels."
+            f"Expected labels from 0, or -1 for unknown ones, in column {label} of {files[0]!r}, got "
+            f"{int(joined.min())}; give a split that has its labels."
         )
     return _Table(files, counts, str(image), joined, names)
 
