@@ -112,7 +112,7 @@ def expanded(values: Any) -> Any:
 
 
 def user_path(value: str | Path) -> Path:
-    """A path as a user spells it: ``~`` is the user's folder, if there is one, and ``gendd:`` the package's."""
+    """A path as a user spells it: ``~`` is the user's folder, where there is one, ``gendd:`` gendd's own."""
     if str(value).startswith(_OWN):
         return Path(__file__).parent / str(value).removeprefix(_OWN)
     return Path(os.path.expanduser(value))

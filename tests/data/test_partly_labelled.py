@@ -62,9 +62,9 @@ def test_a_list_tells_an_unknown_label_by_minus_one(tmp_path: Path) -> None:
     data = load_data(config)
     assert data.train.labels is not None and data.train.labels.tolist() == [0, 1, -1, -1]
     (tmp_path / "test.txt").write_text("test/cat/0.png 0\ntest/dog/0.png -1\n")
-    load_fails(config, "test images", "1 labelled")
+    load_fails(config, "labels from 0", "got -1")
     (tmp_path / "train.txt").write_text("train/cat/0.png 0\ntrain/dog/0.png -2\n")
-    load_fails(config, "-1 for an unknown one", "-2")
+    load_fails(config, "labels from 0", "got -2")
 
 
 def test_validation_images_are_of_the_kind_there_are_more_of(tmp_path: Path) -> None:

@@ -23,6 +23,8 @@ SUFFIXES = {
 }  # fmt: skip
 
 
+# stands for the label of a training image that is not known
+NO_LABEL = -1
 # a label beyond is a slip, and a network of as many classes would not fit anywhere
 MOST_CLASSES = 1_000_000
 

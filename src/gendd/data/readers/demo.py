@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from gendd.config import DataConfig
-from gendd.data.readers.common import Found, Part, Reader, pixel_part
+from gendd.data.readers.common import NO_LABEL, Found, Part, Reader, pixel_part
 from gendd.data.readers.fashion_mnist import FASHION_CLASSES
 
 FOLDER = Path(str(files("gendd.data"))) / "demo"
@@ -32,7 +32,7 @@ def _part(name: str, labels: str) -> Part:
         tiles = torch.from_numpy(np.array(image))
     rows = tiles.unflatten(1, (COLUMNS, _SIDE)).unflatten(0, (-1, _SIDE))
     pixels = rows.transpose(1, 2).flatten(0, 1)[:, None].contiguous()
-    return pixel_part(pixels, torch.tensor([-1 if sign == UNKNOWN else int(sign) for sign in labels]))
+    return pixel_part(pixels, torch.tensor([NO_LABEL if sign == UNKNOWN else int(sign) for sign in labels]))
 
 
 READER = Reader(read_demo, ("demo",), photographs=False)

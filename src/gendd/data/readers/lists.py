@@ -10,6 +10,7 @@ import torch
 from gendd.config import DataConfig
 from gendd.data.readers.common import (
     MOST_CLASSES,
+    NO_LABEL,
     SUFFIXES,
     Found,
     Part,
@@ -36,7 +37,8 @@ def read_list(config: DataConfig) -> Found:
     Classes are counted up to the largest label of both lists, unless ``data.classes`` names them.
     """
     classes = None if config.classes is None else len(read_names(config.classes))
-    train = _read(given_path(config, "a list of the training images"), "data.path", config.root, classes)
+    path = given_path(config, "a list of the training images")
+    train = _read(path, "data.path", config.root, classes, least=NO_LABEL)
     if config.test_path is None:
         if train.labels is not None and config.labels:
             raise untested(config, "a list of the test images")
@@ -51,9 +53,14 @@ def read_list(config: DataConfig) -> Found:
 
 
 def _read(
-    value: str, key: str, root: str | None, classes: int | None, known: str = "the names in data.classes"
+    value: str,
+    key: str,
+    root: str | None,
+    classes: int | None,
+    known: str = "the names in data.classes",
+    least: int = 0,
 ) -> Part:
-    """The images and labels of one list; every path is looked for."""
+    """The images and labels from ``least`` on of one list; every path is looked for."""
     file = existing_path(value, key, "a list of image files")
     if root is None:
         base = file.parent
@@ -71,10 +78,10 @@ def _read(
         if len(first) > 1:
             raise UserError(
                 f"Expected a label in every line of '{file}' or in none, got line {first[True]} with one and "
-                f"line {first[False]} without; complete them, -1 where a label is unknown."
+                f"line {first[False]} without; complete them."
             )
         if label is not None:
-            _check_label(label, classes, known, place)
+            _check_label(label, least, classes, known, place)
             labels.append(label)
         full = os.path.join(base, path)
         if not os.path.isfile(full):
@@ -103,12 +110,9 @@ def _fields(line: str, place: str) -> tuple[str, int | None]:
     )
 
 
-def _check_label(label: int, classes: int | None, known: str, place: str) -> None:
-    if label < -1:
-        raise UserError(
-            f"Expected labels from 0, or -1 for an unknown one, got {label} in {place}; number the classes "
-            "from 0."
-        )
+def _check_label(label: int, least: int, classes: int | None, known: str, place: str) -> None:
+    if label < least:
+        raise UserError(f"Expected labels from 0, got {label} in {place}; number the classes from 0.")
     if label >= (classes or MOST_CLASSES):
         why = "" if classes is None else f" ({known})"
         raise UserError(
