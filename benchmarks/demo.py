@@ -2,6 +2,7 @@
 
     python benchmarks/demo.py images             # Fashion-MNIST's, tiled into PNGs
     python benchmarks/demo.py teacher            # trained on the images that the demo has not
+    python benchmarks/demo.py rates              # results/demo_rates.csv: what the rate was chosen by
     python benchmarks/demo.py figures --seeds 5  # results/demo.csv, a row a seed and method
 
 Fashion-MNIST is that of Debian's package dataset-fashion-mnist, or its four files below ``--path``. Of its
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import itertools
 import json
 import subprocess
 import sys
@@ -22,15 +24,21 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gendd.config import DataConfig, ModelConfig, RunConfig, TrainingConfig
+from gendd.config import DataConfig, ModelConfig, RunConfig, TrainingConfig, from_dict
+from gendd.config.reading import read_yaml
 from gendd.data.readers.common import Found, pixel_part
 from gendd.data.readers.demo import COLUMNS, FOLDER, UNKNOWN, read_demo
 from gendd.data.readers.fashion_mnist import read_fashion_mnist
 from gendd.models import create_backbone, load_weights, save_weights
+from gendd.recipes import recipe_path
 
 TRAIN, LABELLED, CHOSEN_ON, TEST, CLASSES = 6000, 200, 2000, 2000, 10
 TEACHER = "cifar/resnet14"
 RESULTS = Path(__file__).parent / "results" / "demo.csv"
+RATES = RESULTS.with_name("demo_rates.csv")
+LEARNING_RATES = (0.005, 0.01, 0.02, 0.04)
+# methods and the weight of their labels
+SETTINGS = (("supervised", 1), ("kl", 0), ("gendd_unlabelled", 0), ("gendd", 0), ("gendd", 10))
 
 
 def split(found: Found) -> dict[str, tuple[Tensor, Tensor]]:
@@ -72,7 +80,8 @@ def write_images(path: str | None) -> None:
         known = order < (LABELLED if name == "train" else len(labels))
         said = torch.where(known, labels[order], -1).tolist()
         lines.append("".join(UNKNOWN if label < 0 else str(label) for label in said))
-        tiles = pixels[order, 0].unflatten(0, (-1, COLUMNS)).transpose(1, 2).flatten(2).flatten(0, 1)
+        side = pixels.shape[-1]
+        tiles = pixels[order].view(-1, COLUMNS, side, side).transpose(1, 2).reshape(-1, COLUMNS * side)
         Image.fromarray(tiles.numpy()).save(FOLDER / f"{name}.png", optimize=True)
     (FOLDER / "labels.txt").write_text("\n".join(lines) + "\n", encoding="ascii")
 
@@ -110,6 +119,32 @@ def train_teacher(path: str | None, folder: Path) -> None:
     save_weights(backbone, FOLDER / "teacher.safetensors")
 
 
+def write_rates(path: str | None, folder: Path) -> None:
+    """Each method of the recipe alone at each of its settings, by top-1 on the images it was chosen on."""
+    from gendd.run import execute
+
+    recipe = read_yaml(recipe_path("demo"))
+    recipe["data"] |= {"name": f"{__file__}:chosen_on", "path": path, "augment": "crop-flip"}
+    done = set()
+    if RATES.exists():
+        with RATES.open(encoding="utf-8") as stream:
+            done = {(row["method"], row["lr"], row["label_weight"]) for row in csv.DictReader(stream)}
+    else:
+        RATES.write_text("method,lr,label_weight,top1\n", encoding="utf-8")
+    for (method, weight), lr in itertools.product(SETTINGS, LEARNING_RATES):
+        if (method, str(lr), str(weight)) in done:
+            continue
+        values = recipe | {"method": method, "baselines": [], "seed": 100, "out": str(folder / "rate")}
+        values["training"] = recipe["training"] | {"lr": lr, "progress": False}
+        if method == "gendd":
+            values["gendd"] = recipe.get("gendd", {}) | {"label_weight": weight}
+        run = execute(from_dict(values, RunConfig), overwrite=(folder / "rate").exists())
+        student = run.metrics["student"]
+        with RATES.open("a", encoding="utf-8") as stream:
+            top1 = student["readouts"][student["readout"]]["top1"]
+            stream.write(f"{method},{lr},{weight},{top1}\n")
+
+
 def write_figures(seeds: int, folder: Path) -> None:
     """The recipe with each seed, a process each; top-1 on the test images of every row of its table."""
     from gendd.report.comparison import rows
@@ -132,7 +167,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("what", choices=["images", "teacher", "figures"])
+    parser.add_argument("what", choices=["images", "teacher", "rates", "figures"])
     parser.add_argument("--path", help="the folder of Fashion-MNIST's files; default: Debian's")
     parser.add_argument(
         "--out", type=Path, default=Path("runs/demo-benchmark"), help="where runs are written"
@@ -143,6 +178,8 @@ def main() -> None:
         write_images(arguments.path)
     elif arguments.what == "teacher":
         train_teacher(arguments.path, arguments.out)
+    elif arguments.what == "rates":
+        write_rates(arguments.path, arguments.out)
     else:
         write_figures(arguments.seeds, arguments.out)
 

@@ -90,9 +90,9 @@ class DataConfig:
             true), or ``all`` of them; null: the share of them that ``train_images`` is of the training
             images there are.
         split_seed: Seed of the split into training and validation images.
-        labels: Whether training may see the labels. Evaluation always does. That of a training image may be
-            -1, or the image in ``unlabelled/`` beside ``train/``: it is unknown, the image is distilled alone,
-            and methods that need labels learn from the others.
+        labels: Whether training may see the labels. Evaluation always does. A training image whose label is
+            -1, or that is in ``unlabelled/`` beside ``train/``, has none: it is distilled alone, and methods
+            that need labels learn from the others.
         augment: ``crop-flip`` (random crop after padding by an eighth, horizontal flip), ``crop``,
             ``resized-crop`` (random area and ratio, flip), ``none``, or ``auto``: ``crop`` for digits,
             ``resized-crop`` for sets of one's own of more than 64 pixels a side, else ``crop-flip``.

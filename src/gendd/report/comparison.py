@@ -30,7 +30,7 @@ MEASURES = {
     "cosine": Measure("cosine", "Cosine", "cosine with the teacher's feature"),
 }
 _READOUTS = ("linear", "mean", "sample")
-_COSTS = ("parameters", "multiply_adds", "latency_ms")
+_COSTS = ("parameters", "multiply_adds", "latency_ms", "latency_quartiles_ms")
 _MEASURED = ("top1", "top5", "agreement", "knn", "linear_probe", "cosine", *_COSTS, "groups")
 _SAMPLER = {"steps": "{} steps", "num_samples": "{} samples", "guidance": "guidance {:g}"}
 

@@ -30,8 +30,7 @@ def read_demo(config: DataConfig) -> Found:
 def _part(name: str, labels: str) -> Part:
     with Image.open(FOLDER / f"{name}.png") as image:
         tiles = torch.from_numpy(np.array(image))
-    rows = tiles.unflatten(1, (COLUMNS, _SIDE)).unflatten(0, (-1, _SIDE))
-    pixels = rows.transpose(1, 2).flatten(0, 1)[:, None].contiguous()
+    pixels = tiles.view(-1, _SIDE, COLUMNS, _SIDE).transpose(1, 2).reshape(-1, 1, _SIDE, _SIDE)
     return pixel_part(pixels, torch.tensor([NO_LABEL if sign == UNKNOWN else int(sign) for sign in labels]))
 
 
