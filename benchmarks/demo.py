@@ -36,9 +36,9 @@ TRAIN, LABELLED, CHOSEN_ON, TEST, CLASSES = 6000, 200, 2000, 2000, 10
 TEACHER = "cifar/resnet14"
 RESULTS = Path(__file__).parent / "results" / "demo.csv"
 RATES = RESULTS.with_name("demo_rates.csv")
-LEARNING_RATES = (0.005, 0.01, 0.02, 0.04)
+LEARNING_RATES = (0.01, 0.02, 0.005)
 # methods and the weight of their labels
-SETTINGS = (("supervised", 1), ("kl", 0), ("gendd_unlabelled", 0), ("gendd", 0), ("gendd", 10))
+SETTINGS = (("kl", 0), ("gendd", 10), ("supervised", 1), ("gendd_unlabelled", 0))
 
 
 def split(found: Found) -> dict[str, tuple[Tensor, Tensor]]:
@@ -131,7 +131,7 @@ def write_rates(path: str | None, folder: Path) -> None:
             done = {(row["method"], row["lr"], row["label_weight"]) for row in csv.DictReader(stream)}
     else:
         RATES.write_text("method,lr,label_weight,top1\n", encoding="utf-8")
-    for (method, weight), lr in itertools.product(SETTINGS, LEARNING_RATES):
+    for lr, (method, weight) in itertools.product(LEARNING_RATES, SETTINGS):
         if (method, str(lr), str(weight)) in done:
             continue
         values = recipe | {"method": method, "baselines": [], "seed": 100, "out": str(folder / "rate")}
@@ -158,7 +158,7 @@ def write_figures(seeds: int, folder: Path) -> None:
         table += [
             (row["key"], seed, row["top1"]) for row in rows(metrics) if row["chosen"] or row["key"] != "gendd"
         ]
-    for target in (RESULTS, FOLDER / "figures.csv"):
+    for target in (RESULTS, recipe_path("demo").with_suffix(".csv")):
         with target.open("w", newline="", encoding="utf-8") as stream:
             csv.writer(stream, lineterminator="\n").writerows([("method", "seed", "top1"), *table])
 

@@ -101,6 +101,7 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
         files = [*names, *(Path(file).stem for file in flags.config)]
         images = config.data.name.rpartition(":")[2]
         config.out = f"runs/{files[-1] if files else f'{command}-{images}'}"
+    flags.recipe = names
     if flags.print_config:
         print(dump(config), end="")
         return None, flags

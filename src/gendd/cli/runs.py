@@ -25,6 +25,7 @@ def execute_command(command: str, words: list[str]) -> int:
 
     from gendd import report
     from gendd.processes import is_first
+    from gendd.recipes import recorded
     from gendd.run import execute, plan_run
 
     if flags.dry_run:
@@ -38,7 +39,7 @@ def execute_command(command: str, words: list[str]) -> int:
     if not is_first():
         return 0
     console = Console()
-    report.print_table(run.metrics, console)
+    report.print_table(run.metrics, console, recorded(flags.recipe[-1]) if flags.recipe else None)
     console.print(f"report  {run.report}\nstudent {run.folder / 'student'}", highlight=False, soft_wrap=True)
     best = run.metrics["run"].get("best")
     if best is not None and best["method"] != config.method:
