@@ -143,10 +143,9 @@ def demo_rates() -> str:
     rows = read("demo_rates.csv")
     rates = sorted({float(row["lr"]) for row in rows})
     lines = []
-    for name in dict.fromkeys((row["method"], row["label_weight"]) for row in rows):
-        mine = {float(row["lr"]): row["top1"] for row in rows if (row["method"], row["label_weight"]) == name}
-        weight = f", label weight {name[1]}" if name[0] == "gendd" else ""
-        lines.append([DEMO[name[0]] + weight, *(mine.get(rate, "–") for rate in rates)])
+    for name in dict.fromkeys(row["method"] for row in rows):
+        mine = {float(row["lr"]): row["top1"] for row in rows if row["method"] == name}
+        lines.append([DEMO[name], *(mine.get(rate, "–") for rate in rates)])
     return table(["top-1, %, at rate", *(f"{rate:g}" for rate in rates)], lines)
 
 

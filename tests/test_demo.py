@@ -13,6 +13,7 @@ import gendd
 from gendd.cli import main
 from gendd.cli.options import parse_run
 from gendd.config import RunConfig
+from gendd.data import load_data
 from gendd.models import create_backbone, load_weights
 from gendd.recipes import recorded
 from gendd.report import print_table
@@ -41,7 +42,7 @@ def test_without_images_or_a_teacher_it_is_the_demo() -> None:
 
 
 def test_the_teacher_that_comes_with_it_knows_the_test_images() -> None:
-    data = gendd.load_data(gendd.DataConfig("demo", validation=0))
+    data = load_data(gendd.DataConfig("demo", validation=0))
     teacher = create_backbone("cifar/resnet14", 10, 1)
     load_weights(teacher, "gendd:data/demo/teacher.safetensors")
     images = data.test.images(range(200)).float() / 255

@@ -166,11 +166,12 @@ def print_table(
             milliseconds(row["latency_ms"]),
             style="bold" if row["chosen"] else "",
         )
+    for key in [key for key in recorded or () if key not in {row["key"] for row in table}]:
+        beside = _mean_std((recorded or {})[key])
+        printed.add_row(label(key), *("–" for _ in measures), beside, "", "", "", style="dim")
     console.print(printed)
     if seeds:
-        told = (
-            f"recorded: mean ± standard deviation of {seeds} seeds of the recipe as it ships; this run is one"
-        )
+        told = f"recorded: mean ± standard deviation of {seeds} seeds of the recipe as it ships"
         console.print(told, style="dim", highlight=False)
     grouped = [row for row in table if row["groups"]]
     if grouped:
@@ -185,9 +186,12 @@ def print_table(
 
 def _spread(recorded: Mapping[str, Sequence[float]], row: Row, method: str) -> str:
     """Mean and standard deviation of what was measured before; of the run's method, of its own readout."""
-    values = () if row["key"] == method and not row["chosen"] else recorded.get(row["key"], ())
-    if not values:
+    if row["key"] not in recorded or (row["key"] == method and not row["chosen"]):
         return ""
+    return _mean_std(recorded[row["key"]])
+
+
+def _mean_std(values: Sequence[float]) -> str:
     mean = statistics.mean(values)
     return number(mean) if len({*values}) == 1 else f"{mean:.2f} ± {statistics.stdev(values):.2f}"
 

@@ -169,6 +169,9 @@ def _run(
         part = dataclasses.replace(config, method=name)
         place = _place(folder, config, name)
         results[name] = train(part, data, teacher, place, resume, networks.get("student"))
+    for trained in results.values():
+        if config.readout.name in trained.student.readouts:
+            trained.student.readout = config.readout.name
     main = results[config.method].student
     pick = settle_readout(main, config, data, teacher, device)
     main.info |= _info(config, data, teacher)
