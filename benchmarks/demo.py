@@ -138,7 +138,7 @@ def write_rates(path: str | None, folder: Path) -> None:
 
 
 def write_figures(seeds: int, folder: Path) -> None:
-    """The recipe with each seed, and GenDD without labels beside it; top-1 on the test images of every row."""
+    """The recipe with each seed, and GenDD without labels beside it; top-1 on the test images of each row."""
     from gendd.report.comparison import rows
 
     table: list[tuple[object, ...]] = [("method", "seed", "top1")]

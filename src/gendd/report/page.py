@@ -29,7 +29,6 @@ def page(data: ReportData) -> str:
     table, run, method = rows(data.metrics), data.metrics.get("run", {}), method_of(data.metrics)
     sections = (
         _warnings(run.get("warnings") or []),
-        _next(data.folder),
         comparison(table, run),
         groups(table, run),
         costs(table),
@@ -52,6 +51,7 @@ def page(data: ReportData) -> str:
         f"<title>{escape(data.title)} · GenDD report</title><style>\n{_css()}</style></head><body><main>"
         f'<p class="eyebrow">{kind} report</p><h1>{escape(data.title)}</h1>'
         f'<p class="lead">{escape(_lead(data.metrics))}</p>{_verdict(data.metrics, table)}'
+        + _next(data.folder)
         + _cards(data.metrics, table)
         + "\n".join(filter(None, sections))
         + "</main></body></html>\n"
