@@ -64,14 +64,14 @@ def test_its_rows_differ_by_the_labels_they_see(small: Path) -> None:
     run = metrics["run"]
     assert (run["train_images"], run["labels_used"]) == (500, True)
     assert 0 < run["labelled_images"] < 40
-    assert [*metrics["baselines"]] == ["supervised", "kl", "gendd_unlabelled"]
+    assert [*metrics["baselines"]] == ["supervised", "kl"]
     rows = [metrics["student"], *metrics["baselines"].values()]
     steps = {
         int(torch.load(path, weights_only=False)["global_step"])
         for path in small.rglob("checkpoints/last.ckpt")
     }
-    assert len(rows) == 4 and steps == {500 // 32}
-    assert {*metrics["student"]["gains"]} == {"teacher", "supervised", "kl", "gendd_unlabelled"}
+    assert len(rows) == 3 and steps == {500 // 24}
+    assert {*metrics["student"]["gains"]} == {"teacher", "supervised", "kl"}
     page = (small / "report.html").read_text(encoding="utf-8")
     for words in ("of them labelled", "Use the student", "Hardest classes", "Reliability"):
         assert words in page
@@ -86,6 +86,8 @@ def test_the_table_has_what_was_recorded_beside(small: Path) -> None:
     lines = out.getvalue().splitlines()
     assert "recorded" in lines[0] and len(lines) == 9 and max(map(len, lines)) <= 80
     assert sum("±" in line for line in lines[:-1]) == 4
-    assert "±" in next(line for line in lines if line.startswith("GenDD · mean"))
-    assert "±" not in next(line for line in lines if line.startswith("GenDD · linear"))
+    assert "±" in next(line for line in lines if line.startswith("GenDD · linear"))
+    assert "±" not in next(line for line in lines if line.startswith("GenDD · mean"))
+    (beside,) = [line for line in lines if line.startswith("GenDD, no labels")]
+    assert beside.split()[3] == "–"
     assert recorded("digits") == {}

@@ -21,6 +21,7 @@ from gendd.cli.runs import (
     import_released_command,
     predict_command,
     probe_command,
+    watch_command,
 )
 from gendd.cli.scoring import evaluate_command
 from gendd.cli.signals import Stop
@@ -143,6 +144,7 @@ def _dispatch(words: list[str]) -> int:
         return execute_command(command, rest)
     handlers = {
         "evaluate": evaluate_command,
+        "watch": watch_command,
         "probe": probe_command,
         "predict": predict_command,
         "export": export_command,

@@ -49,6 +49,17 @@ def execute_command(command: str, words: list[str]) -> int:
     return 0
 
 
+def watch_command(words: list[str]) -> int:
+    parser = Parser(prog="gendd watch", description=f"{COMMANDS['watch']}; ends when the run does.")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    given = parser.parse_args(words)
+    from gendd.run import watch_run
+
+    finished = watch_run(given.run)
+    say_next("watch" if finished else "stopped", given.run)
+    return 0 if finished else 1
+
+
 def probe_command(words: list[str]) -> int:
     parser = Parser(
         prog="gendd probe",

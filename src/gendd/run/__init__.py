@@ -1,7 +1,7 @@
 """A run, from its configuration to its report, and what is done with a finished one.
 
 Its rooms, none of which imports a later one: settings, folder, output; networks, teacher, checks; training,
-measuring, exhibits; probing, finished; experiment; planning, scoring, distilling.
+measuring, exhibits; probing, finished; experiment; planning, scoring, watching, distilling.
 """
 
 from gendd.run.distilling import distill
@@ -10,5 +10,15 @@ from gendd.run.finished import Run
 from gendd.run.planning import plan_run
 from gendd.run.probing import probe_run
 from gendd.run.scoring import evaluate_network, evaluate_run
+from gendd.run.watching import watch_run
 
-__all__ = ["Run", "distill", "evaluate_network", "evaluate_run", "execute", "plan_run", "probe_run"]
+__all__ = [
+    "Run",
+    "distill",
+    "evaluate_network",
+    "evaluate_run",
+    "execute",
+    "plan_run",
+    "probe_run",
+    "watch_run",
+]
