@@ -33,11 +33,10 @@ def parsed(*words: str) -> RunConfig:
 
 
 def test_without_images_or_a_teacher_it_is_the_demo() -> None:
-    for words in ([], ["--training.epochs=1"], ["--student", "cifar/resnet8"]):
+    for words in ([], ["--training.epochs=1"], ["--student", "cifar/resnet8"], ["--data.labels=false"]):
         config = parsed(*words)
         assert (config.data.name, config.out) == ("demo", "runs/demo")
-    # whoever names images or a teacher has others in mind
-    for words in (["--data", "digits"], ["--data.validation=0.2"], ["--teacher", "cifar/resnet20"]):
+    for words in (["--data", "digits"], ["--teacher", "cifar/resnet20"]):
         config = parsed(*words)
         assert (config.data.name, config.out, config.teacher.weights) == ("digits", "runs/digits", None)
 

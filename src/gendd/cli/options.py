@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 from gendd.cli.flags import TRAIN, fixed, in_full, option_of, placed, run_flags, short_help
 
+# options of images or a teacher that are not those of the demo
+_OTHERS = {"--data.name", "--data.path", "--teacher.name", "--teacher.weights"}
 # settings that a teacher alone may have, which no help tells of a student
 _TEACHER_S = {f"student.{key}" for key in ("classes", "classifier", "compile", "dtype")}
 
@@ -78,7 +80,7 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
 
     # a recipe's settings suit no other images
     if command == "distill" and not saved and not layers:
-        named = {str(option_of(word)).partition(".")[0] for word in rest} & {"--data", "--teacher"}
+        named = _OTHERS & {option_of(word) for word in rest}
         images = parsed({})["data"]["name"] if named else "demo"
         if images in ("demo", "digits"):
             names, layers = [images], [read_mapping(recipe_path(images))]
