@@ -36,8 +36,8 @@ TRAIN, LABELLED, CHOSEN_ON, TEST, CLASSES = 6000, 200, 2000, 2000, 10
 TEACHER = "cifar/resnet14"
 RESULTS = Path(__file__).parent / "results" / "demo.csv"
 RATES = RESULTS.with_name("demo_rates.csv")
-LEARNING_RATES = (0.02, 0.01, 0.005)
-METHODS = ("kl", "gendd", "supervised")
+LEARNING_RATES = (0.01, 0.02, 0.04)
+METHODS = ("gendd", "kl", "supervised")
 
 
 def split(found: Found) -> dict[str, tuple[Tensor, Tensor]]:
