@@ -145,7 +145,7 @@ def write_figures(seeds: int, folder: Path) -> None:
     for seed in range(seeds):
         out = folder / f"seed{seed}"
         if not (out / "metrics.json").exists():
-            words = ["distill", "--recipe", "demo", "--baselines", "supervised,kl,gendd_unlabelled"]
+            words = ["distill", "--recipe", "demo", "--baselines", "supervised,kl,gendd_no_labels"]
             words += ["--seed", str(seed), "--out", str(out), *(["--resume"] if out.exists() else [])]
             subprocess.run([sys.executable, "-m", "gendd", *words], check=True)
         metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))

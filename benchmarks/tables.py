@@ -48,7 +48,7 @@ DEMO = {
     "teacher": "teacher (52,000 labels of other pictures)",
     "supervised": "student alone, 200 labels",
     "kl": "KL, 6,000 pictures, no labels",
-    "gendd_unlabelled": "GenDD, 6,000 pictures, no labels",
+    "gendd_no_labels": "GenDD, 6,000 pictures, no labels",
     "gendd": "GenDD, 6,000 pictures, 200 labels",
 }
 SCORES = {

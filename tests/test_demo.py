@@ -79,7 +79,7 @@ def test_its_rows_differ_by_the_labels_they_see(small: Path) -> None:
 
 def test_the_table_has_what_was_recorded_beside(small: Path) -> None:
     figures = recorded("demo")
-    assert {*figures} == {"teacher", "supervised", "kl", "gendd_unlabelled", "gendd"}
+    assert {*figures} == {"teacher", "supervised", "kl", "gendd_no_labels", "gendd"}
     assert len({len(values) for values in figures.values()}) == 1
     out = io.StringIO()
     print_table(gendd.Run.open(small).metrics, Console(file=out, width=80), figures)

@@ -14,7 +14,7 @@ from gendd.config import registry
 from gendd.diffusion import tokens
 from gendd.methods import GenDD, Method
 from gendd.methods._labels import known, label_loss
-from gendd.methods.gendd_unlabelled import GenDDUnlabelled
+from gendd.methods.gendd_no_labels import GenDDNoLabels
 from gendd.models import create_backbone
 
 CLASSES = 4
@@ -95,6 +95,6 @@ def test_what_takes_unknown_labels_has_a_finite_loss_of_them(name: str) -> None:
 
 
 def test_the_unlabelled_one_sees_no_label() -> None:
-    method = build(GenDDUnlabelled, **SETTINGS, label_weight=5.0)
+    method = build(GenDDNoLabels, **SETTINGS, label_weight=5.0)
     (loss, slope), (same, also) = gradient(method, None), gradient(method, LABELS.clamp(min=0))
     assert loss == same and torch.equal(slope, also)

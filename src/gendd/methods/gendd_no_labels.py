@@ -9,10 +9,10 @@ from gendd.methods.gendd import GenDD
 from gendd.models import Backbone, Frozen
 
 
-class GenDDUnlabelled(GenDD):
+class GenDDNoLabels(GenDD):
     """GenDD as with ``data.labels false``, beside methods that see labels."""
 
-    name = "gendd_unlabelled"
+    name = "gendd_no_labels"
     label = "GenDD, no labels"
     colors = ("#56a3d9", "#8cc8f2")
     marker = "s"
