@@ -39,7 +39,7 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 
 setup: $(VENV)/.installed  ## install gendd into .venv
 
-demo: setup  ## distil a teacher on the embedded digits and write a report
+demo: setup  ## distil a teacher with 200 labels and 6,000 embedded pictures, and write a report
 	$(BIN)/gendd distill --out runs/demo --overwrite
 
 TESTS := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder

@@ -172,10 +172,10 @@ def test_verify_agrees_with_the_shipped_numbers_and_not_with_others(
 # --- settings ---------------------------------------------------------------------------------------
 
 
-def test_without_arguments_it_is_the_recipe_digits() -> None:
-    assert dump(parsed()) == dump(parsed("--recipe", "digits"))
-    assert parsed().out == "runs/digits"
-    assert parsed().teacher.name == "cifar/resnet14"
+def test_without_arguments_it_is_the_recipe_demo() -> None:
+    assert dump(parsed()) == dump(parsed("--recipe", "demo"))
+    assert parsed().out == "runs/demo"
+    assert dump(parsed("--data", "digits")) == dump(parsed("--recipe", "digits"))
 
 
 def test_other_images_do_not_start_from_the_recipe_digits(tmp_path: Path) -> None:
@@ -185,7 +185,7 @@ def test_other_images_do_not_start_from_the_recipe_digits(tmp_path: Path) -> Non
         plain.training.lr = 0.5
         assert dump(config) == dump(plain)
         assert config.out == f"runs/distill-{config.data.name}"
-    assert dump(parsed("--data.name=digits")) == dump(parsed())
+    assert dump(parsed("--data.name=demo")) == dump(parsed())
     # asked for, it is taken
     assert parsed("--recipe=digits", "--data.name=cifar10").teacher.name == "cifar/resnet14"
 

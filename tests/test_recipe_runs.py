@@ -33,7 +33,9 @@ BATCH, STEPS = 2, 2
 TESTED = 4
 CLASSES = 1000
 EXPERIMENTS = sorted(
-    name for name in recipes() if not is_base(name) and name.split("/")[0] not in ("digits", "published")
+    name
+    for name in recipes()
+    if not is_base(name) and name.split("/")[0] not in ("demo", "digits", "published")
 )
 EXPERIMENTS.remove("linear_probe")
 # run always: residual, wide and plain networks, λ below 0.9 and this project's defaults

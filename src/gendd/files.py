@@ -20,6 +20,9 @@ from typing import Any
 from gendd.errors import UntrustedCodeError, UserError, did_you_mean, typed_line
 from gendd.messages import say
 
+# how a path begins that is below the folder of the package
+_OWN = "gendd:"
+
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write a file by replacing it: a process that is killed leaves the old one or the new one."""
@@ -109,7 +112,9 @@ def expanded(values: Any) -> Any:
 
 
 def user_path(value: str | Path) -> Path:
-    """A path as a user spells it: ``~`` is the user's folder, where there is one."""
+    """A path as a user spells it: ``~`` is the user's folder, where there is one, ``gendd:`` gendd's own."""
+    if str(value).startswith(_OWN):
+        return Path(__file__).parent / str(value).removeprefix(_OWN)
     return Path(os.path.expanduser(value))
 
 

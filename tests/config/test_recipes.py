@@ -361,7 +361,7 @@ def test_a_recipe_holds_only_what_differs_from_what_it_extends(name: str) -> Non
 
 
 def test_there_is_a_recipe_for_every_published_experiment_and_no_other() -> None:
-    assert set(NAMES) == {"digits", *LAYERS, *EXPECTED, *PRACTICAL}
+    assert set(NAMES) == {"demo", "digits", *LAYERS, *EXPECTED, *PRACTICAL}
 
 
 @pytest.mark.parametrize("name", sorted({**EXPECTED, **PRACTICAL}))
@@ -407,7 +407,9 @@ def test_the_linear_probe_replaces_the_optimisation_of_the_recipe_below(name: st
     assert (training.min_lr, training.stage1_epochs) == (0.0, 0)
 
 
-@pytest.mark.parametrize("name", ["digits", *(name for name in NAMES if name.startswith("cifar100/"))])
+@pytest.mark.parametrize(
+    "name", ["demo", "digits", *(name for name in NAMES if name.startswith("cifar100/"))]
+)
 def test_the_cifar_networks_of_a_recipe_can_be_built(name: str) -> None:
     config = resolved(name)
     for model in (config.teacher, config.student):
@@ -415,8 +417,9 @@ def test_the_cifar_networks_of_a_recipe_can_be_built(name: str) -> None:
             assert create_backbone(model.name, 10).num_classes == 10
 
 
-def test_digits_distils_into_a_smaller_network() -> None:
-    config = load_config(recipe_path("digits"))
+@pytest.mark.parametrize("name", ["demo", "digits"])
+def test_a_small_recipe_distils_into_a_smaller_network(name: str) -> None:
+    config = load_config(recipe_path(name))
     teacher, student = (
         sum(p.numel() for p in create_backbone(model.name, 10, 1).parameters())
         for model in (config.teacher, config.student)

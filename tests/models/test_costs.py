@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gendd.models import count_parameters, create_backbone, latency, multiply_adds
+from gendd.models import count_parameters, create_backbone, multiply_adds, timings
 
 
 def test_parameters_of_a_linear_and_a_shared_layer() -> None:
@@ -51,7 +51,7 @@ def test_multiply_adds_leave_the_module_as_it_was() -> None:
     assert norm.running_mean is not None and not norm.running_mean.any()
 
 
-def test_latency_is_the_median_an_image_without_the_warmup(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_times_are_those_of_an_image_without_the_warmup(monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[bool] = []
     clock = 0.0
 
@@ -61,6 +61,6 @@ def test_latency_is_the_median_an_image_without_the_warmup(monkeypatch: pytest.M
         clock += 8.0 if len(calls) in (1, 2, 5) else 2.0
 
     monkeypatch.setattr("gendd.models.costs.time.perf_counter", lambda: clock)
-    seconds = latency(fn, torch.rand(4, 1, 2, 2), warmup=2, repeats=5)
+    seconds = timings(fn, torch.rand(4, 1, 2, 2), warmup=2, repeats=5)
     assert len(calls) == 7 and not any(calls)
-    assert seconds == 2.0 / 4
+    assert seconds == [2.0 / 4, 2.0 / 4, 8.0 / 4, 2.0 / 4, 2.0 / 4]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+from collections.abc import Sequence
 from html.parser import HTMLParser
 from typing import Any
 from xml.etree import ElementTree
@@ -10,6 +11,7 @@ from xml.etree import ElementTree
 import numpy as np
 import torch
 
+from gendd.evaluation import Answers
 from gendd.report import Example, ReportData
 
 STUDENT = {"name": "cifar/resnet20", "parameters": 272_474}
@@ -117,6 +119,39 @@ def full() -> ReportData:
         examples=[Example(image, "$dog$", "<cat>", 0.61), Example(image, "猫", "猫", 0.99)] * 15,
         config_yaml="seed: 7\nout: '<script>alert(1)</script>'\n",
     )
+
+
+def answered(right: Sequence[bool], labels: torch.Tensor, confidence: float = 0.8) -> Answers:
+    """Of three classes; what is wrong is the class after the right one."""
+    predicted = torch.where(torch.tensor(right), labels, (labels + 1) % 3)
+    return Answers(predicted, torch.full((len(labels),), confidence), labels)
+
+
+def judged() -> ReportData:
+    """With what was said of twelve images, four a class: the student errs five times, the teacher twice."""
+    labels = torch.arange(12) % 3
+    own, teacher, alone = [True] * 12, [True] * 12, [True] * 12
+    for row in (0, 3, 6, 1, 4):
+        own[row] = False
+    for row in (0, 2):
+        teacher[row] = False
+    data = full()
+    data.folder = "runs/a <run>"
+    data.answers = {
+        "gendd": answered(own, labels),
+        "teacher": answered(teacher, labels),
+        "supervised": answered(alone, labels),
+    }
+    data.picture = lambda row: np.full((8, 8), 20 * row, np.uint8)
+    data.metrics["student"]["gains"] = {
+        "teacher": {"points": -0.24, "low": -1.0, "high": 0.5},
+        "supervised": {"points": 3.04, "low": 2.0, "high": 4.1},
+        "kl": {"points": 1.4, "low": -0.1, "high": 2.9},
+    }
+    data.metrics["run"]["latency_batch"] = 32
+    mean = data.metrics["student"]["readouts"]["mean"]
+    mean |= {"latency_quartiles_ms": [0.9, 1.2], "agreement": 81.5, "parameters": 250_000}
+    return data
 
 
 def decode(url: str) -> bytes:

@@ -22,6 +22,7 @@ from gendd.cli.runs import (
     import_released_command,
     predict_command,
     probe_command,
+    watch_command,
 )
 from gendd.cli.scoring import evaluate_command
 from gendd.cli.signals import Stop
@@ -145,6 +146,7 @@ def _dispatch(words: list[str]) -> int:
     handlers = {
         "cache": cache_command,
         "evaluate": evaluate_command,
+        "watch": watch_command,
         "probe": probe_command,
         "predict": predict_command,
         "export": export_command,

@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 from gendd.cli.flags import TRAIN, fixed, in_full, option_of, placed, run_flags, short_help
 
+# options of images or a teacher that are not those of the demo
+_OTHERS = {"--data.name", "--data.path", "--teacher.name", "--teacher.weights"}
 # settings that a teacher alone may have, which no help tells of a student
 _TEACHER_S = {f"student.{key}" for key in ("classes", "classifier", "compile", "dtype")}
 
@@ -30,9 +32,9 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
     """The configuration that the words after ``gendd distill`` or ``gendd train`` mean, and their flags.
 
     Later settings win: defaults, those of a run that is resumed, recipe, ``--config`` files, dotted options.
-    ``distill`` without a recipe, a file or another set of images is the recipe ``digits``; ``train`` takes
-    the student of what is given, and neither its method nor its baselines. The configuration is None where
-    only printing was asked for.
+    ``distill`` without a recipe, a file, images or a teacher is the recipe ``demo``, and of the digits the
+    recipe ``digits``; ``train`` takes the student of what is given, and neither its method nor its
+    baselines. The configuration is None where only printing was asked for.
 
     Raises:
         UserError: a setting that is unknown, ill-typed or out of range, or no recipe or file of a name.
@@ -76,10 +78,12 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
             raise UserError(f"{one_line(error).rstrip('.')}. See: gendd {command} --help.") from error
         return found
 
-    # the recipe's settings suit no other images
-    if command == "distill" and not saved and not layers and parsed({})["data"]["name"] == "digits":
-        names = ["digits"]
-        layers = [read_mapping(recipe_path("digits"))]
+    # a recipe's settings suit no other images
+    if command == "distill" and not saved and not layers:
+        named = _OTHERS & {option_of(word) for word in rest}
+        images = parsed({})["data"]["name"] if named else "demo"
+        if images in ("demo", "digits"):
+            names, layers = [images], [read_mapping(recipe_path(images))]
     chosen = bool(saved) or any("baselines" in layer for layer in layers[len(names) :])
     chosen = chosen or any(option_of(word) == "--baselines" for word in rest)
     defaults: dict[str, Any] = {}
@@ -99,6 +103,7 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
         files = [*names, *(Path(file).stem for file in flags.config)]
         images = config.data.name.rpartition(":")[2]
         config.out = f"runs/{files[-1] if files else f'{command}-{images}'}"
+    flags.recipe = names
     if flags.print_config:
         print(dump(config), end="")
         return None, flags

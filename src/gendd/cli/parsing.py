@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     pass
 
 COMMANDS = {
-    "distill": "distil a teacher into a student; without arguments the recipe 'digits', end to end",
+    "distill": "distil a teacher into a student; without arguments the recipe 'demo', end to end",
     "train": "train a model on labels alone (a teacher, or a recipe's student for comparison)",
     "cache": "compute what a run's teacher says of its training images ahead of the run",
     "evaluate": "score a finished run on its test images, or a network by its name and weights",
+    "watch": "follow a run that is being trained, in the terminal",
     "probe": "fit the linear readout of a finished run anew and keep the better one",
     "predict": "classify image files with a student",
     "export": "write a finished student as ONNX, for torch.export, for timm or as plain safetensors",
@@ -37,6 +38,8 @@ _NEXT = {
     "evaluate": "gendd probe {0}, or gendd export {0} --to onnx",
     "cache": "gendd distill with the same options",
     "network": "gendd distill --teacher {0} …, or --student {0}",
+    "watch": "gendd predict {0} IMAGE…, or gendd export {0} --to onnx",
+    "stopped": "the same gendd distill or train with --resume",
     "probe": "gendd predict {0} IMAGE…, or gendd export {0} --to onnx",
     "predict": "gendd export {0} --to onnx, or gendd push {0} NAME/REPOSITORY",
     "export": "gendd push {0} NAME/REPOSITORY",

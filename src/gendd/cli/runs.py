@@ -21,6 +21,7 @@ def execute_command(command: str, words: list[str]) -> int:
 
     from gendd import report
     from gendd.processes import is_first
+    from gendd.recipes import recorded
     from gendd.run import execute, plan_run
 
     if flags.dry_run:
@@ -34,7 +35,7 @@ def execute_command(command: str, words: list[str]) -> int:
     if not is_first():
         return 0
     console = Console()
-    report.print_table(run.metrics, console)
+    report.print_table(run.metrics, console, recorded(flags.recipe[-1]) if flags.recipe else None)
     console.print(f"report  {run.report}\nstudent {run.folder / 'student'}", highlight=False, soft_wrap=True)
     best = run.metrics["run"].get("best")
     if best is not None and best["method"] != config.method:
@@ -72,6 +73,17 @@ def cache_command(words: list[str]) -> int:
         return 130
     say_next("cache")
     return 0
+
+
+def watch_command(words: list[str]) -> int:
+    parser = Parser(prog="gendd watch", description=f"{COMMANDS['watch']}; ends when the run does.")
+    parser.add_argument("run", metavar="RUN", help="the run's folder")
+    given = parser.parse_args(words)
+    from gendd.run import watch_run
+
+    finished = watch_run(given.run)
+    say_next("watch" if finished else "stopped", given.run)
+    return 0 if finished else 1
 
 
 def probe_command(words: list[str]) -> int:

@@ -107,7 +107,9 @@ class _Feed:
         """The next batch, mixed, on the device."""
         start = time.perf_counter()
         batch = next(self._batches).to(self.device)
+        # what an unknown label is taken for makes no step slower
         labels = batch.labels if sees_labels(self.config, self.data) else None
+        labels = None if labels is None else labels.clamp(min=0)
         images, labels = self.mixing(batch.images, labels, torch.Generator().manual_seed(0))
         synchronise(self.device)
         self.seconds = time.perf_counter() - start

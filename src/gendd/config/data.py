@@ -61,7 +61,7 @@ class DataConfig:
     """Which images, and how they are fed.
 
     Args:
-        name: digits, fashion-mnist, cifar10, cifar100, folder, list, parquet, hf or webdataset.
+        name: demo, digits, fashion-mnist, cifar10, cifar100, folder, list, parquet, hf or webdataset.
         path: Root directory of the set (folder: holds ``train/`` and ``test/`` or ``val/``, both where there
             are images for validation, or nothing but unlabelled images); for parquet the training file, for
             list the training list (lines ``path label``, or ``path`` alone for unlabelled images), for hf a
@@ -77,7 +77,8 @@ class DataConfig:
         image_size: Side in pixels that images are resized to; null keeps the set's own size (folder and
             list: 224, unless the images are squares of one side of at most 64; webdataset: 224).
         validation: Fraction of the training set held out for choosing checkpoints, in [0, 1); by class
-            where ``labels`` is true, else at random. A set with validation images of its own besides its test
+            where ``labels`` is true, else at random; where labels are partly unknown, of the kind of images
+            that there are more of. A set with validation images of its own besides its test
             images has them used instead; 0: none.
         imbalance: Make the training set long-tailed: class c of K keeps at most n · imbalance^(-c/(K-1))
             images, n those of the largest class (Cui et al. 2019), which ones by ``split_seed``, after the
@@ -89,7 +90,9 @@ class DataConfig:
             true), or ``all`` of them; null: the share of them that ``train_images`` is of the training
             images there are.
         split_seed: Seed of the split into training and validation images.
-        labels: Whether training may see the labels. Evaluation always does.
+        labels: Whether training may see the labels. Evaluation always does. A training image whose label is
+            -1, or that is in ``unlabelled/`` beside ``train/``, has none: it is distilled alone, and methods
+            that need labels learn from the others.
         augment: ``crop-flip`` (random crop after padding by an eighth, horizontal flip), ``crop``,
             ``resized-crop`` (random area and ratio, flip), ``none``, or ``auto``: ``crop`` for digits,
             ``resized-crop`` for sets of one's own of more than 64 pixels a side, else ``crop-flip``.

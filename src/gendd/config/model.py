@@ -23,8 +23,9 @@ class ModelConfig:
         name: ``cifar/NAME``, ``timm/NAME`` or ``torchvision/NAME`` (``gendd models`` lists them); ``hf/ID``
             of transformers (a local folder as ``hf/./FOLDER`` or ``hf//FOLDER``), or
             ``path/to/file.py:factory``, a function that returns a network.
-        weights: A .safetensors file, a state dict saved by torch, or a run's folder; null for random
-            weights. Of other classes than a student's it gives all but the classifier, which is new.
+        weights: A .safetensors file (``gendd:PATH``: one in gendd's own folder), a state dict saved by torch,
+            or a run's folder; null for random weights. Of other classes than a student's it gives all but
+            the classifier, which is new.
         pretrained: Take the library's pretrained weights; of a file's network: it comes trained.
         mean: Per-channel mean the network's input is normalised with, for images in [0, 1]; null:
             the network's own (timm, torchvision, hf), 0 for a file's, else 0.5.

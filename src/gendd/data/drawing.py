@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
 import torch
 from torch import Tensor
 
 from gendd.config import DataConfig
-from gendd.data.images import Encoded, ImageSet
+from gendd.data.images import ImageSet
 from gendd.data.readers import Part
 from gendd.data.split import long_tail, random_split, stratified_split, thinned
 from gendd.errors import UserError
@@ -36,6 +33,8 @@ def used_rows(part: Part, own: Part | None, classes: int, config: DataConfig) ->
     # last: which images are trained on does not depend on it
     wanted = validation_count(config, len(held), len(rest))
     labels = held_of.labels[held] if config.labels and held_of.labels is not None else None
+    if labels is not None and bool((labels < 0).any()):
+        labels = None
     return rows, held[thinned(labels, len(held), wanted, generator)]
 
 
@@ -64,6 +63,8 @@ def _split(
     """Rows that may be trained on, and those that are held out, if any are to be."""
     if config.validation == 0 or not hold:
         rest, held = torch.arange(part.count), torch.arange(0)
+    elif part.labels is not None and config.labels and bool((part.labels < 0).any()):
+        rest, held = _split_partly(part.labels, config.validation, generator)
     elif part.labels is None or not config.labels:
         rest, held = random_split(part.count, config.validation, generator)
     else:
@@ -74,13 +75,31 @@ def _split(
             f"both sides, got {config.validation}; change it, or set 0 for none."
         )
     if config.imbalance is not None:
-        if part.labels is None:
+        if part.labels is None or bool((part.labels < 0).any()):
             raise UserError(
                 f"data.imbalance: expected null for unlabelled training images, got {config.imbalance}; "
                 "leave it out, or give labelled images."
             )
         rest = rest[long_tail(part.labels[rest], classes, config.imbalance, generator)]
     return rest, held
+
+
+def _split_partly(labels: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Hold ``fraction`` of images out whose labels (N,) are partly unknown: of the kind there are more of.
+
+    Where few are labelled, none of the labels is spent on the validation.
+    """
+    known = labels >= 0
+    of = known if 2 * int(known.sum()) > len(labels) else ~known
+    pool = of.nonzero()[:, 0]
+    share = min(1.0, fraction * len(labels) / len(pool))
+    if of is known:
+        held = pool[stratified_split(labels[pool], share, generator)[1]]
+    else:
+        held = pool[random_split(len(pool), share, generator)[1]]
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    kept[held] = False
+    return kept.nonzero()[:, 0], held
 
 
 def _drawn(part: Part, rest: Tensor, config: DataConfig, generator: torch.Generator) -> Tensor:
@@ -98,31 +117,9 @@ def _drawn(part: Part, rest: Tensor, config: DataConfig, generator: torch.Genera
     return rest[chosen].sort().values
 
 
-@dataclass(frozen=True)
-class Chosen:
-    """Some of encoded images, by their rows."""
-
-    source: Encoded
-    rows: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.rows)
-
-    def read(self, index: int) -> bytes:
-        return self.source.read(self.rows[index])
-
-    def where(self, index: int) -> str:
-        return self.source.where(self.rows[index])
-
-
 def spread(images: ImageSet, count: int) -> ImageSet:
     """At most ``count`` images of a set, evenly spread over it; its fingerprint stays that of all."""
     if count >= len(images):
         return images
     rows = torch.linspace(0, len(images) - 1, count).round().long()
-    source = images.source
-    return replace(
-        images,
-        source=source[rows] if isinstance(source, Tensor) else Chosen(source, rows.tolist()),
-        labels=None if images.labels is None else images.labels[rows],
-    )
+    return images.rows(rows)

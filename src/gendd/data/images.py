@@ -116,12 +116,29 @@ class Held:
 
 
 @dataclass(frozen=True)
+class Chosen:
+    """Some of encoded images, by their rows."""
+
+    source: Encoded
+    places: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def read(self, index: int) -> bytes:
+        return self.source.read(self.places[index])
+
+    def where(self, index: int) -> str:
+        return self.source.where(self.places[index])
+
+
+@dataclass(frozen=True)
 class ImageSet:
     """N images of one size, with their labels.
 
     Args:
         source: uint8 (N, C, S, S) in memory, or encoded images that are decoded when read.
-        labels: int64 (N,), or None.
+        labels: int64 (N,), -1 where it is unknown, or None.
         channels: C, 1 or 3.
         size: S.
         framing: For encoded images larger than S: the part of the shorter side that is kept when
@@ -152,6 +169,15 @@ class ImageSet:
     def in_memory(self) -> bool:
         """Whether the decoded images are held as one tensor."""
         return isinstance(self.source, Tensor)
+
+    def rows(self, rows: Tensor) -> ImageSet:
+        """The images at ``rows`` (int64) with their labels; the fingerprint stays that of all."""
+        source = self.source
+        return replace(
+            self,
+            source=source[rows] if isinstance(source, Tensor) else Chosen(source, rows.tolist()),
+            labels=None if self.labels is None else self.labels[rows],
+        )
 
     def images(self, indices: Sequence[int] | Tensor) -> Tensor:
         """The images at ``indices``, not augmented.

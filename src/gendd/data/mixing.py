@@ -58,12 +58,12 @@ class Mixing:
 
         Args:
             images: (B, C, H, W), floating point; any device.
-            labels: (B,) int64 or (B, K) probabilities; None without labels.
+            labels: (B,) int64, -1 where it is unknown, or (B, K) probabilities; None without labels.
             generator: Source of the draws, on the CPU.
 
         Returns:
             Images (B, C, H, W), and labels: None without, float32 (B, K) probabilities where anything
-            is switched on, else as they were.
+            is switched on, else as they were. Rows sum to the share of the image whose label is known.
         """
         weight, box = self._draw(images.shape, generator)
         if box is not None:
@@ -104,8 +104,10 @@ class Mixing:
         if labels.ndim == 1:
             # not one_hot, which waits for the device to check the labels
             hard = torch.zeros((len(labels), self.num_classes), device=labels.device)
-            labels = hard.scatter_(1, labels[:, None], 1.0)
+            known = (labels >= 0).float()[:, None]
+            labels = hard.scatter_(1, labels.clamp(min=0)[:, None], known)
         probabilities = labels.float()
         if self.label_smoothing == 0:
             return probabilities
-        return probabilities * (1 - self.label_smoothing) + self.label_smoothing / self.num_classes
+        shared = probabilities.sum(-1, keepdim=True) * (self.label_smoothing / self.num_classes)
+        return probabilities * (1 - self.label_smoothing) + shared

@@ -68,11 +68,37 @@ class Data:
         return self.train.labels is not None
 
     @property
+    def known_labels(self) -> int:
+        """How many of the training images have a label."""
+        return 0 if self.train.labels is None else int((self.train.labels >= 0).sum())
+
+    @property
+    def partly_labelled(self) -> bool:
+        """Whether some of the training images have a label and others none."""
+        return 0 < self.known_labels < len(self.train)
+
+    @property
+    def judged(self) -> bool:
+        """Whether there are validation images and they have labels."""
+        return self.val is not None and self.val.labels is not None
+
+    def labelled_alone(self) -> Data:
+        """The same with the labelled training images alone, each as often as makes up for the others.
+
+        An epoch then has as many steps as one of all.
+        """
+        if not self.partly_labelled or isinstance(self.train, Shards):
+            return self
+        assert self.train.labels is not None
+        there = (self.train.labels >= 0).nonzero()[:, 0]
+        count = len(self.train)
+        return replace(self, train=self.train.rows(there[torch.arange(count) * len(there) // count]))
+
+    @property
     def class_counts(self) -> Tensor | None:
-        """Training images a class, int64 (K,); None without labels."""
-        if self.train.labels is None:
-            return None
-        return torch.bincount(self.train.labels, minlength=self.num_classes)
+        """Labelled training images a class, int64 (K,); None without labels."""
+        labels = self.train.labels
+        return None if labels is None else torch.bincount(labels[labels >= 0], minlength=self.num_classes)
 
     @property
     def long_tailed(self) -> bool:
@@ -235,6 +261,8 @@ def empty_classes(data: Data) -> str | None:
 def describe(data: Data) -> str:
     """One line for logs: images of each part, their shape, classes, augmentation, where they are."""
     counts = [f"{len(data.train):,} train"]
+    if data.partly_labelled:
+        counts[0] += f" ({data.known_labels:,} labelled)"
     if data.val is not None:
         counts.append(f"{len(data.val):,} validation")
     if data.tested_on == "test":
@@ -286,7 +314,9 @@ def _held_out(found: Found, config: DataConfig) -> tuple[ImageSet, ImageSet | No
     own = found.val if config.validation > 0 else None
     if own is not None:
         say(_OWN.format(own.count))
-        if config.labels and found.train.labels is not None and own.labels is None:
+        labels = found.train.labels
+        every = labels is not None and bool((labels >= 0).all())
+        if config.labels and every and own.labels is None:
             raise UserError(
                 f"Expected labels with the validation images in {config.path!r}, as the training images have "
                 "some, got none; add them, or set data.labels to false."
@@ -300,6 +330,8 @@ def _held_out(found: Found, config: DataConfig) -> tuple[ImageSet, ImageSet | No
 def _taken(part: Part, rows: Tensor, name: str, config: DataConfig) -> ImageSet:
     """The images at ``rows``; size and channels are set when the training images have been seen."""
     labels = None if part.labels is None else part.labels[rows]
+    if labels is not None and bool((labels < 0).any()):
+        labels = _partly(labels, name, config)
     source = part.take(rows)
     return ImageSet(
         source,
@@ -309,6 +341,23 @@ def _taken(part: Part, rows: Tensor, name: str, config: DataConfig) -> ImageSet:
         max_corrupt=config.max_corrupt,
         skipped=Skipped(name),
         fingerprint=fingerprint(source, labels),
+    )
+
+
+def _partly(labels: Tensor, name: str, config: DataConfig) -> Tensor | None:
+    """Labels of images of which some have none: those of training images stay if any is known.
+
+    Raises:
+        UserError: test images, or validation images of the set's own, that are labelled in part.
+    """
+    known = int((labels >= 0).sum())
+    if not config.labels and name != "training":
+        return None
+    if name == "training" or (name == "validation" and known == 0):
+        return labels if known else None
+    raise UserError(
+        f"Expected a label with every one of the {len(labels):,} {name} images, got {known:,} labelled; take "
+        "the others out, or give a split that has its labels."
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any, Literal
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from gendd.config import ReadoutName
 from gendd.data import ImageSet, eval_loader
 from gendd.deploy.folded_mean import FoldedMean
-from gendd.models import count_parameters, latency, memory_format, multiply_adds
+from gendd.models import count_parameters, memory_format, multiply_adds, timings
 from gendd.student import Student
 
 OutputName = ReadoutName | Literal["feature", "generated"]
@@ -46,7 +47,7 @@ def latency_images(images: ImageSet, device: torch.device | str) -> Tensor:
 
 
 def readout_costs(student: Student, output: OutputName, images: Tensor) -> dict[str, Any]:
-    """Parameters in use, multiply-adds and median milliseconds an image of a student's output.
+    """Parameters in use, multiply-adds and milliseconds an image of a student's output: median and quartiles.
 
     Args:
         student: In eval mode.
@@ -67,9 +68,11 @@ def readout_costs(student: Student, output: OutputName, images: Tensor) -> dict[
         if reading.mean is not None:
             parameters += count_parameters(reading.mean)
     sampled = output == "sample"
-    seconds = latency(reading, images, warmup=1 if sampled else 3, repeats=3 if sampled else 10)
+    seconds = timings(reading, images, warmup=1 if sampled else 3, repeats=3 if sampled else 10)
+    low, _, high = statistics.quantiles(seconds, n=4, method="inclusive")
     return {
         "parameters": parameters,
         "multiply_adds": multiply_adds(reading, images[:1]),
-        "latency_ms": round(1000 * seconds, 4),
+        "latency_ms": round(1000 * statistics.median(seconds), 4),
+        "latency_quartiles_ms": [round(1000 * low, 4), round(1000 * high, 4)],
     }

@@ -10,24 +10,30 @@ from torch.nn import functional as F
 
 
 def class_probabilities(labels: Tensor, num_classes: int) -> Tensor:
-    """Labels as probabilities: (B,) int64 -> one-hot (B, K) float32; (B, K) soft labels pass."""
+    """Labels as probabilities: (B,) int64 -> one-hot (B, K) float32; (B, K) soft labels pass.
+
+    The row of an unknown label, -1, is 0.
+    """
     if labels.ndim == 1:
-        return F.one_hot(labels, num_classes).float()
+        known = (labels >= 0).unsqueeze(-1)
+        return F.one_hot(labels.clamp(min=0), num_classes).float() * known
     return labels.float()
 
 
 def contract(features: Tensor, probabilities: Tensor, centres: Tensor, strength: float) -> Tensor:
-    """Distribution Contraction: (1-λ) f + λ p @ centres.
+    """Distribution Contraction: (1-λ) f + λ p @ centres; where p sums to less than 1, f has the rest.
 
     Args:
         features: (B, D).
-        probabilities: (B, K) of the classes, one-hot for hard labels.
+        probabilities: (B, K) of the classes, one-hot for hard labels; 0 where the class is unknown.
         centres: (K, D).
         strength: λ in [0, 1].
     """
     if strength == 0:
         return features
-    return (1 - strength) * features + strength * (probabilities.to(centres.dtype) @ centres)
+    unknown = 1 - probabilities.sum(-1, keepdim=True)
+    centre = probabilities.to(centres.dtype) @ centres + unknown * features
+    return (1 - strength) * features + strength * centre
 
 
 def mix(values: Tensor, weight: Tensor | float, permutation: Tensor) -> Tensor:

@@ -128,7 +128,8 @@ def embedding_scores(
             continue
         scores[name] = {"knn": None, "linear_probe": None}
         if known.labels is not None and asked.labels is not None:
-            given = _Labelled(rows.to(device), known.labels.to(device))
+            there = known.labels >= 0
+            given = _Labelled(rows[there].to(device), known.labels[there].to(device))
             wanted = _Labelled(questions.to(device), asked.labels.to(device))
             scores[name]["knn"] = _knn(given, wanted, num_classes)
             scores[name]["linear_probe"] = _probe(given, wanted, num_classes)

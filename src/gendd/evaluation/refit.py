@@ -143,10 +143,18 @@ def refit_linear(
         UserError: no room for the features, or too few images.
     """
     classifier = student.backbone.classifier
-    judge = targets_of(student, teacher, labels)[0]
-    train = data.train
+    judges = targets_of(student, teacher, labels)
+    train, val = data.train, data.val
+    if judges[0] == "labels" and val is not None and val.labels is None:
+        # as long as anything else can judge
+        judges = judges[1:] or judges
+        val = None if judges[0] == "labels" else val
+    judge = judges[0]
+    if data.partly_labelled and "labels" in (target, judge) and isinstance(train, ImageSet):
+        assert train.labels is not None
+        train = train.rows((train.labels >= 0).nonzero()[:, 0])
     count = len(train) if limit is None else min(limit, len(train))
-    if data.val is None and count < _LEAST:
+    if val is None and count < _LEAST:
         raise UserError(
             f"Linear readout: expected at least {_LEAST} training images, as there are no validation images "
             f"and every tenth is held out to judge by, got {count}; take more."
@@ -154,10 +162,10 @@ def refit_linear(
     wide = classifier.in_features + (0 if target == "labels" else classifier.out_features)
     rows, held = _Rows(on_disk=count * wide > HELD_NUMBERS), _Rows()
     run = _Pass(student, teacher, torch.device(device), workers, data.test.framing, progress)
-    if data.val is not None:
+    if val is not None:
         for own, wanted, _ in run.over(train, "training", target, limit=limit, dtype=dtype):
             rows.add(own, wanted)
-        for own, _, judged in run.over(data.val, "validation", judge, judge):
+        for own, _, judged in run.over(val, "validation", judge, judge):
             held.add(own, judged)
     else:
         seen = 0

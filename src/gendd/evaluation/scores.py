@@ -28,6 +28,26 @@ COSTS_RISE: tuple[ReadoutName, ...] = ("linear", "mean", "sample")
 BATCH_SIZE = 256
 
 
+@dataclass(frozen=True)
+class Answers:
+    """What was said of every image that was scored, in order.
+
+    Attributes:
+        predicted: (N,) int64, the first class.
+        confidence: (N,) float32, its probability.
+        labels: (N,) int64; None without, or where the classes are not those of the labels.
+    """
+
+    predicted: Tensor
+    confidence: Tensor
+    labels: Tensor | None
+
+    @property
+    def right(self) -> Tensor | None:
+        """Whether each answer is right, bool (N,)."""
+        return None if self.labels is None else self.predicted == self.labels
+
+
 @dataclass
 class Scores:
     """How one readout does on a set.
@@ -43,6 +63,7 @@ class Scores:
         groups: Top-1 by how many training images a class has; None where that
             was not asked for, and as ``top1``.
         calibration: Of its probabilities; None where that was not asked for, and as ``top1``.
+        answers: Image by image; None where that was not asked for.
     """
 
     top1: float | None
@@ -52,6 +73,7 @@ class Scores:
     images: int = 0
     groups: dict[str, dict[str, Any]] | None = None
     calibration: Calibration | None = None
+    answers: Answers | None = None
 
     def as_dict(self) -> dict[str, Any]:
         """The percentages, rounded to two decimals; ``groups``, ``nll`` and ``ece`` where there are any."""
@@ -74,6 +96,7 @@ def evaluate(
     num_classes: int | None = None,
     shots: Shots | None = None,
     calibrated: bool = False,
+    answered: bool = False,
     device: torch.device | str = "cpu",
     seed: int = 0,
     workers: int | None = None,
@@ -91,6 +114,7 @@ def evaluate(
         num_classes: K of the labels; None: that of every readout.
         shots: Tell top-1 of these groups of classes too.
         calibrated: Tell the calibration too.
+        answered: Tell what was said of every image too.
         device: Where to compute.
         seed: Of the noise of readout ``sample``.
         workers: Loader processes of a set that streams.
@@ -111,6 +135,8 @@ def evaluate(
     said_by: dict[str, list[Tensor]] = {
         name: [] for name in names if calibrated and labelled and meters[name]
     }
+    # the first class of each image, and its probability
+    answers: dict[str, list[Tensor]] = {name: [] for name in names if answered}
     true: list[Tensor] = []
     part = rank(), world_size()
     loader = eval_loader(images, BATCH_SIZE, workers, *part)
@@ -130,11 +156,15 @@ def evaluate(
                     meter.update(logits, batch.labels)
             if name in said_by:
                 said_by[name].append(logits.float().softmax(-1).cpu())
-        if said_by and batch.labels is not None:
+            if answered:
+                confidence, first = logits.float().softmax(-1).max(-1)
+                answers[name].append(torch.stack([first.double(), confidence.double()]).T.cpu())
+        if (said_by or answered) and batch.labels is not None:
             true.append(batch.labels.cpu())
     seen, *same = total(counted).tolist()
     agreed = dict(zip(agreeing, same, strict=True))
     said_by, true = {name: in_turn(rows) for name, rows in said_by.items()}, in_turn(true)
+    answers = {name: in_turn(rows) for name, rows in answers.items()}
     scores: dict[ReadoutName, Scores] = {}
     for name in names:
         meter = meters[name] if labelled else {}
@@ -147,8 +177,15 @@ def evaluate(
             seen,
             None if shots is None or confusion is None else shots.accuracy(confusion),
             calibration(torch.cat(said_by[name]), torch.cat(true)) if name in said_by else None,
+            _answers(answers[name], true if meter else []) if answered else None,
         )
     return scores
+
+
+def _answers(said: list[Tensor], true: list[Tensor]) -> Answers:
+    """Of batches (n, 2) of first classes and their probabilities, and of labels (n,)."""
+    first, confidence = torch.cat(said).unbind(1)
+    return Answers(first.long(), confidence.float(), torch.cat(true) if true else None)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,9 @@ from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gendd.errors import UserError
+from gendd.methods._labels import label_loss
 from gendd.methods.base import Method, StepOutput
 from gendd.methods.kd import divergence
 from gendd.models import Asked, Backbone, Frozen
@@ -38,7 +38,7 @@ def readout_loss(
     if teacher_logits is not None:
         return divergence(logits, teacher_logits, 1.0)
     assert labels is not None
-    return F.cross_entropy(logits.float(), labels)
+    return label_loss(logits, labels)
 
 
 class Distilled(Method):
@@ -71,6 +71,7 @@ class Distilled(Method):
         self._free = not self.of_labels and (self.of_logits or same_classes)
         # before it is asked what the teacher lacks
         self.needs_labels = weight > 0 or not self._free
+        self.takes_unknown = not self.of_labels
         super().__init__(backbone, teacher, settings, labels=labels)
         assert self.teacher is not None
         self.build(self.teacher)
@@ -101,7 +102,7 @@ class Distilled(Method):
         parts = {self.name: loss.detach()}
         if self.settings.label_weight > 0:
             assert labels is not None
-            cross_entropy = F.cross_entropy(student.logits.float(), labels)
+            cross_entropy = label_loss(student.logits, labels)
             loss = loss + self.settings.label_weight * cross_entropy
             parts["cross_entropy"] = cross_entropy.detach()
         elif not self.of_logits:

@@ -57,6 +57,8 @@ class Method(nn.Module):
         marker: The sign of its points, as matplotlib spells it.
         Settings: The dataclass of its settings; they are options by the method's name, ``--kd.temperature``.
         needs_labels: Whether it can't learn without labels.
+        takes_unknown: Whether it also learns from the images whose label is unknown (-1), where others have
+            one; else it is given those alone that have.
         needs_teacher: Whether it has a teacher.
         needs_classes: Whether the teacher must have a classifier of the student's classes.
         needs_maps: Whether teacher and student must give maps (see :attr:`gendd.Backbone.has_map`).
@@ -78,6 +80,7 @@ class Method(nn.Module):
     needs_classes: ClassVar[bool] = False
     needs_maps: ClassVar[bool] = False
     has_diffusion = False
+    takes_unknown: bool = False
     part: tuple[int, int] = (0, 1)
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -152,6 +155,10 @@ class Method(nn.Module):
         """The frozen teacher."""
         return self._teacher[0]
 
+    def ask(self, teacher: Frozen) -> None:
+        """Put another form of the same teacher in its place."""
+        self._teacher = (teacher,)
+
     def _apply(self, fn: Any, recurse: bool = True) -> Method:
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         if self.teacher is not None:
@@ -176,7 +183,7 @@ class Method(nn.Module):
 
         Args:
             images: (B, C, H, W) in [0, 1].
-            labels: (B,) int64 or (B, K) probabilities; None without labels.
+            labels: (B,) int64, -1 where it is unknown, or (B, K) probabilities; None without labels.
             generator: Source of the method's own randomness, on the images' device.
         """
 

@@ -18,6 +18,7 @@ from gendd.config import GenDDConfig
 from gendd.diffusion import tokens
 from gendd.errors import UserError, did_you_mean
 from gendd.messages import following
+from gendd.methods._labels import known, label_loss
 from gendd.methods._maps import MapLosses, MapRegression
 from gendd.methods.base import Method, StepOutput
 from gendd.models import Asked, Backbone, Frozen
@@ -57,6 +58,7 @@ class GenDD(Method):
     Settings = GenDDConfig
     needs_labels = False
     has_diffusion = True
+    takes_unknown = True
     centres: Tensor
     prepared: Tensor
     class_means: Tensor
@@ -261,7 +263,8 @@ class GenDD(Method):
 
         Args:
             images: (B, C, H, W) in [0, 1].
-            labels: (B,) int64 or (B, K) probabilities; None trains without labels (λ = 0).
+            labels: (B,) int64, -1 where it is unknown, or (B, K) probabilities; None trains without labels
+                (λ = 0).
             generator: Source of times, noise, mixup and dropout, on the images' device.
 
         Raises:
@@ -293,9 +296,8 @@ class GenDD(Method):
                 loss = loss + self.config.stage_weight * dense.stages
                 parts["stages"] = dense.stages.detach()
         logits = self.backbone.classifier(self._for_probe(feature, labels))
-        probe_target = self._probe_target(labels, teacher_logits)
-        if probe_target is not None:
-            probe = F.cross_entropy(logits.float(), probe_target)
+        probe = self._probe_loss(logits, labels, teacher_logits)
+        if probe is not None:
             loss = loss + probe
             parts["probe"] = probe.detach()
         return StepOutput(loss, logits, parts)
@@ -320,7 +322,7 @@ class GenDD(Method):
         constant = feature.detach()
         if weight == 0 or labels is None or self.config.probe in ("teacher", "none"):
             return constant
-        return feature if weight == 1 else constant + weight * (feature - constant)
+        return constant + weight * known(labels).unsqueeze(-1) * (feature - constant)
 
     def _is_prepared(self) -> bool:
         # remembered outside of the buffer: reading it waits for the device
@@ -351,18 +353,22 @@ class GenDD(Method):
         probabilities = tokens.class_probabilities(labels, self.centres.shape[0])
         if self.config.alpha < 1:
             predicted = logits.float().softmax(-1)
-            probabilities = self.config.alpha * probabilities + (1 - self.config.alpha) * predicted
+            share = known(labels).unsqueeze(-1)
+            probabilities = self.config.alpha * probabilities + (1 - self.config.alpha) * share * predicted
         return tokens.contract(standard, probabilities, self.centres, self.strength)
 
-    def _probe_target(self, labels: Tensor | None, teacher_logits: Tensor) -> Tensor | None:
-        probe = self.config.probe
-        if probe == "none":
+    def _probe_loss(self, logits: Tensor, labels: Tensor | None, teacher_logits: Tensor) -> Tensor | None:
+        """What trains the linear readout: the labels; where they are unknown, the teacher's probabilities."""
+        if self.config.probe == "none":
             return None
-        if labels is not None and probe != "teacher":
-            return labels
-        if self.backbone.num_classes != teacher_logits.shape[-1]:
-            return None
-        return teacher_logits.float().softmax(-1)
+        seen = labels if self.config.probe != "teacher" else None
+        said = teacher_logits.float().softmax(-1)
+        if self.backbone.num_classes != said.shape[-1]:
+            return None if seen is None else label_loss(logits, seen)
+        if seen is None:
+            return F.cross_entropy(logits.float(), said)
+        unknown = 1 - known(seen).unsqueeze(-1)
+        return label_loss(logits, seen) + F.cross_entropy(logits.float(), unknown * said)
 
     def _diffuse(
         self,
@@ -458,6 +464,7 @@ class _Moments:
         self.count = count
         if labels is not None and labels.ndim == 1:
             labels = labels.cpu()
+            rows, labels = rows[labels >= 0], labels[labels >= 0]
             self.class_sums.index_add_(0, labels, rows)
             self.class_counts += torch.bincount(labels, minlength=len(self.class_counts))
             if self.products is not None:

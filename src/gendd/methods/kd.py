@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from gendd.config import check
 from gendd.errors import UserError
+from gendd.methods._labels import label_loss
 from gendd.methods.base import Method, StepOutput
 from gendd.models import Backbone, Frozen
 
@@ -52,6 +53,7 @@ class KD(Method):
     marker = "D"
     Settings = KDConfig
     needs_classes = True
+    takes_unknown = True
 
     def __init__(
         self,
@@ -82,7 +84,7 @@ class KD(Method):
         loss = weight * distance
         if self.needs_labels:
             assert labels is not None
-            cross_entropy = F.cross_entropy(logits.float(), labels)
+            cross_entropy = label_loss(logits, labels)
             loss = loss + (1 - weight) * cross_entropy
             parts["cross_entropy"] = cross_entropy.detach()
         return StepOutput(loss, logits, parts)

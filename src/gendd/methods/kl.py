@@ -19,6 +19,7 @@ class KL(Method):
     marker = "^"
     needs_labels = False
     needs_classes = True
+    takes_unknown = True
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None

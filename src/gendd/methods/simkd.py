@@ -45,6 +45,7 @@ class SimKD(Method):
     Settings = SimKDConfig
     needs_labels = False
     needs_classes = True
+    takes_unknown = True
     needs_maps = True
 
     def __init__(

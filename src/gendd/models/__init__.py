@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from gendd.models.backbone import Backbone
-from gendd.models.costs import count_parameters, latency, memory_format, multiply_adds
+from gendd.models.costs import count_parameters, memory_format, multiply_adds, timings
 from gendd.models.feature import FeatureNetwork
 from gendd.models.frozen import Asked, Frozen
 from gendd.models.module import wrap
@@ -20,12 +20,12 @@ __all__ = [
     "build_teacher",
     "count_parameters",
     "create_backbone",
-    "latency",
     "list_models",
     "load_weights",
     "memory_format",
     "multiply_adds",
     "save_weights",
     "teacher_class_names",
+    "timings",
     "wrap",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 
@@ -49,8 +48,10 @@ def multiply_adds(module: nn.Module, images: Tensor) -> int:
     return flops // (2 * images.shape[0])
 
 
-def latency(fn: Callable[[Tensor], object], images: Tensor, *, warmup: int = 3, repeats: int = 20) -> float:
-    """Median seconds an image of ``fn(images)``, without gradients.
+def timings(
+    fn: Callable[[Tensor], object], images: Tensor, *, warmup: int = 3, repeats: int = 20
+) -> list[float]:
+    """Seconds an image of each of several calls of ``fn(images)``, without gradients.
 
     Args:
         fn: What is timed; its result is dropped.
@@ -67,8 +68,8 @@ def latency(fn: Callable[[Tensor], object], images: Tensor, *, warmup: int = 3, 
             start = time.perf_counter()
             fn(images)
             synchronise(images.device)
-            seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds) / images.shape[0]
+            seconds.append((time.perf_counter() - start) / images.shape[0])
+    return seconds
 
 
 def synchronise(device: torch.device) -> None:

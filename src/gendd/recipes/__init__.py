@@ -6,6 +6,7 @@ extended and no experiment by itself.
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 from gendd.errors import UserError, did_you_mean
@@ -33,9 +34,20 @@ def recipe_path(name: str) -> Path:
     return known[name]
 
 
+def recorded(name: str) -> dict[str, list[float]]:
+    """Top-1 that was measured of each row of a recipe's table, seed by seed; none where it was not."""
+    file = FOLDER / f"{name}.csv"
+    found: dict[str, list[float]] = {}
+    if file.is_file():
+        with file.open(encoding="utf-8", newline="") as stream:
+            for row in csv.DictReader(stream):
+                found.setdefault(row["method"], []).append(float(row["top1"]))
+    return found
+
+
 def summary(path: Path) -> str:
     """The first line of a recipe's file, which tells what it is."""
     return path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
 
 
-__all__ = ["FOLDER", "is_base", "recipe_path", "recipes", "summary"]
+__all__ = ["FOLDER", "is_base", "recipe_path", "recipes", "recorded", "summary"]

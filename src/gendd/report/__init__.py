@@ -5,7 +5,7 @@ content security policy forbids everything else. Every figure is drawn twice, fo
 """
 
 from gendd.report.comparison import print_table, rows
-from gendd.report.content import Example, ReportData
+from gendd.report.content import Array, Example, ReportData
 from gendd.report.writing import update_report, write_report
 
-__all__ = ["Example", "ReportData", "print_table", "rows", "update_report", "write_report"]
+__all__ = ["Array", "Example", "ReportData", "print_table", "rows", "update_report", "write_report"]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from rich.console import Console
@@ -30,7 +31,7 @@ MEASURES = {
     "cosine": Measure("cosine", "Cosine", "cosine with the teacher's feature"),
 }
 _READOUTS = ("linear", "mean", "sample")
-_COSTS = ("parameters", "multiply_adds", "latency_ms")
+_COSTS = ("parameters", "multiply_adds", "latency_ms", "latency_quartiles_ms")
 _MEASURED = ("top1", "top5", "agreement", "knn", "linear_probe", "cosine", *_COSTS, "groups")
 _SAMPLER = {"steps": "{} steps", "num_samples": "{} samples", "guidance": "guidance {:g}"}
 
@@ -135,23 +136,43 @@ def measures_of(table: Sequence[Row]) -> list[str]:
     return [name for name in MEASURES if name in found] or ["top1"]
 
 
-def print_table(metrics: dict[str, Any], console: Console | None = None) -> None:
-    """Print the comparison table; the row of the run's own readout is bold. Fits 80 columns."""
+def print_table(
+    metrics: dict[str, Any],
+    console: Console | None = None,
+    recorded: Mapping[str, Sequence[float]] | None = None,
+) -> None:
+    """Print the comparison table; the row of the run's own readout is bold. Fits 80 columns.
+
+    Args:
+        metrics: The run's.
+        console: Where to.
+        recorded: By method, top-1 that was measured before with several seeds, to stand beside.
+    """
     console = console or Console()
     table = rows(metrics)
     measures = measures_of(table)
     columns = [*(MEASURES[name].terminal for name in measures), "params", "multiply-adds", "ms/image"]
+    seeds = max(map(len, recorded.values())) if recorded else 0
+    if seeds:
+        columns.insert(len(measures), "recorded")
     printed = _empty("method", columns)
     for row in table:
         printed.add_row(
             row["method"],
             *(number(row[name]) for name in measures),
+            *([_spread(recorded, row, method_of(metrics))] if recorded else []),
             count(row["parameters"]),
             count(row["multiply_adds"]),
             milliseconds(row["latency_ms"]),
             style="bold" if row["chosen"] else "",
         )
+    for key in [key for key in recorded or () if key not in {row["key"] for row in table}]:
+        beside = _mean_std((recorded or {})[key])
+        printed.add_row(label(key), *("–" for _ in measures), beside, "", "", "", style="dim")
     console.print(printed)
+    if seeds:
+        told = f"recorded: mean ± standard deviation of {seeds} seeds of the recipe as it ships"
+        console.print(told, style="dim", highlight=False)
     grouped = [row for row in table if row["groups"]]
     if grouped:
         columns = [f"{name} ({group['classes']})" for name, group in grouped[0]["groups"].items()]
@@ -161,6 +182,18 @@ def print_table(metrics: dict[str, Any], console: Console | None = None) -> None
             printed.add_row(row["method"], *cells, style="bold" if row["chosen"] else "")
         console.print()
         console.print(printed)
+
+
+def _spread(recorded: Mapping[str, Sequence[float]], row: Row, method: str) -> str:
+    """Mean and standard deviation of what was measured before; of the run's method, of its own readout."""
+    if row["key"] not in recorded or (row["key"] == method and not row["chosen"]):
+        return ""
+    return _mean_std(recorded[row["key"]])
+
+
+def _mean_std(values: Sequence[float]) -> str:
+    mean = statistics.mean(values)
+    return number(mean) if len({*values}) == 1 else f"{mean:.2f} ± {statistics.stdev(values):.2f}"
 
 
 def _empty(first: str, columns: Sequence[str]) -> Table:

@@ -5,12 +5,15 @@ Shapes: n images · D teacher feature width · K classes · H, W image height an
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+from gendd.evaluation import Answers
 
 Array = NDArray[Any]
 # logged rows in order of time
@@ -26,12 +29,14 @@ class Example:
         true: Name of its class; None without labels.
         predicted: Name of the class the student chose.
         confidence: The student's probability of that class, in [0, 1].
+        teacher: Name of the class the teacher chose, where that is told.
     """
 
     image: Array
     true: str | None
     predicted: str
     confidence: float
+    teacher: str | None = None
 
 
 @dataclass
@@ -50,7 +55,10 @@ class ReportData:
         generated_features: (n, D), of the same images; None where nothing generates features.
         feature_labels: (n,) class indices; None without labels.
         examples: Test images; the first 24 are shown.
+        answers: What each row of the table said of the test images, by method or ``teacher``.
+        picture: Gives a test image (H, W) or (H, W, 3), uint8, by its number; None where it is not to be had.
         config_yaml: The resolved config.
+        folder: The run's, as it is given to commands; "" where there are none to give it to.
     """
 
     title: str
@@ -62,7 +70,10 @@ class ReportData:
     generated_features: Tensor | Array | None = None
     feature_labels: Tensor | Array | None = None
     examples: list[Example] = field(default_factory=list)
+    answers: dict[str, Answers] = field(default_factory=dict)
+    picture: Callable[[int], Array] | None = None
     config_yaml: str = ""
+    folder: str = ""
 
 
 def array(values: Tensor | Array) -> Array:

@@ -90,6 +90,8 @@ _STYLE: Any = {
     **{f"{axis}tick.{size}.size": 0 for axis in "xy" for size in ("major", "minor")},
 }
 
+# inches that stay readable where a phone makes them as wide as its screen
+_NARROW = 7
 # a figure in the colours of a theme; ten inches fill the page
 Draw = Callable[[Theme], Figure]
 
@@ -108,7 +110,8 @@ def picture(draw: Draw, alt: str) -> str:
     """An ``<img>`` of a figure, 96 pixels an inch, with its twin for dark pages."""
     (light, width), (dark, _) = (_svg(draw, theme) for theme in (LIGHT, DARK))
     return (
-        f'<picture><source media="(prefers-color-scheme: dark)" srcset="{dark}">'
+        f"<picture{' class=wide' if width > _NARROW else ''}>"
+        f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
         f'<img src="{light}" alt="{escape(alt)}" style="width:{width * 96:.0f}px"></picture>'
     )
 

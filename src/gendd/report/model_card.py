@@ -232,7 +232,10 @@ def _limits(student: Described, metrics: dict[str, Any] | None) -> list[str]:
 def _labels(run: dict[str, Any], own: dict[str, Any]) -> str:
     if own.get("probe", {}).get("labels_seen_by") == "readout":
         return "without labels but for the linear readout"
-    return "with labels" if run["labels_used"] else "without labels"
+    if not run["labels_used"]:
+        return "without labels"
+    known = run.get("labelled_images")
+    return "with labels" if known is None else f"with labels of {known:,}"
 
 
 _TARGETS = {

@@ -20,6 +20,12 @@ def count(value: float | None) -> str:
     return f"{value:.0f}"
 
 
+def megabytes(parameters: float) -> str:
+    """What so many 32-bit numbers take: 19810 → "0.08 MB"."""
+    size = 4 * parameters / 1e6
+    return f"{size:.{2 if size < 10 else 1 if size < 100 else 0}f} MB"
+
+
 def milliseconds(value: float | None) -> str:
     if value is None:
         return "–"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from html import escape
 from importlib.resources import files
@@ -11,11 +12,13 @@ from gendd.config import registry
 from gendd.report.comparison import Row, is_training, label, measure_of, method_of, own_row, rows
 from gendd.report.content import ReportData
 from gendd.report.drawing import DARK, FONT, LIGHT
-from gendd.report.numbers import count, duration, ratio, signed
+from gendd.report.numbers import count, duration, megabytes, milliseconds, ratio, signed
 from gendd.report.sections.confusion import confusion
 from gendd.report.sections.costs import costs
 from gendd.report.sections.examples import examples
 from gendd.report.sections.features import features
+from gendd.report.sections.mistakes import beside, hardest
+from gendd.report.sections.reliability import reliability
 from gendd.report.sections.settings import settings
 from gendd.report.sections.tables import comparison, groups
 from gendd.report.sections.training import losses, validation
@@ -32,6 +35,9 @@ def page(data: ReportData) -> str:
         validation(data.curves),
         losses(data.curves.get(method, []), method),
         confusion(data.confusion, data.class_names),
+        reliability(data.answers.get(method), method),
+        hardest(data, method),
+        beside(data, method),
         features(data),
         examples(data.examples),
         settings(data.metrics, data.config_yaml),
@@ -44,7 +50,9 @@ def page(data: ReportData) -> str:
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<title>{escape(data.title)} · GenDD report</title><style>\n{_css()}</style></head><body><main>"
         f'<p class="eyebrow">{kind} report</p><h1>{escape(data.title)}</h1>'
-        f'<p class="lead">{escape(_lead(data.metrics))}</p>{_cards(data.metrics, table)}'
+        f'<p class="lead">{escape(_lead(data.metrics))}</p>{_verdict(data.metrics, table)}'
+        + _next(data.folder)
+        + _cards(data.metrics, table)
         + "\n".join(filter(None, sections))
         + "</main></body></html>\n"
     )
@@ -54,6 +62,50 @@ def _warnings(lines: Sequence[str]) -> str:
     """What the run warned of, in a box."""
     told = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return f'<section class="warnings"><h2>Warnings</h2><ul>{told}</ul></section>' if lines else ""
+
+
+def _next(folder: str) -> str:
+    """What to do with the student, as commands."""
+    if not folder:
+        return ""
+    run = shlex.quote(folder)
+    commands = {
+        f"gendd predict {run} IMAGE…": "classify image files",
+        f"gendd evaluate {run}": "score it again, as it was saved",
+        f"gendd export {run} --to onnx": "a file that runs without PyTorch",
+    }
+    told = "".join(
+        f"<div><code>{escape(words)}</code><span>{does}</span></div>" for words, does in commands.items()
+    )
+    return f'<section class="next"><h2>Use the student</h2>{told}</section>'
+
+
+def _verdict(metrics: dict[str, Any], table: Sequence[Row]) -> str:
+    """What the student is worth, in plain words; "" where there is nothing to compare it with."""
+    gains = metrics["student"].get("gains") or {}
+    own, rows_by_key = own_row(table), {row["key"]: row for row in table}
+    if own["top1"] is None or not gains:
+        return ""
+    parts = []
+    for name, (points, low, high) in ((name, _interval(gains[name])) for name in gains if name != "teacher"):
+        beaten = label(name) if name != "supervised" else "the same network trained on the labels alone"
+        if low <= 0 <= high:
+            parts.append(f"no different from {beaten} as far as these test images tell ({signed(points)})")
+        else:
+            word = "better" if points > 0 else "worse"
+            parts.append(f"{abs(points):.1f} points {word} than {beaten}")
+    if "teacher" in gains:
+        points = gains["teacher"]["points"]
+        factor = ratio(rows_by_key["teacher"]["parameters"], own["parameters"])
+        size = "" if factor is None or factor[1] != "fewer" else f", with {factor[0]} fewer parameters"
+        side = f"{abs(points):.1f} points {'below' if points < 0 else 'above'} its teacher{size}"
+        parts.append(side)
+    share = f"The student is right about {own['top1']:.1f} % of the test images"
+    return f'<p class="verdict">{escape(share + ": " + "; ".join(parts) + ".")}</p>'
+
+
+def _interval(gain: dict[str, float]) -> tuple[float, float, float]:
+    return gain["points"], gain["low"], gain["high"]
 
 
 def _css() -> str:
@@ -76,6 +128,8 @@ def _lead(metrics: dict[str, Any]) -> str:
         text += " trained"
     if run.get("train_images") is not None:
         text += f" on {run['train_images']:,} images"
+        if run.get("labelled_images") is not None:
+            text += f", {run['labelled_images']:,} of them labelled"
     return text + "."
 
 
@@ -96,16 +150,38 @@ def _cards(metrics: dict[str, Any], table: Sequence[Row]) -> str:
             if row[measure] is not None:
                 name = "Gap to the teacher" if key == "teacher" else f"Gain on {label(key)}"
                 change = signed(own[measure] - row[measure])
-                cards.append(_card(name, change, "points", f"{row['method']} {row[measure]:.2f} %"))
+                detail = f"{row['method']} {row[measure]:.2f} %"
+                if measure == "top1" and key in (gains := metrics["student"].get("gains") or {}):
+                    _, low, high = _interval(gains[key])
+                    detail += f"; 95 % interval {signed(low)} to {signed(high)}"
+                cards.append(_card(name, change, "points", detail))
     teacher = others.get("teacher", {})
     for name, column in (("Parameters", "parameters"), ("Multiply-adds", "multiply_adds")):
         factor = ratio(teacher.get(column), own[column])
         if factor is not None:
             cards.append(_card(name, *factor, f"{count(own[column])}, teacher {count(teacher[column])}"))
+    if measure != "agreement" and own["agreement"] is not None:
+        cards.append(_card("Agreement", f"{own['agreement']:.2f}", "%", "says what the teacher says"))
+    if own["parameters"]:
+        size = f"teacher {megabytes(teacher['parameters'])}" if teacher.get("parameters") else "of weights"
+        cards.append(_card("Size", megabytes(own["parameters"]), "", f"{size}, as 32-bit numbers"))
+    cards += _latency(own, metrics.get("run", {}))
     seconds, device = metrics["student"].get("train_seconds"), metrics.get("run", {}).get("device")
     if seconds is not None:
         cards.append(_card("Training", duration(seconds), "", f"on {device}" if device else ""))
     return f'<div class="cards">{"".join(cards)}</div>'
+
+
+def _latency(own: Row, run: dict[str, Any]) -> list[str]:
+    """How long an image takes, with the spread of the calls that were timed."""
+    if own["latency_ms"] is None:
+        return []
+    batch, device = run.get("latency_batch"), run.get("device")
+    told = "" if batch is None else f"an image, in batches of {batch}" + (f" on {device}" if device else "")
+    if own["latency_quartiles_ms"]:
+        low, high = map(milliseconds, own["latency_quartiles_ms"])
+        told += f"; half of the calls {low} to {high}"
+    return [_card("Latency", milliseconds(own["latency_ms"]), "ms", told)]
 
 
 def _card(name: str, value: str, unit: str, detail: str, own: bool = False) -> str:

@@ -10,7 +10,7 @@ from gendd.errors import UserError
 from gendd.files import write_text
 from gendd.report.content import ReportData
 from gendd.report.page import page
-from gendd.report.sections import confusion, examples, features, training
+from gendd.report.sections import confusion, examples, features, mistakes, reliability, training
 
 _SECTION = re.compile(r"<section><h2>(.*?)</h2>.*?</section>", re.DOTALL)
 # how the titles of sections begin that stay true when the student's figures change
@@ -20,6 +20,9 @@ _LASTING = tuple(
         *(what.title for what in training.VALIDATED.values()),
         training.LOSSES,
         confusion.TITLE,
+        reliability.TITLE,
+        mistakes.HARDEST,
+        mistakes.BESIDE,
         features.TITLE,
         examples.TITLE,
     )

@@ -14,6 +14,8 @@ FEW_STEPS = 500
 _NEARLY_ALL = 0.9
 # points by which a cheaper readout is better than by chance
 _APART = 1.0
+# and by which a readout is not what it could be
+_FAR_APART = 5.0
 
 
 def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None, steps: int) -> list[str]:
@@ -48,11 +50,21 @@ def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None,
                 f"readout linear, which costs least, is better on the test images ({linear:.2f} against "
                 f"{own:.2f} %); try --readout.name auto, which chooses on the validation images"
             )
+    apart = _apart(metrics["student"], measure)
+    if apart is not None:
+        lines.append(apart)
     better = {}
     for name, figures in metrics["baselines"].items():
         value = figures.get(measure) if measure is not None else None
         if own is not None and value is not None and value > own:
             better[name] = value
+    alone = better.pop("supervised", None)
+    if alone is not None:
+        lines.append(
+            f"the student is below the same network trained on labels alone ({own:.2f} against {alone:.2f} % "
+            "on the test images): as it is, the distillation is not worth it; the other one is in "
+            "baselines/supervised, or try more epochs or another --training.lr"
+        )
     if better:
         name = max(better, key=lambda each: better[each])
         assert own is not None
@@ -61,6 +73,17 @@ def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None,
             f"{own:.2f} %); its student is in baselines/{name}, or try more epochs or another --training.lr"
         )
     return lines
+
+
+def _apart(student: dict[str, Any], measure: str | None) -> str | None:
+    """A line where readout ``linear`` is far behind ``mean``; None where it isn't."""
+    found = {name: student["readouts"].get(name, {}).get(measure) for name in ("linear", "mean")}
+    if None in found.values() or found["mean"] < found["linear"] + _FAR_APART:
+        return None
+    return (
+        f"readout linear is far behind readout mean ({found['linear']:.2f} against {found['mean']:.2f} % on "
+        "the test images); use mean, or fit linear anew with gendd probe"
+    )
 
 
 def own_figure(student: dict[str, Any]) -> tuple[float | None, str | None]:

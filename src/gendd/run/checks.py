@@ -62,7 +62,7 @@ def check_networks(
         _check_labels(name, method, config, data)
         if data.val is not None:
             monitor = config.training.monitor
-            choose_monitor(method, monitor, seen, data.num_classes, config.readout.name)
+            choose_monitor(method, monitor, seen and data.judged, data.num_classes, config.readout.name)
         if name == "gendd" and method.teacher is not None and config.gendd.refit != "none":
             check_refit(method.student(), method.teacher, config.gendd.refit, seen)
     if "linear_probe" in methods_of(config) and not (config.student.weights or config.student.pretrained):

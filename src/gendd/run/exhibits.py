@@ -6,6 +6,7 @@ Shapes: n images · D teacher feature.
 from __future__ import annotations
 
 import csv
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,23 @@ def curves(folder: Path, readout: ReadoutChoice = "mean") -> list[Row]:
     return curve
 
 
+def picture_of(images: ImageSet, scored: int | None) -> Callable[[int], report.Array] | None:
+    """What gives a picture by its number among those that were scored; None where some were left out."""
+    if scored != len(images):
+        return None
+
+    def picture(index: int) -> report.Array:
+        return _array(images.images([index])[0])
+
+    return picture
+
+
+def _array(pixels: torch.Tensor) -> report.Array:
+    """uint8 (C, H, W) as (H, W) or (H, W, 3)."""
+    image: report.Array = pixels.permute(1, 2, 0).numpy()
+    return image[..., 0] if image.shape[-1] == 1 else image
+
+
 @torch.no_grad()
 def features(
     student: Student, teacher: Frozen | None, images: ImageSet, device: torch.device, seed: int
@@ -96,7 +114,6 @@ def examples(student: Student, data: Data, device: torch.device, seed: int) -> l
         label = None
         if data.test.labels is not None and told:
             label = data.class_names[int(data.test.labels[index])]
-        image = pixels[row].permute(1, 2, 0).numpy()
-        image = image[..., 0] if image.shape[-1] == 1 else image
-        shown.append(report.Example(image, label, names[best], float(probabilities[row, best])))
+        best_of = float(probabilities[row, best])
+        shown.append(report.Example(_array(pixels[row]), label, names[best], best_of))
     return shown

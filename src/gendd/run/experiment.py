@@ -169,13 +169,16 @@ def _run(
         part = dataclasses.replace(config, method=name)
         place = _place(folder, config, name)
         results[name] = train(part, data, teacher, place, resume, networks.get("student"))
+    for trained in results.values():
+        if config.readout.name in trained.student.readouts:
+            trained.student.readout = config.readout.name
     main = results[config.method].student
     pick = settle_readout(main, config, data, teacher, device)
     main.info |= _info(config, data, teacher)
     if is_first():
         # before the evaluation, which a sampling readout can make long
         main.save(folder / "student")
-    metrics, confusion = measure(config, data, teacher, results, device)
+    metrics, confusion, answers = measure(config, data, teacher, results, device)
     if not is_first():
         barrier()
         return Run(folder)
@@ -206,7 +209,10 @@ def _run(
         confusion=confusion,
         class_names=data.class_names,
         examples=exhibits.examples(main, data, device, config.seed),
+        answers=answers,
+        picture=exhibits.picture_of(data.test, metrics["run"].get("test_images")),
         config_yaml=dump(config),
+        folder=str(folder),
         **exhibits.features(main, teacher, data.test, device, config.seed),
     )
     report.write_report(content, folder / "report.html")

@@ -16,9 +16,10 @@ from gendd.config import ReadoutName, RunConfig, to_dict
 from gendd.config.registry import label
 from gendd.data import Data
 from gendd.deploy.costs import OutputName, latency_images, readout_costs
-from gendd.evaluation import Scores, evaluate
+from gendd.evaluation import Answers, Scores, evaluate
 from gendd.evaluation.embedding import embedding_scores
 from gendd.evaluation.long_tail import Shots, shots_of
+from gendd.evaluation.paired import gain
 from gendd.files import is_python_name
 from gendd.models import Frozen, count_parameters, memory_format
 from gendd.processes import is_first
@@ -34,8 +35,9 @@ def measure(
     teacher: Frozen | None,
     results: dict[str, Trained],
     device: torch.device,
-) -> tuple[dict[str, Any], Tensor | None]:
-    """All figures of a run, JSON-ready, and the confusion matrix (K, K) of the student's own readout.
+) -> tuple[dict[str, Any], Tensor | None, dict[str, Answers]]:
+    """All figures of a run, JSON-ready, the confusion matrix (K, K) of the student's own readout, and what
+    the student and each other network of the table said of the test images, by method.
 
     Args:
         config: The run's.
@@ -58,13 +60,18 @@ def measure(
         embedding = embedding_scores(
             main, teacher, data.train, data.test, data.num_classes, device=device, workers=config.data.workers
         )
+    answers: dict[str, Answers] = {}
     if teacher is not None:
-        metrics["teacher"] = measuring.teacher(teacher)
+        metrics["teacher"], said = measuring.teacher(teacher)
+        answers |= {} if said is None else {"teacher": said}
         if embedding:
             metrics["teacher"]["embedding"] = embedding.pop("teacher")
     confusion = None
     for name, trained in results.items():
-        scores = measuring.scores(trained.student.to(device).eval(), teacher)
+        student = trained.student.to(device).eval()
+        scores = measuring.scores(student, teacher)
+        if student.readouts and (said := scores[student.readout].answers) is not None:
+            answers[name] = said
         if name != config.method:
             metrics["baselines"][name] = measuring.baseline(name, trained, scores)
             continue
@@ -72,11 +79,23 @@ def measure(
         if main.readouts:
             confusion = scores[main.readout].confusion
             metrics["run"]["test_images"] = scores[main.readout].images
+    metrics["student"]["gains"] = _gains(config.method, answers)
     # last: streamed images are found unreadable while others are measured
     metrics["run"]["skipped"] = {each.part: len(each) for each in data.skipped}
     if shots is not None:
         metrics["run"]["shot_thresholds"] = [shots.few, shots.many]
-    return metrics, confusion
+    return metrics, confusion, answers
+
+
+def _gains(method: str, answers: dict[str, Answers]) -> dict[str, dict[str, float]]:
+    """What the student's answers are worth more than those of each other row, by method."""
+    own = answers[method].right if method in answers else None
+    others = {name: said.right for name, said in answers.items() if name != method}
+    return {
+        name: gain(own, other)._asdict()
+        for name, other in others.items()
+        if own is not None and other is not None and len(own) == len(other)
+    }
 
 
 @dataclass(frozen=True)
@@ -105,6 +124,7 @@ class _Measuring:
             "name": Path(config.out or "").name,
             "seed": config.seed,
             "train_images": len(data.train),
+            **({"labelled_images": data.known_labels} if data.partly_labelled else {}),
             "val_images": 0 if data.val is None else len(data.val),
             "test_images": len(data.test),
             "evaluation_images": config.evaluation.images,
@@ -133,13 +153,14 @@ class _Measuring:
             shots=self.shots,
             num_classes=self.data.num_classes,
             device=self.device,
+            answered=True,
             seed=self.config.seed,
             workers=self.config.data.workers,
             progress=shows_progress(self.config.training),
         )
 
-    def teacher(self, teacher: Frozen) -> dict[str, Any]:
-        """The teacher's own figures."""
+    def teacher(self, teacher: Frozen) -> tuple[dict[str, Any], Answers | None]:
+        """The teacher's own figures, and what it says of the test images."""
         reader = Student(teacher.backbone).to(self.device).eval()
         scores = self.scores(reader)
         if reader.readouts:
@@ -147,7 +168,8 @@ class _Measuring:
         else:
             own = {"top1": None, "top5": None, **readout_costs(reader, "feature", self.images)}
         own.pop("agreement", None)
-        return {"name": self.config.teacher.name, **own}
+        said = scores["linear"].answers if reader.readouts else None
+        return {"name": self.config.teacher.name, **own}, said
 
     def baseline(self, name: str, trained: Trained, scores: dict[ReadoutName, Scores]) -> dict[str, Any]:
         """Figures of a baseline, of its student's own readout."""

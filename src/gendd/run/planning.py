@@ -149,7 +149,7 @@ def _ready(
     """A method as its training begins, and its optimiser."""
     module = untrained(config, data, teacher, device, networks.get("student"))
     method, seen = module.method, sees_labels(config, data)
-    batches = train_loader(data, config.data, seed=config.seed, epoch=0)
+    batches = train_loader(module.data, config.data, seed=config.seed, epoch=0)
     pairs = (Batch(batch.images, batch.labels if seen else None) for batch in batches)
     try:
         method.prepare(islice(pairs, _FEW))

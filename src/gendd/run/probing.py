@@ -361,6 +361,7 @@ class _Update:
             teacher=teacher,
             num_classes=data.num_classes,
             shots=shots_of(data, self.config.data),
+            answered=True,
             device=self.device,
             workers=self.config.data.workers,
             progress=self.progress,
@@ -431,6 +432,9 @@ class _Update:
                 confusion=scores.confusion if shown else None,
                 class_names=data.class_names,
                 examples=exhibits.examples(student, data, self.device, self.config.seed) if shown else [],
+                answers={self.config.method: scores.answers} if shown and scores.answers else {},
+                picture=exhibits.picture_of(data.test, scores.images),
+                folder=str(folder),
                 config_yaml=dump(self.config),
             )
             report.update_report(content, folder / "report.html", stage / "report.html")

@@ -16,7 +16,7 @@ from gendd.evaluation import ReadoutPick, evaluate, pick_readout
 from gendd.evaluation.embedding import collect_features
 from gendd.evaluation.refit import Refit, refit_linear
 from gendd.messages import say
-from gendd.methods import Pretraining, build_method
+from gendd.methods import Method, Pretraining, build_method
 from gendd.models import Backbone, Frozen
 from gendd.processes import first_then_all, from_first, same_state
 from gendd.run.networks import student_network
@@ -73,7 +73,7 @@ def train(
         assert teacher is not None
         _pretrain(backbone, teacher, config, data, place / "stage1", resume)
     torch.manual_seed(derive_seed(config.seed, "method"))
-    method = build_method(config, backbone, asked, seen)
+    method = _built(config, backbone, asked, data)
     if isinstance(method.teacher, CachedTeacher):
         open_cache(method.teacher, config, data, method)
     result = fit(
@@ -105,6 +105,15 @@ def train(
     return Trained(_shared(student), result, refit)
 
 
+def _built(config: RunConfig, backbone: Backbone, teacher: Frozen | None, data: Data) -> Method:
+    """The method; without the teacher's cache where it is of other images, those with labels alone."""
+    seen = sees_labels(config, data)
+    method = build_method(config, backbone, teacher, seen)
+    if isinstance(teacher, CachedTeacher) and seen and data.partly_labelled and not method.takes_unknown:
+        method.ask(teacher.source)
+    return method
+
+
 def untrained(
     config: RunConfig,
     data: Data,
@@ -115,7 +124,9 @@ def untrained(
     """A method on the device as its training begins, but for the statistics that it takes first."""
     torch.manual_seed(derive_seed(config.seed, "student"))
     backbone = student_network(config, data, teacher, given)
-    method = build_method(config, backbone, teacher, sees_labels(config, data))
+    method = _built(config, backbone, teacher, data)
+    if sees_labels(config, data) and not method.takes_unknown:
+        data = data.labelled_alone()
     channels_last = config.training.channels_last is not False and not overruns(method, device)
     if channels_last:
         method.to(memory_format=torch.channels_last)

@@ -82,6 +82,7 @@ class LightningMethod(lightning.LightningModule):
         self.channels_last = channels_last
         self.readout = readout
         self.use_labels = data_config.labels and data.labelled
+        judged = self.use_labels and data.judged
         self.mixing = Mixing.from_config(data_config, data.num_classes)
         self.views = 0 if method.teacher is None else config.cache_teacher
         self.cached = method.teacher if self.views and isinstance(method.teacher, CachedTeacher) else None
@@ -103,9 +104,9 @@ class LightningMethod(lightning.LightningModule):
         self._chosen = chosen_readouts(classes, readout, seen)
         self.monitor: str | None = None
         if data.val is not None:
-            self.monitor = choose_monitor(method, config.monitor, self.use_labels, data.num_classes, readout)
+            self.monitor = choose_monitor(method, config.monitor, judged, data.num_classes, readout)
         watched: dict[str, int] = {}
-        if self.use_labels:
+        if judged:
             watched |= {name: count for name, count in classes.items() if count == data.num_classes}
         if self.monitor == "val/agreement":
             watched |= {f"agreement_{name}": teacher_classes(method) for name in self._chosen}

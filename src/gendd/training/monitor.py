@@ -17,20 +17,20 @@ def readout_classes(method: Method) -> dict[ReadoutName, int]:
 
 def choose_monitor(
     method: Method, monitor: MonitorName, labels: bool, num_classes: int, readout: ReadoutChoice = "mean"
-) -> str:
-    """The validation metric that checkpoints of a method are chosen by.
+) -> str | None:
+    """The validation metric that checkpoints of a method are chosen by; None where nothing judges it.
 
     Args:
         method: What is trained.
         monitor: ``training.monitor``.
-        labels: Whether training may see labels.
+        labels: Whether the validation images have labels that training may see.
         num_classes: K of the data's labels.
         readout: The readout in use; for ``sample`` it is ``mean``, which costs one pass, and for ``auto``
             the better of those that do.
 
     Returns:
         ``val/READOUT`` (top-1 of it), ``val/best`` (of the better of two), ``val/agreement`` or
-        ``val/diffusion``.
+        ``val/diffusion``; None for a method without a teacher where there are no labels.
 
     Raises:
         UserError: the method can't be judged by what ``monitor`` names, or by anything.
@@ -44,6 +44,8 @@ def choose_monitor(
         found["agreement"] = "val/agreement"
     if method.has_diffusion:
         found["diffusion"] = "val/diffusion"
+    if not found and not labels and method.teacher is None:
+        return None
     if not found:
         raise UserError(
             "Validation: expected a readout of the data's or the teacher's classes to judge the student by, "

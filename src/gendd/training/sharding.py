@@ -71,7 +71,7 @@ def shard(method: Method, device: torch.device) -> Method:
     method.to("cpu")
     sharded = copy.deepcopy(method)
     if method.teacher is not None:
-        sharded._teacher = (shard_teacher(method.teacher, device),)
+        sharded.ask(shard_teacher(method.teacher, device))
     _shard_units(sharded.backbone, device)
     fully_shard(sharded, mesh=_mesh(device))
     for name in ("predict", "diffusion_loss"):

@@ -85,7 +85,8 @@ def fit(
 
     Args:
         method: What is trained.
-        data: Training and validation images.
+        data: Training and validation images; a method that takes no unknown labels is given the labelled
+            training images alone, in as many steps.
         config: Optimisation.
         data_config: Loading.
         seed: Of everything random.
@@ -99,6 +100,8 @@ def fit(
         UserError: the loss is not finite, a checkpoint to resume from doesn't fit, or as
             :func:`choose_monitor`.
     """
+    if data_config.labels and not method.takes_unknown:
+        data = data.labelled_alone()
     checkpoints = folder / "checkpoints"
     finished, best = checkpoints / "finished.json", checkpoints / "best.ckpt"
     device = resolve_device(config.device)

@@ -123,8 +123,8 @@ def test_a_long_tail_of_a_list(tmp_path: Path) -> None:
             "number the classes from 0.",
         ),
         (
-            "0.png 0\n\n1.png -1\n",
-            "Expected labels from 0, got -1 in line 3 of '{train}'; number the classes from 0.",
+            "0.png 0\n\n1.png -2\n",
+            "Expected labels from 0, got -2 in line 3 of '{train}'; number the classes from 0.",
         ),
         (
             "0.png 1000000\n",

@@ -64,5 +64,5 @@ def test_what_is_no_reader_is_said(own: Path) -> None:
 
 
 def test_every_reader_names_its_sets() -> None:
-    assert len(readers()) == sum(len(each.names) for each in set(readers().values())) == 8
+    assert len(readers()) == sum(len(each.names) for each in set(readers().values())) == 9
     assert all(isinstance(each, Reader) for each in readers().values())

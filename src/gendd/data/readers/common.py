@@ -23,6 +23,8 @@ SUFFIXES = {
 }  # fmt: skip
 
 
+# stands for the label of a training image that is not known
+NO_LABEL = -1
 # a label beyond is a slip, and a network of as many classes would not fit anywhere
 MOST_CLASSES = 1_000_000
 
@@ -33,7 +35,7 @@ class Part:
 
     Args:
         count: Number of images.
-        labels: int64 (count,), or None.
+        labels: int64 (count,), -1 where it is unknown, or None.
         take: Gives the images at some indices (int64): uint8 (n, C, S, S), or encoded.
     """
 
@@ -90,7 +92,8 @@ def renumbered(part: Part, names: list[str], wanted: list[str]) -> Part:
     """The same images, whose classes are called ``names``, with the classes in the order ``wanted``."""
     if part.labels is None:
         return part
-    places = torch.tensor([wanted.index(name) for name in names])
+    # the last is that of an unknown label
+    places = torch.tensor([*(wanted.index(name) for name in names), -1])
     return replace(part, labels=places[part.labels])
 
 

@@ -16,8 +16,8 @@ from gendd.data.readers.common import Found, Part, Reader, pixel_part, required_
 from gendd.errors import UserError
 
 _DEBIAN_FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist")
-_FASHION_CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
-_FASHION_CLASSES += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
+FASHION_CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat"]
+FASHION_CLASSES += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 
 def read_fashion_mnist(config: DataConfig) -> Found:
@@ -36,11 +36,11 @@ def read_fashion_mnist(config: DataConfig) -> Found:
                 f"Expected as many labels as square images in {prefix}-*, got {len(labels)} labels and "
                 f"images of shape {tuple(images.shape)}; download the files again."
             )
-        if len(labels) == 0 or labels.max() >= len(_FASHION_CLASSES):
+        if len(labels) == 0 or labels.max() >= len(FASHION_CLASSES):
             raise UserError(f"Expected labels 0 to 9 in {prefix}-labels-idx1-ubyte; download it again.")
         return pixel_part(images[:, None], labels)
 
-    return Found(part("train"), part("t10k"), list(_FASHION_CLASSES))
+    return Found(part("train"), part("t10k"), list(FASHION_CLASSES))
 
 
 def _idx_file(roots: Sequence[Path], name: str, given: str | None) -> Path:

@@ -25,10 +25,13 @@ from gendd.data.readers.common import (
 from gendd.errors import UserError
 from gendd.messages import say
 
+_UNLABELLED = ("unlabelled", "unlabeled")
+
 
 def read_folder(config: DataConfig) -> Found:
     """``train/CLASS/*.jpg`` below ``data.path``; test images likewise, in test/, val/ or ``test_path``.
 
+    Those in unlabelled/ beside train/ are training images too, without labels.
     Where there are test images besides them, those of val/ are for validation. The folders may also be called
     training/, testing/, valid/ or validation/. A directory without any of them holds the training images
     itself. Images without class folders are unlabelled, and so are training images where training may not see
@@ -51,6 +54,9 @@ def read_folder(config: DataConfig) -> Found:
     if test_dir is None:
         test_dir, val_dir = val_dir, None
     train_names = _class_folders(train_dir)
+    more: list[str] = []
+    if train_dir != root and "unlabelled" in parts:
+        more = _images(parts["unlabelled"])
     if train_dir != root:
         _check_beside(root, train_dir, bool(train_names) or test_dir is not None or not config.labels)
     if (line := left_out(root)) is not None:
@@ -61,7 +67,7 @@ def read_folder(config: DataConfig) -> Found:
                 f"data.path: expected test/ or val/ in '{root}', found neither; "
                 "add one or set data.test_path, or set data.labels to false."
             )
-        return Found(_unlabelled(train_dir), None, [])
+        return Found(_training(train_dir, [], more), None, [])
     test, names = folder_part(test_dir)
     labelled = bool(train_names)
     if names:
@@ -80,14 +86,15 @@ def read_folder(config: DataConfig) -> Found:
             _check_equal(train_dir, train_names, val_dir, val_names)
         elif val_names != names:
             val = unlabelled(val)
-    train = file_part(*_labelled_files(train_dir, train_names)) if labelled else _unlabelled(train_dir)
+    train = _training(train_dir, train_names if labelled else [], more)
     return Found(train, test, _shown(names), val)
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """The folders of the training, validation and test images, as far as they are there."""
+    """The folders of the training, validation, test and unlabelled images, as far as they are there."""
     present = {name.lower(): root / name for name in reversed(_class_folders(root))} if root.is_dir() else {}
-    found = {split: [present[name] for name in names if name in present] for split, names in SPLITS.items()}
+    kinds = {**SPLITS, "unlabelled": _UNLABELLED}
+    found = {split: [present[name] for name in names if name in present] for split, names in kinds.items()}
     return {split: folders[0] for split, folders in found.items() if folders}
 
 
@@ -97,7 +104,7 @@ def _check_beside(root: Path, train_dir: Path, clear: bool) -> None:
     Raises:
         UserError: it is not ``clear`` that train/ is no class among them.
     """
-    known = {name for names in SPLITS.values() for name in names}
+    known = {name for names in (*SPLITS.values(), _UNLABELLED) for name in names}
     others = [name for name in _class_folders(root) if name.lower() not in known and image_files(root / name)]
     if not others:
         return
@@ -121,11 +128,23 @@ def folder_part(directory: Path) -> tuple[Part, list[str]]:
     return (file_part(*_labelled_files(directory, names)) if names else _unlabelled(directory)), names
 
 
-def _unlabelled(directory: Path) -> Part:
+def _training(directory: Path, names: Sequence[str], more: list[str]) -> Part:
+    """The training images, by class where ``names`` are given, and those whose labels are unknown."""
+    if not names:
+        return file_part(_images(directory) + more, None)
+    files, labels = _labelled_files(directory, names)
+    return file_part(files + more, torch.cat([labels, torch.full((len(more),), -1)]))
+
+
+def _images(directory: Path) -> list[str]:
     files = image_files(directory)
     if not files:
         raise UserError(f"Expected images in '{directory}', found none; add some.")
-    return file_part(files, None)
+    return files
+
+
+def _unlabelled(directory: Path) -> Part:
+    return file_part(_images(directory), None)
 
 
 def _check_equal(train_dir: Path, train: Sequence[str], test_dir: Path, test: Sequence[str]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gendd.config import DataConfig
 from gendd.data.readers.common import (
+    NO_LABEL,
     SPLITS,
     Found,
     Part,
@@ -81,7 +82,7 @@ def read_hf(config: DataConfig) -> Found:
         test_split = held[1] or held[0] or alone
     elif test_split is None:
         test_split, val_split = val_split, None
-    train, train_names = _part(*train_split)
+    train, train_names = _part(*train_split, least=NO_LABEL)
     if test_split is None:
         if train.labels is not None and config.labels:
             raise untested(config, "a folder of test images, or a split 'test' or 'validation'")
@@ -138,8 +139,8 @@ def _splits(path: Path, key: str) -> tuple[_Split, _Split | None, _Split | None]
     return (loaded[train], f"'{path}' ({train})"), val, test
 
 
-def _part(split: Any, name: str) -> tuple[Part, list[str]]:
-    """Images, labels and class names of one split; no image is read."""
+def _part(split: Any, name: str, least: int = 0) -> tuple[Part, list[str]]:
+    """Images, labels from ``least`` on and class names of one split; no image is read."""
     import datasets
 
     features = split.features
@@ -158,11 +159,11 @@ def _part(split: Any, name: str) -> tuple[Part, list[str]]:
         values = split.with_format("numpy", columns=[label])[label][:]
         labels = torch.as_tensor(values).long()
         low, high = int(labels.min()), int(labels.max())
-        if low < 0 or (names and high >= len(names)):
+        if low < least or (names and high >= len(names)):
             upto = f" to {len(names) - 1}" if names else ""
             raise UserError(
-                f"Expected labels from 0{upto} in column {label} of {name}, got {low if low < 0 else high}; "
-                "give a split that has its labels."
+                f"Expected labels from 0{upto} in column {label} of {name}, got "
+                f"{low if low < least else high}; give a split that has its labels."
             )
     encoded = split.cast_column(image, datasets.Image(decode=False)).select_columns([image])
     return Part(len(split), labels, lambda rows: _Rows(encoded, image, rows, name)), names

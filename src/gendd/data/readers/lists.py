@@ -10,6 +10,7 @@ import torch
 from gendd.config import DataConfig
 from gendd.data.readers.common import (
     MOST_CLASSES,
+    NO_LABEL,
     SUFFIXES,
     Found,
     Part,
@@ -31,11 +32,13 @@ def read_list(config: DataConfig) -> Found:
     """Lists as ImageNet-LT, Places-LT and iNaturalist have them: ``data.path`` and ``data.test_path``.
 
     A line is ``path label``; the label is what follows the last space, so that paths may hold spaces. A
-    list of paths alone is unlabelled. Paths are relative to ``data.root``, else to their list's folder.
+    list of paths alone is unlabelled, and so is an image whose label is -1. Paths are
+    relative to ``data.root``, else to their list's folder.
     Classes are counted up to the largest label of both lists, unless ``data.classes`` names them.
     """
     classes = None if config.classes is None else len(read_names(config.classes))
-    train = _read(given_path(config, "a list of the training images"), "data.path", config.root, classes)
+    path = given_path(config, "a list of the training images")
+    train = _read(path, "data.path", config.root, classes, least=NO_LABEL)
     if config.test_path is None:
         if train.labels is not None and config.labels:
             raise untested(config, "a list of the test images")
@@ -50,9 +53,14 @@ def read_list(config: DataConfig) -> Found:
 
 
 def _read(
-    value: str, key: str, root: str | None, classes: int | None, known: str = "the names in data.classes"
+    value: str,
+    key: str,
+    root: str | None,
+    classes: int | None,
+    known: str = "the names in data.classes",
+    least: int = 0,
 ) -> Part:
-    """The images and labels of one list; every path is looked for."""
+    """The images and labels from ``least`` on of one list; every path is looked for."""
     file = existing_path(value, key, "a list of image files")
     if root is None:
         base = file.parent
@@ -73,7 +81,7 @@ def _read(
                 f"line {first[False]} without; complete them."
             )
         if label is not None:
-            _check_label(label, classes, known, place)
+            _check_label(label, least, classes, known, place)
             labels.append(label)
         full = os.path.join(base, path)
         if not os.path.isfile(full):
@@ -84,7 +92,7 @@ def _read(
         paths.append(full)
     if not paths:
         raise UserError(f"{key}: expected a line an image in '{file}', found none; give another list.")
-    return file_part(paths, torch.tensor(labels) if labels else None)
+    return file_part(paths, torch.tensor(labels) if max(labels, default=-1) >= 0 else None)
 
 
 def _fields(line: str, place: str) -> tuple[str, int | None]:
@@ -102,8 +110,8 @@ def _fields(line: str, place: str) -> tuple[str, int | None]:
     )
 
 
-def _check_label(label: int, classes: int | None, known: str, place: str) -> None:
-    if label < 0:
+def _check_label(label: int, least: int, classes: int | None, known: str, place: str) -> None:
+    if label < least:
         raise UserError(f"Expected labels from 0, got {label} in {place}; number the classes from 0.")
     if label >= (classes or MOST_CLASSES):
         why = "" if classes is None else f" ({known})"

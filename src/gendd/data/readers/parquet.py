@@ -16,6 +16,7 @@ from torch import Tensor
 from gendd.config import DataConfig
 from gendd.data.images import Held
 from gendd.data.readers.common import (
+    NO_LABEL,
     Found,
     Part,
     Reader,
@@ -117,7 +118,7 @@ def read_parquet(config: DataConfig) -> Found:
         test_files = _parquet_files(config.test_path, "data.test_path")
     elif not test_files:
         test_files, val_files = val_files, []
-    train = _table(train_files)
+    train = _table(train_files, NO_LABEL)
     if not test_files:
         if train.labels is not None and config.labels:
             raise untested(config, "the parquet file(s) of the test images")
@@ -202,8 +203,8 @@ def _column(present: Sequence[str], choices: Sequence[str]) -> str | None:
     return next((name for name in choices if name in present), None)
 
 
-def _table(files: list[str]) -> _Table:
-    """Row counts, labels and class names of the files of one split. Reads no images."""
+def _table(files: list[str], least: int = 0) -> _Table:
+    """Row counts, labels from ``least`` on and class names of the files of one split. Reads no images."""
     pa, _ = _arrow()
     counts: list[int] = []
     labels: list[Tensor] = []
@@ -242,7 +243,7 @@ def _table(files: list[str]) -> _Table:
     if sum(counts) == 0:
         raise UserError(f"Expected images in {files[0]!r}, found no rows; give another file.")
     joined = torch.cat(labels) if labels else None
-    if joined is not None and joined.min() < 0:
+    if joined is not None and joined.min() < least:
         raise UserError(
             f"Expected labels from 0 in column {label} of {files[0]!r}, got {int(joined.min())}; "
             "give a split that has its labels."

@@ -27,7 +27,12 @@ def examples(found: Sequence[Example]) -> str:
     note = "Below each image: the student's answer and its confidence"
     if any(example.true is not None for example in shown):
         note += "; errors are outlined and marked ✗, with the true class under them"
-    return section(TITLE, f'<div class="grid">{"".join(map(_figure, shown))}</div>', note + ".")
+    return section(TITLE, figures(shown), note + ".")
+
+
+def figures(shown: Sequence[Example]) -> str:
+    """Pictures in a grid, each with the answer below it."""
+    return f'<div class="grid">{"".join(map(_figure, shown))}</div>'
 
 
 def _figure(example: Example) -> str:
@@ -36,6 +41,8 @@ def _figure(example: Example) -> str:
     wrong = example.true is not None and example.true != example.predicted
     mark = "" if example.true is None else "✗ " if wrong else "✓ "
     truth = f"<span>is {escape(str(example.true))}</span>" if wrong else ""
+    if example.teacher is not None and example.teacher != example.true:
+        truth += f"<span>teacher: {escape(example.teacher)}</span>"
     return (
         f"<figure{' class=wrong' if wrong else ''}><img{' class=tiny' if tiny else ''} "
         f'src="data:image/png;base64,{encoded}" alt="{predicted}">'

@@ -1,0 +1,181 @@
+"""The images and the teacher of the demo, and its figures.
+
+    python benchmarks/demo.py images             # Fashion-MNIST's, tiled into PNGs
+    python benchmarks/demo.py teacher            # trained on the images that the demo has not
+    python benchmarks/demo.py rates              # results/demo_rates.csv: what the rate was chosen by
+    python benchmarks/demo.py figures --seeds 5  # results/demo.csv, a row a seed and method
+
+Fashion-MNIST is that of Debian's package dataset-fashion-mnist, or its four files below ``--path``. Of its
+60,000 training images 6,000 are those of the demo, 2,000 are those that its settings were chosen on, and the
+teacher learns from the others; of its 10,000 test images 2,000 are those of the demo.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from gendd.config import DataConfig, ModelConfig, RunConfig, TrainingConfig, from_dict
+from gendd.config.reading import read_yaml
+from gendd.data.readers.common import Found, pixel_part
+from gendd.data.readers.demo import COLUMNS, FOLDER, UNKNOWN, read_demo
+from gendd.data.readers.fashion_mnist import read_fashion_mnist
+from gendd.models import create_backbone, load_weights, save_weights
+from gendd.recipes import recipe_path
+
+TRAIN, LABELLED, CHOSEN_ON, TEST, CLASSES = 6000, 200, 2000, 2000, 10
+TEACHER = "cifar/resnet14"
+RESULTS = Path(__file__).parent / "results" / "demo.csv"
+RATES = RESULTS.with_name("demo_rates.csv")
+LEARNING_RATES = (0.01, 0.02, 0.04)
+METHODS = ("gendd", "kl", "supervised")
+
+
+def split(found: Found) -> dict[str, tuple[Tensor, Tensor]]:
+    """The images (n, 1, 28, 28) and labels (n,) of each part, always the same; of all classes alike."""
+    generator = torch.Generator().manual_seed(0)
+
+    def shuffled(count: int, of: Tensor) -> list[Tensor]:
+        """The rows of each class in a random order, dealt out in turn."""
+        rows = [torch.randperm(count, generator=generator) for _ in range(CLASSES)]
+        return [(of == label).nonzero()[:, 0][order] for label, order in enumerate(rows)]
+
+    parts: dict[str, tuple[Tensor, Tensor]] = {}
+    for part, cuts in (
+        (found.train, {"train": TRAIN, "chosen_on": CHOSEN_ON, "teacher": None}),
+        (found.test, {"test": TEST}),
+    ):
+        assert part is not None and part.labels is not None
+        by_class = shuffled(part.count // CLASSES, part.labels)
+        start = 0
+        for name, size in cuts.items():
+            stop = None if size is None else start + size // CLASSES
+            rows = torch.stack([each[start:stop] for each in by_class], 1).flatten()
+            pixels = part.take(rows)
+            assert isinstance(pixels, Tensor)
+            parts[name] = pixels, part.labels[rows]
+            start = stop or 0
+    return parts
+
+
+def write_images(path: str | None) -> None:
+    """The tiles and labels of the package: the first of each class's training images keep their labels."""
+    parts = split(read_fashion_mnist(DataConfig(name="fashion-mnist", path=path)))
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    lines = []
+    for name in ("train", "test"):
+        pixels, labels = parts[name]
+        order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
+        # the images are dealt out by class: the first rows hold as many of each
+        known = order < (LABELLED if name == "train" else len(labels))
+        said = torch.where(known, labels[order], -1).tolist()
+        lines.append("".join(UNKNOWN if label < 0 else str(label) for label in said))
+        side = pixels.shape[-1]
+        tiles = pixels[order].view(-1, COLUMNS, side, side).transpose(1, 2).reshape(-1, COLUMNS * side)
+        Image.fromarray(tiles.numpy()).save(FOLDER / f"{name}.png", optimize=True)
+    (FOLDER / "labels.txt").write_text("\n".join(lines) + "\n", encoding="ascii")
+
+
+def others(config: DataConfig) -> Found:
+    """What the demo has not: the teacher's training images, and those its settings were chosen on."""
+    found = read_fashion_mnist(config)
+    parts = split(found)
+    return Found(pixel_part(*parts["teacher"]), pixel_part(*parts["chosen_on"]), found.class_names)
+
+
+def chosen_on(config: DataConfig) -> Found:
+    """The demo's training images with other test images: those that its settings were chosen on."""
+    found = read_demo(config)
+    parts = split(read_fashion_mnist(DataConfig(name="fashion-mnist", path=config.path)))
+    return Found(found.train, pixel_part(*parts["chosen_on"]), found.class_names)
+
+
+def train_teacher(path: str | None, folder: Path) -> None:
+    """The teacher of the package."""
+    from gendd.run import execute
+
+    config = RunConfig(
+        method="supervised",
+        student=ModelConfig(TEACHER),
+        data=DataConfig(
+            name=f"{__file__}:others", path=path, augment="crop-flip", validation=0, batch_size=128
+        ),
+        training=TrainingConfig(epochs=4, lr=0.01, precision="fp32"),
+        out=str(folder),
+    )
+    execute(config, overwrite=folder.exists())
+    backbone = create_backbone(TEACHER, CLASSES, 1)
+    load_weights(backbone, folder)
+    save_weights(backbone, FOLDER / "teacher.safetensors")
+
+
+def write_rates(path: str | None, folder: Path) -> None:
+    """Each method of the recipe alone at each rate, by top-1 on the images that rates are chosen on."""
+    from gendd.run import execute
+
+    recipe = read_yaml(recipe_path("demo"))
+    recipe["data"] |= {"name": f"{__file__}:chosen_on", "path": path, "augment": "crop-flip"}
+    if not RATES.exists():
+        RATES.write_text("method,lr,top1\n", encoding="utf-8")
+    for lr, method in itertools.product(LEARNING_RATES, METHODS):
+        if f"\n{method},{lr}," in RATES.read_text(encoding="utf-8"):
+            continue
+        values = recipe | {"method": method, "baselines": [], "seed": 100, "out": str(folder / "rate")}
+        values["training"] = recipe["training"] | {"lr": lr}
+        run = execute(from_dict(values, RunConfig), overwrite=(folder / "rate").exists())
+        top1 = run.metrics["student"]["readouts"]["linear"]["top1"]
+        with RATES.open("a", encoding="utf-8") as stream:
+            stream.write(f"{method},{lr},{top1}\n")
+
+
+def write_figures(seeds: int, folder: Path) -> None:
+    """The recipe with each seed, and GenDD without labels beside it; top-1 on the test images of each row."""
+    from gendd.report.comparison import rows
+
+    table: list[tuple[object, ...]] = [("method", "seed", "top1")]
+    for seed in range(seeds):
+        out = folder / f"seed{seed}"
+        if not (out / "metrics.json").exists():
+            words = ["distill", "--recipe", "demo", "--baselines", "supervised,kl,gendd_no_labels"]
+            words += ["--seed", str(seed), "--out", str(out), *(["--resume"] if out.exists() else [])]
+            subprocess.run([sys.executable, "-m", "gendd", *words], check=True)
+        metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
+        own = [row for row in rows(metrics) if row["chosen"] or row["key"] != "gendd"]
+        table += [(row["key"], seed, row["top1"]) for row in own]
+        for target in (RESULTS, recipe_path("demo").with_suffix(".csv")):
+            with target.open("w", newline="", encoding="utf-8") as stream:
+                csv.writer(stream, lineterminator="\n").writerows(table)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("what", choices=["images", "teacher", "rates", "figures"])
+    parser.add_argument("--path", help="the folder of Fashion-MNIST's files; default: Debian's")
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/demo-benchmark"), help="where runs are written"
+    )
+    parser.add_argument("--seeds", type=int, default=5)
+    arguments = parser.parse_args()
+    if arguments.what == "images":
+        write_images(arguments.path)
+    elif arguments.what == "teacher":
+        train_teacher(arguments.path, arguments.out)
+    elif arguments.what == "rates":
+        write_rates(arguments.path, arguments.out)
+    else:
+        write_figures(arguments.seeds, arguments.out)
+
+
+if __name__ == "__main__":
+    main()

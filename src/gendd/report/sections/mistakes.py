@@ -1,0 +1,97 @@
+"""Where the student errs: its hardest classes, and its mistakes beside the teacher's.
+
+Shapes: N images · K classes.
+"""
+
+from __future__ import annotations
+
+from html import escape
+
+import numpy as np
+
+from gendd.evaluation import Answers
+from gendd.report.content import Array, Example, ReportData, array
+from gendd.report.markup import line, section, table
+from gendd.report.sections.examples import figures
+
+HARDEST, BESIDE = "Hardest classes", "Mistakes beside the teacher's"
+_CLASSES, _PICTURES = 3, 8
+
+
+def hardest(data: ReportData, method: str) -> str:
+    """The classes that the student is least often right about, with pictures of what it mistook."""
+    said, teacher = data.answers.get(method), data.answers.get("teacher")
+    if said is None or said.right is None or said.labels is None:
+        return ""
+    labels, right = array(said.labels).astype(int), array(said.right)
+    taught = None if teacher is None or teacher.right is None else array(teacher.right)
+    parts = []
+    for label in least_right(labels, right):
+        of_class = labels == label
+        told = f"{100 * right[of_class].mean():.1f} % right"
+        if taught is not None:
+            told += f", teacher {100 * taught[of_class].mean():.1f} %"
+        wrong = _surest(array(said.confidence), of_class & (right == 0))
+        name = escape(data.class_names[label])
+        parts.append(f"<h3>{name} <small>{told}</small></h3>{_pictures(data, said, teacher, wrong)}")
+    if not parts:
+        return ""
+    note = "" if data.picture is None else "The pictures are those that the student is surest of and wrong."
+    return section(HARDEST, "".join(parts), note)
+
+
+def beside(data: ReportData, method: str) -> str:
+    """Which images the student and its teacher are right about, and pictures that it alone mistook."""
+    said, teacher = data.answers.get(method), data.answers.get("teacher")
+    if said is None or teacher is None or said.right is None or teacher.right is None:
+        return ""
+    own, taught = array(said.right) > 0, array(teacher.right) > 0
+    if len(own) != len(taught):
+        return ""
+    same = array(said.predicted) == array(teacher.predicted)
+    lines = [
+        line([words], [f"{int(rows.sum()):,}", f"{100 * rows.mean():.1f} %"])
+        for words, rows in (
+            ("Both right", own & taught),
+            ("The teacher alone right", ~own & taught),
+            ("The student alone right", own & ~taught),
+            ("Both wrong, with the same answer", ~own & ~taught & same),
+            ("Both wrong, each in its own way", ~own & ~taught & ~same),
+        )
+    ]
+    lost = _surest(array(said.confidence), ~own & taught)
+    shown = _pictures(data, said, teacher, lost)
+    note = "The pictures are those that the teacher knows and the student is surest of otherwise."
+    return section(BESIDE, table(["Test images"], ["Number", "Share"], lines) + shown, note if shown else "")
+
+
+def least_right(labels: Array, right: Array) -> list[int]:
+    """The classes of the smallest shares of right answers, the smallest first; those without an error not."""
+    shares = {int(label): float(right[labels == label].mean()) for label in np.unique(labels)}
+    wrong = sorted((share, label) for label, share in shares.items() if share < 1)
+    return [label for _, label in wrong[:_CLASSES]]
+
+
+def _surest(confidence: Array, rows: Array) -> list[int]:
+    """The first few of some rows, bool (N,), by confidence."""
+    chosen = np.flatnonzero(rows)
+    return [int(row) for row in chosen[np.argsort(-confidence[chosen], kind="stable")][:_PICTURES]]
+
+
+def _pictures(data: ReportData, said: Answers, teacher: Answers | None, rows: list[int]) -> str:
+    if data.picture is None or not rows or said.labels is None:
+        return ""
+    names = data.class_names
+    fits = teacher is not None and teacher.right is not None
+    return figures(
+        [
+            Example(
+                data.picture(row),
+                names[int(said.labels[row])],
+                names[int(said.predicted[row])],
+                float(said.confidence[row]),
+                names[int(teacher.predicted[row])] if fits and teacher is not None else None,
+            )
+            for row in rows
+        ]
+    )
