@@ -561,8 +561,8 @@ def test_ctrl_c_ends_with_130_and_a_hint(digits_run: Finished, tmp_path: Path) -
         (["distill", "--training.epochs=0"], "training.epochs: expected a positive integer or null, got 0."),
         (
             ["distill", "--data.name=digit"],
-            "data.name: expected one of cifar10, cifar100, digits, fashion-mnist, folder, hf, list, parquet, "
-            "webdataset, or path/to/file.py:NAME, got 'digit'. Did you mean 'digits'?",
+            "data.name: expected one of cifar10, cifar100, demo, digits, fashion-mnist, folder, hf, list, "
+            "parquet, webdataset, or path/to/file.py:NAME, got 'digit'. Did you mean 'digits'?",
         ),
         (["evaluate"], "the following arguments are required: RUN. See: gendd evaluate --help."),
         (["recipes", "--all"], "unrecognized arguments: --all. See: gendd recipes --help."),

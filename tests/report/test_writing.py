@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
-from reports import Page, agreed, full, log, metrics, unlabelled
+from reports import Page, agreed, full, judged, log, metrics, unlabelled
 
 from gendd.errors import UserError
 from gendd.report import ReportData, update_report, write_report
@@ -50,6 +50,16 @@ def test_sections_that_are_new_take_the_place_of_what_they_replace(tmp_path: Pat
         "Losses of GenDD",
         "Settings",
     ]
+
+
+def test_new_answers_are_not_beside_the_teachers_of_before(tmp_path: Path) -> None:
+    path = write_report(judged(), tmp_path / "report.html")
+    data = judged()
+    del data.answers["teacher"]
+    text = update_report(data, path).read_text(encoding="utf-8")
+    assert "Mistakes beside" not in text and "Hardest classes" in text
+    update_report(ReportData(data.title, metrics()), write_report(judged(), path))
+    assert "Mistakes beside" in path.read_text(encoding="utf-8")
 
 
 def test_a_failed_write_keeps_the_old_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

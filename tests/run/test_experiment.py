@@ -40,10 +40,11 @@ def test_a_run_leaves_the_files_of_the_contract(digits_run: Finished) -> None:
 
 def test_metrics_have_the_contract_s_keys(digits_run: Finished) -> None:
     metrics = json.loads((digits_run.folder / "metrics.json").read_text())
-    costs = {"top1", "top5", "parameters", "multiply_adds", "latency_ms"}
+    costs = {"top1", "top5", "parameters", "multiply_adds", "latency_ms", "latency_quartiles_ms"}
     assert set(metrics["teacher"]) == costs | {"name"}
     student = metrics["student"]
     assert set(student) == {
+        "gains",
         "name",
         "parameters",
         "readouts",

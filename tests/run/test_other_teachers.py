@@ -38,7 +38,7 @@ def other_teacher(digits_run: Finished, tmp_path_factory: pytest.TempPathFactory
     return str(file)
 
 
-FEATURES = {"knn", "linear_probe", "parameters", "multiply_adds", "latency_ms"}
+FEATURES = {"knn", "linear_probe", "parameters", "multiply_adds", "latency_ms", "latency_quartiles_ms"}
 
 
 def test_a_teacher_of_features_alone_and_no_labels(

@@ -157,7 +157,7 @@ def test_card_and_report_tell_the_new_figures(probed: tuple[Path, dict[str, byte
     assert ", with labels, " in card
     page, old = (folder / "report.html").read_text(), before["report.html"].decode()
     titles = [re.findall(r"<h2>(.*?)</h2>", text) for text in (page, old)]
-    assert titles[0] == titles[1] and len(titles[0]) == 9
+    assert titles[0] == titles[1] and len(titles[0]) == 13
     sections = [dict(re.findall(r"(?s)<section><h2>(.*?)</h2>(.*?)</section>", text)) for text in (page, old)]
     changed = {title for title in sections[0] if sections[0][title] != sections[1][title]}
     # the readout in use is mean: what is told of it stays

@@ -60,7 +60,9 @@ def update_report(data: ReportData, path: Path, into: Path | None = None) -> Pat
     Returns:
         The file written.
     """
-    return _write(_merged(page(data), Path(path).read_text(encoding="utf-8")), Path(into or path))
+    # what is new of the student is not beside what its teacher said
+    lasting = tuple(title for title in _LASTING if not (data.answers and title == escape(mistakes.BESIDE)))
+    return _write(_merged(page(data), Path(path).read_text(encoding="utf-8"), lasting), Path(into or path))
 
 
 def _write(text: str, path: Path) -> Path:
@@ -69,13 +71,13 @@ def _write(text: str, path: Path) -> Path:
     return path
 
 
-def _merged(new: str, before: str) -> str:
+def _merged(new: str, before: str, lasting: tuple[str, ...]) -> str:
     """The page with those of the sections of one before it that it lacks and that are still true."""
     sections = {found[1]: found[0] for found in _SECTION.finditer(new)}
     order: list[str] = []
     for found in _SECTION.finditer(before):
         title = found[1]
-        if title in sections or title.startswith(_LASTING):
+        if title in sections or title.startswith(lasting):
             sections.setdefault(title, found[0])
             order.append(title)
     previous = 0

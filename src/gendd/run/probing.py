@@ -370,6 +370,9 @@ class _Update:
         own["readouts"]["linear"] = {**entry, **scores.as_dict(), **costs}
         self._pick(own)
         own["readout"] = student.readout
+        if student.readout == "linear":
+            # what the other methods said of the images is not known any more
+            own.pop("gains", None)
         return scores
 
     def _named(self) -> Data:
