@@ -143,7 +143,7 @@ def judged() -> ReportData:
         "supervised": answered(alone, labels),
     }
     data.picture = lambda row: np.full((8, 8), 20 * row, np.uint8)
-    data.metrics["student"]["gains"] = {
+    data.metrics["gains"] = {
         "teacher": {"points": -0.24, "low": -1.0, "high": 0.5},
         "supervised": {"points": 3.04, "low": 2.0, "high": 4.1},
         "kl": {"points": 1.4, "low": -0.1, "high": 2.9},

@@ -53,7 +53,7 @@ def test_the_verdict_is_in_words_and_tells_chance(html: str) -> None:
         "(+1.40); 0.2 points below its teacher, with 3.4× fewer parameters."
     )
     data = judged()
-    data.metrics["student"]["gains"]["supervised"] = {"points": -3.0, "low": -4.0, "high": -2.0}
+    data.metrics["gains"]["supervised"] = {"points": -3.0, "low": -4.0, "high": -2.0}
     assert "3.0 points worse than the same network" in write_of(data)
     assert 'class="verdict"' not in write_of(full())
 

@@ -44,7 +44,6 @@ def test_metrics_have_the_contract_s_keys(digits_run: Finished) -> None:
     assert set(metrics["teacher"]) == costs | {"name"}
     student = metrics["student"]
     assert set(student) == {
-        "gains",
         "name",
         "parameters",
         "readouts",
@@ -53,6 +52,7 @@ def test_metrics_have_the_contract_s_keys(digits_run: Finished) -> None:
         "validation",
     }
     assert set(student["readouts"]) == {"linear", "mean", "sample"}
+    assert set(metrics["gains"]) == {"teacher", "supervised", "kl", "kd"}
     sampler = {"sampler", "steps", "guidance", "num_samples", "temperature", "eta"}
     for name, figures in student["readouts"].items():
         assert set(figures) == costs | {"agreement"} | (sampler if name == "sample" else set())

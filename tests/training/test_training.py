@@ -24,6 +24,7 @@ from gendd.config import DataConfig, TrainingConfig
 from gendd.data import Data, Mixing, load_data, train_loader
 from gendd.errors import UserError
 from gendd.methods import KD, GenDD, KDConfig, LinearProbe, Method, StepOutput, Supervised
+from gendd.methods.feature_mse import FeatureMSE
 from gendd.models import Backbone, create_backbone
 from gendd.processes import share
 from gendd.student import Student
@@ -331,8 +332,11 @@ def test_a_baseline_is_judged_by_what_it_has() -> None:
     kl = KD(network(), network("cifar/resnet8x0.5", 1), KDConfig(1.0, 1.0))
     assert choose_monitor(kl, "diffusion", False, 10) == "val/agreement"
     assert choose_monitor(kl, "agreement", True, 10) == "val/agreement"
+    # nothing to judge it by: its last weights stay
+    assert choose_monitor(Supervised(network()), "auto", False, 10) is None
+    silent = FeatureMSE(network(), create_backbone("cifar/resnet8x0.5", 10, in_channels=1, classifier=False))
     with pytest.raises(UserError, match="expected a readout of the data's or the teacher's classes"):
-        choose_monitor(Supervised(network()), "auto", False, 10)
+        choose_monitor(silent, "auto", False, 10)
 
 
 @pytest.mark.parametrize("teacher", ["same", "none"])

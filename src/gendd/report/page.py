@@ -82,7 +82,7 @@ def _next(folder: str) -> str:
 
 def _verdict(metrics: dict[str, Any], table: Sequence[Row]) -> str:
     """What the student is worth, in plain words; "" where there is nothing to compare it with."""
-    gains = metrics["student"].get("gains") or {}
+    gains = metrics.get("gains") or {}
     own, rows_by_key = own_row(table), {row["key"]: row for row in table}
     if own["top1"] is None or not gains:
         return ""
@@ -151,7 +151,7 @@ def _cards(metrics: dict[str, Any], table: Sequence[Row]) -> str:
                 name = "Gap to the teacher" if key == "teacher" else f"Gain on {label(key)}"
                 change = signed(own[measure] - row[measure])
                 detail = f"{row['method']} {row[measure]:.2f} %"
-                if measure == "top1" and key in (gains := metrics["student"].get("gains") or {}):
+                if measure == "top1" and key in (gains := metrics.get("gains") or {}):
                     _, low, high = _interval(gains[key])
                     detail += f"; 95 % interval {signed(low)} to {signed(high)}"
                 cards.append(_card(name, change, "points", detail))

@@ -79,7 +79,7 @@ def measure(
         if main.readouts:
             confusion = scores[main.readout].confusion
             metrics["run"]["test_images"] = scores[main.readout].images
-    metrics["student"]["gains"] = _gains(config.method, answers)
+    metrics["gains"] = _gains(config.method, answers)
     # last: streamed images are found unreadable while others are measured
     metrics["run"]["skipped"] = {each.part: len(each) for each in data.skipped}
     if shots is not None:

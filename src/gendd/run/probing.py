@@ -324,6 +324,9 @@ class _Update:
         before = {name: entry.get(name) for name in _FIGURES}
         changed = self.refit.kept == "refitted"
         scores = self._measure(own, before, ask) if changed else None
+        if changed and own["readout"] == "linear":
+            # what the other methods said of the images is not known any more
+            metrics.pop("gains", None)
         after = {name: own["readouts"]["linear"].get(name) for name in _FIGURES}
         seconds = round(time.perf_counter() - start, 2)
         probed = Probed(self.refit, before, after, seconds, self.data.tested_on)
@@ -370,9 +373,6 @@ class _Update:
         own["readouts"]["linear"] = {**entry, **scores.as_dict(), **costs}
         self._pick(own)
         own["readout"] = student.readout
-        if student.readout == "linear":
-            # what the other methods said of the images is not known any more
-            own.pop("gains", None)
         return scores
 
     def _named(self) -> Data:
