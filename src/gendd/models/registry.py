@@ -12,6 +12,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from functools import cache
 from pathlib import Path
 from typing import Any, cast
 
@@ -170,6 +171,7 @@ def check_name(name: str) -> None:
         raise _unknown(name, list_models(f"{family}/") or list_models())
 
 
+@cache
 def _is_cifar(name: str) -> bool:
     try:
         # no numbers are drawn for a network that is thrown away
