@@ -1,7 +1,7 @@
 # For CPUs:           docker build --tag gendd .
 # For NVIDIA's GPUs:  docker build --tag gendd --build-arg TORCH=cu126 .    (docker run --gpus all …)
 #
-#   docker run --rm --volume "$PWD":/work gendd distill --out runs/demo
+#   docker run --rm --volume "$PWD":/data gendd distill --out runs/demo
 #
 # PyTorch's wheels bring CUDA's libraries along, so both begin with the same image.
 ARG BASE=python:3.12-slim
@@ -17,7 +17,7 @@ COPY src src
 RUN pip install --no-cache-dir '.[export,parquet,webdataset]'
 
 # trained teachers are kept beside the runs
-ENV GENDD_CACHE=/work/.cache MPLCONFIGDIR=/tmp HOME=/tmp
-WORKDIR /work
+ENV GENDD_CACHE=/data/.cache MPLCONFIGDIR=/tmp HOME=/tmp
+WORKDIR /data
 ENTRYPOINT ["gendd"]
 CMD ["--help"]

@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import stat
 import sys
 import time
@@ -118,6 +119,11 @@ def user_path(value: str | Path) -> Path:
     return Path(os.path.expanduser(value))
 
 
+def file_stem(name: str) -> str:
+    """A network's name as the beginning of a file's or folder's: of a path its end."""
+    return re.sub(r"[^\w.+-]+", "-", name)[-100:].lstrip("-.")
+
+
 def student_folder(path: str | Path) -> Path | None:
     """The student's folder at or in ``path``."""
     path = user_path(path)
@@ -134,12 +140,18 @@ def no_student(path: str | Path) -> UserError:
     )
 
 
-def check_student(path: str | Path) -> None:
-    """Raise :class:`UserError` where no student is at ``path`` and it is not the id of a Hub repository."""
+def check_student(path: str | Path) -> bool:
+    """Whether a student is at ``path``, which is the id of a Hub repository else.
+
+    Raises:
+        UserError: it is neither.
+    """
     name = str(path)
+    there = student_folder(path) is not None
     foreign = name.count("/") == 1 and not name.startswith((".", "/", "~"))
-    if student_folder(path) is None and (os.path.exists(path) or not foreign):
+    if not there and (os.path.exists(path) or not foreign):
         raise no_student(path)
+    return there
 
 
 def check_path(path: str | Path, key: str) -> None:

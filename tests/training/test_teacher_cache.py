@@ -10,7 +10,6 @@ import re
 import subprocess
 import sys
 import tarfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,19 +34,13 @@ from gendd.run.view_cache import cached_teacher, open_cache
 from gendd.training import Answers, CachedTeacher, LightningMethod, fit
 from gendd.training.answers import Storage, _File, decode, encode
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CPU = torch.device("cpu")
 MIXED = DataConfig(train_images=100, batch_size=32, validation=0.1, mixup=0.3, cutmix=1.0)
 PLAIN = dataclasses.replace(MIXED, mixup=0.0, cutmix=0.0)
 BATCHES = 3
 METHODS = ["kd", "gendd", "gendd, no labels"]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -45,6 +45,8 @@ from gendd.training.callbacks import Progress
 from gendd.training.device import strides_over_one_position
 from gendd.training.trainer import make_loggers
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 IMAGES = 128
 DATA = DataConfig(train_images=IMAGES, batch_size=64, validation=0.05)
 STEPS = IMAGES // 64
@@ -61,14 +63,6 @@ def settings(**changes: Any) -> TrainingConfig:
         "progress": False,
     }
     return TrainingConfig(**{**defaults, **changes})
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread() -> Any:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import argparse
 import shlex
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from gendd.errors import UserError
 from gendd.messages import say
-
-if TYPE_CHECKING:
-    pass
 
 COMMANDS = {
     "distill": "distil a teacher into a student; without arguments the recipe 'demo', end to end",

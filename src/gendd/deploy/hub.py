@@ -37,8 +37,7 @@ def load(
         UserError: there is no student at ``path``, its files don't fit together, or its network isn't
             known by name and not given.
     """
-    check_student(path)
-    found = path if student_folder(path) is not None else download(str(path), revision)
+    found = path if check_student(path) else download(str(path), revision)
     return student.load(found, device=device, backbone=backbone)
 
 

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gendd.config import GenDDConfig
 from gendd.methods.gendd import GenDD
-from gendd.models import Backbone, Frozen
 
 
 class GenDDNoLabels(GenDD):
@@ -17,14 +15,5 @@ class GenDDNoLabels(GenDD):
     colors = ("#56a3d9", "#8cc8f2")
     marker = "s"
 
-    def __init__(
-        self,
-        backbone: Backbone,
-        teacher: Backbone | Frozen,
-        config: GenDDConfig | None = None,
-        *,
-        labels: bool | None = None,
-        **settings: Any,
-    ) -> None:
-        del labels
-        super().__init__(backbone, teacher, config, labels=False, **settings)
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings | {"labels": False})

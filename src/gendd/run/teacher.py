@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from gendd.config import EvaluationConfig, ReadoutConfig, RunConfig
 from gendd.data import Data, load_data
 from gendd.deploy.batch_norm import fold_batch_norms
 from gendd.errors import UserError
-from gendd.files import cache_folder
+from gendd.files import cache_folder, file_stem
 from gendd.models import Backbone, Frozen, load_weights
 from gendd.models.module import digest
 from gendd.run.networks import teacher_network
@@ -110,6 +109,4 @@ def teacher_run(
     sources = (digest(config.teacher.name), digest(seen.name))
     made_of += [source for source in sources if source is not None]
     key = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()[:16]
-    # of a path its end, which names the network
-    stem = re.sub(r"[^\w.+-]+", "-", config.teacher.name)[-100:].lstrip("-.")
-    return cache_folder() / "teachers" / f"{stem}-{data.name}-{key}", training
+    return cache_folder() / "teachers" / f"{file_stem(config.teacher.name)}-{data.name}-{key}", training

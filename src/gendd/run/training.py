@@ -30,7 +30,7 @@ from gendd.training import (
     LightningMethod,
     derive_seed,
     fit,
-    overruns,
+    placed,
     resolve_device,
     shows_progress,
 )
@@ -125,12 +125,7 @@ def untrained(
     torch.manual_seed(derive_seed(config.seed, "student"))
     backbone = student_network(config, data, teacher, given)
     method = _built(config, backbone, teacher, data)
-    if sees_labels(config, data) and not method.takes_unknown:
-        data = data.labelled_alone()
-    channels_last = config.training.channels_last is not False and not overruns(method, device)
-    if channels_last:
-        method.to(memory_format=torch.channels_last)
-    method.to(device).train()
+    channels_last = placed(method, config.training, device)
     training, readout = config.training, config.readout.name
     module = LightningMethod(method, data, training, config.data, config.seed, channels_last, readout)
     return module.to(device)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ import torch
 from gendd.config import RunConfig
 from gendd.data import Batches, Data, Shards, train_loader
 from gendd.errors import UserError
-from gendd.files import cache_folder, write_json
+from gendd.files import cache_folder, file_stem, write_json
 from gendd.messages import say
 from gendd.methods import Method
 from gendd.models import Asked, Frozen
@@ -32,8 +31,7 @@ def cached_teacher(config: RunConfig, data: Data, teacher: Frozen) -> CachedTeac
     """The teacher of a run with ``training.cache_teacher``, which answers from its cache."""
     key = _key(config, data, teacher)
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
-    stem = re.sub(r"[^\w.+-]+", "-", config.teacher.name)[-100:].lstrip("-.")
-    folder = cache_folder() / "views" / f"{stem}-{data.name}-{name}"
+    folder = cache_folder() / "views" / f"{file_stem(config.teacher.name)}-{data.name}-{name}"
     # of a set whatever the batches, which leave some out at the end
     rows = _images(config, data) if isinstance(data.train, Shards) else len(data.train)
     return CachedTeacher(teacher, Answers(folder, rows, config.training.cache_dtype))

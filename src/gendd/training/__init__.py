@@ -15,7 +15,7 @@ from gendd.training.launch import join, restarted
 from gendd.training.module import LightningMethod
 from gendd.training.monitor import choose_monitor, chosen_readouts, is_share
 from gendd.training.schedule import beta2, learning_rate_factor, parameter_groups
-from gendd.training.trainer import FitResult, fit
+from gendd.training.trainer import FitResult, fit, placed
 
 __all__ = [
     "Answers",
@@ -33,6 +33,7 @@ __all__ = [
     "learning_rate_factor",
     "overruns",
     "parameter_groups",
+    "placed",
     "resolve_device",
     "resolve_precision",
     "restarted",

@@ -33,6 +33,7 @@ from gendd.training.epochs import Empty, Epoch, InStep
 from gendd.training.monitor import choose_monitor, chosen_readouts, readout_classes, teacher_classes
 from gendd.training.resuming import Layout, convert
 from gendd.training.schedule import beta2, learning_rate_factor, parameter_groups
+from gendd.training.strategies import is_sharded
 
 EVAL_BATCH_SIZE = 512
 
@@ -75,13 +76,14 @@ class LightningMethod(lightning.LightningModule):
     ) -> None:
         super().__init__()
         self.method = method
-        self.data = data
+        self.use_labels = data_config.labels and data.labelled
+        # the images that the method learns from
+        self.data = data if method.takes_unknown or not self.use_labels else data.labelled_alone()
         self.config = config
         self.data_config = data_config
         self.seed = seed
         self.channels_last = channels_last
         self.readout = readout
-        self.use_labels = data_config.labels and data.labelled
         judged = self.use_labels and data.judged
         self.mixing = Mixing.from_config(data_config, data.num_classes)
         self.views = 0 if method.teacher is None else config.cache_teacher
@@ -90,7 +92,7 @@ class LightningMethod(lightning.LightningModule):
             self.cached.stages = method.asked_stages
         self.part = method.part = (rank(), world_size())
         # whether all processes must run the networks equally often
-        self.in_step = False
+        self.in_step = is_sharded(config)
         self._own_batches: int | None = None
         batches = len(self._batches(0))
         # a share smaller than a step is one smaller step

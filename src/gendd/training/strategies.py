@@ -7,6 +7,7 @@ from typing import Any
 from lightning.pytorch.strategies import DDPStrategy
 
 from gendd.config import TrainingConfig
+from gendd.processes import world_size
 
 
 class Replicated(DDPStrategy):
@@ -19,9 +20,14 @@ class Replicated(DDPStrategy):
             return self.lightning_module.validation_step(*args, **kwargs)
 
 
+def is_sharded(config: TrainingConfig) -> bool:
+    """Whether each process has a part of each weight: none can do anything without the others."""
+    return config.strategy == "fsdp" and world_size() > 1
+
+
 def strategy(config: TrainingConfig, accumulate: int) -> DDPStrategy:
     """The strategy of several processes, for steps of so many batches."""
-    if config.strategy == "fsdp":
+    if is_sharded(config):
         from gendd.training.sharding import Sharded
 
         return Sharded()

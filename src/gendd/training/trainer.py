@@ -43,7 +43,7 @@ from gendd.training.launch import Joined, local_world_size
 from gendd.training.module import LightningMethod
 from gendd.training.monitor import is_share
 from gendd.training.saving import Saving, stopped
-from gendd.training.strategies import strategy
+from gendd.training.strategies import is_sharded, strategy
 
 _PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
     "fp32": "32-true",
@@ -100,25 +100,16 @@ def fit(
         UserError: the loss is not finite, a checkpoint to resume from doesn't fit, or as
             :func:`choose_monitor`.
     """
-    if data_config.labels and not method.takes_unknown:
-        data = data.labelled_alone()
     checkpoints = folder / "checkpoints"
     finished, best = checkpoints / "finished.json", checkpoints / "best.ckpt"
     device = resolve_device(config.device)
     config = _scaled(config)
-    # a part of each weight in every process: none can do anything without the others
-    in_step = config.strategy == "fsdp" and world_size() > 1
-    channels_last = not (config.channels_last is False or in_step or overruns(method, device))
-    if channels_last:
-        method.to(memory_format=torch.channels_last)
-    # a backbone that was trained before was left in eval mode
-    method.to(device).train()
+    channels_last = placed(method, config, device)
     if not resume and is_first():
         finished.unlink(missing_ok=True)
         for name in ("last.ckpt", "best.ckpt"):
             SafeCheckpointIO().remove_checkpoint(checkpoints / name)
     module = LightningMethod(method, data, config, data_config, seed, channels_last, readout)
-    module.in_step = in_step
     monitor = module.monitor
 
     def begin() -> tuple[bool, Path | None]:
@@ -133,7 +124,7 @@ def fit(
     unfinished, start = from_first(begin)
     if unfinished:
         if start is None:
-            _prepare(method, data, data_config, seed)
+            _prepare(module)
         result = _fit(module, config, device, folder, monitor, start, title)
         # what trained may have been a copy, whose weights are shared out
         module.method = method
@@ -164,12 +155,23 @@ def _result(finished: Path) -> dict[str, Any]:
         ) from error
 
 
-def _prepare(method: Method, data: Data, data_config: DataConfig, seed: int) -> None:
-    batches = train_loader(data, data_config, seed=seed, epoch=0)
-    if not (data_config.labels and data.labelled):
-        method.prepare(Batch(batch.images, None) for batch in batches)
+def placed(method: Method, config: TrainingConfig, device: torch.device) -> bool:
+    """Put a method on the device, ready to train; whether in the memory format channels_last."""
+    # sharded weights must be contiguous
+    channels_last = not (config.channels_last is False or is_sharded(config) or overruns(method, device))
+    if channels_last:
+        method.to(memory_format=torch.channels_last)
+    # a backbone that was trained before was left in eval mode
+    method.to(device).train()
+    return channels_last
+
+
+def _prepare(module: LightningMethod) -> None:
+    batches = train_loader(module.data, module.data_config, seed=module.seed, epoch=0)
+    if module.use_labels:
+        module.method.prepare(batches)
     else:
-        method.prepare(batches)
+        module.method.prepare(Batch(batch.images, None) for batch in batches)
 
 
 def _fit(
