@@ -42,7 +42,8 @@ from safetensors.torch import save_file
 from gendd.cli import parse_run
 from gendd.config import DataConfig, GenDDConfig, RunConfig, keys, load_config, to_dict
 from gendd.data import load_data, train_loader
-from gendd.data.images import Held, decode, frame, probe
+from gendd.data.decoding import decode, frame
+from gendd.data.encoded import Held, probe
 from gendd.deploy.predict import predict
 from gendd.errors import UserError
 from gendd.models import create_backbone, load_weights

@@ -4,7 +4,8 @@
 of two or the only one, and resumed as its user would. `restart`: two torchrun agents, "two nodes" of this
 machine, of which one loses its process, and which start all again. Both hold if the run ends with the same
 bits as an undisturbed one: weights, metrics but those of time, logged curves. `speed`: images per second of
-the last epoch of a training in one process with one thread and in two, in turns.
+a training of 64 images per process and step, ResNet-56 to ResNet-20 at 32 pixels, one thread a process: in
+one process, in two, and of two such trainings at once that know nothing of one another, in turns.
 
     python benchmarks/processes.py kill --count 4
     python benchmarks/processes.py restart --count 3
@@ -15,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import platform
 import random
 import re
 import shutil
@@ -33,7 +35,8 @@ from disturbed import DATA, RUN, images, outcome
 
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ["kind", "data", "processes", "case", "after_s", "step", "code", "lost"]
-SPEED = ["repeat", "method", "processes", "threads", "batch", "images_per_s"]
+SPEED_RESULTS = RESULTS / "processes_speed.csv"
+SPEED = ["repeat", "method", "arm", "images_per_s", "machine"]
 # seconds; a hang, not a slow machine
 PATIENCE = 900
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -219,48 +222,60 @@ def note(
 
 
 def speed(repeats: int) -> None:
-    """Images per second of one process and of two, in turns."""
-    ratios: dict[str, list[float]] = {}
+    """Images per second of one training in one process and in two, and of two at once, in turns."""
+    ratios: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as root:
-        cache = Path(root) / "cache"
         for repeat in range(repeats):
             for method in ("kd", "gendd"):
-                found = {}
-                for processes in (1, 2):
-                    folder = Path(root) / "run"
-                    arguments = [
-                        *(
-                            "distill",
-                            f"--method={method}",
-                            f"--out={folder}",
-                            "--overwrite",
-                            "--baselines=[]",
-                        ),
-                        *(
-                            "--teacher",
-                            "cifar/resnet56",
-                            "--student",
-                            "cifar/resnet20",
-                            "--data.batch_size=64",
-                        ),
-                        *("--training.epochs=3", "--training.loggers=[csv]", "--data.train_images=1280"),
-                        *("--data.image_size=32", "--training.precision=fp32", "--data.validation_images=32"),
-                        *("--teacher_training.epochs=1", f"--training.devices={processes}"),
-                        *("--evaluation.images=32", "--readout.name=linear"),
-                    ]
-                    code, said = ended(start(arguments, cache))
-                    rates = re.findall(rf"{method}: epoch [23]/3 · \D.*loss .* ([\d,]+) images/s", said)
-                    if code or len(rates) != 2:
-                        sys.exit(said)
-                    found[processes] = statistics.mean(float(rate.replace(",", "")) for rate in rates)
-                    row = (repeat, method, processes, 1, 64, f"{found[processes]:.1f}")
-                    records.append(
-                        RESULTS / "processes_speed.csv", SPEED, [dict(zip(SPEED, row, strict=True))]
-                    )
-                ratios.setdefault(method, []).append(found[2] / found[1])
-                print(repeat, method, found, f"{found[2] / found[1]:.2f}", flush=True)
-    for method, values in ratios.items():
-        print(method, f"median {statistics.median(values):.3f} of {len(values)}")
+                alone = trained(Path(root), method, 1)
+                two = trained(Path(root), method, 2)
+                both = trained(Path(root), method, 1, at_once=2)
+                for arm, rate in (("one process", alone), ("two processes", two), ("two trainings", both)):
+                    row = (repeat, method, arm, f"{rate:.1f}", platform.processor() or platform.machine())
+                    records.append(SPEED_RESULTS, SPEED, [dict(zip(SPEED, row, strict=True))])
+                for what, ratio in (("of one", two / alone), ("of what two trainings get", two / both)):
+                    ratios.setdefault((method, what), []).append(ratio)
+                print(
+                    f"{repeat} {method}: {alone:.1f}, {two:.1f}, {both:.1f} images/s: {two / alone:.2f} of "
+                    f"one, {two / both:.2f} of what two trainings at once get",
+                    flush=True,
+                )
+    for (method, what), values in ratios.items():
+        print(method, what, f"median {statistics.median(values):.3f} of {len(values)}")
+
+
+def trained(root: Path, method: str, processes: int, at_once: int = 1) -> float:
+    """Images per second of the last two of three epochs, of several trainings at once their sum."""
+
+    def begun(number: int) -> subprocess.Popen[str]:
+        options = {
+            "method": method,
+            "out": root / f"run{number}",
+            "baselines": "[]",
+            "teacher": "cifar/resnet56",
+            "student": "cifar/resnet20",
+            "data.batch_size": 64,
+            "data.train_images": 1280,
+            "data.image_size": 32,
+            "data.validation_images": 32,
+            "training.epochs": 3,
+            "training.loggers": "[csv]",
+            "training.precision": "fp32",
+            "training.devices": processes,
+            "teacher_training.epochs": 1,
+            "evaluation.images": 32,
+            "readout.name": "linear",
+        }
+        words = [f"--{name}={value}" for name, value in options.items()]
+        return start(["distill", "--overwrite", *words], root / f"cache{number}")
+
+    found = 0.0
+    for code, said in [ended(each) for each in [begun(number) for number in range(at_once)]]:
+        rates = re.findall(rf"{method}: epoch [23]/3 · \D.*loss .* ([\d,]+) images/s", said)
+        if code or len(rates) != 2:
+            sys.exit(said)
+        found += statistics.mean(float(rate.replace(",", "")) for rate in rates)
+    return found
 
 
 def main() -> None:

@@ -23,7 +23,7 @@ import records
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from gendd.compare.plan import read_plan
+from gendd.compare.reading import read_plan
 from gendd.compare.results import read_rows
 from gendd.compare.summary import cells, headings, summarise
 from gendd.files import trusted_code

@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from gendd.data.images import decode, frame
+from gendd.data.decoding import decode, frame
 from gendd.deploy.predict import predict
 
 EXAMPLES = Path(__file__).parents[1] / "examples"

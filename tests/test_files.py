@@ -11,7 +11,7 @@ import pytest
 
 import gendd
 from gendd.cli import main
-from gendd.data.images import Files
+from gendd.data.encoded import Files
 from gendd.data.tars import find_tars
 from gendd.errors import UserError
 from gendd.files import check_path, expanded, locked, read_bytes, read_text, user_path

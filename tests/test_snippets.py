@@ -163,7 +163,7 @@ def other(words: list[str], runs: bool) -> None:
 
 def check_yaml(fence: Fence) -> None:
     """A configuration or the file of a comparison."""
-    from gendd.compare.plan import read_plan
+    from gendd.compare.reading import read_plan
     from gendd.config import RunConfig, extended
 
     if fence.file is not None:

@@ -186,7 +186,7 @@ def test_a_file_that_ends_the_process_is_a_mistake(tmp_path: Path, capsys: Captu
 
 
 def test_an_image_that_pillow_would_give_to_another_program(tmp_path: Path) -> None:
-    from gendd.data.images import decode
+    from gendd.data.decoding import decode
 
     eps = tmp_path / "image.eps"
     Image.new("RGB", (8, 8)).save(eps)

@@ -16,6 +16,8 @@ from gendd.processes import launched_rank
 T = TypeVar("T")
 # seconds without a line, at most
 EVERY = 30.0
+# no bar before
+_QUIET_SECONDS = 2.0
 
 
 class Log:
@@ -142,6 +144,26 @@ def followed(
         for item in items:
             yield item
             steps.add()
+
+
+def watched(steps: Iterable[int], total: int, title: str) -> Iterator[int]:
+    """Pass ``steps`` (amounts of work done) on, with lines as they go, or a bar once it takes a while."""
+    if not sys.stderr.isatty():
+        with following(title, total, "done") as told:
+            for step in steps:
+                told.add(step)
+                yield step
+        return
+    from rich.console import Console
+    from rich.progress import Progress
+
+    began, done = time.monotonic(), 0
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=total, visible=False)
+        for step in steps:
+            done += step
+            bar.update(task, completed=done, visible=time.monotonic() - began > _QUIET_SECONDS)
+            yield step
 
 
 def beat() -> None:

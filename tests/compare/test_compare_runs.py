@@ -19,7 +19,7 @@ from small_comparison import run_without_pages, small, steady
 from gendd.cli import main
 from gendd.compare import compare
 from gendd.compare.budget import Measured
-from gendd.compare.plan import read_plan
+from gendd.compare.reading import read_plan
 from gendd.compare.results import read_rows
 from gendd.compare.timing import scaled, steps_per_epoch
 from gendd.errors import UserError

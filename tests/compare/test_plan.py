@@ -9,7 +9,8 @@ import pytest
 import yaml
 from small_comparison import small
 
-from gendd.compare.plan import Budget, read_plan
+from gendd.compare.plan import Budget
+from gendd.compare.reading import read_plan
 from gendd.errors import UserError
 
 

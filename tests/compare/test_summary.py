@@ -10,7 +10,8 @@ import pytest
 from small_comparison import small
 
 from gendd.compare.page import page
-from gendd.compare.plan import Plan, read_plan
+from gendd.compare.plan import Plan
+from gendd.compare.reading import read_plan
 from gendd.compare.results import COLUMNS, best_rate, read_rows, write_rows
 from gendd.compare.summary import bootstrap_interval, markdown, summarise, t_interval, write_summary
 from gendd.errors import UserError

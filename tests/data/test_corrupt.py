@@ -16,7 +16,8 @@ from torch import Tensor
 from gendd.config import DataConfig
 from gendd.data import Batch, Data, ImageSet, eval_loader, load_data, train_loader
 from gendd.data.corrupt import Skipped, allowed, substitutes
-from gendd.data.images import Files, decode, probe
+from gendd.data.decoding import decode
+from gendd.data.encoded import Files, probe
 from gendd.errors import UserError
 from gendd.processes import share
 

@@ -12,7 +12,8 @@ from conftest import load_fails
 from gendd.config import DataConfig
 from gendd.data import load_data
 from gendd.data.drawing import spread
-from gendd.data.images import Files, ImageSet
+from gendd.data.encoded import Files
+from gendd.data.images import ImageSet
 
 
 def test_validation_follows_the_training_images() -> None:

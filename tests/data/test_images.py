@@ -9,8 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from gendd.data import images
-from gendd.data.images import Files, ImageSet, decode, frame, probe
+from gendd.data import decoding
+from gendd.data.decoding import decode, frame
+from gendd.data.encoded import Files, probe
+from gendd.data.images import ImageSet
 from gendd.errors import UserError
 
 
@@ -66,18 +68,18 @@ def test_frames_are_torchvisions(
     if not native:
         monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "DEFAULT")
         monkeypatch.setattr(platform, "machine", lambda: "x86_64")
-    images._resizes_bytes.cache_clear()
+    decoding._resizes_bytes.cache_clear()
     pixels = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
     if len(shape) == 4:
         assert torch.equal(
-            images.resize_pixels(pixels, 24), transforms.resize(pixels, [24, 24], antialias=True)
+            decoding.resize_pixels(pixels, 24), transforms.resize(pixels, [24, 24], antialias=True)
         )
     else:
         short = 28 if min(shape[1:]) >= 28 else 24
         middle = transforms.center_crop(pixels, [min(side, 8 * min(shape[1:])) for side in shape[1:]])
         expected = transforms.center_crop(transforms.resize(middle, [short], antialias=True), [24, 24])
-        assert torch.equal(images.frame(pixels, 24, 24 / 28), expected)
-    images._resizes_bytes.cache_clear()
+        assert torch.equal(decoding.frame(pixels, 24, 24 / 28), expected)
+    decoding._resizes_bytes.cache_clear()
 
 
 def test_frame_takes_the_centre_of_the_resized_image() -> None:

@@ -15,8 +15,8 @@ from torchvision.transforms.v2 import functional as VF
 from gendd.config import DataConfig
 from gendd.data import Batch, Data, ImageSet, eval_loader, train_loader
 from gendd.data.augment import draw_boxes, draw_flips
-from gendd.data.images import Files
-from gendd.data.loading import _generator
+from gendd.data.draws import keyed_generator
+from gendd.data.encoded import Files
 from gendd.errors import UserError
 from gendd.processes import share
 
@@ -257,7 +257,7 @@ def test_resized_crops_are_bicubic_where_asked(tmp_path: Path) -> None:
     config = DataConfig(batch_size=4, workers=0, crop_interpolation="bicubic")
     (found,) = train_loader(data, config, seed=1, epoch=2)
     for image, label in zip(found.images, _of(found).tolist(), strict=True):
-        generator = _generator(1, 2, "image", label)
+        generator = keyed_generator(1, 2, "image", label)
         original = data.train.original(label)
         top, left, tall, wide = draw_boxes(1, *original.shape[-2:], config.crop_scale, generator)[0].tolist()
         crop = VF.resize(
@@ -274,7 +274,7 @@ def test_resized_crops_are_bicubic_where_asked(tmp_path: Path) -> None:
 
 
 def test_bicubic_crops_of_held_images_are_those_of_streamed_ones(tmp_path: Path) -> None:
-    pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=_generator("pixels"))
+    pixels = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8, generator=keyed_generator("pixels"))
     paths = [str(tmp_path / f"{index}.png") for index in range(4)]
     for path, image in zip(paths, pixels, strict=True):
         Image.fromarray(image.permute(1, 2, 0).numpy()).save(path)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from gendd.config import DataConfig
 from gendd.data import describe, empty_classes, load_data
-from gendd.data.images import decode, frame
+from gendd.data.decoding import decode, frame
 from gendd.data.readers import image_files
 from gendd.errors import UserError
 

@@ -22,7 +22,7 @@ from sklearn.datasets import load_digits
 
 from gendd.config import DataConfig
 from gendd.data import Data, ImageSet, describe, load_data, train_loader
-from gendd.data.images import Held
+from gendd.data.encoded import Held
 from gendd.data.readers.parquet import read_parquet
 from gendd.data.split import random_split
 from gendd.errors import UserError

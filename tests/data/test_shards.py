@@ -34,7 +34,7 @@ from gendd.data import (
     sample_loader,
     train_loader,
 )
-from gendd.data.images import Files, Held
+from gendd.data.encoded import Files, Held
 from gendd.data.shards import STREAMS
 from gendd.errors import UserError
 from gendd.evaluation.long_tail import shots_of

@@ -16,8 +16,9 @@ from test_shards import captioned, labelled, numbers, picture, write_shards, wri
 
 from gendd.config import DataConfig
 from gendd.data import ImageSet, load_data, train_loader
-from gendd.data.images import Held
-from gendd.data.survey import Contents, Members, images_at, survey
+from gendd.data.encoded import Held
+from gendd.data.members import Members, images_at
+from gendd.data.survey import Contents, survey
 from gendd.data.tars import (
     BAD_LABEL,
     NO_LABEL,

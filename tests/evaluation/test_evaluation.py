@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import gendd
 from gendd.config import GenDDConfig, ReadoutName
 from gendd.data import ImageSet
-from gendd.data.images import Files
+from gendd.data.encoded import Files
 from gendd.deploy import deploy
 from gendd.deploy.costs import OutputName, readout_costs
 from gendd.errors import UserError

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendd.config import GenDDConfig, RunConfig
+from gendd.diffusion.draws import beta, gamma
 from gendd.errors import UserError
 from gendd.methods import KD, KL, GenDD, KDConfig, Supervised, build_method
-from gendd.methods.gendd import _beta, _gamma, _Moments
+from gendd.methods._moments import Moments
 from gendd.models import Backbone, Frozen, create_backbone
 
 CLASSES = 4
@@ -419,7 +420,7 @@ def test_class_means_that_read_travel_in_the_state_dict() -> None:
 
 
 def test_classes_that_never_vary_read_at_temperature_one() -> None:
-    moments = _Moments(2, 2, scatter=True)
+    moments = Moments(2, 2, scatter=True)
     moments.add(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([0, 1]))
     assert moments.variance_between_means(torch.ones(2)) == 1.0
 
@@ -448,7 +449,7 @@ def test_the_validation_loss_is_that_of_a_step_without_mixup_and_dropout() -> No
 @pytest.mark.parametrize("concentration", [0.3, 1.0, 4.0])
 def test_the_mixup_weight_is_beta_distributed(concentration: float) -> None:
     generator, device = seeded(1), torch.device("cpu")
-    draws = torch.stack([_beta(concentration, generator, device) for _ in range(2000)]).double().numpy()
+    draws = torch.stack([beta(concentration, generator, device) for _ in range(2000)]).double().numpy()
     variance = 1 / (4 * (2 * concentration + 1))
     assert abs(draws.mean() - 0.5) < 4 * np.sqrt(variance / len(draws))
     np.testing.assert_allclose(draws.var(), variance, rtol=0.1)
@@ -457,7 +458,7 @@ def test_the_mixup_weight_is_beta_distributed(concentration: float) -> None:
 
 def test_the_gamma_draws_behind_it_have_their_mean() -> None:
     generator, device = seeded(2), torch.device("cpu")
-    draws = torch.stack([_gamma(1.0, generator, device) for _ in range(4000)])
+    draws = torch.stack([gamma(1.0, generator, device) for _ in range(4000)])
     assert abs(draws.mean().item() - 1) < 4 / np.sqrt(4000)
 
 
@@ -468,7 +469,7 @@ def test_mixup_takes_the_drawn_weight(monkeypatch: pytest.MonkeyPatch) -> None:
         asked.append(concentration)
         return torch.tensor(0.25)
 
-    monkeypatch.setattr("gendd.methods.gendd._beta", drawn)
+    monkeypatch.setattr("gendd.methods.gendd.beta", drawn)
     targets = torch.eye(6, 32)
     mixed = rows(build(mixup=0.7), targets, torch.randn(6, 16), monkeypatch).targets
     assert asked == [0.7]
@@ -705,7 +706,7 @@ def test_the_config_names_the_method() -> None:
 
 
 def test_prepare_takes_no_more_batches_than_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gendd.methods.gendd.STATISTICS_IMAGES", 10)
+    monkeypatch.setattr("gendd.methods._moments.STATISTICS_IMAGES", 10)
     taken = []
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:

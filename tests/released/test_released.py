@@ -20,7 +20,9 @@ from gendd.deploy.export import export
 from gendd.diffusion import ancestral
 from gendd.errors import UserError
 from gendd.models import Backbone, build_model, create_backbone, save_weights
-from gendd.released.checkpoints import head_state, import_released, read_released, released_student
+from gendd.released.checkpoints import head_state, read_released
+from gendd.released.importing import import_released
+from gendd.released.student import released_student
 from gendd.released.verify import PUBLIC_REFERENCE
 from gendd.run import Run, distill, evaluate_run
 from gendd.student.generator import FeatureGenerator, GuidedDenoiser
@@ -364,11 +366,12 @@ def test_the_options_in_the_file_are_the_settings(tmp_path: Path) -> None:
 
 
 def test_an_imagenet_student_samples_in_64_steps() -> None:
-    from gendd.released.checkpoints import Released, _config
+    from gendd.released.checkpoints import Released
+    from gendd.released.student import released_config
 
     state, _ = checkpoint()
     released = Released(Path("c.pt"), state, {}, None)
-    config = _config(released, "timm/resnet18", {})
+    config = released_config(released, "timm/resnet18", {})
     assert (config.readout.steps, config.data.name, config.student.mean) == (64, "folder", None)
     assert (config.gendd.repeats, config.gendd.contraction, config.training.beta2) == (10, 0.9, (0.96, 0.999))
 

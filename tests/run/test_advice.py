@@ -36,6 +36,16 @@ def figures(top1: float, baselines: dict[str, float] | None = None) -> dict[str,
     }
 
 
+def test_a_long_training_that_waited_for_its_images_is_told_what_to_do() -> None:
+    def told(trained: float, loading: float) -> str:
+        found = figures(80.0)
+        found["student"] |= {"train_seconds": trained, "loading_seconds": loading}
+        return "\n".join(advice(RunConfig(), found, even(), 5000))
+
+    assert told(100.0, 19.0) == told(29.0, 20.0) == told(0.0, 0.0) == ""
+    assert told(100.0, 37.0).startswith("37% of the training time went into waiting for images; give the ")
+
+
 def even(classes: int = 4) -> torch.Tensor:
     return torch.full((classes, classes), 10)
 

@@ -49,6 +49,7 @@ def test_metrics_have_the_contract_s_keys(digits_run: Finished) -> None:
         "readouts",
         "readout",
         "train_seconds",
+        "loading_seconds",
         "validation",
     }
     assert set(student["readouts"]) == {"linear", "mean", "sample"}
@@ -58,7 +59,7 @@ def test_metrics_have_the_contract_s_keys(digits_run: Finished) -> None:
         assert set(figures) == costs | {"agreement"} | (sampler if name == "sample" else set())
     assert list(metrics["baselines"]) == ["supervised", "kl", "kd"]
     for figures in metrics["baselines"].values():
-        assert set(figures) == costs | {"name", "agreement", "train_seconds", "validation"}
+        assert set(figures) == costs | {"name", "agreement", "train_seconds", "loading_seconds", "validation"}
     assert metrics["run"]["train_images"] == 200
     assert metrics["run"]["val_images"] == 144
     assert metrics["run"]["test_images"] == 359

@@ -22,6 +22,7 @@ from gendd.cli.runs import (
     import_released_command,
     predict_command,
     probe_command,
+    profile_command,
     watch_command,
 )
 from gendd.cli.scoring import evaluate_command
@@ -145,6 +146,7 @@ def _dispatch(words: list[str]) -> int:
         return execute_command(command, rest)
     handlers = {
         "cache": cache_command,
+        "profile": profile_command,
         "evaluate": evaluate_command,
         "watch": watch_command,
         "probe": probe_command,

@@ -75,6 +75,37 @@ def cache_command(words: list[str]) -> int:
     return 0
 
 
+def profile_command(words: list[str]) -> int:
+    parser = Parser(
+        prog="gendd profile",
+        add_help=False,
+        allow_abbrev=False,
+        usage="gendd profile [DIR TEACHER STUDENT] [--steps N] [--json] [OPTION …]",
+        description=f"{COMMANDS['profile']}: loading, augmentation, teacher, student, head, backward and "
+        "optimiser, beside a step of KD or, without labels, KL. Nothing is trained or written.",
+        epilog="The other options are those of gendd distill.",
+    )
+    parser.add_argument("--steps", metavar="N", type=int, default=20, help="steps timed (default: 20)")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    if {"-h", "--help"} & set(words):
+        print(parser.format_help(), end="")
+        return 0
+    given, rest = parser.parse_known_args(words)
+    if given.steps < 1:
+        raise UserError(f"--steps: expected at least 1, got {given.steps}.")
+    config, flags = parse_run("distill", rest)
+    if config is None:
+        return 0
+    if flags.dry_run:
+        raise UserError("gendd profile: expected no --dry-run, which gendd distill has; leave it out.")
+    from gendd.run import profile_run
+
+    profile = profile_run(config, steps=given.steps)
+    print(json.dumps(profile.as_dict(), indent=2) if given.json else profile)
+    say_next("profile")
+    return 0
+
+
 def watch_command(words: list[str]) -> int:
     parser = Parser(prog="gendd watch", description=f"{COMMANDS['watch']}; ends when the run does.")
     parser.add_argument("run", metavar="RUN", help="the run's folder")

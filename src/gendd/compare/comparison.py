@@ -13,7 +13,8 @@ from typing import Any
 from gendd.compare.budget import STEPS, Measured
 from gendd.compare.cells import Job, finished_row
 from gendd.compare.page import write_page
-from gendd.compare.plan import Cell, Group, Plan, read_plan
+from gendd.compare.plan import Cell, Group, Plan
+from gendd.compare.reading import read_plan
 from gendd.compare.results import COLUMNS, Row, best_rate, coordinates, read_rows, write_rows
 from gendd.compare.running import run_apart, run_here
 from gendd.compare.summary import markdown, summarise, write_summary

@@ -15,7 +15,7 @@ from pathlib import Path
 from gendd.compare.cells import Job, outcome_path, run_cell
 from gendd.compare.plan import Cell
 from gendd.compare.results import Row
-from gendd.data.images import cores
+from gendd.data.workers import cores
 
 # runs the cell of a job file, which is its last word
 COMMAND = (sys.executable, "-P", "-m", "gendd.compare.cells")

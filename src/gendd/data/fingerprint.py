@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-from gendd.data.images import Encoded
+from gendd.data.encoded import Encoded
 from gendd.errors import UserError
 
 # as many images, spread over the set, are read

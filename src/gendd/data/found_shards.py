@@ -13,21 +13,25 @@ from torch import Tensor
 
 from gendd.config import DataConfig
 from gendd.data.corrupt import Skipped
+from gendd.data.decoding import decode
 from gendd.data.drawing import validation_count
 from gendd.data.fingerprint import fingerprint
-from gendd.data.images import ImageSet, cores, decode, watched
+from gendd.data.images import ImageSet
+from gendd.data.members import hold, images_at
 from gendd.data.readers import Part, by_split, class_numbers, given_names, read_part, renumbered, untested
 from gendd.data.shards import Choice, Shards, steps_of
 from gendd.data.split import thinned
-from gendd.data.survey import Contents, hold, images_at, survey
+from gendd.data.survey import Contents, survey
 from gendd.data.tars import (
     BAD_LABEL,
     NO_LABEL,
     find_tars,
     is_remote,
 )
+from gendd.data.workers import cores
 from gendd.errors import UserError
 from gendd.files import user_path
+from gendd.messages import watched
 
 MOST_HELD_OUT = 10_000
 _NO_BOUND = 2**63 - 1

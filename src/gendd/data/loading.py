@@ -7,10 +7,9 @@ Shapes: B images, C channels, H = W side.
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -19,71 +18,19 @@ from torch.utils.data import DataLoader, Dataset
 
 from gendd.config import DataConfig
 from gendd.data.appearance import Appearance
-from gendd.data.augment import augment, draw, draw_boxes, draw_flips
+from gendd.data.augment import draw
 from gendd.data.batch import Batch
 from gendd.data.corrupt import substitutes
-from gendd.data.images import ImageSet, cores, frame
+from gendd.data.draws import keyed_generator
+from gendd.data.images import ImageSet
 from gendd.data.sets import Data
 from gendd.data.shards import STREAMS, Epoch, Shards, steps_of
-from gendd.data.workers import ignore_interrupts, unchanged
+from gendd.data.variation import Variation
+from gendd.data.workers import cores, ignore_interrupts, unchanged
 from gendd.errors import UserError
 from gendd.processes import share
 
 _MOST_WORKERS = 8
-
-
-@dataclass(frozen=True)
-class _Augmentation:
-    """How training images are varied, and the key that decides every draw."""
-
-    kind: str
-    crop_scale: tuple[float, float]
-    seed: int
-    epoch: int
-    interpolation: str = "bilinear"
-    appearance: Appearance = field(default_factory=Appearance)
-    framing: float | None = None
-
-    @property
-    def batchwise(self) -> bool:
-        """Whether nothing is done that has to be done image by image."""
-        return not self.appearance and (self.kind != "resized-crop" or self.interpolation == "bilinear")
-
-    def generator(self, *more: int | str) -> torch.Generator:
-        return _generator(self.seed, self.epoch, *more)
-
-    def streamed(self, images: ImageSet, index: int, place: int) -> Tensor:
-        """One image decoded and augmented by the draws of the ``place`` it takes: uint8 (C, S, S)."""
-        framing = images.framing if self.framing is None else self.framing
-        return self.varied(images.original(index), images.size, framing, self.generator("image", place))
-
-    def varied(self, image: Tensor, size: int, framing: float, generator: torch.Generator) -> Tensor:
-        """One decoded image augmented.
-
-        Args:
-            image: uint8 (C, h, w) as it was decoded.
-            size: S.
-            framing: See :class:`ImageSet`; a resized crop is taken from the whole image.
-            generator: Source of the draws.
-
-        Returns:
-            uint8 (C, S, S).
-        """
-        if self.kind == "resized-crop":
-            image = self._resized_crop(image, size, generator)
-        else:
-            image = augment(frame(image, size, framing)[None], self.kind, generator)[0]
-        return self.appearance(image, generator)
-
-    def _resized_crop(self, image: Tensor, size: int, generator: torch.Generator) -> Tensor:
-        # slow to import
-        from torchvision.transforms.v2 import functional as VF
-
-        height, width = image.shape[-2:]
-        box = draw_boxes(1, height, width, self.crop_scale, generator)[0].tolist()
-        mode = VF.InterpolationMode(self.interpolation)
-        crop: Tensor = VF.resized_crop(image, *box, [size, size], interpolation=mode, antialias=True)
-        return crop.flip(-1) if bool(draw_flips(1, generator)) else crop
 
 
 @dataclass(frozen=True)
@@ -107,7 +54,7 @@ class Batches:
     order: Tensor
     batch_size: int
     workers: int
-    augmentation: _Augmentation | None
+    augmentation: Variation | None
     places: Tensor | None = None
     first: int = 0
 
@@ -128,6 +75,12 @@ class Batches:
 
     def __len__(self) -> int:
         return math.ceil(len(self.order) / self.batch_size)
+
+    @property
+    def processes(self) -> int:
+        """Loader processes that it is read by; 0: this process reads it."""
+        batchwise = self.augmentation is None or self.augmentation.batchwise
+        return 0 if self.images.in_memory and batchwise else self.workers
 
     def __iter__(self) -> Iterator[Batch]:
         if self.images.in_memory and (self.augmentation is None or self.augmentation.batchwise):
@@ -193,6 +146,11 @@ class ShardBatches:
         """As :meth:`Batches.places_of`."""
         return self.epoch.places_of(number)
 
+    @property
+    def processes(self) -> int:
+        """As :attr:`Batches.processes`."""
+        return self.epoch.workers
+
     def __len__(self) -> int:
         return len(self.epoch)
 
@@ -211,7 +169,7 @@ class _Stream(Dataset[Any]):
         allowed: How many corrupt images in a row are passed over at most.
     """
 
-    def __init__(self, images: ImageSet, augmentation: _Augmentation | None, allowed: int) -> None:
+    def __init__(self, images: ImageSet, augmentation: Variation | None, allowed: int) -> None:
         self.images = images
         self.augmentation = augmentation
         self.allowed = allowed
@@ -252,11 +210,6 @@ def _host(shape: torch.Size, dtype: torch.dtype) -> Tensor:
     return torch.empty(shape, dtype=dtype, pin_memory=torch.cuda.is_available())
 
 
-def _generator(*key: int | str) -> torch.Generator:
-    digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
-
-
 def _workers(workers: int | None) -> int:
     return min(cores(), _MOST_WORKERS) if workers is None else workers
 
@@ -284,7 +237,7 @@ def train_loader(
         UserError: fewer images than processes; when iterated, more images that can't be decoded than the
             set allows.
     """
-    how = _Augmentation(
+    how = Variation(
         data.augment,
         config.crop_scale,
         seed,
@@ -300,7 +253,7 @@ def train_loader(
             f"Expected at most one training process an image, got {world_size} for {len(data.train)} "
             "training images; start fewer processes, or give more images."
         )
-    order = torch.randperm(len(data.train), generator=_generator(seed, epoch, "order"))
+    order = torch.randperm(len(data.train), generator=keyed_generator(seed, epoch, "order"))
     batch_size = min(own, config.batch_of(len(data.train)))
     steps = own // batch_size
     # of each step's images, which are the same whatever the number of processes
@@ -309,7 +262,7 @@ def train_loader(
     return Batches(data.train, order[places], batch_size, _workers(config.workers), how, places)
 
 
-def _shard_epoch(shards: Shards, how: _Augmentation, config: DataConfig, rank: int, world_size: int) -> Epoch:
+def _shard_epoch(shards: Shards, how: Variation, config: DataConfig, rank: int, world_size: int) -> Epoch:
     steps, batch_size = steps_of(shards, config, world_size)
     seeds = torch.randint(2**62, (STREAMS,), generator=how.generator("streams", rank))
     return Epoch(
@@ -392,7 +345,7 @@ def sample_loader(
         if count == len(images):
             order = torch.arange(count)
         return _in_order(framed, order, batch_size, workers, *part)
-    how = _Augmentation("none", (1.0, 1.0), seed=0, epoch=0, framing=framing)
+    how = Variation("none", (1.0, 1.0), seed=0, epoch=0, framing=framing)
     batch_size = _divisor(count, batch_size)
     epoch = Epoch(
         shards=images,

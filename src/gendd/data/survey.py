@@ -5,14 +5,12 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-import itertools
 import json
 import os
 import re
 import tarfile
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -20,10 +18,9 @@ from typing import IO, Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from gendd.data.images import Encoded, Held, cores, probe, watched
+from gendd.data.encoded import probe
 from gendd.data.tars import (
     BAD_LABEL,
     TAR_ERRORS,
@@ -36,9 +33,10 @@ from gendd.data.tars import (
     read_samples,
     reason,
 )
-from gendd.data.workers import ignore_interrupts, unchanged
+from gendd.data.workers import cores, ignore_interrupts, unchanged
 from gendd.errors import UserError
 from gendd.files import cache_folder
+from gendd.messages import watched
 
 _PROBED = 4
 _BLOCK = 512
@@ -84,37 +82,6 @@ class Contents:
 
 
 _COLUMNS = ("hashes", "labels", "starts", "offsets", "sizes")
-
-
-@dataclass(frozen=True)
-class Members:
-    """Images in tars, each read where it lies.
-
-    Args:
-        files: The tars.
-        places: int64 (N, 3): tar, byte and size of each image.
-    """
-
-    files: Sequence[str]
-    places: Tensor
-
-    def __len__(self) -> int:
-        return len(self.places)
-
-    def read(self, index: int) -> bytes:
-        number, offset, size = self.places[index].tolist()
-        try:
-            with open(self.files[number], "rb") as stream:
-                stream.seek(offset)
-                return stream.read(size)
-        except OSError as error:
-            raise UserError(
-                f"Expected a readable tar file, got {self.files[number]!r} ({error.strerror}); restore it."
-            ) from error
-
-    def where(self, index: int) -> str:
-        number, offset, _ = self.places[index].tolist()
-        return f"the image at byte {offset} of {self.files[number]!r}"
 
 
 def survey(urls: Sequence[str], workers: int | None) -> list[Contents]:
@@ -164,11 +131,11 @@ class _Surveyor(Dataset[Contents]):
 
     def __getitem__(self, index: int) -> Contents:
         url = self.urls[index]
-        return _walked(url) if _can_seek(url) else _streamed(url)
+        return _walked(url) if can_seek(url) else _streamed(url)
 
 
 def _helpers(urls: Sequence[str], workers: int | None) -> int:
-    local = all(_can_seek(url) for url in urls)
+    local = all(can_seek(url) for url in urls)
     if len(urls) == 1 or (local and sum(_bytes(url) for url in urls) < _ALONE_BYTES):
         return 0
     return min(len(urls), cores() if workers is None else workers)
@@ -181,7 +148,7 @@ def _bytes(url: str) -> int:
         return 0
 
 
-def _can_seek(url: str) -> bool:
+def can_seek(url: str) -> bool:
     return not is_remote(url) and url.endswith(".tar")
 
 
@@ -350,66 +317,3 @@ def _remember(contents: Contents) -> None:
 
 
 # --- images held -------------------------------------------------------------------------------------
-
-
-def images_at(contents: Sequence[Contents], rows: Tensor) -> Encoded:
-    """The encoded images at ``rows`` of all samples, ascending; those of streamed tars are read now."""
-    counts = torch.tensor([len(each) for each in contents])
-    ends = counts.cumsum(0)
-    shard = torch.searchsorted(ends, rows, right=True)
-    if all(_can_seek(each.url) for each in contents):
-        offsets = torch.from_numpy(np.concatenate([each.offsets for each in contents]))
-        sizes = torch.from_numpy(np.concatenate([each.sizes for each in contents]))
-        places = torch.stack([shard, offsets[rows], sizes[rows]], 1)
-        return Members([each.url for each in contents], places)
-    wanted = (rows - (ends - counts)[shard]).tolist()
-    by_shard: dict[int, list[int]] = {}
-    for number, row in zip(shard.tolist(), wanted, strict=True):
-        by_shard.setdefault(number, []).append(row)
-
-    def read(number: int) -> list[Sample]:
-        return _picked(contents[number], by_shard[number])
-
-    samples: list[Sample] = []
-
-    def join(parts: Iterable[list[Sample]]) -> Iterator[int]:
-        for part in parts:
-            samples.extend(part)
-            yield 1
-
-    with ThreadPoolExecutor(cores()) as pool:
-        for _ in watched(join(pool.map(read, by_shard)), len(by_shard), "Reading images of the shards"):
-            pass
-    return hold([sample.image for sample in samples], [sample.place for sample in samples])
-
-
-def _picked(contents: Contents, rows: Sequence[int]) -> list[Sample]:
-    """The samples at ``rows``, ascending, of a streamed tar."""
-    wanted, problems = set(rows), list[str]()
-    images = (each for each in read_samples(contents.url, problems=problems) if image_of(each) is not None)
-    picked = [
-        Sample(contents.url, each["__key__"], image_of(each))
-        for row, each in enumerate(itertools.islice(images, rows[-1] + 1))
-        if row in wanted
-    ]
-    if len(picked) < len(rows):
-        why = problems[0] if problems else "it has changed"
-        raise UserError(
-            f"Expected {len(rows)} images of {contents.url!r}, got {len(picked)} ({why}); try again."
-        )
-    return picked
-
-
-def hold(images: Sequence[bytes], places: Sequence[str]) -> Held:
-    """Encoded images in memory, and what errors call them."""
-    data = bytearray().join(images)
-    ends = torch.tensor([len(image) for image in images]).cumsum(0)
-    return Held(torch.frombuffer(data, dtype=torch.uint8), ends, _Names(places))
-
-
-@dataclass(frozen=True)
-class _Names:
-    places: Sequence[str]
-
-    def where(self, index: int) -> str:
-        return self.places[index]

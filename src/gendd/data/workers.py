@@ -1,7 +1,8 @@
-"""What loader processes have in common."""
+"""Loader processes: how many there may be, and what they have in common."""
 
 from __future__ import annotations
 
+import os
 import signal
 from typing import Any
 
@@ -26,3 +27,10 @@ def ignore_interrupts(worker: int) -> None:
             signal.signal(getattr(signal, name), signal.SIG_IGN)
     if hasattr(signal, "SIGALRM"):
         signal.signal(signal.SIGTERM, lambda number, frame: signal.alarm(_PATIENCE) and None)
+
+
+def cores() -> int:
+    """Processor cores this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

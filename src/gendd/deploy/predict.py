@@ -11,11 +11,12 @@ from typing import Any
 import torch
 
 from gendd.config import ReadoutName
-from gendd.data.images import decode, frame, watched
+from gendd.data.decoding import decode, frame
 from gendd.data.readers import image_files
 from gendd.deploy.hub import load
 from gendd.errors import UserError
 from gendd.files import read_bytes
+from gendd.messages import watched
 from gendd.student.uncertainty import PredictiveDistribution, check_samples
 
 

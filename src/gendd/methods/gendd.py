@@ -7,26 +7,24 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator
-from operator import length_hint
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gendd.config import GenDDConfig
 from gendd.diffusion import tokens
+from gendd.diffusion.draws import beta
 from gendd.errors import UserError, did_you_mean
-from gendd.messages import following
-from gendd.methods._labels import known, label_loss
+from gendd.methods._labels import known, taught_loss
 from gendd.methods._maps import MapLosses, MapRegression
+from gendd.methods._moments import Moments
 from gendd.methods.base import Method, StepOutput
 from gendd.models import Asked, Backbone, Frozen
 from gendd.student import Student
 from gendd.student.generator import FeatureGenerator, head_width
-from gendd.student.readout import nearest_mean_classifier
+from gendd.student.readout import fixed_classifier, nearest_mean_classifier
 
-STATISTICS_IMAGES = 10_000
 # λ where it is not set
 CONTRACTION = 0.3
 
@@ -79,10 +77,9 @@ class GenDD(Method):
                     f"GenDD: expected a gendd.Backbone as {role}, got {type(network).__name__}. "
                     "Build it with gendd.create_backbone(name, num_classes), or by gendd.wrap(module)."
                 )
-        known = {entry.name for entry in dataclasses.fields(GenDDConfig)}
-        for name in settings:
-            if name not in known:
-                raise UserError(f"Unknown GenDD setting {name!r}.{did_you_mean(name, known)}")
+        there = {entry.name for entry in dataclasses.fields(GenDDConfig)}
+        for name in settings.keys() - there:
+            raise UserError(f"Unknown GenDD setting {name!r}.{did_you_mean(name, there)}")
         config = dataclasses.replace(config or GenDDConfig(), **settings)
         super().__init__(backbone, teacher, config, labels=labels)
         assert self.teacher is not None
@@ -199,38 +196,23 @@ class GenDD(Method):
             UserError: no batch, or class means are asked for and a class has no labelled image.
         """
         assert self.teacher is not None
-        by_class = self._takes_means
-        moments = _Moments(self.teacher.feature_dim, len(self.centres), scatter=self._reads_means)
-        with following("statistics of the teacher", STATISTICS_IMAGES, "images") as steps:
-            for batch in batches:
-                images, labels = batch if isinstance(batch, (tuple, list)) else (batch.images, batch.labels)
-                features = self.teacher(images.to(self.centres.device))[0]
-                moments.add(features, labels if by_class else None)
-                if moments.count >= STATISTICS_IMAGES and not by_class:
-                    break
-                # of a generator 0: not known
-                there = length_hint(batches) * len(images)
-                steps.total = there if by_class else min(STATISTICS_IMAGES, there or STATISTICS_IMAGES)
-                steps.add(len(images))
-        if moments.count == 0:
-            raise UserError("GenDD statistics: expected at least one batch of training images, got none.")
-        variance = moments.squares / moments.count
+        moments = Moments.of(
+            self.teacher,
+            batches,
+            self.centres.device,
+            classes=len(self.centres) if self._takes_means else 0,
+            scatter=self._reads_means,
+        )
         if self.config.standardise:
-            self.generator.set_statistics(moments.mean.float(), variance.sqrt().float())
-        if by_class:
+            self.generator.set_statistics(moments.mean.float(), moments.variance.sqrt().float())
+        if self._takes_means:
             self._set_means(moments)
         if self.strength > 0 and len(self.centres) > 0:
-            self._set_centres(moments, variance)
+            self._set_centres(moments)
         self.prepared.fill_(True)
 
-    def _set_means(self, moments: _Moments) -> None:
-        """Class means (K, D) in the space that is diffused; raises :class:`UserError` without one."""
-        missing = (moments.class_counts == 0).nonzero().flatten().tolist()
-        if missing:
-            raise UserError(
-                f"gendd.centres 'means': expected labelled images of all {len(moments.class_counts)} "
-                f"classes, got none of {missing[:5]}. Use gendd.centres 'classifier'."
-            )
+    def _set_means(self, moments: Moments) -> None:
+        """Class means (K, D) in the space that is diffused."""
         means = moments.class_means.float().to(self.centres.device)
         self.centres.copy_(self.generator.standardise(means))
         if self._reads_means:
@@ -239,7 +221,7 @@ class GenDD(Method):
                 moments.variance_between_means(self.generator.feature_scale.cpu().double())
             )
 
-    def _set_centres(self, moments: _Moments, variance: Tensor) -> None:
+    def _set_centres(self, moments: Moments) -> None:
         """Centres (K, D) in the space that is diffused, where the classifier's rows act on unit features."""
         assert self.teacher is not None
         if not self._takes_means:
@@ -248,9 +230,9 @@ class GenDD(Method):
         if self.config.centre_scale == "match":
             # the classifier is blind to what its rows have in common
             self.centres.sub_(self.centres.mean(0))
-            scale = self.generator.feature_scale.cpu().double()
-            centre = self.generator.feature_mean.cpu().double()
-            square = ((variance + (moments.mean - centre).square()) / scale.square()).sum()
+            own = self.generator
+            scale, centre = own.feature_scale.cpu().double(), own.feature_mean.cpu().double()
+            square = ((moments.variance + (moments.mean - centre).square()) / scale.square()).sum()
             self.centres.mul_((float(square) / self.centres.square().sum(-1).mean()).sqrt())
         if self._reads_means:
             # what is generated is contracted: the mean of class c lies where its features' mean is moved to
@@ -280,9 +262,8 @@ class GenDD(Method):
         feature, teacher_feature, teacher_logits, dense = self._look(images)
         targets = self.targets(teacher_feature, teacher_logits, labels)
         rows = self._diffuse(targets, self.generator.condition(feature), generator)
-        diffusion = rows.mse.mean()
-        parts = {"diffusion": diffusion.detach()}
-        loss = diffusion
+        loss = rows.mse.mean()
+        parts = {"diffusion": loss.detach()}
         if rows.vlb is not None:
             vlb = rows.vlb.mean()
             loss = loss + vlb
@@ -316,10 +297,9 @@ class GenDD(Method):
 
     def _for_probe(self, feature: Tensor, labels: Tensor | None) -> Tensor:
         """The feature as the linear readout learns from it, and through it, by its weight, the student."""
-        weight = self.config.label_weight
+        weight, constant = self.config.label_weight, feature.detach()
         if weight is None:
             weight = 0.0 if self._same_classes else 1.0
-        constant = feature.detach()
         if weight == 0 or labels is None or self.config.probe in ("teacher", "none"):
             return constant
         return constant + weight * known(labels).unsqueeze(-1) * (feature - constant)
@@ -361,14 +341,7 @@ class GenDD(Method):
         """What trains the linear readout: the labels; where they are unknown, the teacher's probabilities."""
         if self.config.probe == "none":
             return None
-        seen = labels if self.config.probe != "teacher" else None
-        said = teacher_logits.float().softmax(-1)
-        if self.backbone.num_classes != said.shape[-1]:
-            return None if seen is None else label_loss(logits, seen)
-        if seen is None:
-            return F.cross_entropy(logits.float(), said)
-        unknown = 1 - known(seen).unsqueeze(-1)
-        return label_loss(logits, seen) + F.cross_entropy(logits.float(), unknown * said)
+        return taught_loss(logits, None if self.config.probe == "teacher" else labels, teacher_logits)
 
     def _diffuse(
         self,
@@ -380,7 +353,7 @@ class GenDD(Method):
     ) -> Any:
         config, device = self.config, targets.device
         if regularised and config.mixup > 0:
-            weight = _beta(config.mixup, generator, device)
+            weight = beta(config.mixup, generator, device)
             # a permutation that keeps to this process's images (see gendd.processes.share)
             permutation = torch.arange(len(targets) - 1, -1, -1, device=device)
             targets = tokens.mix(targets, weight, permutation)
@@ -420,99 +393,8 @@ class GenDD(Method):
         if not self.teacher.has_classifier:
             return None
         source = self.teacher.classifier
-        classifier: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-            nn.Linear, source.in_features, source.out_features, device=self.centres.device
-        )
-        with torch.no_grad():
-            classifier.weight.copy_(source.weight)
-            if source.bias is None:
-                classifier.bias.zero_()
-            else:
-                classifier.bias.copy_(source.bias)
-        return classifier.requires_grad_(False)
+        return fixed_classifier(source.weight, source.bias, self.centres.device)
 
     def undecayed(self) -> Iterator[nn.Parameter]:
         """The head takes no weight decay."""
         return self.generator.parameters()
-
-
-class _Moments:
-    """Count, mean and summed squared deviations of features, and their sums by class; float64 on the CPU.
-
-    Args:
-        width: D.
-        classes: K.
-        scatter: Also take the (D, D) sum of products, for the variance within classes.
-    """
-
-    def __init__(self, width: int, classes: int, scatter: bool = False) -> None:
-        self.count = 0
-        self.mean = torch.zeros(width, dtype=torch.float64)
-        self.squares = torch.zeros(width, dtype=torch.float64)
-        self.class_sums = torch.zeros(classes, width, dtype=torch.float64)
-        self.class_counts = torch.zeros(classes, dtype=torch.float64)
-        self.products = torch.zeros(width, width, dtype=torch.float64) if scatter else None
-
-    def add(self, features: Tensor, labels: Tensor | None) -> None:
-        """Add features (B, D), by class too where labels (B,) are given (Chan et al. 1983)."""
-        rows = features.cpu().double()
-        count = self.count + len(rows)
-        mean = rows.mean(0)
-        distance = mean - self.mean
-        self.squares += (rows - mean).square().sum(0) + distance.square() * (self.count * len(rows) / count)
-        self.mean += distance * (len(rows) / count)
-        self.count = count
-        if labels is not None and labels.ndim == 1:
-            labels = labels.cpu()
-            rows, labels = rows[labels >= 0], labels[labels >= 0]
-            self.class_sums.index_add_(0, labels, rows)
-            self.class_counts += torch.bincount(labels, minlength=len(self.class_counts))
-            if self.products is not None:
-                self.products.addmm_(rows.T, rows)
-
-    @property
-    def class_means(self) -> Tensor:
-        """(K, D), of classes that all have images."""
-        return self.class_sums / self.class_counts.unsqueeze(-1)
-
-    def variance_between_means(self, scale: Tensor) -> float:
-        """Variance within classes along the directions in which the class means differ.
-
-        For a pair of Gaussian classes of covariance Σ whose means lie δ apart, the logits of the nearest mean
-        are log-likelihood ratios at temperature δᵀΣδ / |δ|²; this is its mean over the classes' distances
-        from their centre, weighted by |δ|². 1 where nothing varies.
-
-        Args:
-            scale: (D,) that features are divided by.
-        """
-        assert self.products is not None
-        means = self.class_means
-        within = self.products - (means.T * self.class_counts) @ means
-        distances = (means - means.mean(0)) / scale
-        rays = distances / scale
-        spread = float(((rays @ within) * rays).sum() / self.class_counts.sum())
-        square = float(distances.square().sum())
-        return spread / square if spread > 1e-9 * square > 0 else 1.0
-
-
-def _beta(concentration: float, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    """One draw of Beta(β, β): x / (x + y) with x and y ~ Gamma(β) (Marsaglia & Tsang 2000)."""
-    x, y = _gamma(concentration, generator, device), _gamma(concentration, generator, device)
-    return x / (x + y)
-
-
-def _gamma(shape: float, generator: torch.Generator | None, device: torch.device) -> Tensor:
-    if shape < 1:
-        u = torch.rand((), generator=generator, device=device)
-        return _gamma(shape + 1, generator, device) * u.clamp(min=1e-30).pow(1 / shape)
-    d = shape - 1 / 3
-    c = (9 * d) ** -0.5
-    # a fixed number of proposals, of which at least 95 % are accepted each, keeps the device unwaited for
-    x = torch.randn(16, generator=generator, device=device)
-    u = torch.rand(16, generator=generator, device=device)
-    v = (1 + c * x) ** 3
-    accepted = (v > 0) & (u.log() < 0.5 * x**2 + d - d * v + d * v.clamp(min=1e-30).log())
-    # index_select: an index on the device would be waited for
-    first = accepted.to(torch.int64).argmax().reshape(1)
-    drawn: Tensor = (d * v.clamp(min=1e-30)).index_select(0, first).squeeze(0)
-    return drawn

@@ -168,7 +168,11 @@ def _cards(metrics: dict[str, Any], table: Sequence[Row]) -> str:
     cards += _latency(own, metrics.get("run", {}))
     seconds, device = metrics["student"].get("train_seconds"), metrics.get("run", {}).get("device")
     if seconds is not None:
-        cards.append(_card("Training", duration(seconds), "", f"on {device}" if device else ""))
+        loading = metrics["student"].get("loading_seconds") or 0.0
+        told = [f"on {device}"] if device else []
+        if seconds > 0 and loading >= 0.01 * seconds:
+            told.append(f"{loading / seconds:.0%} of it waiting for images")
+        cards.append(_card("Training", duration(seconds), "", ", ".join(told)))
     return f'<div class="cards">{"".join(cards)}</div>'
 
 

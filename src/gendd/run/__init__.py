@@ -1,7 +1,8 @@
 """A run, from its configuration to its report, and what is done with a finished one.
 
 Its rooms, none of which imports a later one: settings, folder, output; networks, teacher, checks; training,
-measuring, exhibits; probing, finished; experiment; planning, caching, scoring, watching, distilling.
+measuring, exhibits; probing, finished; experiment; steps, planning, profiling, caching, scoring, watching,
+distilling.
 """
 
 from gendd.run.caching import fill_cache
@@ -10,6 +11,7 @@ from gendd.run.experiment import execute
 from gendd.run.finished import Run
 from gendd.run.planning import plan_run
 from gendd.run.probing import probe_run
+from gendd.run.profiling import profile_run
 from gendd.run.scoring import evaluate_network, evaluate_run
 from gendd.run.watching import watch_run
 
@@ -22,5 +24,6 @@ __all__ = [
     "fill_cache",
     "plan_run",
     "probe_run",
+    "profile_run",
     "watch_run",
 ]

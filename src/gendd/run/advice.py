@@ -8,6 +8,7 @@ from torch import Tensor
 
 from gendd.config import RunConfig
 from gendd.config.registry import label
+from gendd.training import WAITS
 
 FEW_STEPS = 500
 # share of the predictions that one class may have where no class has that many images
@@ -16,6 +17,8 @@ _NEARLY_ALL = 0.9
 _APART = 1.0
 # and by which a readout is not what it could be
 _FAR_APART = 5.0
+# seconds of training below which nobody minds what they went into
+_LONG = 30.0
 
 
 def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None, steps: int) -> list[str]:
@@ -32,6 +35,8 @@ def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None,
         epochs = config.training.num_epochs(1)
         more = max(epochs + 1, round(epochs * FEW_STEPS * 2 / max(1, steps)))
         lines.append(f"the student was trained for {steps} steps only; try --training.epochs {more}")
+    if (waits := _waits(metrics["student"])) is not None:
+        lines.append(waits)
     if confusion is not None and len(confusion) > 2 and int(confusion.sum()) > 0:
         predicted, true = confusion.sum(0).double(), confusion.sum(1).double()
         share = float(predicted.max() / predicted.sum())
@@ -73,6 +78,18 @@ def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None,
             f"{own:.2f} %); its student is in baselines/{name}, or try more epochs or another --training.lr"
         )
     return lines
+
+
+def _waits(student: dict[str, Any]) -> str | None:
+    """A line where the training has waited for its images; None where it hasn't, or wasn't long."""
+    trained, loading = student.get("train_seconds") or 0.0, student.get("loading_seconds") or 0.0
+    if trained < _LONG or loading <= WAITS * trained:
+        return None
+    return (
+        f"{loading / trained:.0%} of the training time went into waiting for images; give the loader more "
+        "processes (--data.workers), keep images in memory (--data.in_memory true) or store them smaller: "
+        "gendd profile shows what a step takes"
+    )
 
 
 def _apart(student: dict[str, Any], measure: str | None) -> str | None:

@@ -237,7 +237,7 @@ def _save_baseline(
     student.info |= _info(own, data, teacher)
     student.save(place / "student")
     figures = metrics["baselines"][name]
-    fitted = {key: figures[key] for key in ("name", "train_seconds", "validation")}
+    fitted = {key: figures[key] for key in ("name", "train_seconds", "loading_seconds", "validation")}
     readout = {key: value for key, value in figures.items() if key not in (*fitted, "label")}
     found = {
         "run": {**metrics["run"], "method": name, "name": place.name},

@@ -219,7 +219,11 @@ class _Measuring:
 
 def _fitted(result: FitResult) -> dict[str, Any]:
     """How a training went."""
-    return {"train_seconds": round(result.seconds, 2), "validation": _validation(result)}
+    return {
+        "train_seconds": round(result.seconds, 2),
+        "loading_seconds": round(result.waited, 2),
+        "validation": _validation(result),
+    }
 
 
 def _validation(result: FitResult) -> dict[str, Any] | None:

@@ -28,6 +28,21 @@ from gendd.student.generator import FeatureGenerator
 _SIGNALS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7)
 
 
+def fixed_classifier(weight: Tensor, bias: Tensor | None, device: torch.device) -> nn.Linear:
+    """A float32 classifier of a weight (K, D) and a bias (K,), none being 0, that no training changes."""
+    classes, width = weight.shape
+    classifier: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
+        nn.Linear, width, classes, device=device
+    )
+    with torch.no_grad():
+        classifier.weight.copy_(weight)
+        if bias is None:
+            classifier.bias.zero_()
+        else:
+            classifier.bias.copy_(bias)
+    return classifier.requires_grad_(False)
+
+
 def nearest_mean_classifier(
     means: Tensor, feature_mean: Tensor, feature_scale: Tensor, temperature: float = 1.0
 ) -> nn.Linear:
@@ -44,14 +59,7 @@ def nearest_mean_classifier(
     """
     weight = means.double() / feature_scale.double() / temperature
     bias = -weight @ feature_mean.double() - means.double().square().sum(-1) / (2 * temperature)
-    classes, width = means.shape
-    classifier: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
-        nn.Linear, width, classes, device=means.device
-    )
-    with torch.no_grad():
-        classifier.weight.copy_(weight)
-        classifier.bias.copy_(bias)
-    return classifier.requires_grad_(False)
+    return fixed_classifier(weight, bias, means.device)
 
 
 def read_features(classifier: nn.Linear, features: Tensor) -> Tensor:

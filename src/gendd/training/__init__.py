@@ -3,7 +3,7 @@
 from gendd.data.draws import derive_seed
 from gendd.training.answers import Answers, row_type
 from gendd.training.cached_teacher import CachedTeacher
-from gendd.training.callbacks import shows_progress
+from gendd.training.callbacks import WAITS, shows_progress
 from gendd.training.device import (
     autocast_type,
     overruns,
@@ -18,6 +18,7 @@ from gendd.training.schedule import beta2, learning_rate_factor, parameter_group
 from gendd.training.trainer import FitResult, fit, placed
 
 __all__ = [
+    "WAITS",
     "Answers",
     "CachedTeacher",
     "FitResult",

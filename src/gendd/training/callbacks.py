@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Callable
 from typing import Any
 
 import lightning
@@ -14,6 +15,9 @@ from torch import Tensor
 from gendd.config import TrainingConfig
 from gendd.messages import Steps, say
 from gendd.training.monitor import is_share
+
+# a training that waits for its images longer than this share of its time is told so
+WAITS = 0.2
 
 
 def shows_progress(config: TrainingConfig) -> bool:
@@ -31,13 +35,19 @@ def is_logged(trainer: lightning.Trainer) -> bool:
 
 
 class Throughput(Callback):
-    """Images a second and the learning rate, logged with every logged step; lines where there is no bar."""
+    """Images a second and the learning rate, logged with every logged step; lines where there is no bar.
 
-    def __init__(self, lines: bool, title: str) -> None:
-        self.lines, self.title = lines, title
+    Args:
+        lines: Whether there are lines.
+        title: Of the training.
+        waited: Tells the seconds in which a batch has been waited for so far.
+    """
+
+    def __init__(self, lines: bool, title: str, waited: Callable[[], float]) -> None:
+        self.lines, self.title, self.waited = lines, title, waited
         self._steps = Steps(title, 0)
         self._since: float | None = None
-        self._images = 0
+        self._images, self._waited = 0, 0.0
         self._logged = False
 
     def on_train_start(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
@@ -47,7 +57,7 @@ class Throughput(Callback):
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
         if self._since is None:  # an epoch begins, or is gone on with
-            self._since, self._images = time.perf_counter(), 0
+            self._since, self._images, self._waited = time.perf_counter(), 0, self.waited()
         # after the step the schedule has moved on
         self._logged = is_logged(trainer)
         if self._logged:
@@ -86,6 +96,8 @@ class Throughput(Callback):
             say(f"{self._epoch(trainer)} · validation, batch {batch_idx + 1:,}")
 
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
+        assert self._since is not None
+        share = (self.waited() - self._waited) / max(1e-9, time.perf_counter() - self._since)
         self._since = None
         if not self._says(trainer):
             return
@@ -101,7 +113,8 @@ class Throughput(Callback):
         )
         rate = float(trainer.callback_metrics.get("images/s", 0.0))
         left = self._left(trainer, int(trainer.num_training_batches))
-        say(f"{self._epoch(trainer)} · {parts} · {rate:,.0f} images/s{left}")
+        waits = f", {share:.0%} of it waiting for images" if share > WAITS else ""
+        say(f"{self._epoch(trainer)} · {parts} · {rate:,.0f} images/s{waits}{left}")
 
     def _says(self, trainer: lightning.Trainer) -> bool:
         return self.lines and trainer.is_global_zero

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import torch
@@ -17,15 +18,22 @@ class Epoch:
         batches: All of them.
         number: Of the epoch.
         told: Whether each batch tells its rows.
+        waited: Called with the seconds that each batch was waited for.
     """
 
-    def __init__(self, batches: Batches | ShardBatches, number: int, told: bool = False) -> None:
-        self.batches, self.number, self.told, self.given = batches, number, told, 0
+    def __init__(
+        self,
+        batches: Batches | ShardBatches,
+        number: int,
+        told: bool = False,
+        waited: Callable[[float], None] | None = None,
+    ) -> None:
+        self.batches, self.number, self.told, self.waited, self.given = batches, number, told, waited, 0
 
     def part(self, first: int, last: int) -> Epoch:
         """The batches from ``first`` to ``last``, exclusive; of shards those to the end."""
         batches = self.batches.until(last) if isinstance(self.batches, Batches) else self.batches
-        found = Epoch(batches, self.number, self.told)
+        found = Epoch(batches, self.number, self.told, self.waited)
         found.given = first
         return found
 
@@ -33,7 +41,14 @@ class Epoch:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self.batches.since(self.given):
+        batches = iter(self.batches.since(self.given))
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            if self.waited is not None:
+                self.waited(time.perf_counter() - began)
+            if batch is None:
+                return
             number = self.given
             self.given += 1
             yield self._with_rows(batch, number) if self.told else batch

@@ -99,6 +99,8 @@ class LightningMethod(lightning.LightningModule):
         self.accumulate = min(config.accumulate, batches)
         self.steps_per_epoch = batches // self.accumulate
         self.seconds = 0.0
+        # of them those in which the next batch was waited for
+        self.waited = 0.0
         self._clock: float | None = None
         self._unchecked: tuple[int, list[str], Tensor, torch.cuda.Event | None] | None = None
         classes = readout_classes(method)
@@ -143,7 +145,11 @@ class LightningMethod(lightning.LightningModule):
 
     def epoch(self, number: int) -> Epoch:
         """The batches of an epoch."""
-        return Epoch(self._batches(number), number, told=self.cached is not None)
+        return Epoch(self._batches(number), number, self.cached is not None, self._wait)
+
+    def _wait(self, seconds: float) -> None:
+        if self._clock is not None:
+            self.waited += seconds
 
     def val_dataloader(self) -> Batches | Empty | InStep | list[Any]:
         """The held-out images in order."""
@@ -365,9 +371,10 @@ class LightningMethod(lightning.LightningModule):
         checkpoint["seconds"] = self.seconds + (
             0 if self._clock is None else time.perf_counter() - self._clock
         )
+        checkpoint["waited"] = self.waited
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        self.seconds = checkpoint["seconds"]
+        self.seconds, self.waited = checkpoint["seconds"], checkpoint.get("waited", 0.0)
         convert(checkpoint, self.layout)
         # where training goes on, it does so by the configuration of now
         for state in checkpoint.get("lr_schedulers", ()):

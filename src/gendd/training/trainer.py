@@ -61,12 +61,14 @@ class FitResult:
         monitor: The validation metric that chose the checkpoint; None where none is held out.
         best: Its best value; None likewise.
         steps: Optimiser steps taken.
+        waited: Of the seconds those in which the next batch was waited for.
     """
 
     seconds: float
     monitor: str | None
     best: float | None
     steps: int
+    waited: float = 0.0
 
 
 def fit(
@@ -193,7 +195,7 @@ def _fit(
         enable_version_counter=False,
     )
     saving = Saving(checkpoints / "last.ckpt", config.checkpoint_minutes)
-    callbacks: list[Callback] = [Throughput(not bar, title), saving]
+    callbacks: list[Callback] = [Throughput(not bar, title, lambda: module.waited), saving]
     best: ModelCheckpoint | None = None
     if monitor is not None:
         best = ModelCheckpoint(
@@ -284,6 +286,7 @@ def _fit(
         "monitor": monitor,
         "best": value,
         "steps": trainer.global_step,
+        "waited": module.waited,
     }
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gendd.config import DataConfig
-from gendd.data.images import Encoded, Files
+from gendd.data.encoded import Encoded, Files
 from gendd.errors import UserError
 from gendd.files import read_bytes, user_path
 

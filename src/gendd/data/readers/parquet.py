@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gendd.config import DataConfig
-from gendd.data.images import Held
+from gendd.data.encoded import Held
 from gendd.data.readers.common import (
     NO_LABEL,
     Found,

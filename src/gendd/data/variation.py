@@ -1,0 +1,68 @@
+"""How training images are varied."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gendd.data.appearance import Appearance
+from gendd.data.augment import augment, draw_boxes, draw_flips
+from gendd.data.decoding import frame
+from gendd.data.draws import keyed_generator
+from gendd.data.images import ImageSet
+
+
+@dataclass(frozen=True)
+class Variation:
+    """How training images are varied, and the key that decides every draw."""
+
+    kind: str
+    crop_scale: tuple[float, float]
+    seed: int
+    epoch: int
+    interpolation: str = "bilinear"
+    appearance: Appearance = field(default_factory=Appearance)
+    framing: float | None = None
+
+    @property
+    def batchwise(self) -> bool:
+        """Whether nothing is done that has to be done image by image."""
+        return not self.appearance and (self.kind != "resized-crop" or self.interpolation == "bilinear")
+
+    def generator(self, *more: int | str) -> torch.Generator:
+        return keyed_generator(self.seed, self.epoch, *more)
+
+    def streamed(self, images: ImageSet, index: int, place: int) -> Tensor:
+        """One image decoded and augmented by the draws of the ``place`` it takes: uint8 (C, S, S)."""
+        framing = images.framing if self.framing is None else self.framing
+        return self.varied(images.original(index), images.size, framing, self.generator("image", place))
+
+    def varied(self, image: Tensor, size: int, framing: float, generator: torch.Generator) -> Tensor:
+        """One decoded image augmented.
+
+        Args:
+            image: uint8 (C, h, w) as it was decoded.
+            size: S.
+            framing: See :class:`ImageSet`; a resized crop is taken from the whole image.
+            generator: Source of the draws.
+
+        Returns:
+            uint8 (C, S, S).
+        """
+        if self.kind == "resized-crop":
+            image = self._resized_crop(image, size, generator)
+        else:
+            image = augment(frame(image, size, framing)[None], self.kind, generator)[0]
+        return self.appearance(image, generator)
+
+    def _resized_crop(self, image: Tensor, size: int, generator: torch.Generator) -> Tensor:
+        # slow to import
+        from torchvision.transforms.v2 import functional as VF
+
+        height, width = image.shape[-2:]
+        box = draw_boxes(1, height, width, self.crop_scale, generator)[0].tolist()
+        mode = VF.InterpolationMode(self.interpolation)
+        crop: Tensor = VF.resized_crop(image, *box, [size, size], interpolation=mode, antialias=True)
+        return crop.flip(-1) if bool(draw_flips(1, generator)) else crop

@@ -1,0 +1,122 @@
+"""Training steps outside of a training: what a plan and a profile time."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from itertools import count as counted
+from itertools import islice
+
+import torch
+from torch import nn
+
+from gendd.config import RunConfig
+from gendd.data import Batch, Data, Mixing, train_loader
+from gendd.errors import UserError
+from gendd.models import Frozen
+from gendd.models.costs import synchronise
+from gendd.run.settings import sees_labels
+from gendd.run.training import untrained
+from gendd.training import autocast_type
+
+WARMUP, TIMED = 2, 8
+# no more are timed after so many seconds
+_ENOUGH = 20.0
+# batches that statistics are taken of here
+_FEW = 4
+
+# a part of a step by its name, to be entered while it is computed
+Part = Callable[[str], AbstractContextManager[object]]
+
+
+def _whole(name: str) -> AbstractContextManager[object]:
+    del name
+    return nullcontext()
+
+
+class Steps:
+    """The steps of a method as its training begins; nothing is logged or written.
+
+    Args:
+        config: The run's, with this method.
+        data: Its images.
+        teacher: On the device; None for a method without one.
+        device: Where to compute.
+        given: The student, where it was made in Python.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        data: Data,
+        teacher: Frozen | None,
+        device: torch.device,
+        given: nn.Module | None = None,
+    ) -> None:
+        self.config, self.device = config, device
+        self.module = untrained(config, data, teacher, device, given)
+        self._prepare(data)
+        self.optimiser: torch.optim.Optimizer = self.module.configure_optimizers()["optimizer"]
+        self._autocast = autocast_type(config.training.precision, device)
+        self._mixing = Mixing.from_config(config.data, self.module.data.num_classes)
+        self._batches = self._endless()
+        self.taken = 0
+
+    def _prepare(self, data: Data) -> None:
+        seen = sees_labels(self.config, data)
+        batches = train_loader(self.module.data, self.config.data, seed=self.config.seed, epoch=0)
+        pairs = (Batch(batch.images, batch.labels if seen else None) for batch in batches)
+        try:
+            self.module.method.prepare(islice(pairs, _FEW))
+        except UserError:  # it needs an image of every class
+            self.module.method.prepare(Batch(batch.images, batch.labels) for batch in batches)
+
+    def _endless(self) -> Iterator[Batch]:
+        for epoch in counted():
+            yield from train_loader(self.module.data, self.config.data, seed=self.config.seed, epoch=epoch)
+
+    @property
+    def images(self) -> int:
+        """Images of a step."""
+        return self.config.data.batch_of(len(self.module.data.train)) * self.module.accumulate
+
+    def take(self, part: Part = _whole) -> float:
+        """Take a step and return its seconds, its images' loading included.
+
+        Args:
+            part: Entered for each part: loading, augmentation, losses (all of the method), backward,
+                optimiser.
+        """
+        module, device = self.module, self.device
+        start = time.perf_counter()
+        with part("optimiser"):
+            self.optimiser.zero_grad()
+        for _ in range(module.accumulate):
+            with part("loading"):
+                batch = next(self._batches)
+            with part("augmentation"):
+                batch = module.transfer_batch_to_device(batch, device, 0)
+                labels = batch.labels if module.use_labels else None
+                generator = torch.Generator().manual_seed(self.taken)
+                images, labels = self._mixing(batch.images, labels, generator)
+            generator = torch.Generator(device).manual_seed(self.taken)
+            autocast = torch.autocast(device.type, self._autocast, enabled=self._autocast is not None)
+            with part("losses"), autocast:
+                out = module.method(images, labels, generator=generator)
+            with part("backward"):
+                (out.loss / module.accumulate).backward()
+        with part("optimiser"):
+            self.optimiser.step()
+        synchronise(device)
+        self.taken += 1
+        return time.perf_counter() - start
+
+    def seconds(self) -> float:
+        """Median seconds of a few steps."""
+        found: list[float] = []
+        began = time.perf_counter()
+        while len(found) < WARMUP + TIMED and (not found or time.perf_counter() - began < _ENOUGH):
+            found.append(self.take())
+        return statistics.median(found[WARMUP:] or found)
