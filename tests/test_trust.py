@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pickle
 import shutil
 import signal
 import tarfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from conftest import Finished
+from conftest import TINY, Finished
 from PIL import Image
 from runs import distil, untimed
 
@@ -174,6 +176,149 @@ def test_a_checkpoint_that_is_a_program(
     (checkpoints / "last.ckpt.sha256").unlink()
     assert "last.ckpt': expected tensors and plain values" in refused(capsys, *words, "--resume")
     assert not marker.exists()
+
+
+def pictures(folder: Path, count: int = 3) -> list[Path]:
+    """Small pictures of two classes, in ``train/`` and ``test/``."""
+    paths = [
+        folder / part / name / f"{number}.png"
+        for part in ("train", "test")
+        for name in ("a", "b")
+        for number in range(count)
+    ]
+    for path in paths:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8)).save(path)
+    return paths
+
+
+def planted_image(folder: Path, bomb: bytes, marker: Path) -> list[str]:
+    pictures(folder)
+    (folder / "train" / "a" / "0.png").write_bytes(bomb)
+    return ["folder", f"--data.path={folder}"]
+
+
+def planted_file(folder: Path, bomb: bytes, marker: Path) -> list[str]:
+    pictures(folder)
+    (folder / "dataset.py").write_text(NETWORK.format(marker=str(marker)), encoding="utf-8")
+    (folder / "train" / "a" / "net.pkl").write_bytes(bomb)
+    return ["folder", f"--data.path={folder}"]
+
+
+def planted_list(folder: Path, bomb: bytes, marker: Path) -> list[str]:
+    lines = [f"{path} {path.parent.name}" for path in pictures(folder)]
+    for number, line in enumerate((f"pipe:touch {marker} a", f"{folder / 'net.py'}:net a")):
+        (folder / f"list{number}.txt").write_text("\n".join([*lines, line]), encoding="utf-8")
+    return ["list", f"--data.path={folder / 'list0.txt'}", f"--data.test_path={folder / 'list1.txt'}"]
+
+
+def planted_parquet(folder: Path, bomb: bytes, marker: Path) -> list[str]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    rows = [path.read_bytes() for path in pictures(folder)]
+    # a type of its own, as pyarrow once unpickled it
+    named = {"ARROW:extension:name": "arrow.py_extension_type", "ARROW:extension:metadata": bomb}
+    fields = [pa.field("image", pa.binary(), metadata=named), pa.field("label", pa.int64())]
+    labels = pa.array([number % 2 for number in range(len(rows))])
+    table = pa.table([pa.array(rows, pa.binary()), labels], pa.schema(fields, metadata={"pandas": bomb}))
+    for part in ("train", "test"):
+        pq.write_table(table, folder / f"{part}.parquet")
+    return [
+        "parquet",
+        f"--data.path={folder / 'train.parquet'}",
+        f"--data.test_path={folder / 'test.parquet'}",
+    ]
+
+
+def planted_tar(folder: Path, bomb: bytes, marker: Path) -> list[str]:
+    paths = pictures(folder)
+    for part in ("train", "test"):
+        (folder / "shards" / part).mkdir(parents=True)
+        with tarfile.open(folder / "shards" / part / "0.tar", "w") as tar:
+            for number, path in enumerate(path for path in paths if path.parts[-3] == part):
+                tar.add(path, f"{number}.png")
+                members = {
+                    "cls": str(number % 2).encode(),
+                    "pyd": bomb,
+                    "pickle": bomb,
+                    "pth": bomb,
+                    "npz": bomb,
+                }
+                for suffix, content in members.items():
+                    member = tarfile.TarInfo(f"{number}.{suffix}")
+                    member.size = len(content)
+                    tar.addfile(member, io.BytesIO(content))
+    return ["webdataset", f"--data.path={folder / 'shards'}"]
+
+
+@pytest.mark.parametrize(
+    ("plant", "code"),
+    [(planted_image, 2), (planted_file, 0), (planted_list, 2), (planted_parquet, 0), (planted_tar, 0)],
+)
+def test_images_of_a_stranger_run_nothing(
+    plant: Callable[[Path, bytes, Path], list[str]],
+    code: int,
+    small_run: Path,
+    tmp_path: Path,
+    marker: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    no_report: None,
+) -> None:
+    monkeypatch.setenv("GENDD_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "images").mkdir()
+    name, *words = plant(tmp_path / "images", pickle.dumps(Bomb(marker)), marker)
+    quick = [
+        "--training.epochs=1",
+        "--training.progress=false",
+        "--training.loggers=[]",
+        "--readout.name=linear",
+    ]
+    words = ["train", "--student=cifar/resnet8x0.25", f"--data.name={name}", *words, *quick]
+    assert main([*words, f"--out={tmp_path / 'run'}"]) in (0, 2)
+    assert main(["predict", str(small_run), str(tmp_path / "images")]) in (0, 2)
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".pt", ".safetensors", ".bin", ".ckpt"])
+@pytest.mark.parametrize("role", ["student", "teacher"])
+def test_weights_that_are_a_program(
+    role: str, suffix: str, tmp_path: Path, marker: Path, capsys: Capture
+) -> None:
+    file = tmp_path / f"weights{suffix}"
+    file.write_bytes(pickle.dumps(Bomb(marker)))
+    networks = ["--teacher=cifar/resnet8x0.5", "--student=cifar/resnet8x0.25", f"--{role}.weights={file}"]
+    assert str(file) in refused(capsys, "distill", "--data=digits", *networks, f"--out={tmp_path / 'run'}")
+    assert not marker.exists()
+
+
+def test_a_repository_of_the_hub_runs_nothing(
+    stranger: Path, marker: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(
+        "huggingface_hub.snapshot_download", lambda *args, **options: str(stranger / "student")
+    )
+    image = tmp_path / "image.png"
+    Image.new("L", (8, 8)).save(image)
+    assert "which was not run" in refused(capsys, "predict", "someone/student", str(image))
+    with pytest.raises(UserError, match="which was not run"):
+        gendd.load("someone/student")
+    assert not marker.exists()
+
+
+def test_a_cache_that_someone_wrote_into_runs_nothing(
+    tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+) -> None:
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("GENDD_CACHE", str(cache))
+    words = ["--baselines=[]", "--training.cache_teacher=1"]
+    distil(tmp_path / "first", *words)
+    planted = [path for path in cache.rglob("*") if path.is_file()]
+    assert {path.suffix for path in planted} >= {".npy", ".safetensors", ".json"}
+    for path in planted:
+        path.write_bytes(pickle.dumps(Bomb(marker)))
+    code = main(["distill", "--out", str(tmp_path / "second"), *TINY, *words])
+    assert code in (0, 2) and not marker.exists()
 
 
 def test_a_file_that_ends_the_process_is_a_mistake(tmp_path: Path, capsys: Capture) -> None:
