@@ -13,6 +13,7 @@ from gendd.data import decoding
 from gendd.data.decoding import decode, frame
 from gendd.data.encoded import Files, probe
 from gendd.data.images import ImageSet
+from gendd.data.variation import Variation
 from gendd.errors import UserError
 
 
@@ -48,6 +49,64 @@ def test_decode_palette_with_transparency() -> None:
     stream = io.BytesIO()
     image.save(stream, "PNG", transparency=bytes([0, 128]))
     assert decode(stream.getvalue(), "x", 3)[:, 0, 0].tolist() == [10, 20, 30]
+
+
+def photograph(height: int, width: int, form: str = "JPEG") -> bytes:
+    """A smooth image with some grain."""
+    noise = np.random.default_rng(0).normal(128, 60, (height // 40, width // 40, 3))
+    smooth = Image.fromarray(noise.clip(0, 255).astype(np.uint8)).resize(
+        (width, height), Image.Resampling.BICUBIC
+    )
+    stream = io.BytesIO()
+    smooth.save(stream, form, quality=95)
+    return stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("least", "side"),
+    [(None, 480), (481, 480), (480, 480), (241, 480), (240, 240), (121, 240), (61, 120), (1, 60)],
+)
+def test_a_jpeg_is_decoded_no_larger_than_it_has_to_be(least: int | None, side: int) -> None:
+    data = photograph(480, 640)
+    assert decode(data, "x", 3, least).shape == (3, side, side * 640 // 480)
+    assert decode(data, "x", 1, least).shape == (1, side, side * 640 // 480)
+
+
+def test_other_formats_are_decoded_whole() -> None:
+    assert decode(photograph(480, 640, "PNG"), "x", 3, 60).shape == (3, 480, 640)
+
+
+@pytest.mark.parametrize("framing", [1.0, 0.875])
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_large_jpeg_makes_the_same_image(framing: float, turned: bool, tmp_path: Path) -> None:
+    path = tmp_path / "large.jpg"
+    with Image.open(io.BytesIO(photograph(960, 1280))) as image:
+        exif = image.getexif()
+        exif[0x0112] = 6 if turned else 1
+        image.save(path, exif=exif, quality=95)
+    size = 48
+    found = ImageSet(Files([str(path)]), None, 3, size, framing)
+    whole = decode(path.read_bytes(), "x", 3)
+    assert whole.shape == ((3, 1280, 960) if turned else (3, 960, 1280))
+    assert min(found.original(0, decoding.least_to_frame(size, framing)).shape[1:]) in (120, 240)
+    expected = frame(whole, size, framing).float()
+    for images in (found.images([0]), found.loaded("loading").images([0])):
+        deviation = (images[0].float() - expected).abs()
+        assert deviation.mean() < 1 and deviation.max() < 12
+
+
+@pytest.mark.parametrize(("area", "side"), [(0.25, 120), (0.01, 480), (0.002, 960)])
+def test_a_crop_of_a_large_jpeg_has_the_pixels_it_becomes(
+    area: float, side: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "large.jpg"
+    path.write_bytes(photograph(960, 1280))
+    given: list[torch.Tensor] = []
+    monkeypatch.setattr(Variation, "varied", lambda self, image, *rest: given.append(image))
+    Variation("resized-crop", (area, 1.0), 0, 0).streamed(ImageSet(Files([str(path)]), None, 3, 32), 0, 0)
+    assert given[0].shape == (3, side, side * 4 // 3)
+    # of which the smallest crop is
+    assert side * area**0.5 >= 32
 
 
 @pytest.mark.parametrize("cut", [0, 10, 60])

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gendd.data.corrupt import Skipped, Tally
-from gendd.data.decoding import decode, frame
+from gendd.data.decoding import decode, frame, least_to_frame
 from gendd.data.encoded import Chosen, Encoded, Held
 from gendd.data.workers import cores
 from gendd.errors import UserError
@@ -86,7 +86,7 @@ class ImageSet:
             return self.source.index_select(0, wanted)
         out = torch.empty((len(wanted), self.channels, self.size, self.size), dtype=torch.uint8)
         for row, index in enumerate(wanted.tolist()):
-            out[row] = frame(self.original(index), self.size, self.framing)
+            out[row] = frame(self.original(index, self._least), self.size, self.framing)
         return out
 
     def readable(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
@@ -99,11 +99,15 @@ class ImageSet:
         none = torch.empty((0, self.channels, self.size, self.size), dtype=torch.uint8)
         return torch.cat([none, *pixels]), torch.tensor(used, dtype=torch.int64)
 
-    def original(self, index: int) -> Tensor:
-        """One image before it is resized: uint8 (C, h, w)."""
+    @property
+    def _least(self) -> int:
+        return least_to_frame(self.size, self.framing)
+
+    def original(self, index: int, least: int | None = None) -> Tensor:
+        """One image before it is resized: uint8 (C, h, w); ``least`` as in :func:`decode`."""
         if isinstance(self.source, Tensor):
             return self.source[index]
-        return decode(self.source.read(index), self.source.where(index), self.channels)
+        return decode(self.source.read(index), self.source.where(index), self.channels, least)
 
     def tally(self, total: int) -> Tally | None:
         """A counter of corrupt images for a pass over ``total`` of these; None where none can be met."""
@@ -132,7 +136,7 @@ class ImageSet:
             corrupt = []
             for index in range(start, stop):
                 try:
-                    pixels[index] = frame(self.original(index), self.size, self.framing)
+                    pixels[index] = frame(self.original(index, self._least), self.size, self.framing)
                 except UserError as error:
                     corrupt.append((index, error))
             return stop - start, corrupt

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -9,7 +10,7 @@ from torch import Tensor
 
 from gendd.data.appearance import Appearance
 from gendd.data.augment import augment, draw_boxes, draw_flips
-from gendd.data.decoding import frame
+from gendd.data.decoding import frame, least_to_frame
 from gendd.data.draws import keyed_generator
 from gendd.data.images import ImageSet
 
@@ -37,7 +38,12 @@ class Variation:
     def streamed(self, images: ImageSet, index: int, place: int) -> Tensor:
         """One image decoded and augmented by the draws of the ``place`` it takes: uint8 (C, S, S)."""
         framing = images.framing if self.framing is None else self.framing
-        return self.varied(images.original(index), images.size, framing, self.generator("image", place))
+        # of which the smallest crop still has as many pixels as it is resized to
+        least = math.ceil(images.size / math.sqrt(self.crop_scale[0]))
+        if self.kind != "resized-crop":
+            least = least_to_frame(images.size, framing)
+        image = images.original(index, least)
+        return self.varied(image, images.size, framing, self.generator("image", place))
 
     def varied(self, image: Tensor, size: int, framing: float, generator: torch.Generator) -> Tensor:
         """One decoded image augmented.

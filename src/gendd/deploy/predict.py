@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gendd.config import ReadoutName
-from gendd.data.decoding import decode, frame
+from gendd.data.decoding import decode, frame, least_to_frame
 from gendd.data.readers import image_files
 from gendd.deploy.hub import load
 from gendd.errors import UserError
@@ -87,7 +87,8 @@ def predict(
     def one(file: str) -> Prediction:
         try:
             content = _content(file)
-            pixels = frame(decode(content, file, student.backbone.in_channels), size, framing)
+            least = least_to_frame(size, framing)
+            pixels = frame(decode(content, file, student.backbone.in_channels, least), size, framing)
         except UserError as error:
             return Prediction(file, [], [], str(error))
         # anew for each: what is said of an image does not depend on the others
