@@ -19,6 +19,7 @@ import torch
 import yaml
 from conftest import TINY, Finished
 from PIL import Image
+from started import Started, run_gendd
 
 import gendd
 from gendd.cli import main, parse_run
@@ -510,19 +511,18 @@ def test_overwrite_does_not_delete_what_the_new_run_reads(
 def test_ctrl_c_ends_with_130_and_a_hint(digits_run: Finished, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     words = ["distill", "--out", str(folder), *TINY, "--training.epochs=500", "--baselines=[]"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "gendd", *words], stderr=subprocess.PIPE, text=True, env=os.environ.copy()
-    )
+    process = Started(tmp_path / "said", run_gendd, *words)
     try:
         deadline = time.monotonic() + 60
         while not (folder / "checkpoints" / "last.ckpt").exists() and time.monotonic() < deadline:
-            assert process.poll() is None
+            assert process.is_alive()
             time.sleep(0.01)
-        process.send_signal(signal.SIGINT)
-        _, err = process.communicate(timeout=30)
+        assert process.pid is not None
+        os.kill(process.pid, signal.SIGINT)
+        process.join(30)
     finally:
-        process.kill()
-    assert process.returncode == 130, err
+        code, err = process.ended()
+    assert code == 130, err
     assert "Traceback" not in err
     assert err.splitlines()[-1] == (
         "gendd: interrupted; what was written is kept. Go on with the same command and --resume."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import random
 import shutil
@@ -15,6 +14,7 @@ from typing import Any
 import pytest
 import yaml
 from small_comparison import run_without_pages, small, steady
+from started import Started
 
 from gendd.cli import main
 from gendd.compare import compare
@@ -101,17 +101,14 @@ def test_rates_are_chosen_by_validation_and_a_failing_method_is_a_row(
 
 
 @pytest.mark.usefixtures("no_pages")
-def test_a_killed_comparison_ends_as_one_that_was_not(cache: Path, tmp_path: Path) -> None:
+def test_a_killed_comparison_ends_as_one_that_was_not(tmp_path: Path) -> None:
     file = small(seeds=[0, 1], budget={"epochs": 2})
     whole = compare(file, tmp_path / "whole")
     assert len(whole.rows) == 4 and not whole.errors
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["gendd.compare.comparison", "small_comparison"])
     folder, killed = tmp_path / "killed", 0
     moments = random.Random()
     for _ in range(3):
-        process = context.Process(target=run_without_pages, args=(file, str(folder), str(cache)))
-        process.start()
+        process = Started(tmp_path / "said", run_without_pages, file, str(folder))
         deadline = time.monotonic() + 60
         # from the first line of a cell's log on, at any moment
         while not list(folder.glob("logs/*.txt")) and process.is_alive() and time.monotonic() < deadline:

@@ -16,6 +16,7 @@ import pytest
 import torch
 from conftest import TINY, Finished
 from runs import distil, untimed
+from started import Started, run_gendd
 
 from gendd.cli import main
 from gendd.cli.signals import Stop
@@ -66,17 +67,16 @@ def test_a_killed_run_resumes_to_the_same_metrics(
     longer = ["--training.epochs=8", "--baselines=[]"]
     folder = tmp_path / "killed"
     last = folder / "checkpoints" / "last.ckpt"
-    command = [sys.executable, "-m", "gendd", "distill", "--out", str(folder), *TINY, *longer]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ.copy())
+    process = Started(tmp_path / "said", run_gendd, "distill", "--out", folder, *TINY, *longer)
     try:
         deadline = time.monotonic() + 60
-        while not last.exists() and process.poll() is None and time.monotonic() < deadline:
+        while not last.exists() and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.002)
     finally:
-        process.send_signal(signal.SIGKILL)
-        _, err = process.communicate()
+        process.kill()
+        code, err = process.ended()
     assert last.exists(), err
-    assert process.returncode == -signal.SIGKILL, err
+    assert code == -signal.SIGKILL, err
     assert not (folder / "checkpoints" / "finished.json").exists()
     assert main(["distill", "--resume", "--out", str(folder)]) == 0
     assert untimed(Run.open(folder).metrics) == untimed(distil(tmp_path / "whole", *longer))

@@ -1,13 +1,9 @@
-"""A training, and scores, whatever the number of processes; what each finds is saved by the first.
-
-python sharing.py FOLDER BATCH_SIZE [STRATEGY]
-"""
+"""A training, and scores, whatever the number of processes; what each finds is saved by the first."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -80,10 +76,20 @@ def methods() -> dict[str, Method]:
     return made
 
 
-def main() -> None:
-    folder, batch_size = Path(sys.argv[1]), int(sys.argv[2])
-    strategy = sys.argv[3] if len(sys.argv) > 3 else "ddp"
+def find(folder: Path, batch_size: int, *strategies: str) -> None:
+    """Train by each strategy; what comes of it is in FOLDER/STRATEGY.pt."""
     torch.set_num_threads(1)
+    gradients: list[dict[str, Tensor]] = []
+    torch.optim.AdamW.step = watched(torch.optim.AdamW.step, gradients)  # type: ignore[method-assign]
+    for strategy in strategies:
+        found = trained(folder / strategy, batch_size, strategy, gradients)
+        if is_first():
+            torch.save(found, folder / f"{strategy}.pt")
+
+
+def trained(
+    folder: Path, batch_size: int, strategy: str, gradients: list[dict[str, Tensor]]
+) -> dict[str, Any]:
     training = TrainingConfig(
         epochs=2,
         lr=0.02,
@@ -95,8 +101,6 @@ def main() -> None:
         strategy=strategy,  # type: ignore[arg-type]
     )
     join(training, torch.device("cpu"))
-    gradients: list[dict[str, Tensor]] = []
-    torch.optim.AdamW.step = watched(torch.optim.AdamW.step, gradients)  # type: ignore[method-assign]
     found: dict[str, Any] = {}
     whole_training = training
     for name, method in methods().items():
@@ -145,8 +149,7 @@ def main() -> None:
             found[name]["resumed"] = again.state_dict()
     if strategy == "fsdp":
         found["teachers"] = {name: sharded(name) for name in ("timm/test_vit", "cifar/resnet8")}
-    if is_first():
-        torch.save(found, folder / "found.pt")
+    return found
 
 
 def sharded(name: str) -> dict[str, Any]:
@@ -185,7 +188,3 @@ def watched(step: Any, gradients: list[dict[str, Tensor]]) -> Any:
 def whole(value: Tensor) -> Tensor:
     """A copy of a tensor, of one that is shared out all of it."""
     return value.full_tensor() if isinstance(value, DTensor) else value.clone()
-
-
-if __name__ == "__main__":
-    main()

@@ -84,7 +84,7 @@ def worker(rank: int, folder: str) -> None:
 def ranks(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What every process found, by method."""
     folder = tmp_path_factory.mktemp("ddp")
-    multiprocessing.spawn(worker, (str(folder),), nprocs=RANKS)
+    multiprocessing.start_processes(worker, (str(folder),), nprocs=RANKS, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt") for rank in range(RANKS)]
 
 

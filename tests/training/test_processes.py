@@ -9,15 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sharing import METHODS, STEPS
+from sharing import METHODS, STEPS, find
+from started import PATIENCE, Started, run_gendd, together
 from torch import distributed
 
+from gendd.cli import main
 from gendd.config import TrainingConfig
 from gendd.errors import UserError
 from gendd.processes import any_of, first_then_all, from_first, in_turn, rank, share, total, world_size
@@ -27,12 +29,7 @@ from gendd.training.resuming import convert
 gloo = pytest.mark.skipif(
     not (distributed.is_available() and distributed.is_gloo_available()), reason="torch comes without gloo"
 )
-ONE_THREAD = {"OMP_NUM_THREADS": "1"}
-# with a port of its own
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
 CASES = [(method, "ddp") for method in METHODS] + [(method, "fsdp") for method in METHODS[:3]]
-# a hang, not a slow machine
-PATIENCE = 400
 
 
 @pytest.mark.parametrize("world", [1, 2, 3, 4])
@@ -57,15 +54,16 @@ def test_one_process_needs_nobody() -> None:
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What one process finds, and two, by strategy and method."""
-    script = Path(__file__).with_name("sharing.py")
-    found = {}
-    for name, launcher, size in (("alone", (), "64"), ("ddp", TORCHRUN, "32"), ("fsdp", TORCHRUN, "32")):
-        folder = tmp_path_factory.mktemp(name)
-        strategy = () if name == "alone" else (name,)
-        done = finish([sys.executable, *launcher, str(script), str(folder), size, *strategy])
-        assert done.returncode == 0, done.stderr[-2000:]
-        found[name] = torch.load(folder / "found.pt", weights_only=False)
-    return found
+    folder = tmp_path_factory.mktemp("shared")
+    two = [
+        Started(folder / str(rank), find, folder, 32, "ddp", "fsdp", env=env)
+        for rank, env in enumerate(together(2))
+    ]
+    for process in (*two, Started(folder / "alone", find, folder / "alone", 64, "ddp")):
+        code, said = process.ended()
+        assert code == 0, said[-2000:]
+    files = {"alone": "alone/ddp.pt", "ddp": "ddp.pt", "fsdp": "fsdp.pt"}
+    return {name: torch.load(folder / file, weights_only=False) for name, file in files.items()}
 
 
 @gloo
@@ -122,20 +120,10 @@ def test_a_sharded_teacher_says_what_the_whole_one_says(name: str, shared: dict[
     assert found["whole"][0].abs().max() > 0.01
 
 
-def gendd(*words: str | Path, launcher: tuple[str, ...] = ("-m", "gendd")) -> list[str]:
-    return [sys.executable, *launcher, *map(str, words)]
-
-
 SMALL = (
     *("train", "--data", "digits", "--student", "cifar/resnet8x0.25", "--data.batch_size", "32"),
     *("--training.epochs", "2", "--training.precision", "fp32", "--training.checkpoint_minutes", "1e-6"),
 )
-
-
-def finish(command: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        command, env=os.environ | ONE_THREAD, capture_output=True, text=True, timeout=PATIENCE, check=False
-    )
 
 
 def weights(folder: Path) -> dict[str, Any]:
@@ -153,43 +141,33 @@ def same(first: dict[str, Any], second: dict[str, Any]) -> bool:
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two processes, started by gendd itself."""
-    folder = tmp_path_factory.mktemp("undisturbed") / "run"
-    done = finish(gendd(*SMALL, "--training.devices", "2", "--out", folder))
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "supervised: 2 processes x 32 images per step, 20 steps per epoch" in done.stderr
+    place = tmp_path_factory.mktemp("undisturbed")
+    run = Started(place, run_gendd, *SMALL, "--training.devices", "2", "--out", place / "run")
+    code, said = run.ended()
+    assert code == 0, said[-2000:]
+    assert "supervised: 2 processes x 32 images per step, 20 steps per epoch" in said
     # each line once, the table too
-    assert done.stderr.count("epoch 2/2") == 1 and done.stdout.count("trained on labels") == 1
-    return folder
+    assert said.count("epoch 2/2") == 1 and run.out.count("trained on labels") == 1
+    return place / "run"
 
 
-def until(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def until(condition: Callable[[], bool], runs: Callable[[], bool]) -> None:
     end = time.monotonic() + PATIENCE
-    while not condition() and process.poll() is None:
+    while not condition() and runs():
         assert time.monotonic() < end
         time.sleep(0.02)
 
 
-@pytest.fixture
-def interrupted(tmp_path: Path) -> Iterator[Callable[..., tuple[int, str]]]:
+def interrupted(folder: Path, number: int, *more: str) -> tuple[int | None, str]:
     """Start two processes; the second gets a signal after its first checkpoint within an epoch."""
-    started: list[subprocess.Popen[str]] = []
-
-    def interrupt(folder: Path, number: int, *more: str) -> tuple[int, str]:
-        command = gendd(*SMALL, "--training.devices", "2", "--out", folder, *more)
-        last = folder / "checkpoints" / "last.ckpt"
-        before = last.stat().st_mtime_ns if last.exists() else 0
-        process = subprocess.Popen(
-            command, env=os.environ | ONE_THREAD, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-        )
-        started.append(process)
-        until(lambda: last.exists() and last.stat().st_mtime_ns > before, process)
-        os.kill(children(process.pid)[0], number)
-        _, said = process.communicate(timeout=PATIENCE)
-        return process.returncode, said
-
-    yield interrupt
-    for process in started:
-        process.kill()
+    last = folder / "checkpoints" / "last.ckpt"
+    before = last.stat().st_mtime_ns if last.exists() else 0
+    words = (*SMALL, "--training.devices", "2", "--out", folder, *more)
+    process = Started(folder.with_name(f"said{number}"), run_gendd, *words)
+    until(lambda: last.exists() and last.stat().st_mtime_ns > before, process.is_alive)
+    assert process.pid is not None
+    os.kill(children(process.pid)[0], number)
+    return process.ended()
 
 
 def children(parent: int) -> list[int]:
@@ -209,9 +187,7 @@ needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="fi
 
 @gloo
 @needs_proc
-def test_what_is_interrupted_within_an_epoch_ends_bit_equal(
-    undisturbed: Path, tmp_path: Path, interrupted: Callable[..., tuple[int, str]]
-) -> None:
+def test_what_is_interrupted_within_an_epoch_ends_bit_equal(undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
     code, said = interrupted(folder, signal.SIGUSR1)
     assert code == 0 and "asked to stop after" in said and "Traceback" not in said
@@ -220,8 +196,12 @@ def test_what_is_interrupted_within_an_epoch_ends_bit_equal(
     assert code == 1 and "a process of this training ended before the others" in said
     assert "Traceback" not in said and not (folder / "metrics.json").exists()
     assert 0 < stopped < weights(folder)["global_step"] < 40
-    done = finish(gendd(*SMALL, "--training.devices", "2", "--out", folder, "--resume"))
-    assert done.returncode == 0, done.stderr[-2000:]
+    # whoever starts them
+    words = (*SMALL, "--training.devices", "2", "--out", folder, "--resume")
+    two = [Started(tmp_path / str(rank), run_gendd, *words, env=env) for rank, env in enumerate(together(2))]
+    for process in two:
+        code, said = process.ended()
+        assert code == 0, said[-2000:]
     assert same(weights(folder), weights(undisturbed))
 
 
@@ -229,16 +209,15 @@ def test_what_is_interrupted_within_an_epoch_ends_bit_equal(
 @needs_proc
 def test_torchrun_starts_a_killed_process_again(undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    launcher = (*TORCHRUN, "--max-restarts=1", "-m", "gendd")
+    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
     process = subprocess.Popen(
-        gendd(*SMALL, "--out", folder, launcher=launcher),
-        env=os.environ | ONE_THREAD,
+        [*torchrun, "--max-restarts=1", "-m", "gendd", *SMALL, "--out", folder],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
     )
     try:
-        until((folder / "checkpoints" / "last.ckpt").exists, process)
+        until((folder / "checkpoints" / "last.ckpt").exists, lambda: process.poll() is None)
         os.kill(children(process.pid)[-1], signal.SIGKILL)
         _, said = process.communicate(timeout=PATIENCE)
     finally:
@@ -248,16 +227,18 @@ def test_torchrun_starts_a_killed_process_again(undisturbed: Path, tmp_path: Pat
 
 
 @gloo
-def test_a_run_goes_on_in_another_number_of_processes(undisturbed: Path, tmp_path: Path) -> None:
+def test_a_run_goes_on_in_another_number_of_processes(
+    undisturbed: Path, tmp_path: Path, no_report: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     shutil.copytree(undisturbed, folder)
     more = ("--training.epochs", "3", "--training.devices", "1")
     words = [word for word in SMALL if word not in ("--training.epochs", "2")]
-    done = finish(gendd(*words, *more, "--out", folder, "--resume"))
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "going on with steps of 32 images in 1 processes, 40 per epoch (before: 64 in 2" in done.stderr
+    assert main([*words, *more, "--out", str(folder), "--resume"]) == 0
+    said = capsys.readouterr().err
+    assert "going on with steps of 32 images in 1 processes, 40 per epoch (before: 64 in 2" in said
     assert weights(folder)["global_step"] == 3 * 40
-    assert "epoch 3/3" in done.stderr and "epoch 2/3" not in done.stderr
+    assert "epoch 3/3" in said and "epoch 2/3" not in said
 
 
 @pytest.mark.parametrize(

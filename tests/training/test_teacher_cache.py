@@ -7,8 +7,6 @@ import errno
 import io
 import os
 import re
-import subprocess
-import sys
 import tarfile
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +17,7 @@ import torch
 from conftest import TINY
 from helpers import one_line
 from PIL import Image
+from started import Started, run_gendd
 from torch import Tensor
 
 from gendd.cli import main
@@ -547,21 +546,19 @@ def test_processes_build_one_cache_together(cache: Path, tmp_path: Path) -> None
     # once, with the teacher
     assert main(["cache", *CACHED]) == 0
     more = ["--training.cache_teacher=3", "--training.cache_dtype=int8"]
-    words = [sys.executable, "-m", "gendd", "cache", *CACHED, *more]
-    running = [
-        subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)
-    ]
-    done = [process.communicate(timeout=400) for process in running]
-    assert [process.returncode for process in running] == [0, 0], done
+    words = ["cache", *CACHED, *more]
+    running = [Started(tmp_path / str(number), run_gendd, *words) for number in range(2)]
+    done = [process.ended() for process in running]
+    assert [code for code, _ in done] == [0, 0], done
     counts = [re.search(r"; (\d+) batches were computed here", err) for _, err in done]
     assert sum(int(each[1]) for each in counts if each) == 18
-    folder = Path(done[0][0].strip())
-    assert done[1][0] == done[0][0]
+    folder = Path(running[0].out.strip())
+    assert running[1].out == running[0].out
     together = files(folder / "float32-int8")
     assert len(together) == 9 and not [*folder.rglob("*.claim"), *folder.rglob("*.lock")]
     for path in folder.rglob("*-int8/*.npy"):
         path.unlink()
-    assert main(words[3:]) == 0
+    assert main(words) == 0
     assert files(folder / "float32-int8") == together
 
 

@@ -32,8 +32,7 @@ def completion_script(shell: str) -> str:
     root = ArgumentParser(prog="gendd")
     commands = root.add_subcommands(required=False)
     for name, told in COMMANDS.items():
-        # writing a script spoils the parsers
-        parser = run_parser.__wrapped__(name) if name in _RUNS else ArgumentParser()
+        parser = run_parser(name) if name in _RUNS else ArgumentParser()
         if name in _RUNS:
             known = parser._option_string_actions
             for action in run_flags(name)._actions:

@@ -7,9 +7,8 @@ import json
 import os
 import re
 import sys
-from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from gendd.errors import UserError, did_you_mean
 from gendd.files import check_code, user_path
@@ -45,7 +44,6 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
         extended,
         from_dict,
         merge,
-        one_line,
         read_mapping,
         to_dict,
     )
@@ -69,14 +67,7 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
         base = to_dict(from_dict(values, RunConfig))
         for key in fixed(command):
             base.pop(key, None)
-        parser = run_parser(command, _sections(asked, rest, base))
-        try:
-            found: dict[str, Any] = parser.parse_args(rest, namespace=parser.parse_object(base)).as_dict()
-        except UserError:
-            raise
-        except Exception as error:
-            raise UserError(f"{one_line(error).rstrip('.')}. See: gendd {command} --help.") from error
-        return found
+        return _laid_over(base, rest, command)
 
     # a recipe's settings suit no other images
     if command == "distill" and not saved and not layers:
@@ -108,6 +99,41 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
         print(dump(config), end="")
         return None, flags
     return config, flags
+
+
+def _laid_over(base: dict[str, Any], words: list[str], command: str) -> dict[str, Any]:
+    """Settings with dotted options laid over them, a section at a time."""
+    from jsonargparse import Namespace
+
+    from gendd.config import RunConfig, one_line, parser_of, section_types
+    from gendd.config.registry import settings_type
+
+    kinds, untyped = section_types(), cast(Any, Namespace)
+    parts: dict[str, list[str]] = {}
+    name = ""
+    for word in words:
+        if (option := option_of(word)) is not None:
+            section, _, key = option.removeprefix("--").partition(".")
+            name = section if key or section in kinds else ""
+        parts.setdefault(name, []).append(word)
+    found = dict(base)
+    for name, given in parts.items():
+        if name in kinds:
+            parser = parser_of(kinds[name], name)
+            below = untyped(**{name: untyped(**base.get(name, {}))})
+        elif name:
+            parser = parser_of(settings_type(name), name)
+            below = parser.parse_object({name: base.get(name, {})})
+        else:
+            parser = parser_of(RunConfig, None)
+            below = untyped(**{key: value for key, value in base.items() if not isinstance(value, dict)})
+        try:
+            found |= parser.parse_args(given, namespace=below).as_dict()
+        except UserError:
+            raise
+        except Exception as error:
+            raise UserError(f"{one_line(error).rstrip('.')}. See: gendd {command} --help.") from error
+    return found
 
 
 def _with_lists(words: list[str]) -> list[str]:
@@ -179,18 +205,14 @@ def _sections(asked: dict[str, Any], words: list[str], values: dict[str, Any]) -
     return tuple(name for name in dict.fromkeys(known) if name in named or name in values)
 
 
-@cache
-def run_parser(command: str, sections: tuple[str, ...] = ()) -> ArgumentParser:
-    """The typed parser of every dotted option of a run, and of those of some methods' sections."""
+def run_parser(command: str) -> ArgumentParser:
+    """The typed parser of every dotted option of a run, for its help."""
     from jsonargparse import ArgumentParser
 
     from gendd.config import RunConfig
-    from gendd.config.registry import settings_type
 
     parser = ArgumentParser(prog=f"gendd {command}", exit_on_error=False, add_help=False)
     parser.add_class_arguments(RunConfig, None, fail_untyped=True, skip={*fixed(command), "settings"})
-    for name in sections:
-        parser.add_class_arguments(settings_type(name), name, fail_untyped=True)
     for action in parser._actions:
         if action.dest in _TEACHER_S:
             action.help = argparse.SUPPRESS
@@ -237,16 +259,8 @@ def _check_options(command: str, words: list[str], asked: dict[str, Any] | None 
 
 def given_options(command: str, words: list[str]) -> dict[str, Any]:
     """The settings that dotted options name, by section, and no others."""
-    from gendd.config import one_line
-
     _check_options(command, words)
-    try:
-        parser = run_parser(command, _sections({}, words, {}))
-        values: dict[str, Any] = parser.parse_args(words).as_dict()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{one_line(error).rstrip('.')}. See: gendd {command} --help.") from error
+    values = _laid_over({}, words, command)
     found: dict[str, Any] = {}
     for name in filter(None, map(option_of, words)):
         *sections, key = name.removeprefix("--").split(".")

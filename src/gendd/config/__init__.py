@@ -19,9 +19,11 @@ from gendd.config.reading import (
     load_config,
     merge,
     one_line,
+    parser_of,
     plain_values,
     read_mapping,
     read_yaml,
+    section_types,
     to_dict,
     with_settings,
 )
@@ -52,9 +54,11 @@ __all__ = [
     "load_config",
     "merge",
     "one_line",
+    "parser_of",
     "plain_values",
     "read_mapping",
     "read_yaml",
+    "section_types",
     "to_dict",
     "with_settings",
 ]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast, get_args, get_origin, get_type_hints
@@ -26,19 +27,32 @@ EXTENDS = "extends"
 
 # of a run what is no section or key by its own name
 _UNSPELLED = {"settings"}
+# sections of which a run has two, or whose values' errors don't tell their section
+_SHARED = ("teacher", "student", "training", "teacher_training")
+
+F = TypeVar("F", bound=Callable[..., Any])
+# to mypy no class is hashable
+_cached: Callable[[F], F] = lru_cache(maxsize=64)  # type: ignore[assignment]
+# the annotations are strings, which take long to be looked up
+_hints = _cached(get_type_hints)
 
 
 def keys(section: type[Any] = RunConfig, prefix: str = "") -> list[str]:
     """Every valid dotted key below ``section``, sections included; of a run without those of its methods."""
+    return [prefix + key for key in _keys(section)]
+
+
+@_cached
+def _keys(section: type[Any]) -> tuple[str, ...]:
     found: list[str] = []
-    hints = get_type_hints(section)
+    hints = _hints(section)
     for entry in dataclasses.fields(section):
         if section is RunConfig and entry.name in _UNSPELLED:
             continue
-        found.append(prefix + entry.name)
+        found.append(entry.name)
         if dataclasses.is_dataclass(hints[entry.name]):
-            found += keys(hints[entry.name], f"{prefix}{entry.name}.")
-    return found
+            found += keys(hints[entry.name], f"{entry.name}.")
+    return tuple(found)
 
 
 def check_keys(
@@ -49,7 +63,7 @@ def check_keys(
 ) -> None:
     """Raise :class:`UserError` at the first key that ``section`` does not know, or null it can't be."""
     known = keys(root or section) if root is not None or not prefix else keys(section, prefix)
-    hints = get_type_hints(section)
+    hints = _hints(section)
     for key, value in values.items():
         if section is RunConfig and key not in hints and key in registry.sections(values):
             _check_section(key, value)
@@ -115,54 +129,63 @@ def from_dict(values: dict[str, Any], section: type[C]) -> C:
     check_keys(values, section)
     if section is not RunConfig:
         return _built(values, section)
-    names = [name for name in values if name not in get_type_hints(RunConfig)]
-    settings = {name: _built(values[name], registry.settings_type(name), name) for name in names}
-    own = {key: value for key, value in values.items() if key not in names}
-    try:
-        return _built(own, section, given=settings)
-    except UserError as error:
-        raise _in_its_section(error, own) from error
+    # a run's teacher is another by default than its student
+    kinds, defaults = section_types(), to_dict(RunConfig())
+    settings = {
+        name: _built(value, registry.settings_type(name), name)
+        for name, value in values.items()
+        if name not in _hints(RunConfig)
+    }
+    parts = {
+        name: _built(defaults[name] | value, kinds[name], name)
+        for name, value in values.items()
+        if name in kinds
+    }
+    own = {name: value for name, value in values.items() if name not in {*settings, *parts}}
+    return _built(own, section, given={**parts, "settings": settings})
 
 
-def _in_its_section(error: UserError, values: dict[str, Any]) -> UserError:
-    """The same error with the name of the section it is of, where two are of one kind."""
-    hints = get_type_hints(RunConfig)
-    for name in ("training", "teacher_training", "teacher", "student"):
-        try:
-            _built(values.get(name, {}), hints[name])
-        except UserError as found:
-            if str(found) == str(error):
-                return UserError(f"{name}.{str(error).removeprefix('training.')}")
-    return error
+@_cached
+def section_types() -> dict[str, type[Any]]:
+    """The dataclasses of a run's sections by name; without those of its methods' settings."""
+    hints: dict[str, type[Any]] = _hints(RunConfig)
+    return {name: kind for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
 
 
 def _built(
     values: dict[str, Any], section: type[C], name: str | None = None, given: dict[str, Any] | None = None
 ) -> C:
     """A section, called ``name`` where it is one of several, of values whose keys were checked."""
-    skipped = _UNSPELLED if section is RunConfig else set()
-    parser = _parser(section, name)  # type: ignore[arg-type]  # classes are hashable
+    parser = parser_of(section, name)
     try:
         parsed = parser.instantiate(parser.parse_object(values if name is None else {name: values}))
         parsed = parsed if name is None or not dataclasses.fields(cast(Any, section)) else parsed[name]
         if name is not None:
             return parsed if isinstance(parsed, section) else section()
-        fields = {key: getattr(parsed, key) for key in get_type_hints(section) if key not in skipped}
-        return section(**fields, **({} if given is None else {"settings": given}))
-    except UserError:
+        fields = {key: getattr(parsed, key) for key in _hints(section) if key in parsed}
+        return section(**fields, **(given or {}))
+    except UserError as error:
+        if name in _SHARED:
+            raise UserError(f"{name}.{str(error).removeprefix('training.')}") from error
         raise
     except Exception as error:
         raise UserError(one_line(error, section, name)) from error
 
 
-@lru_cache(maxsize=64)
-def _parser(section: type[Any], name: str | None) -> ArgumentParser:
-    """The typed parser of a section, which takes longer to make than to use."""
+@_cached
+def parser_of(section: type[Any], name: str | None) -> ArgumentParser:
+    """The typed parser of a section, which takes longer to make than to use; of a run without its sections.
+
+    A section at a time: the time that a parser takes rises with the square of its settings.
+    """
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(
-        section, name, fail_untyped=True, skip=set(_UNSPELLED) if section is RunConfig else set()
+        section,
+        name,
+        fail_untyped=True,
+        skip={*_UNSPELLED, *section_types()} if section is RunConfig else set(),
     )
     return parser
 
@@ -289,10 +312,10 @@ def _expected(key: str, section: type[Any]) -> str:
     """What a dotted key of a section takes, in words."""
     hint: Any = section
     name, _, rest = key.partition(".")
-    if section is RunConfig and rest and name not in get_type_hints(RunConfig) and name in registry.names():
+    if section is RunConfig and rest and name not in _hints(RunConfig) and name in registry.names():
         hint, key = registry.settings_type(name), rest
     for part in key.split("."):
-        hint = get_type_hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
+        hint = _hints(hint).get(part) if dataclasses.is_dataclass(hint) else None
     return "another type" if hint is None else _words(hint)
 
 
