@@ -84,8 +84,8 @@ def load_weights(backbone: Backbone, path: str | Path, *, other_classes: bool = 
     Args:
         backbone: The network.
         path: The file or folder.
-        other_classes: Keep the network's own classifier where the file's is of another number of classes,
-            which then are ``backbone.pretrained_classes``.
+        other_classes: Keep the network's own classifier where the file has none, or one of another number
+            of classes, which then (0: none) are ``backbone.pretrained_classes``.
 
     Raises:
         UserError: no such file, an unreadable file, a classifier of another number of classes, or
@@ -110,8 +110,7 @@ def load_state(
         backbone: The network.
         state: Names to tensors.
         path: What a mistake is told of.
-        other_classes: Keep the network's own classifier where theirs is of another number of classes, which
-            then is ``backbone.pretrained_classes``.
+        other_classes: As for :func:`load_weights`.
 
     Raises:
         UserError: as :func:`load_weights`, once the file is read.
@@ -124,7 +123,10 @@ def load_state(
     unexpected = sorted(key for key in state if key not in own)
     reshaped = [key for key, value in own.items() if key in state and value.shape != state[key].shape]
     classes = None if missing or unexpected else _classes_of(backbone, state, reshaped)
-    if classes is not None:
+    classifier = [key for name in backbone.classifier_names for key in own if key.startswith(f"{name}.")]
+    if other_classes and classifier and set(missing) == set(classifier) and not (unexpected or reshaped):
+        classes, missing = 0, []
+    elif classes is not None:
         if not other_classes:
             raise OtherClassesError(
                 f"{path}: its {backbone.name} has {classes} classes, not the expected "
