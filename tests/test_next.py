@@ -49,7 +49,9 @@ def test_after_what_a_run_is_used_for(
     run = str(small_run)
     onnx = f"gendd export {run} --to onnx"
     assert told_next(capsys, "evaluate", run, "--readout=linear") == f"gendd probe {run}, or {onnx}"
-    assert told_next(capsys, "predict", run, *digit_files(1)) == f"{onnx}, or gendd push {run} NAME/REPOSITORY"
+    assert (
+        told_next(capsys, "predict", run, *digit_files(1)) == f"{onnx}, or gendd push {run} NAME/REPOSITORY"
+    )
     words = ["export", run, "--to=safetensors", "--readout=linear", f"--out={tmp_path / 'plain'}"]
     assert told_next(capsys, *words) == f"gendd push {run} NAME/REPOSITORY"
     whole = str(digits_run.folder)

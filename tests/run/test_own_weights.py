@@ -15,7 +15,12 @@ from gendd.models import load_weights, save_weights
 from gendd.models.weights import read_checkpoint
 
 NAME = "timm/test_resnet"
-IMAGES = [word for word in TINY if word.startswith(("--data.", "--training."))]
+# grey images, a network of colour
+IMAGES = [
+    *(word for word in TINY if word.startswith(("--data.", "--training."))),
+    "--training.epochs=1",
+    "--student.channels=3",
+]
 
 Capture = pytest.CaptureFixture[str]
 
@@ -42,10 +47,11 @@ def test_the_file_that_a_failed_download_recommends_is_trained_on(
 ) -> None:
     monkeypatch.setattr("gendd.models.downloads.reachable", lambda host: False)
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
-    words = ["train", *IMAGES, "--training.epochs=1", "--student", NAME, "--student.pretrained=true"]
+    words = ["train", *IMAGES, "--student", NAME, "--student.pretrained=true"]
     words += ["--out", str(tmp_path / "run")]
     assert main(words) == 2
-    assert "give them as a file (--teacher.weights or --student.weights FILE, " in capsys.readouterr().err.splitlines()[-1]
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "give them as a file (--teacher.weights or --student.weights FILE, " in last
     assert main([*words, f"--student.weights={weights}"]) == 0
     assert f"student {NAME}: {weights} of 1,000 classes, not 10: its classifier is a new one" in (
         capsys.readouterr().err.splitlines()
@@ -71,3 +77,13 @@ def test_of_what_is_asked_as_it_is_they_are_refused(weights: Path) -> None:
     network = gendd.create_backbone(NAME, 5)
     with pytest.raises(UserError, match=r"got 2 keys missing \(fc\.weight, fc\.bias\)"):
         load_weights(network, headless(weights))
+
+
+def test_weights_of_another_number_of_channels_name_the_setting(weights: Path) -> None:
+    network = gendd.create_backbone(NAME, 1000, 1)
+    with pytest.raises(UserError) as caught:
+        load_weights(network, weights)
+    assert str(caught.value).endswith(
+        "Its network takes 3 channels: set --student.channels 3 (or --teacher's)."
+    )
+    load_weights(gendd.create_backbone(NAME, 1000, 1, channels=3), weights)

@@ -145,10 +145,12 @@ def load_state(
             )
             if keys
         ]
-        raise UserError(
-            f"{path}: expected the weights of {backbone.name}, got {'; '.join(parts)}. "
-            "Give the file of this network or the name of the file's."
-        )
+        remedy = "Give the file of this network or the name of the file's."
+        if (channels := _channels_of(own, state, reshaped)) is not None:
+            remedy = (
+                f"Its network takes {channels} channels: set --student.channels {channels} (or --teacher's)."
+            )
+        raise UserError(f"{path}: expected the weights of {backbone.name}, got {'; '.join(parts)}. {remedy}")
     learned = [name for name, _ in backbone.net.named_parameters() if name in state]
     if odd := [name for name in learned if not bool(state[name].isfinite().all())]:
         raise UserError(
@@ -307,6 +309,17 @@ def _classes_of(backbone: Backbone, state: Mapping[str, Tensor], reshaped: Seque
         return None
     classes, *width = state[weights[0]].shape
     return classes if width == list(backbone.net.state_dict()[weights[0]].shape[1:]) else None
+
+
+def _channels_of(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], reshaped: Sequence[str]
+) -> int | None:
+    """Channels that a state dict's first layer takes where these alone keep it from fitting; else None."""
+    for key in reshaped[:1]:
+        rows, channels, *window = state[key].shape if state[key].ndim == 4 else (0, 0)
+        if channels in (1, 3) and [rows, *window] == [own[key].shape[0], *own[key].shape[2:]]:
+            return channels
+    return None
 
 
 def _shape(tensor: Tensor) -> str:
