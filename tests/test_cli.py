@@ -88,6 +88,9 @@ def test_help_of_a_run_tells_flags_and_settings(capsys: Capture) -> None:
     options = ["--recipe NAME", "--resume", "--overwrite", "--precision {auto,fp32,bf16,fp16}"]
     for option in [*options, "--training.epochs", "--gendd.contraction", "--method"]:
         assert option in out
+    # a section that is like another is told once
+    assert re.findall(r"--teacher_training\S*", out) == ["--teacher_training.KEY"]
+    assert parsed("--teacher_training.epochs=3").teacher_training.epochs == 3
     assert main(["train", "--help-all"]) == 0
     out = capsys.readouterr().out
     assert "a recipe's student" in out and "--training.epochs" in out

@@ -199,11 +199,16 @@ def run_parser(command: str, sections: tuple[str, ...] = ()) -> ArgumentParser:
 
 def _help(command: str) -> str:
     flags = run_flags(command).format_help()
-    body = settings_help(run_parser(command))
+    parser = run_parser.__wrapped__(command)
+    for action in parser._actions:
+        if action.dest.startswith("teacher_training"):
+            action.help = argparse.SUPPRESS
+    body = settings_help(parser)
     more = (
         ""
         if command == "train"
-        else "\nThe settings of other methods, --kd.temperature: gendd methods NAME.\n"
+        else "\nHow a teacher is trained that comes without weights: --teacher_training.KEY for each "
+        "--training.KEY.\nThe settings of other methods, --kd.temperature: gendd methods NAME.\n"
     )
     return f"{flags}\nEvery setting is an option too, by its dotted name:\n\n{body}{more}"
 
