@@ -370,8 +370,13 @@ def test_folder_mistakes(tmp_path: Path) -> None:
     load_fails(
         config,
         f"data.path: expected test/ or val/ in '{tmp_path}', found neither; "
-        "add one or set data.test_path, or set data.labels to false.",
+        "add one, set data.test_path, or set data.labels to false.",
     )
+    (tmp_path / "test").mkdir()
+    within = DataConfig(name="folder", path=str(tmp_path / "train"), image_size=8)
+    load_fails(within, f"found neither; give '{tmp_path}', set data.test_path")
+    (tmp_path / "test").rmdir()
+    load_fails(within, "move its class folders into train/ and some of their images into test/CLASS/, set ")
     (tmp_path / "train" / "ant").rmdir()
     (tmp_path / "train").rmdir()
     (tmp_path / "val").mkdir()

@@ -8,6 +8,7 @@ import os
 import re
 import sys
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_type_hints
 
@@ -230,7 +231,10 @@ def _check_options(command: str, words: list[str], asked: dict[str, Any] | None 
             known += [f"--{key}" for key in keys(settings_type(section), f"{section}.")]
     flags = [option for action in run_flags(command)._actions for option in action.option_strings]
     unused = fixed(command) - {"out"} | ({*names()} if command == "train" else set())
-    for name in filter(None, map(option_of, words)):
+    for word, following in pairwise([*words, ""]):
+        name = option_of(word)
+        if name is None:
+            continue
         if name.removeprefix("--").split(".")[0] in unused:
             raise UserError(
                 f"gendd {command}: expected no {name}, as it trains the student on labels alone; "
@@ -238,6 +242,8 @@ def _check_options(command: str, words: list[str], asked: dict[str, Any] | None 
             )
         if name not in known:
             raise UserError(f"Unknown option {name!r}.{did_you_mean(name, known + flags)}")
+        if "=" not in word and (not following or option_of(following)):
+            raise UserError(f"{name.removeprefix('--')}: expected a value after {name}, got none; add it.")
 
 
 def given_options(command: str, words: list[str]) -> dict[str, Any]:

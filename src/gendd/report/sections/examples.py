@@ -46,7 +46,7 @@ def _figure(example: Example) -> str:
     return (
         f"<figure{' class=wrong' if wrong else ''}><img{' class=tiny' if tiny else ''} "
         f'src="data:image/png;base64,{encoded}" alt="{predicted}">'
-        f"<figcaption><b>{mark}{predicted}</b> {100 * example.confidence:.0f} %{truth}</figcaption></figure>"
+        f"<figcaption><b>{mark}{predicted}</b> {100 * example.confidence:.0f}\N{NO-BREAK SPACE}%{truth}</figcaption></figure>"
     )
 
 
