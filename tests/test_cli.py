@@ -559,8 +559,8 @@ def test_ctrl_c_ends_with_130_and_a_hint(digits_run: Finished, tmp_path: Path) -
         ),
         (
             ["distill", "--data.path", "images"],
-            "data.path: expected none for data.name 'digits', whose images come with a package, got 'images'; for "
-            "a folder of pictures give --data folder too.",
+            "data.path: expected none for data.name 'digits', whose images come with a package, got "
+            "'images'; for a folder of pictures give --data folder too.",
         ),
         (["distill", "--overwrit"], "Unknown option '--overwrit'. Did you mean '--overwrite'?"),
         (
