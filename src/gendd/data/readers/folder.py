@@ -91,12 +91,15 @@ def read_folder(config: DataConfig) -> Found:
 
 
 def _instead(root: Path, train_dir: Path) -> str:
-    """What to do where test images are missing: the path may be one too deep, or hold class folders alone."""
+    """What to do where test images are missing: the path may be one off, or hold class folders alone."""
     if train_dir != root:
         return "add one"
-    above = _split_folders(root.resolve().parent)
-    if above.get("train") == root.resolve() and above.keys() & {"test", "val"}:
-        return f"give '{root.resolve().parent}'"
+    above = root.resolve().parent
+    near = [above] if root.resolve() in _split_folders(above).values() else []
+    for each in near + [root / name for name in _class_folders(root)]:
+        parts = _split_folders(each)
+        if "train" in parts and parts.keys() & {"test", "val"}:
+            return f"give '{each}'"
     return "move its class folders into train/ and some of their images into test/CLASS/"
 
 
