@@ -1,4 +1,4 @@
-"""The site's links: the README is its home, and files that pages link to are beside them."""
+"""The site's pages: the README is its home, files that pages link to are beside them."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ HOMES = {
 _SOURCES = {page: source for source, page in HOMES.items()}
 _SHOWN = {".py": "python", ".yaml": "yaml"}
 _LINK = re.compile(r"(?<=\]\()([^)#\s:]+)")
+# 86.46 ± 0.34 and +6.02 to +9.30
+_SPREAD = re.compile(r"(?<=\d) (±|to) (?=[\d+−])")
 _ROLE = re.compile(r":\w+:<code>~?([\w.]+)</code>")
 
 
@@ -84,10 +86,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
 
 
 def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """The roles of docstrings as links, where what they name has a place."""
+    """The roles of docstrings as links, where what they name has a place, and numbers on one line."""
 
     def linked(match: re.Match[str]) -> str:
         name = match[1] if match[1].startswith("gendd.") else f"gendd.{match[1]}"
         return f'<autoref identifier="{name}" optional><code>{match[1]}</code></autoref>'
 
-    return _ROLE.sub(linked, html)
+    return _SPREAD.sub(r"&nbsp;\1&nbsp;", _ROLE.sub(linked, html))

@@ -89,6 +89,9 @@ def test_help_of_a_run_tells_flags_and_settings(capsys: Capture) -> None:
     options = ["--recipe NAME", "--resume", "--overwrite", "--precision {auto,fp32,bf16,fp16}"]
     for option in [*options, "--training.epochs", "--gendd.contraction", "--method"]:
         assert option in out
+    # a section that is like another is told once
+    assert re.findall(r"--teacher_training\S*", out) == ["--teacher_training.KEY"]
+    assert parsed("--teacher_training.epochs=3").teacher_training.epochs == 3
     assert main(["train", "--help-all"]) == 0
     out = capsys.readouterr().out
     assert "a recipe's student" in out and "--training.epochs" in out
@@ -544,6 +547,21 @@ def test_ctrl_c_ends_with_130_and_a_hint(digits_run: Finished, tmp_path: Path) -
             ["distill", "--training.epoch=3"],
             "Unknown option '--training.epoch'. Did you mean '--training.epochs'?",
         ),
+        (["distill", "--lr", "1"], "Unknown option '--lr'. Did you mean '--training.lr'?"),
+        (["distill", "--batch-size=1"], "Unknown option '--batch-size'. Did you mean '--data.batch_size'?"),
+        (
+            ["distill", "--seed=1", "--training.epochs"],
+            "training.epochs: expected a value after --training.epochs, got none; add it.",
+        ),
+        (
+            ["distill", "--data.path", "--seed", "3"],
+            "data.path: expected a value after --data.path, got none; add it.",
+        ),
+        (
+            ["distill", "--data.path", "images"],
+            "data.path: expected none for data.name 'digits', whose images come with a package, got "
+            "'images'; for a folder of pictures give --data folder too.",
+        ),
         (["distill", "--overwrit"], "Unknown option '--overwrit'. Did you mean '--overwrite'?"),
         (
             ["distill", "--method=gend"],
@@ -733,7 +751,7 @@ def test_images_without_labels(
     for method in ("supervised", "kd"):
         assert refused(capsys, *words, f"--method={method}") == (
             f"Method {method!r} learns from labels, and 'folder' has none: use method gendd or kl, "
-            "or give labelled images."
+            "or give labelled images, in a folder as train/CLASS/."
         )
     assert refused(capsys, *words) == (
         "teacher.weights: expected a trained teacher for images without labels; give its file."

@@ -81,6 +81,13 @@ def test_links_between_files_are_links_between_pages() -> None:
     assert links.place("examples/own_method.py") == "examples/own_method.py.md"
 
 
+def test_a_number_and_its_spread_stay_on_one_line() -> None:
+    told = hook("links").on_page_content(
+        "<td>86.46 ± 0.34</td><td>+6.02 to +9.30</td> goes to 3", None, None, None
+    )
+    assert told == "<td>86.46&nbsp;±&nbsp;0.34</td><td>+6.02&nbsp;to&nbsp;+9.30</td> goes to 3"
+
+
 def test_the_reference_has_every_setting(generated: dict[Path, str]) -> None:
     text = generated[DOCS / "reference" / "configuration.md"]
     rows = dict(re.findall(r'^\| <span id="([\w.]+)">.*?\| ([^|]+) \|$', text, re.M))

@@ -84,9 +84,26 @@ def test_a_mixture_that_contradicts_is_one_line(words: list[str], message: str, 
     assert said.startswith(f"gendd: gendd distill: {message}") and said.count("\n") == 1
 
 
-def test_train_takes_no_words(capsys: Capture) -> None:
+def test_train_takes_a_folder_and_a_network(capsys: Capture) -> None:
+    long = ["--data=folder", "--data.path=images", "--student=cifar/resnet8"]
+    found, expected = (parse_run("train", words)[0] for words in (["images", "cifar/resnet8"], long))
+    assert found is not None and expected is not None and dump(found) == dump(expected)
     assert main(["train", "a", "b", "c"]) == 2
-    assert "a b c" in capsys.readouterr().err
+    assert capsys.readouterr().err == (
+        "gendd: gendd train: expected DIR STUDENT or options alone, got 'a' 'b' 'c'; a recipe is --recipe "
+        "NAME.\n"
+    )
+
+
+def test_the_images_may_be_the_path_of_a_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for place in ("photos", "digits"):
+        Path(place).mkdir()
+    for word in ("./digits", "photos", str(tmp_path / "digits")):
+        data = parsed("--data", word, "--teacher=cifar/resnet20").data
+        assert (data.name, data.path) == ("folder", word)
+    # what is called as a set is that
+    assert (parsed("--data", "digits").data.name, parsed("--data", "digits").data.path) == ("digits", None)
 
 
 def test_baselines_are_names_or_a_list_of_them(capsys: Capture) -> None:

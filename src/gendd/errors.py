@@ -39,7 +39,11 @@ def typed_line(error: BaseException) -> str:
 
 def nearest(name: str, choices: Iterable[str]) -> str:
     """The end of a sentence that listed the choices: ``" Did you mean 'x'?"``, or ``""``."""
-    near = difflib.get_close_matches(name, sorted(set(choices)), n=1, cutoff=0.5)
+    known = sorted(set(choices))
+    # --lr is the last word of --training.lr
+    last = f".{name.lstrip('-').replace('-', '_')}"
+    near = sorted((each for each in known if each.endswith(last)), key=len)
+    near = near or difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f" Did you mean {near[0]!r}?" if near else ""
 
 

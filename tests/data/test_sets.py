@@ -361,6 +361,21 @@ def test_folder_without_training_labels(tmp_path: Path) -> None:
     assert "training images unlabelled" in describe(data)
 
 
+def test_a_path_one_folder_off_is_told(tmp_path: Path) -> None:
+    def told(path: Path, *words: str) -> None:
+        load_fails(DataConfig(name="folder", path=str(path), image_size=8), "found neither; ", *words)
+
+    images = tmp_path / "mine" / "images"
+    for part in ("train", "test"):
+        (images / part / "ant").mkdir(parents=True)
+    for path in (images / "train", images / "test", images.parent):
+        told(path, f"give '{images}', set data.test_path, or ")
+    (images / "more" / "ant").mkdir(parents=True)
+    told(
+        images / "more", "move its class folders into train/ and some of their images into test/CLASS/, set "
+    )
+
+
 def test_folder_mistakes(tmp_path: Path) -> None:
     config = DataConfig(name="folder", path=str(tmp_path), image_size=8)
     load_fails(config, f"Expected images in '{tmp_path}', found none; add some.")
@@ -370,7 +385,7 @@ def test_folder_mistakes(tmp_path: Path) -> None:
     load_fails(
         config,
         f"data.path: expected test/ or val/ in '{tmp_path}', found neither; "
-        "add one or set data.test_path, or set data.labels to false.",
+        "add one, set data.test_path, or set data.labels to false.",
     )
     (tmp_path / "train" / "ant").rmdir()
     (tmp_path / "train").rmdir()

@@ -157,8 +157,8 @@ def test_a_folder_without_weights_names_the_ways_out(tmp_path: Path) -> None:
     message = str(caught.value)
     assert message.startswith(f"transformers could not build {name}: ") and "\n" not in message
     assert message.endswith(
-        "(leave pretrained out, give weights as a file (weights FILE, pretrained false), or choose another "
-        "network)."
+        "(leave pretrained out, give weights as a file (--teacher.weights or --student.weights FILE, in "
+        "Python weights=FILE), or choose another network)."
     )
     backbone = create_backbone(name, 5)
     save_weights(backbone, tmp_path / "w.safetensors")

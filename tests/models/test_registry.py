@@ -237,7 +237,7 @@ def test_a_failed_download_is_one_line(there: bool, reason: str, monkeypatch: py
         create_backbone("timm/resnet18", 10, pretrained=True)
     assert str(caught.value) == (
         f"Pretrained weights of timm/resnet18 could not be fetched: {reason}. Check the connection, or give "
-        "them as a file (weights FILE, pretrained false)."
+        "them as a file (--teacher.weights or --student.weights FILE, in Python weights=FILE)."
     )
     # without a connection nothing is tried again and again
     assert offline == [not there]

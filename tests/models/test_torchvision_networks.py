@@ -185,8 +185,8 @@ def test_without_a_connection_no_download_is_told_of(
         create_backbone("torchvision/resnet18", 10, pretrained=True)
     assert str(caught.value) == (
         "Pretrained weights of torchvision/resnet18 could not be fetched: download.pytorch.org can't be "
-        "reached, and the cache has none. Check the connection, or give them as a file (weights FILE, "
-        "pretrained false)."
+        "reached, and the cache has none. Check the connection, or give them as a file "
+        "(--teacher.weights or --student.weights FILE, in Python weights=FILE)."
     )
     captured = capsys.readouterr()
     assert captured.out + captured.err == ""

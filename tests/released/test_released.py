@@ -230,9 +230,9 @@ def test_an_import_of_imagenet_without_images(tmp_path: Path, capsys: pytest.Cap
     file = write(tmp_path, wrapped(state, "imagenet"))
     words = ["import-released", str(file), "--student", "timm/test_resnet", "--teacher", TEACHER]
     assert main([*words, "--out", str(tmp_path / "run")]) == 0
+    assert capsys.readouterr().err.splitlines()[-1] == f"next: gendd evaluate {tmp_path / 'run'}"
     student = gendd.load(tmp_path / "run")
     assert (student.info["image_size"], student.info["framing"]) == (224, 0.875)
-    capsys.readouterr()
     assert main(["evaluate", str(tmp_path / "run")]) == 2
     assert capsys.readouterr().err == (
         f"gendd: The run at {str(tmp_path / 'run')!r} was imported without images to score it on; import it "

@@ -14,6 +14,7 @@ from PIL import Image
 from reports import Page, agreed, by_shots, decode, embedded, full, unlabelled, words
 
 from gendd.report import Example, ReportData, write_report
+from gendd.report.drawing import _NARROW as NARROW
 from gendd.report.drawing import DARK, LIGHT
 
 HEADINGS = (
@@ -87,6 +88,16 @@ def test_dark_figures_use_dark_colours_only(html: str) -> None:
             assert color not in text, (alt, color)
         for label in figure.iter("{http://www.w3.org/2000/svg}text"):
             assert "fill: #" in label.get("style", ""), (alt, words(figure))
+
+
+def test_on_a_phone_tables_and_wide_figures_scroll_by_themselves(html: str) -> None:
+    page = Page(html)
+    assert page.count("meta", name="viewport", content="width=device-width, initial-scale=1") == 1
+    assert page.count("table") == page.count("div", class_="scroll") > 0
+    widths = [float(str(figure.get("width")).removesuffix("pt")) / 72 for figure in page.figures().values()]
+    wide = [attrs.get("class") == "wide" for tag, attrs in page.tags if tag == "picture"]
+    assert wide == [width > NARROW for width in widths] and True in wide
+    assert ".wide{overflow-x:auto}" in html and ".scroll{overflow-x:auto" in html
 
 
 def test_examples_are_the_first_24_pixel_for_pixel(html: str) -> None:

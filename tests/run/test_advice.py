@@ -98,6 +98,26 @@ def test_a_better_baseline_is_told_with_where_it_is() -> None:
     assert "baselines/kd" in text
 
 
+def test_a_student_below_the_one_trained_on_labels_alone_is_told_first() -> None:
+    first, second = warned(80.0, supervised=80.5, kd=81.0).splitlines()
+    assert first.startswith(
+        "the student is below the same network trained on labels alone (80.00 against 80.50 % on the test"
+    )
+    assert "baselines/supervised" in first and second.startswith("KD, trained beside it, is better")
+    assert warned(80.0, supervised=79.9) == ""
+
+
+def test_readouts_that_disagree_are_told() -> None:
+    found = figures(80.0)
+    for linear, told in ((74.0, True), (76.0, False)):
+        found["student"]["readouts"]["linear"] = {"top1": linear}
+        lines = advice(RunConfig(), found, None, 5000)
+        assert [line.startswith("readout linear is far behind readout mean") for line in lines] == [
+            True
+        ] * told
+        assert all("80.00 %" in line and "gendd probe" in line for line in lines)
+
+
 def test_the_best_on_validation_is_found_where_figures_can_be_compared() -> None:
     assert best_on_validation(figures(80.0, {"kd": 81.0})) == ("kd", 81.0)
     assert best_on_validation(figures(80.0, {"kd": 80.0})) == ("gendd", 80.0)

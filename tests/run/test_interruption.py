@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -141,6 +142,32 @@ def test_a_signal_is_one_line_and_an_exit_code(
     assert [line for line in lines if line.startswith("gendd: ")] == [lines[-1]]
     assert lines[-1].endswith("Go on with the same command and --resume.")
     assert signal.getsignal(number) is before
+
+
+@pytest.mark.parametrize("command", ["distill", "evaluate"])
+def test_sigterm_while_scoring_is_one_line(
+    command: str,
+    small_run: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def stopped(batches: Iterable[Any], *given: Any, **named: Any) -> Iterator[Any]:
+        yield next(iter(batches))
+        os.kill(os.getpid(), signal.SIGTERM)
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Terminated.")
+
+    monkeypatch.setattr("gendd.evaluation.scores.followed", stopped)
+    if command == "distill":
+        distil(tmp_path / "run", "--baselines=[]", "--training.epochs=1", code=128 + signal.SIGTERM)
+        assert not (tmp_path / "run" / "metrics.json").exists()
+        how = "Go on with the same command and --resume."
+    else:
+        assert main(["evaluate", str(small_run)]) == 128 + signal.SIGTERM
+        how = "Give the command again."
+    said = capsys.readouterr()
+    assert "Traceback" not in said.err and said.out == ""
+    assert said.err.splitlines()[-1] == f"gendd: interrupted; what was written is kept. {how}"
 
 
 STOPPED = """

@@ -60,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     # what a shell leaves as it is after a =
     words = ["=".join(expanded(word.split("=", 1))) for word in words if word != "--trust-code"]
     named = [name for word in words for name in _PYTHON_NAME.findall(word)]
-    stop = Stop(process=arguments is None)
+    stop = Stop(process=arguments is None, resumes=words[:1] in (["distill"], ["train"]))
     try:
         with stop.on_signals(), trusted_code(None if trusted else named):
             code = _dispatch(words)

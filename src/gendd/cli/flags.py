@@ -17,12 +17,12 @@ _UNUSED = ("teacher", "teacher_training", "gendd", "readout")
 _SHORT = {
     "teacher": ("teacher.name", "NETWORK", "the teacher: a name (gendd models lists them) or a run's folder"),
     "student": ("student.name", "NETWORK", "the student: a name or a run's folder"),
-    "data": ("data.name", "SET", "the images: digits, cifar10, folder, …"),
+    "data": ("data.name", "SET", "the images: digits, cifar10, …, or the path of a folder"),
     "readout": ("readout.name", "{linear,mean,sample,auto}", "how the finished student gives its logits"),
     "precision": ("training.precision", "{auto,fp32,bf16,fp16}", "numbers the student is trained in"),
 }
-# what 'gendd distill DIR TEACHER STUDENT' stands for
-_PLACES = ("DIR", "TEACHER", "STUDENT")
+# what words without an option stand for
+_PLACES = {"distill": ("DIR", "TEACHER", "STUDENT"), "train": ("DIR", "STUDENT")}
 # settings that the short help tells beside the flags, and what they take
 _OFTEN = {
     "data.path": ("DIR", "where they are: for a folder train/CLASS/, test/CLASS/"),
@@ -53,9 +53,18 @@ def in_full(command: str, flags: argparse.Namespace) -> list[str]:
             from gendd.models.weights import network_of
 
             found += [f"--{short}.{name}={part}" for name, part in network_of(value).items()]
+        elif short == "data" and os.path.isdir(value) and not _is_set(value):
+            found += ["--data.name=folder", f"--data.path={value}"]
         else:
             found.append(f"--{key}={value}")
     return found
+
+
+def _is_set(name: str) -> bool:
+    """Whether images that gendd reads are called so."""
+    from gendd.data.readers import readers
+
+    return name in (*readers(), "webdataset")
 
 
 def _short(command: str) -> dict[str, tuple[str, str, str]]:
@@ -107,9 +116,8 @@ def run_flags(command: str) -> Parser:
 def short_help(command: str) -> str:
     """The options that people set, and where the others are told."""
     parser = run_flags(command)
-    parser.usage = (
-        f"gendd {command} " + ("[DIR TEACHER STUDENT] " if command == "distill" else "") + "[OPTION …]"
-    )
+    places = " ".join(_PLACES[command])
+    parser.usage = f"gendd {command} [{places}] [OPTION …]"
     for action in parser._actions:
         if action.dest in _SELDOM:
             action.help = argparse.SUPPRESS
@@ -118,10 +126,8 @@ def short_help(command: str) -> str:
     for key, (takes, told) in _OFTEN.items():
         if key not in fixed(command) and (command, key) != ("train", "data.labels"):
             parser.add_argument(f"--{key}", metavar=takes, help=told)
-    if command == "distill":
-        parser.epilog = (
-            "DIR TEACHER STUDENT: a folder of images and two networks, in the place of their options."
-        )
+    networks = "two networks" if command == "distill" else "a network"
+    parser.epilog = f"{places}: a folder of images and {networks}, in the place of their options."
     return f"{parser.format_help()}\n--help-all tells every setting, --print_config what they are."
 
 
@@ -129,44 +135,45 @@ def placed(command: str, flags: argparse.Namespace, words: list[str]) -> list[st
     """The words without DIR, TEACHER and STUDENT, which become options.
 
     Raises:
-        UserError: others than these three, or beside options that say otherwise.
+        UserError: others than these, or beside options that say otherwise.
     """
     found: list[str] = []
     left: list[str] = []
     given: dict[str, str] = {}
-    rest = iter(words)
-    for word in rest:
+    rest = [*reversed(words)]
+    while rest:
+        word = rest.pop()
         option = option_of(word)
         if option is None:
             found.append(word)
             continue
         left.append(word)
-        if "=" not in word:
-            left += [value := next(rest, "")]
-        else:
-            value = word.partition("=")[2]
+        value = word.partition("=")[2]
+        if "=" not in word and rest and option_of(rest[-1]) is None:
+            left += [value := rest.pop()]
         given[option.removeprefix("--")] = value
-    if not found or command != "distill":
-        return left + found
-    if len(found) != len(_PLACES):
+    if not found:
+        return left
+    places = _PLACES[command]
+    if len(found) != len(places):
         raise UserError(
-            f"gendd distill: expected DIR TEACHER STUDENT or options alone, got "
+            f"gendd {command}: expected {' '.join(places)} or options alone, got "
             f"{' '.join(map(repr, found))}; a recipe is --recipe NAME."
         )
-    folder, teacher, student = found
-    for key, value, also in (
-        ("data", "folder", "data.name"),
-        ("data.path", folder, "data.path"),
-        ("teacher", teacher, "teacher.name"),
-        ("student", student, "student.name"),
-    ):
-        for option, other in ((key, getattr(flags, key, None)), (also, given.get(also))):
+    folder, *networks = found
+    short = {
+        "data": "folder",
+        **{place.lower(): name for place, name in zip(places[1:], networks, strict=True)},
+    }
+    for key, value in [*short.items(), ("data.path", folder)]:
+        for option in (key, f"{key}.name"):
+            other = given.get(option, getattr(flags, option, None))
             if other not in (None, value):
                 raise UserError(
-                    f"gendd distill: expected --{option} {value} beside {' '.join(found)}, got {other!r}; "
+                    f"gendd {command}: expected --{option} {value} beside {' '.join(found)}, got {other!r}; "
                     "leave one out."
                 )
-    flags.data, flags.teacher, flags.student = "folder", teacher, student
+    vars(flags).update(short)
     return [*left, f"--data.path={folder}"]
 
 

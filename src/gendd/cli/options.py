@@ -7,6 +7,7 @@ import json
 import os
 import re
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
@@ -221,11 +222,16 @@ def run_parser(command: str) -> ArgumentParser:
 
 def _help(command: str) -> str:
     flags = run_flags(command).format_help()
-    body = settings_help(run_parser(command))
+    parser = run_parser(command)
+    for action in parser._actions:
+        if action.dest.startswith("teacher_training"):
+            action.help = argparse.SUPPRESS
+    body = settings_help(parser)
     more = (
         ""
         if command == "train"
-        else "\nThe settings of other methods, --kd.temperature: gendd methods NAME.\n"
+        else "\nHow a teacher is trained that comes without weights: --teacher_training.KEY for each "
+        "--training.KEY.\nThe settings of other methods, --kd.temperature: gendd methods NAME.\n"
     )
     return f"{flags}\nEvery setting is an option too, by its dotted name:\n\n{body}{more}"
 
@@ -247,7 +253,10 @@ def _check_options(command: str, words: list[str], asked: dict[str, Any] | None 
             known += [f"--{key}" for key in keys(settings_type(section), f"{section}.")]
     flags = [option for action in run_flags(command)._actions for option in action.option_strings]
     unused = fixed(command) - {"out"} | ({*names()} if command == "train" else set())
-    for name in filter(None, map(option_of, words)):
+    for word, following in pairwise([*words, ""]):
+        name = option_of(word)
+        if name is None:
+            continue
         if name.removeprefix("--").split(".")[0] in unused:
             raise UserError(
                 f"gendd {command}: expected no {name}, as it trains the student on labels alone; "
@@ -255,6 +264,8 @@ def _check_options(command: str, words: list[str], asked: dict[str, Any] | None 
             )
         if name not in known:
             raise UserError(f"Unknown option {name!r}.{did_you_mean(name, known + flags)}")
+        if "=" not in word and (not following or option_of(following)):
+            raise UserError(f"{name.removeprefix('--')}: expected a value after {name}, got none; add it.")
 
 
 def given_options(command: str, words: list[str]) -> dict[str, Any]:

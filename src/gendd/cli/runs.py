@@ -307,6 +307,7 @@ def compare_command(words: list[str]) -> int:
         print(f"gendd: interrupted; what is done is kept. Go on with: {again}", file=sys.stderr)
         return 130
     if given.dry_run:
+        say_next("dry run")
         return 0
     print(f"{done}\nreport  {done.report}")
     say_next("compare", done.report)

@@ -27,13 +27,15 @@ class Stop:
 
     Args:
         process: Whether the process ends with the command.
+        resumes: Whether the command has ``--resume``.
 
     Attributes:
         number: Of the first one; None: none came.
     """
 
-    def __init__(self, process: bool) -> None:
+    def __init__(self, process: bool, resumes: bool = False) -> None:
         self.process = process
+        self.resumes = resumes
         self.number: int | None = None
         self._told = False
 
@@ -46,8 +48,9 @@ class Stop:
         """Say how to go on, once."""
         if not self._told:
             self._told = True
+            again = "Go on with the same command and --resume." if self.resumes else "Give the command again."
             with suppress(OSError):  # a terminal that is gone
-                say("gendd: interrupted; what was written is kept. Go on with the same command and --resume.")
+                say(f"gendd: interrupted; what was written is kept. {again}")
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:

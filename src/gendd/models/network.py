@@ -140,15 +140,17 @@ def assemble(
     return made
 
 
+_AS_FILE = "as a file (--teacher.weights or --student.weights FILE, in Python weights=FILE)"
+
+
 def unbuilt(library: str, name: str, error: Exception, end: str = "", pretrained: bool = False) -> UserError:
     """The error for what a library raised instead of building a network from what is on this machine."""
     remedy = "choose another network"
     if pretrained:
-        remedy = f"leave pretrained out, give weights as a file (weights FILE, pretrained false), or {remedy}"
+        remedy = f"leave pretrained out, give weights {_AS_FILE}, or {remedy}"
     return UserError(f"{library} could not build {name}{end}: {first_line(error).rstrip('.')} ({remedy}).")
 
 
 def without_weights(name: str, error: Exception, host: str) -> UserError:
     """The error for what a library raised instead of building a network with its pretrained weights."""
-    remedy = "give them as a file (weights FILE, pretrained false)"
-    return unfetched(f"Pretrained weights of {name}", error, host, remedy)
+    return unfetched(f"Pretrained weights of {name}", error, host, f"give them {_AS_FILE}")

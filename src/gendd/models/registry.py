@@ -109,7 +109,7 @@ def create_backbone(
         channels: The network's channels, see :class:`Backbone`; None: those of the images where it can be
             built with them, else its own.
         weights: A file that :func:`gendd.models.load_weights` reads, in the place of pretrained weights; of
-            another number of classes it gives all but the classifier, and a line says so.
+            another number of classes, or of none, it gives all but the classifier, and a line says so.
         config: Of ``hf/`` names the transformers configuration to build from, in place of the one there.
         projector: Arguments of :func:`gendd.models.projector.project` other than the classes, for a network
             that some methods gave a projector.
@@ -148,7 +148,8 @@ def new_classifier(backbone: Backbone, source: str | Path) -> str | None:
     own, theirs = backbone.num_classes, backbone.pretrained_classes
     if theirs in (None, own):
         return None
-    return f"{backbone.name}: {source} of {theirs:,} classes, not {own:,}: its classifier is a new one"
+    kind = f"of {theirs:,} classes, not {own:,}" if theirs else "without a classifier"
+    return f"{backbone.name}: {source} {kind}: its classifier is a new one"
 
 
 def check_name(name: str) -> None:
@@ -244,7 +245,7 @@ def build_model(
         num_classes: K.
         in_channels: C.
         given: A network made in Python, which takes the place of the name and its weights.
-        other_classes: Take a file of another number of classes too, all but its classifier.
+        other_classes: Take a file of another number of classes, or of none, too: all but its classifier.
 
     Raises:
         UserError: as :func:`create_backbone` and :func:`gendd.models.load_weights`, or the weights are

@@ -84,8 +84,8 @@ def load_weights(backbone: Backbone, path: str | Path, *, other_classes: bool = 
     Args:
         backbone: The network.
         path: The file or folder.
-        other_classes: Keep the network's own classifier where the file's is of another number of classes,
-            which then are ``backbone.pretrained_classes``.
+        other_classes: Keep the network's own classifier where the file has none, or one of another number
+            of classes, which then (0: none) are ``backbone.pretrained_classes``.
 
     Raises:
         UserError: no such file, an unreadable file, a classifier of another number of classes, or
@@ -110,8 +110,7 @@ def load_state(
         backbone: The network.
         state: Names to tensors.
         path: What a mistake is told of.
-        other_classes: Keep the network's own classifier where theirs is of another number of classes, which
-            then is ``backbone.pretrained_classes``.
+        other_classes: As for :func:`load_weights`.
 
     Raises:
         UserError: as :func:`load_weights`, once the file is read.
@@ -124,7 +123,10 @@ def load_state(
     unexpected = sorted(key for key in state if key not in own)
     reshaped = [key for key, value in own.items() if key in state and value.shape != state[key].shape]
     classes = None if missing or unexpected else _classes_of(backbone, state, reshaped)
-    if classes is not None:
+    classifier = [key for name in backbone.classifier_names for key in own if key.startswith(f"{name}.")]
+    if other_classes and classifier and set(missing) == set(classifier) and not (unexpected or reshaped):
+        classes, missing = 0, []
+    elif classes is not None:
         if not other_classes:
             raise OtherClassesError(
                 f"{path}: its {backbone.name} has {classes} classes, not the expected "
@@ -143,10 +145,12 @@ def load_state(
             )
             if keys
         ]
-        raise UserError(
-            f"{path}: expected the weights of {backbone.name}, got {'; '.join(parts)}. "
-            "Give the file of this network or the name of the file's."
-        )
+        remedy = "Give the file of this network or the name of the file's."
+        if (channels := _channels_of(own, state, reshaped)) is not None:
+            remedy = (
+                f"Its network takes {channels} channels: set --student.channels {channels} (or --teacher's)."
+            )
+        raise UserError(f"{path}: expected the weights of {backbone.name}, got {'; '.join(parts)}. {remedy}")
     learned = [name for name, _ in backbone.net.named_parameters() if name in state]
     if odd := [name for name in learned if not bool(state[name].isfinite().all())]:
         raise UserError(
@@ -305,6 +309,17 @@ def _classes_of(backbone: Backbone, state: Mapping[str, Tensor], reshaped: Seque
         return None
     classes, *width = state[weights[0]].shape
     return classes if width == list(backbone.net.state_dict()[weights[0]].shape[1:]) else None
+
+
+def _channels_of(
+    own: Mapping[str, Tensor], state: Mapping[str, Tensor], reshaped: Sequence[str]
+) -> int | None:
+    """Channels that a state dict's first layer takes where these alone keep it from fitting; else None."""
+    for key in reshaped[:1]:
+        rows, channels, *window = state[key].shape if state[key].ndim == 4 else (0, 0)
+        if channels in (1, 3) and [rows, *window] == [own[key].shape[0], *own[key].shape[2:]]:
+            return channels
+    return None
 
 
 def _shape(tensor: Tensor) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from gendd.config import ModelConfig, RunConfig
+from gendd.config import DataConfig, ModelConfig, RunConfig
 from gendd.data import Data
 from gendd.data.readers import reader
 from gendd.errors import UserError, first_line
@@ -28,8 +28,7 @@ _LARGEST_SIDE = 1024
 
 def check_names(config: RunConfig, networks: Mapping[str, nn.Module]) -> None:
     """Raise :class:`UserError` at a name of images or a network that isn't known, before either is loaded."""
-    if config.data.name != "webdataset" and not is_python_name(config.data.name):
-        reader(config.data.name)
+    check_place(config.data)
     if is_taught(config) and "teacher" not in networks:
         try:
             check_name(config.teacher.name)
@@ -37,6 +36,17 @@ def check_names(config: RunConfig, networks: Mapping[str, nn.Module]) -> None:
             raise UserError(f"Teacher: {error}") from error
     if "student" not in networks:
         check_name(config.student.name)
+
+
+def check_place(config: DataConfig) -> None:
+    """Raise :class:`UserError` where images have no reader, or a path is given for some that have none."""
+    if config.name == "webdataset" or is_python_name(config.name):
+        return
+    if not reader(config.name).located and config.path is not None:
+        raise UserError(
+            f"data.path: expected none for data.name {config.name!r}, whose images come with a package, got "
+            f"{config.path!r}; for a folder of pictures give --data folder too."
+        )
 
 
 def check_networks(
@@ -154,9 +164,10 @@ def _check_labels(name: str, method: Method, config: RunConfig, data: Data) -> N
     if not method.needs_labels or sees_labels(config, data):
         return
     if config.data.labels:
+        where = ", in a folder as train/CLASS/" if data.name == "folder" else ""
         raise UserError(
             f"Method {name!r} learns from labels, and {data.name!r} has none: use method gendd or kl, "
-            "or give labelled images."
+            f"or give labelled images{where}."
         )
     if name == config.method:
         raise UserError(

@@ -14,7 +14,7 @@ from gendd.evaluation.embedding import embedding_scores
 from gendd.evaluation.long_tail import shots_of
 from gendd.models import build_teacher
 from gendd.models.registry import check_name
-from gendd.run.checks import check_class_names, check_size
+from gendd.run.checks import check_class_names, check_place, check_size
 from gendd.run.networks import with_classes
 from gendd.run.settings import is_taught
 from gendd.run.teacher import open_teacher
@@ -99,6 +99,7 @@ def evaluate_network(
             :func:`gendd.models.build_teacher` and :func:`gendd.data.load_data`.
     """
     check_name(network.name)
+    check_place(data)
     if network.weights is None and not network.pretrained:
         raise UserError(
             f"--network: expected {network.name} with weights, got none; give --weights FILE, or "

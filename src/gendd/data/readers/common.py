@@ -74,6 +74,7 @@ class Reader:
         any_size: Whether images may differ in size; ``data.image_size`` is then 224 by default, unless all
             are squares of one side of at most 64.
         mirrored: Whether a mirrored image is still of its class.
+        located: Whether ``data.path`` says where they are.
     """
 
     read: Callable[[DataConfig], Found]
@@ -81,6 +82,7 @@ class Reader:
     photographs: bool = True
     any_size: bool = False
     mirrored: bool = True
+    located: bool = True
 
 
 def pixel_part(pixels: Tensor, labels: Tensor) -> Part:

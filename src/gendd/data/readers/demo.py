@@ -34,4 +34,4 @@ def _part(name: str, labels: str) -> Part:
     return pixel_part(pixels, torch.tensor([NO_LABEL if sign == UNKNOWN else int(sign) for sign in labels]))
 
 
-READER = Reader(read_demo, ("demo",), photographs=False)
+READER = Reader(read_demo, ("demo",), photographs=False, located=False)

@@ -27,4 +27,4 @@ def read_digits(config: DataConfig) -> Found:
     )
 
 
-READER = Reader(read_digits, ("digits",), photographs=False, mirrored=False)
+READER = Reader(read_digits, ("digits",), photographs=False, mirrored=False, located=False)

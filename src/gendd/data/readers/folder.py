@@ -65,7 +65,7 @@ def read_folder(config: DataConfig) -> Found:
         if train_names and config.labels:
             raise UserError(
                 f"data.path: expected test/ or val/ in '{root}', found neither; "
-                "add one or set data.test_path, or set data.labels to false."
+                f"{_instead(root, train_dir)}, set data.test_path, or set data.labels to false."
             )
         return Found(_training(train_dir, [], more), None, [])
     test, names = folder_part(test_dir)
@@ -88,6 +88,19 @@ def read_folder(config: DataConfig) -> Found:
             val = unlabelled(val)
     train = _training(train_dir, train_names if labelled else [], more)
     return Found(train, test, _shown(names), val)
+
+
+def _instead(root: Path, train_dir: Path) -> str:
+    """What to do where test images are missing: the path may be one off, or hold class folders alone."""
+    if train_dir != root:
+        return "add one"
+    above = root.resolve().parent
+    near = [above] if root.resolve() in _split_folders(above).values() else []
+    for each in near + [root / name for name in _class_folders(root)]:
+        parts = _split_folders(each)
+        if "train" in parts and parts.keys() & {"test", "val"}:
+            return f"give '{each}'"
+    return "move its class folders into train/ and some of their images into test/CLASS/"
 
 
 def _split_folders(root: Path) -> dict[str, Path]:

@@ -43,10 +43,11 @@ def _figure(example: Example) -> str:
     truth = f"<span>is {escape(str(example.true))}</span>" if wrong else ""
     if example.teacher is not None and example.teacher != example.true:
         truth += f"<span>teacher: {escape(example.teacher)}</span>"
+    sure = f"{100 * example.confidence:.0f}\N{NO-BREAK SPACE}%"
     return (
         f"<figure{' class=wrong' if wrong else ''}><img{' class=tiny' if tiny else ''} "
         f'src="data:image/png;base64,{encoded}" alt="{predicted}">'
-        f"<figcaption><b>{mark}{predicted}</b> {100 * example.confidence:.0f} %{truth}</figcaption></figure>"
+        f"<figcaption><b>{mark}{predicted}</b> {sure}{truth}</figcaption></figure>"
     )
 
 

@@ -20,8 +20,10 @@ def reliability(said: Answers | None, method: str) -> str:
         return ""
     bins, error = by_confidence(array(said.confidence), array(said.right))
     leaning = "too sure of itself" if error["lean"] > 0 else "surer than it says"
-    if abs(error["lean"]) < 0.5:
-        leaning = "as sure as it should be on the whole"
+    share = error["right"] / 100
+    # two standard errors of the share that is right
+    if abs(error["lean"]) < max(0.5, 200 * (share * (1 - share) / len(said.right)) ** 0.5):
+        leaning = "as sure as it should be, as far as these images tell"
     return section(
         TITLE,
         picture(_draw(bins, method), "Share of right answers by their confidence"),

@@ -42,6 +42,8 @@ _LOSS_PARTS = {
     "diffusion": "Diffusion loss",
     "vlb": "Variance bound (bits)",
     "probe": "Linear readout (cross-entropy)",
+    "map": "Regression of the last map",
+    "stages": "Regression of earlier maps",
 }
 
 # where points stand, and their values
@@ -172,7 +174,7 @@ def _loss_parts(log: Log) -> dict[str, Series]:
 
 
 def _draw_losses(parts: dict[str, Series], method: str) -> Draw:
-    columns = 2 if len(parts) == 4 else min(len(parts), 4)
+    columns = {4: 2, 5: 3, 6: 3}.get(len(parts), min(len(parts), 4))
     lines = math.ceil(len(parts) / columns)
 
     def draw(theme: Theme) -> Figure:
