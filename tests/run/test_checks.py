@@ -54,6 +54,10 @@ from gendd.run.settings import binding_of
             "data.labels: expected true for method 'kd', which learns from labels, got False.",
         ),
         (
+            ["--method=gendd_no_labels", "--gendd_no_labels.refit=labels"],
+            "gendd.refit: expected teacher or mean, got 'labels'.",
+        ),
+        (
             ["--method=linear_probe"],
             "student.weights: expected a trained student for method 'linear_probe', got none; "
             "give its run or its file.",

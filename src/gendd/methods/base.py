@@ -59,6 +59,7 @@ class Method(nn.Module):
         needs_labels: Whether it can't learn without labels.
         takes_unknown: Whether it also learns from the images whose label is unknown (-1), where others have
             one; else it is given those alone that have.
+        may_see_labels: Whether it learns from labels where there are any.
         needs_teacher: Whether it has a teacher.
         needs_classes: Whether the teacher must have a classifier of the student's classes.
         needs_maps: Whether teacher and student must give maps (see :attr:`gendd.Backbone.has_map`).
@@ -81,6 +82,7 @@ class Method(nn.Module):
     needs_maps: ClassVar[bool] = False
     has_diffusion = False
     takes_unknown: bool = False
+    may_see_labels: bool = True
     part: tuple[int, int] = (0, 1)
 
     def __init_subclass__(cls, **arguments: Any) -> None:

@@ -14,6 +14,7 @@ class GenDDNoLabels(GenDD):
     label = "GenDD, no labels"
     colors = ("#56a3d9", "#8cc8f2")
     marker = "s"
+    may_see_labels = False
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings | {"labels": False})

@@ -20,7 +20,7 @@ from gendd.models import Backbone, teacher_class_names
 from gendd.models.registry import check_name, new_classifier
 from gendd.models.trial import still
 from gendd.run.networks import student_network
-from gendd.run.settings import is_taught, methods_of, sees_labels, trains_teacher
+from gendd.run.settings import is_taught, methods_of, refit_target, sees_labels, trains_teacher
 from gendd.training import choose_monitor
 
 _LARGEST_SIDE = 1024
@@ -73,8 +73,9 @@ def check_networks(
         if data.val is not None:
             monitor = config.training.monitor
             choose_monitor(method, monitor, seen and data.judged, data.num_classes, config.readout.name)
-        if name == "gendd" and method.teacher is not None and config.gendd.refit != "none":
-            check_refit(method.student(), method.teacher, config.gendd.refit, seen)
+        target = refit_target(dataclasses.replace(config, method=name))
+        if target is not None and method.teacher is not None:
+            check_refit(method.student(), method.teacher, target, seen and method.may_see_labels)
     if "linear_probe" in methods_of(config) and not (config.student.weights or config.student.pretrained):
         raise UserError(
             "student.weights: expected a trained student for method 'linear_probe', got none; "

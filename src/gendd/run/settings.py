@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
+from typing import Any, Literal
 
 from gendd.config import DataConfig, RunConfig, to_dict, with_settings
 from gendd.config.registry import method_class
 from gendd.data import Data, train_loader
 from gendd.data.tars import is_remote
+from gendd.evaluation.refit import Target
 from gendd.files import user_path
 from gendd.messages import say
 from gendd.processes import world_size
@@ -61,6 +62,12 @@ def is_taught(config: RunConfig) -> bool:
 def trains_teacher(config: RunConfig) -> bool:
     """Whether its teacher comes without weights, so that one is trained on the labels first."""
     return is_taught(config) and config.teacher.weights is None and not config.teacher.pretrained
+
+
+def refit_target(config: RunConfig) -> Target | None:
+    """What the method's linear readout is fitted to after its training, if it is."""
+    target: Target | Literal["none"] = getattr(config.settings_of(config.method), "refit", "none")
+    return None if target == "none" else target
 
 
 def sees_labels(config: RunConfig, data: Data) -> bool:

@@ -20,7 +20,7 @@ from gendd.methods import Method, Pretraining, build_method
 from gendd.models import Backbone, Frozen
 from gendd.processes import first_then_all, from_first, same_state
 from gendd.run.networks import student_network
-from gendd.run.settings import sees_labels
+from gendd.run.settings import refit_target, sees_labels
 from gendd.run.view_cache import cached_teacher, open_cache
 from gendd.student import Student
 from gendd.student.readout import choose_mean_time
@@ -89,14 +89,15 @@ def train(
     )
     student = method.student()
     _settle_mean_time(student, config, data, teacher)
-    if config.method != "gendd" or teacher is None or config.gendd.refit == "none":
+    target = refit_target(config)
+    if target is None or teacher is None:
         return Trained(_shared(student), result)
     refit = refit_linear(
         student.eval(),
         teacher,
         data,
-        config.gendd.refit,
-        labels=seen,
+        target,
+        labels=seen and method.may_see_labels,
         device=resolve_device(config.training.device),
         workers=config.data.workers,
         progress=shows_progress(config.training),
