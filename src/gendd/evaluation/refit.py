@@ -84,15 +84,17 @@ def targets_of(student: Student, teacher: Frozen | None, labels: bool) -> list[T
     return [name for name, ok in there.items() if ok]
 
 
-def check_refit(student: Student, teacher: Frozen | None, target: str, labels: bool) -> None:
-    """Raise :class:`UserError` where ``gendd.refit`` asks for a target that is not to be had."""
+def check_refit(
+    student: Student, teacher: Frozen | None, target: str, labels: bool, key: str = "gendd.refit"
+) -> None:
+    """Raise :class:`UserError` where the setting ``key`` asks for a target that is not to be had."""
     there = targets_of(student, teacher, labels)
     if target not in there:
         raise UserError(
-            f"gendd.refit: expected {' or '.join([*there, 'none'])} for this teacher and these labels, "
+            f"{key}: expected {' or '.join([*there, 'none'])} for this teacher and these labels, "
             f"got {target!r}."
         )
-    check_bias(student, "gendd.refit", " Set gendd.refit none.")
+    check_bias(student, key, f" Set {key} none.")
 
 
 def check_bias(student: Student, key: str, advice: str = "") -> None:

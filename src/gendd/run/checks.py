@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import nn
 
-from gendd.config import DataConfig, ModelConfig, RunConfig
+from gendd.config import DataConfig, ModelConfig, RunConfig, registry
 from gendd.data import Data
 from gendd.data.readers import reader
 from gendd.errors import UserError, first_line
@@ -75,7 +75,8 @@ def check_networks(
             choose_monitor(method, monitor, seen and data.judged, data.num_classes, config.readout.name)
         target = refit_target(dataclasses.replace(config, method=name))
         if target is not None and method.teacher is not None:
-            check_refit(method.student(), method.teacher, target, seen and method.may_see_labels)
+            given = method.student(), method.teacher, target, seen and method.may_see_labels
+            check_refit(*given, f"{registry.section(name)}.refit")
     if "linear_probe" in methods_of(config) and not (config.student.weights or config.student.pretrained):
         raise UserError(
             "student.weights: expected a trained student for method 'linear_probe', got none; "
