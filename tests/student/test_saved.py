@@ -61,6 +61,7 @@ def test_what_a_student_says_of_itself_is_taken() -> None:
         ("generator.num_classes", [0, 1.5, 10**7]),
         ("generator.mean_time", [-1, 20, 0.5]),
         ("generator.settings", [None, 5, {"head_depth": 101}]),
+        ("generator.settings.residual", [True, "x"]),
         ("readout", [None, [], {"steps": 0}]),
         ("linear", [None, 1, "yes"]),
         ("info", [None, 5, []]),

@@ -38,6 +38,12 @@ class Generator:
             "mean_time": or_null(Rule(lambda time: 0 <= time <= last, f"an integer of 0 to {last}")),
         }
         check_section(self, "generator.", rules)
+        check(
+            not self.settings.residual or self.condition_width == self.feature_width,
+            "generator.settings.residual",
+            "false where condition_width and feature_width differ",
+            self.settings.residual,
+        )
 
 
 @dataclass
