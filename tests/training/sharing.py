@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from started import run_gendd
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -74,6 +77,18 @@ def methods() -> dict[str, Method]:
         else:
             made[name] = MGD(student, teacher) if name == "mgd" else KD(student, teacher)
     return made
+
+
+def command(folder: Path, *words: str | Path) -> None:
+    """``python -m gendd WORDS``, which returns where that ends well; FOLDER/RANK.pid tells its process."""
+    (folder / f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
+    try:
+        run_gendd(*words)
+    except SystemExit as ended:
+        if ended.code:
+            raise
+    finally:
+        atexit._run_exitfuncs()
 
 
 def find(folder: Path, batch_size: int, *strategies: str) -> None:
