@@ -51,8 +51,9 @@ TINY = [
 
 # what takes longest begins first, so that no worker is left with it at the end
 LONG = (
-    *("test_processes.py", "test_cli.py", "test_export.py", "test_shards.py", "test_resume.py"),
-    *("test_compare_runs.py", "test_snippets.py", "test_released.py", "test_interruption.py"),
+    *("test_processes.py", "test_cli.py", "test_export.py", "test_compare_runs.py", "test_shards.py"),
+    *("test_teacher_cache.py", "test_snippets.py", "test_other_teachers.py", "test_resume.py"),
+    *("test_recipe_runs.py", "test_probing.py", "test_released.py", "test_training.py"),
 )
 
 
@@ -141,10 +142,11 @@ def exported(small_run: Path) -> Callable[[str, ReadoutName], Exported]:
     return get
 
 
-@pytest.fixture
-def no_report(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without drawing, which takes longer than they do."""
-    monkeypatch.setattr("gendd.report.write_report", lambda content, path: None)
+@pytest.fixture(autouse=True)
+def no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs without drawing, which takes longer than they do; not those of fixtures and of tests marked so."""
+    if request.node.get_closest_marker("report") is None:
+        monkeypatch.setattr("gendd.report.write_report", lambda content, path: None)
 
 
 @pytest.fixture

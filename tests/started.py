@@ -13,7 +13,12 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(["gendd.__main__", "gendd.compare.comparison"])
+FORKS.set_forkserver_preload(
+    [
+        *("gendd.__main__", "gendd.compare.comparison", "gendd.training.sharding", "gendd.report"),
+        *("matplotlib.backends.backend_svg", "sklearn.datasets", "torch.utils.flop_counter"),
+    ]
+)
 # a hang, not a slow machine
 PATIENCE = 400
 

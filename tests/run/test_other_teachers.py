@@ -41,6 +41,7 @@ def other_teacher(digits_run: Finished, tmp_path_factory: pytest.TempPathFactory
 FEATURES = {"knn", "linear_probe", "parameters", "multiply_adds", "latency_ms", "latency_quartiles_ms"}
 
 
+@pytest.mark.report
 def test_a_teacher_of_features_alone_and_no_labels(
     other_teacher: str,
     digit_files: Callable[[int], list[str]],

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import dataclasses
+import os
 from pathlib import Path
 from typing import Any
 
 import torch
+from started import run_gendd
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
@@ -24,9 +27,9 @@ from gendd.training.sharding import shard_teacher
 
 # kd has one process without validation images, mgd none at all and steps of two batches
 METHODS = ("gendd", "kd", "mgd", "kd_average")
-STEPS = 20
+STEPS = 10
 # within the second epoch
-STOPPED = 15
+STOPPED = 7
 # the steps after which a training is interrupted
 stops: list[int] = []
 
@@ -76,6 +79,18 @@ def methods() -> dict[str, Method]:
     return made
 
 
+def command(folder: Path, *words: str | Path) -> None:
+    """``python -m gendd WORDS``, which returns where that ends well; FOLDER/RANK.pid tells its process."""
+    (folder / f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
+    try:
+        run_gendd(*words)
+    except SystemExit as ended:
+        if ended.code:
+            raise
+    finally:
+        atexit._run_exitfuncs()
+
+
 def find(folder: Path, batch_size: int, *strategies: str) -> None:
     """Train by each strategy; what comes of it is in FOLDER/STRATEGY.pt."""
     torch.set_num_threads(1)
@@ -115,7 +130,7 @@ def trained(
         held = {"kd": 3, "mgd": 0}.get(name, 150)
         config = DataConfig(
             batch_size=batch_size // accumulate,
-            train_images=640,
+            train_images=320,
             validation=held / 1438,
             mixup=0.3,
             cutmix=1.0,

@@ -6,18 +6,19 @@ import math
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from sharing import METHODS, STEPS, find
+from sharing import METHODS, STEPS, command, find
 from started import PATIENCE, Started, run_gendd, together
 from torch import distributed
+from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs, Std
+from torch.distributed.launcher import LaunchConfig, elastic_launch
 
 from gendd.cli import main
 from gendd.config import TrainingConfig
@@ -123,6 +124,7 @@ def test_a_sharded_teacher_says_what_the_whole_one_says(name: str, shared: dict[
 SMALL = (
     *("train", "--data", "digits", "--student", "cifar/resnet8x0.25", "--data.batch_size", "32"),
     *("--training.epochs", "2", "--training.precision", "fp32", "--training.checkpoint_minutes", "1e-6"),
+    "--training.loggers=[csv]",
 )
 
 
@@ -158,18 +160,6 @@ def until(condition: Callable[[], bool], runs: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def interrupted(folder: Path, number: int, *more: str) -> tuple[int | None, str]:
-    """Start two processes; the second gets a signal after its first checkpoint within an epoch."""
-    last = folder / "checkpoints" / "last.ckpt"
-    before = last.stat().st_mtime_ns if last.exists() else 0
-    words = (*SMALL, "--training.devices", "2", "--out", folder, *more)
-    process = Started(folder.with_name(f"said{number}"), run_gendd, *words)
-    until(lambda: last.exists() and last.stat().st_mtime_ns > before, process.is_alive)
-    assert process.pid is not None
-    os.kill(children(process.pid)[0], number)
-    return process.ended()
-
-
 def children(parent: int) -> list[int]:
     found = []
     for status in Path("/proc").glob("[0-9]*/stat"):
@@ -182,47 +172,63 @@ def children(parent: int) -> list[int]:
     return found
 
 
-needs_proc = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
-
-
 @gloo
-@needs_proc
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds processes in /proc")
 def test_what_is_interrupted_within_an_epoch_ends_bit_equal(undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    code, said = interrupted(folder, signal.SIGUSR1)
-    assert code == 0 and "asked to stop after" in said and "Traceback" not in said
-    stopped = weights(folder)["global_step"]
-    code, said = interrupted(folder, signal.SIGKILL, "--resume")
+    last = folder / "checkpoints" / "last.ckpt"
+    words = (*SMALL, "--training.devices", "2", "--out", folder)
+
+    # whoever starts them, and whichever is asked to stop
+    first, second = launched(tmp_path / "asked", *words)
+    until(last.exists, second.is_alive)
+    assert second.pid is not None
+    os.kill(second.pid, signal.SIGUSR1)
+    (code, said), (other, _) = first.ended(), second.ended()
+    assert code == other == 0 and "asked to stop after" in said and "Traceback" not in said
+    stopped, before = weights(folder)["global_step"], last.stat().st_mtime_ns
+
+    own = Started(tmp_path / "killed", run_gendd, *words, "--resume")
+    until(lambda: last.stat().st_mtime_ns > before, own.is_alive)
+    assert own.pid is not None
+    os.kill(children(own.pid)[0], signal.SIGKILL)
+    code, said = own.ended()
     assert code == 1 and "a process of this training ended before the others" in said
     assert "Traceback" not in said and not (folder / "metrics.json").exists()
     assert 0 < stopped < weights(folder)["global_step"] < 40
-    # whoever starts them
-    words = (*SMALL, "--training.devices", "2", "--out", folder, "--resume")
-    two = [Started(tmp_path / str(rank), run_gendd, *words, env=env) for rank, env in enumerate(together(2))]
-    for process in two:
+
+    for process in launched(tmp_path / "again", *words, "--resume"):
         code, said = process.ended()
         assert code == 0, said[-2000:]
     assert same(weights(folder), weights(undisturbed))
 
 
+def launched(place: Path, *words: str | Path) -> list[Started]:
+    """Two processes of a command, started as a launcher does."""
+    return [Started(place / str(rank), run_gendd, *words, env=env) for rank, env in enumerate(together(2))]
+
+
 @gloo
-@needs_proc
 def test_torchrun_starts_a_killed_process_again(undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    torchrun = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    process = subprocess.Popen(
-        [*torchrun, "--max-restarts=1", "-m", "gendd", *SMALL, "--out", folder],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
+    # torchrun itself, but for its own command line and programs that are started anew
+    torchrun = elastic_launch(
+        LaunchConfig(
+            *(1, 1, 2),
+            rdzv_backend="c10d",
+            rdzv_endpoint="localhost:0",
+            run_id="test",
+            max_restarts=1,
+            start_method="forkserver",
+            logs_specs=DefaultLogsSpecs(str(tmp_path / "logs"), Std.ALL),
+        ),
+        command,
     )
-    try:
-        until((folder / "checkpoints" / "last.ckpt").exists, lambda: process.poll() is None)
-        os.kill(children(process.pid)[-1], signal.SIGKILL)
-        _, said = process.communicate(timeout=PATIENCE)
-    finally:
-        process.kill()
-    assert process.returncode == 0, said[:3000]
+    with ThreadPoolExecutor(1) as pool:
+        ending = pool.submit(torchrun, tmp_path, *SMALL, "--out", folder)
+        until((folder / "checkpoints" / "last.ckpt").exists, lambda: not ending.done())
+        os.kill(int((tmp_path / "1.pid").read_text()), signal.SIGKILL)
+        ending.result(PATIENCE)
     assert same(weights(folder), weights(undisturbed))
 
 

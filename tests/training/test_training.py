@@ -7,8 +7,6 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -16,6 +14,7 @@ from typing import Any, cast
 import lightning
 import pytest
 import torch
+from started import Started
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -998,34 +997,27 @@ def test_ctrl_c_reaches_the_caller_and_keeps_the_checkpoint(done: Done, data: Da
     assert same(plain.state_dict(), resumed.state_dict()) and result.steps == 2 * STEPS
 
 
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-sys.path.insert(0, sys.argv[1])
-import test_training as here
-from gendd.data import load_data
+def killed(folder: Path) -> None:
+    """Train until the process is killed, within the third epoch."""
 
-class Killed(here.GenDD):
-    steps = 0
-    def forward(self, *args, **more):
-        self.steps += 1
-        if self.steps > 2 * here.STEPS + 1:
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().forward(*args, **more)
+    class Killed(GenDD):
+        steps = 0
 
-method = here.gendd()
-method.__class__ = Killed
-here.torch.set_num_threads(1)
-here.run(method, load_data(here.DATA), Path(sys.argv[2]), here.settings(epochs=4))
-"""
+        def forward(self, *args: Any, **more: Any) -> StepOutput:
+            self.steps += 1
+            if self.steps > 2 * STEPS + 1:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return super().forward(*args, **more)
+
+    torch.set_num_threads(1)
+    method = gendd()
+    method.__class__ = Killed
+    run(method, load_data(DATA), folder, settings(epochs=4))
 
 
 def test_a_killed_run_goes_on_as_if_nothing_had_been(done: Done, data: Data, tmp_path: Path) -> None:
-    here = str(Path(__file__).parent)
-    ended = subprocess.run(
-        [sys.executable, "-c", KILLED, here, str(tmp_path)], capture_output=True, timeout=120, check=False
-    )
-    assert ended.returncode == -signal.SIGKILL, ended.stderr.decode()
+    code, said = Started(tmp_path / "said", killed, tmp_path).ended()
+    assert code == -signal.SIGKILL, said
     assert checkpoint(tmp_path, "last")["global_step"] == 2 * STEPS
     method = gendd()
     torch.manual_seed(123)

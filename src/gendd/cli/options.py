@@ -62,18 +62,20 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
         saved = _saved(flags.out)
     asked = _asked([saved, *layers], rest)
     _check_options(command, rest, asked)
+    parts = _by_section(rest)
 
     def parsed(values: dict[str, Any]) -> dict[str, Any]:
         """The settings of files with the options laid over them."""
         base = to_dict(from_dict(values, RunConfig))
         for key in fixed(command):
             base.pop(key, None)
-        return _laid_over(base, rest, command)
+        return _laid_over(base, parts, command)
 
     # a recipe's settings suit no other images
     if command == "distill" and not saved and not layers:
-        named = _OTHERS & {option_of(word) for word in rest}
-        images = parsed({})["data"]["name"] if named else "demo"
+        images = "demo"
+        if _OTHERS & {option_of(word) for word in rest}:
+            images = _laid_over({"data": {}}, {"data": parts.get("data", [])}, command)["data"]["name"]
         if images in ("demo", "digits"):
             names, layers = [images], [read_mapping(recipe_path(images))]
     chosen = bool(saved) or any("baselines" in layer for layer in layers[len(names) :])
@@ -102,21 +104,28 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
     return config, flags
 
 
-def _laid_over(base: dict[str, Any], words: list[str], command: str) -> dict[str, Any]:
-    """Settings with dotted options laid over them, a section at a time."""
+def _by_section(words: list[str]) -> dict[str, list[str]]:
+    """The words of dotted options by their section; of no section's by an empty name."""
+    from gendd.config import section_types
+
+    parts: dict[str, list[str]] = {}
+    name = ""
+    for word in words:
+        if (option := option_of(word)) is not None:
+            section, _, key = option.removeprefix("--").partition(".")
+            name = section if key or section in section_types() else ""
+        parts.setdefault(name, []).append(word)
+    return parts
+
+
+def _laid_over(base: dict[str, Any], parts: dict[str, list[str]], command: str) -> dict[str, Any]:
+    """Settings with dotted options, which come by section, laid over them."""
     from jsonargparse import Namespace
 
     from gendd.config import RunConfig, one_line, parser_of, section_types
     from gendd.config.registry import settings_type
 
     kinds, untyped = section_types(), cast(Any, Namespace)
-    parts: dict[str, list[str]] = {}
-    name = ""
-    for word in words:
-        if (option := option_of(word)) is not None:
-            section, _, key = option.removeprefix("--").partition(".")
-            name = section if key or section in kinds else ""
-        parts.setdefault(name, []).append(word)
     found = dict(base)
     for name, given in parts.items():
         if name in kinds:
@@ -271,7 +280,7 @@ def _check_options(command: str, words: list[str], asked: dict[str, Any] | None 
 def given_options(command: str, words: list[str]) -> dict[str, Any]:
     """The settings that dotted options name, by section, and no others."""
     _check_options(command, words)
-    values = _laid_over({}, words, command)
+    values = _laid_over({}, _by_section(words), command)
     found: dict[str, Any] = {}
     for name in filter(None, map(option_of, words)):
         *sections, key = name.removeprefix("--").split(".")
