@@ -371,7 +371,9 @@ def test_a_path_one_folder_off_is_told(tmp_path: Path) -> None:
     for path in (images / "train", images / "test", images.parent):
         told(path, f"give '{images}', set data.test_path, or ")
     (images / "more" / "ant").mkdir(parents=True)
-    told(images / "more", "move its class folders into train/ and some of their images into test/CLASS/, set ")
+    told(
+        images / "more", "move its class folders into train/ and some of their images into test/CLASS/, set "
+    )
 
 
 def test_folder_mistakes(tmp_path: Path) -> None:

@@ -70,6 +70,8 @@ def test_few_steps_name_the_epochs_that_make_more() -> None:
         f"the student was trained for {FEW_STEPS - 1} steps only; try --training.epochs 20"
     )
     assert warned(steps=FEW_STEPS) == ""
+    alone = advice(RunConfig(method="supervised"), figures(80.0), None, 10)
+    assert alone[0].startswith("the network was trained for 10 steps only")
 
 
 def test_one_class_that_takes_nearly_all_is_told_unless_the_images_are_like_that() -> None:

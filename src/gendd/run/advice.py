@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from gendd.config import RunConfig
-from gendd.config.registry import label
+from gendd.config.registry import label, learns_from_teacher
 
 FEW_STEPS = 500
 # share of the predictions that one class may have where no class has that many images
@@ -31,7 +31,8 @@ def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None,
     if steps < FEW_STEPS:
         epochs = config.training.num_epochs(1)
         more = max(epochs + 1, round(epochs * FEW_STEPS * 2 / max(1, steps)))
-        lines.append(f"the student was trained for {steps} steps only; try --training.epochs {more}")
+        who = "student" if learns_from_teacher(config.method) else "network"
+        lines.append(f"the {who} was trained for {steps} steps only; try --training.epochs {more}")
     if confusion is not None and len(confusion) > 2 and int(confusion.sum()) > 0:
         predicted, true = confusion.sum(0).double(), confusion.sum(1).double()
         share = float(predicted.max() / predicted.sum())
