@@ -107,7 +107,10 @@ def test_readouts_that_disagree_are_told() -> None:
         assert [line.startswith("readout linear is far behind readout mean") for line in lines] == [
             True
         ] * told
-        assert all("80.00 %" in line and "gendd probe" in line for line in lines)
+        assert all("80.00 % on the test images" in line and "gendd probe" in line for line in lines)
+    found["run"]["tested_on"] = "validation"
+    found["student"]["readouts"]["linear"] = {"top1": 70.0}
+    assert "80.00 % on the validation images" in advice(RunConfig(), found, None, 5000)[0]
 
 
 def test_the_best_on_validation_is_found_where_figures_can_be_compared() -> None:

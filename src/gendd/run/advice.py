@@ -28,6 +28,7 @@ def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None,
         steps: Optimiser steps the student was trained for.
     """
     lines = []
+    images = f"on the {metrics['run'].get('tested_on', 'test')} images"
     if steps < FEW_STEPS:
         epochs = config.training.num_epochs(1)
         more = max(epochs + 1, round(epochs * FEW_STEPS * 2 / max(1, steps)))
@@ -48,10 +49,10 @@ def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None,
         linear = metrics["student"]["readouts"].get("linear", {}).get(measure)
         if linear is not None and linear > own + _APART:
             lines.append(
-                f"readout linear, which costs least, is better on the test images ({linear:.2f} against "
+                f"readout linear, which costs least, is better {images} ({linear:.2f} against "
                 f"{own:.2f} %); try --readout.name auto, which chooses on the validation images"
             )
-    apart = _apart(metrics["student"], measure)
+    apart = _apart(metrics["student"], measure, images)
     if apart is not None:
         lines.append(apart)
     better = {}
@@ -63,27 +64,27 @@ def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None,
     if alone is not None:
         lines.append(
             f"the student is below the same network trained on labels alone ({own:.2f} against {alone:.2f} % "
-            "on the test images): as it is, the distillation is not worth it; the other one is in "
+            f"{images}): as it is, the distillation is not worth it; the other one is in "
             "baselines/supervised, or try more epochs or another --training.lr"
         )
     if better:
         name = max(better, key=lambda each: better[each])
         assert own is not None
         lines.append(
-            f"{label(name)}, trained beside it, is better on the test images ({better[name]:.2f} against "
+            f"{label(name)}, trained beside it, is better {images} ({better[name]:.2f} against "
             f"{own:.2f} %); its student is in baselines/{name}, or try more epochs or another --training.lr"
         )
     return lines
 
 
-def _apart(student: dict[str, Any], measure: str | None) -> str | None:
+def _apart(student: dict[str, Any], measure: str | None, images: str) -> str | None:
     """A line where readout ``linear`` is far behind ``mean``; None where it isn't."""
     found = {name: student["readouts"].get(name, {}).get(measure) for name in ("linear", "mean")}
     if None in found.values() or found["mean"] < found["linear"] + _FAR_APART:
         return None
     return (
-        f"readout linear is far behind readout mean ({found['linear']:.2f} against {found['mean']:.2f} % on "
-        "the test images); use mean, or fit linear anew with gendd probe"
+        f"readout linear is far behind readout mean ({found['linear']:.2f} against {found['mean']:.2f} % "
+        f"{images}); use mean, or fit linear anew with gendd probe"
     )
 
 
