@@ -679,7 +679,10 @@ def test_images_that_are_none(
     words = ["--data.name=folder", f"--data.path={data}", "--data.image_size=8", "--data.train_images=null"]
     out = tmp_path / "run"
     said = refused(capsys, "distill", "--out", str(out), *TINY, *words)
-    assert said == f"Expected an image, got {str(bad)!r}, which can't be decoded; replace or remove it."
+    assert said == (
+        f"Expected an image, got {str(bad)!r}, which can't be decoded; replace or remove it, or raise "
+        "data.max_corrupt."
+    )
     assert not out.exists()
 
 

@@ -53,7 +53,9 @@ def test_after_what_a_run_is_used_for(
         told_next(capsys, "predict", run, *digit_files(1)) == f"{onnx}, or gendd push {run} NAME/REPOSITORY"
     )
     words = ["export", run, "--to=safetensors", "--readout=linear", f"--out={tmp_path / 'plain'}"]
-    assert told_next(capsys, *words) == f"gendd push {run} NAME/REPOSITORY"
+    assert told_next(capsys, *words) == (
+        f"run the file as docs/export.md shows, or gendd push {run} NAME/REPOSITORY"
+    )
     whole = str(digits_run.folder)
     assert told_next(capsys, "watch", whole).startswith(f"gendd predict {whole} IMAGE…")
 

@@ -376,6 +376,19 @@ def test_a_path_one_folder_off_is_told(tmp_path: Path) -> None:
     )
 
 
+def test_images_beside_class_folders_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _write_folder(tmp_path)
+    config = DataConfig(name="folder", path=str(tmp_path), image_size=8, validation=0)
+    load_data(config)
+    assert "no class folder" not in capsys.readouterr().err
+    count = len(load_data(config).train)
+    for name in ("b.png", "a.png", ".hidden.png", "notes.txt"):
+        Image.new("RGB", (8, 8)).save(tmp_path / "train" / name, format="PNG")
+    assert len(load_data(config).train) == count
+    said = f"left out 2 images in '{tmp_path / 'train'}' that are in no class folder, such as a.png"
+    assert said in capsys.readouterr().err.splitlines()
+
+
 def test_folder_mistakes(tmp_path: Path) -> None:
     config = DataConfig(name="folder", path=str(tmp_path), image_size=8)
     load_fails(config, f"Expected images in '{tmp_path}', found none; add some.")

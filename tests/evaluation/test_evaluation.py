@@ -250,3 +250,21 @@ def test_latency_is_in_the_memory_format_of_the_weights(monkeypatch: pytest.Monk
     ]
     assert formats == [[True, False], [False, True]]
     assert all(torch.equal(images, batch) for images in timed)
+
+
+def test_a_teacher_is_asked_once_for_several_students() -> None:
+    student = gendd.Student(reader(3, torch.eye(3, 16))).eval()
+    teacher = Frozen(reader(3, torch.eye(3, 16)[[1, 0, 2]]))
+    asked: list[int] = []
+    teacher.register_forward_hook(lambda module, given, out: asked.append(len(given[0])))
+    told: dict[int, Tensor] = {}
+    for classes in ([0, 1, 2, 2], [2, 2, 2, 2]):
+        shown = images(classes, None)
+        own = evaluate(student, shown, teacher=teacher)["linear"].agreement
+        told = {}
+        for _ in range(3):
+            assert evaluate(student, shown, teacher=teacher, told=told)["linear"].agreement == own
+    assert asked == [4, 4] * 2
+    # one image less is another batch
+    evaluate(student, images([0, 1, 2], None), teacher=teacher, told=told)
+    assert asked[-1] == 3 and len(told[0]) == 3

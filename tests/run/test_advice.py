@@ -80,6 +80,8 @@ def test_few_steps_name_the_epochs_that_make_more() -> None:
         f"the student was trained for {FEW_STEPS - 1} steps only; try --training.epochs 20"
     )
     assert warned(steps=FEW_STEPS) == ""
+    alone = advice(RunConfig(method="supervised"), figures(80.0), None, 10)
+    assert alone[0].startswith("the network was trained for 10 steps only")
 
 
 def test_one_class_that_takes_nearly_all_is_told_unless_the_images_are_like_that() -> None:
@@ -115,7 +117,10 @@ def test_readouts_that_disagree_are_told() -> None:
         assert [line.startswith("readout linear is far behind readout mean") for line in lines] == [
             True
         ] * told
-        assert all("80.00 %" in line and "gendd probe" in line for line in lines)
+        assert all("80.00 % on the test images" in line and "gendd probe" in line for line in lines)
+    found["run"]["tested_on"] = "validation"
+    found["student"]["readouts"]["linear"] = {"top1": 70.0}
+    assert "80.00 % on the validation images" in advice(RunConfig(), found, None, 5000)[0]
 
 
 def test_the_best_on_validation_is_found_where_figures_can_be_compared() -> None:

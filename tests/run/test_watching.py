@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import shutil
@@ -14,6 +15,7 @@ from conftest import Finished
 from rich.console import Console
 
 from gendd.cli import main
+from gendd.config import dump, load_config
 from gendd.errors import UserError
 from gendd.run.watching import is_running, look, watch_run
 
@@ -37,6 +39,14 @@ def test_a_finished_run_is_shown_once(digits_run: Finished) -> None:
     ]
     assert all(line.endswith("% done") and "18/18" in line for line in lines[1:])
     assert main(["watch", str(digits_run.folder)]) == 0
+
+
+def test_a_training_on_labels_is_no_student_alone(digits_run: Finished, tmp_path: Path) -> None:
+    config = load_config(digits_run.folder / "config.yaml")
+    for baselines, told in (([], ["trained on labels"]), (["kd"], ["KD", "student alone"])):
+        own = dataclasses.replace(config, method="supervised", baselines=baselines)
+        (tmp_path / "config.yaml").write_text(dump(own), encoding="utf-8")
+        assert [each.method for each in look(tmp_path)] == told
 
 
 def test_what_is_going_on_is_told_with_the_time_left(digits_run: Finished, tmp_path: Path) -> None:

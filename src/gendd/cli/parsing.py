@@ -41,7 +41,7 @@ _NEXT = {
     "stopped": "the same gendd distill or train with --resume",
     "probe": "gendd predict {0} IMAGE…, or gendd export {0} --to onnx",
     "predict": "gendd export {0} --to onnx, or gendd push {0} NAME/REPOSITORY",
-    "export": "gendd push {0} NAME/REPOSITORY",
+    "export": "run the file as docs/export.md shows, or gendd push {0} NAME/REPOSITORY",
     "push": "gendd predict {0} IMAGE…",
     "recipes": "gendd distill --recipe NAME, with --dry-run to see what it takes",
     "models": "gendd distill --teacher NAME --student NAME …",

@@ -94,6 +94,8 @@ class Tally:
         self.skipped = skipped
         self.total = total
         self.allowed = allowed(total, share)
+        # of so few images none may be corrupt
+        self.remedy = ", or raise data.max_corrupt." if share > 0 else "."
         self.indices: set[int] = set()
 
     def add(self, corrupt: Iterable[tuple[int, UserError]]) -> None:
@@ -105,7 +107,7 @@ class Tally:
         for index, error in corrupt:
             self.indices.add(index)
             if self.allowed == 0:
-                raise error
+                raise UserError(f"{str(error).rstrip('.')}{self.remedy}") from error
             name = self.names.where(index)
             self.skipped.add(name)
             if len(self.indices) > self.allowed:

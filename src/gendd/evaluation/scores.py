@@ -93,6 +93,7 @@ def evaluate(
     *,
     readouts: tuple[ReadoutName, ...] | None = None,
     teacher: Frozen | None = None,
+    told: dict[int, Tensor] | None = None,
     num_classes: int | None = None,
     shots: Shots | None = None,
     calibrated: bool = False,
@@ -111,6 +112,7 @@ def evaluate(
         images: The set.
         readouts: Which; all the student has by default.
         teacher: To agree with, on ``device``.
+        told: The teacher's classes of these images by batch, of an earlier call; what is missing is added.
         num_classes: K of the labels; None: that of every readout.
         shots: Tell top-1 of these groups of classes too.
         calibrated: Tell the calibration too.
@@ -138,6 +140,7 @@ def evaluate(
     # the first class of each image, and its probability
     answers: dict[str, list[Tensor]] = {name: [] for name in names if answered}
     true: list[Tensor] = []
+    told = {} if told is None else told
     part = rank(), world_size()
     loader = eval_loader(images, BATCH_SIZE, workers, *part)
     for number, batch in enumerate(followed(loader, len(loader), "scoring", bar=progress and part[0] == 0)):
@@ -146,7 +149,10 @@ def evaluate(
         batch = batch.to(device)
         counted[0] += len(batch.images)
         features = student.features(batch.images)
-        said = teacher(batch.images)[1].argmax(-1) if teacher is not None and agreeing else None
+        said = told.get(number)
+        # an image that can't be read any more is left out of its batch
+        if teacher is not None and agreeing and (said is None or len(said) != len(batch.images)):
+            said = told[number] = teacher(batch.images)[1].argmax(-1)
         for name in names:
             logits = student.logits(features, name, generator)
             if said is not None and name in agreeing:

@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from gendd.config import RunConfig
-from gendd.config.registry import label
+from gendd.config.registry import label, learns_from_teacher
 from gendd.training import WAITS
 
 FEW_STEPS = 500
@@ -31,10 +31,12 @@ def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None,
         steps: Optimiser steps the student was trained for.
     """
     lines = []
+    images = f"on the {metrics['run'].get('tested_on', 'test')} images"
     if steps < FEW_STEPS:
         epochs = config.training.num_epochs(1)
         more = max(epochs + 1, round(epochs * FEW_STEPS * 2 / max(1, steps)))
-        lines.append(f"the student was trained for {steps} steps only; try --training.epochs {more}")
+        who = "student" if learns_from_teacher(config.method) else "network"
+        lines.append(f"the {who} was trained for {steps} steps only; try --training.epochs {more}")
     if (waits := _waits(metrics["student"])) is not None:
         lines.append(waits)
     if confusion is not None and len(confusion) > 2 and int(confusion.sum()) > 0:
@@ -52,10 +54,10 @@ def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None,
         linear = metrics["student"]["readouts"].get("linear", {}).get(measure)
         if linear is not None and linear > own + _APART:
             lines.append(
-                f"readout linear, which costs least, is better on the test images ({linear:.2f} against "
+                f"readout linear, which costs least, is better {images} ({linear:.2f} against "
                 f"{own:.2f} %); try --readout.name auto, which chooses on the validation images"
             )
-    apart = _apart(metrics["student"], measure)
+    apart = _apart(metrics["student"], measure, images)
     if apart is not None:
         lines.append(apart)
     better = {}
@@ -67,14 +69,14 @@ def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None,
     if alone is not None:
         lines.append(
             f"the student is below the same network trained on labels alone ({own:.2f} against {alone:.2f} % "
-            "on the test images): as it is, the distillation is not worth it; the other one is in "
+            f"{images}): as it is, the distillation is not worth it; the other one is in "
             "baselines/supervised, or try more epochs or another --training.lr"
         )
     if better:
         name = max(better, key=lambda each: better[each])
         assert own is not None
         lines.append(
-            f"{label(name)}, trained beside it, is better on the test images ({better[name]:.2f} against "
+            f"{label(name)}, trained beside it, is better {images} ({better[name]:.2f} against "
             f"{own:.2f} %); its student is in baselines/{name}, or try more epochs or another --training.lr"
         )
     return lines
@@ -92,14 +94,14 @@ def _waits(student: dict[str, Any]) -> str | None:
     )
 
 
-def _apart(student: dict[str, Any], measure: str | None) -> str | None:
+def _apart(student: dict[str, Any], measure: str | None, images: str) -> str | None:
     """A line where readout ``linear`` is far behind ``mean``; None where it isn't."""
     found = {name: student["readouts"].get(name, {}).get(measure) for name in ("linear", "mean")}
     if None in found.values() or found["mean"] < found["linear"] + _FAR_APART:
         return None
     return (
-        f"readout linear is far behind readout mean ({found['linear']:.2f} against {found['mean']:.2f} % on "
-        "the test images); use mean, or fit linear anew with gendd probe"
+        f"readout linear is far behind readout mean ({found['linear']:.2f} against {found['mean']:.2f} % "
+        f"{images}); use mean, or fit linear anew with gendd probe"
     )
 
 

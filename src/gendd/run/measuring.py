@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -108,6 +108,7 @@ class _Measuring:
         device: Where to compute.
         images: A batch to take the time of, on the device.
         shots: Groups of classes by their training images; None where none are told apart.
+        told: What the teacher said of the test images, by batch.
     """
 
     config: RunConfig
@@ -115,6 +116,7 @@ class _Measuring:
     device: torch.device
     images: Tensor
     shots: Shots | None
+    told: dict[int, Tensor] = field(default_factory=dict)
 
     def circumstances(self, student: Student) -> dict[str, Any]:
         """What the figures were measured on, and with what."""
@@ -150,6 +152,7 @@ class _Measuring:
             student,
             self.data.test,
             teacher=teacher,
+            told=self.told,
             shots=self.shots,
             num_classes=self.data.num_classes,
             device=self.device,

@@ -41,7 +41,8 @@ def sized(config: RunConfig, data: Data) -> RunConfig:
     steps = max(1, batches // config.training.accumulate)
     epochs = config.training.num_epochs(steps)
     if config.training.epochs is None or config.data.batch_size is None:
-        say(f"{epochs} epochs of {steps:,} steps, batch size {batch} (training.epochs, data.batch_size)")
+        passes = "1 epoch" if epochs == 1 else f"{epochs} epochs"
+        say(f"{passes} of {steps:,} steps, batch size {batch} (training.epochs, data.batch_size)")
     return dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, batch_size=batch),

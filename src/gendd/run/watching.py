@@ -115,15 +115,19 @@ def _progress(config: RunConfig, name: str, place: Path, images: int | None) -> 
     step_images = (batch or 1) * config.training.accumulate
     steps = None if images is None or batch is None else max(1, images // step_images) * epochs
     log = curves(place, config.readout.name)
+    # with nothing beside it that is no student
+    told = (
+        "trained on labels" if name == "supervised" == config.method and not config.baselines else label(name)
+    )
     if not log:
-        return Progress(label(name), steps=steps, epochs=epochs)
+        return Progress(told, steps=steps, epochs=epochs)
     step = int(log[-1]["step"]) + 1
     if (place / "checkpoints" / "finished.json").is_file():
         step = steps or step
     rate = _last(log, "images/s")
     left = None if steps is None or not rate else max(0, steps - step) * step_images / rate
     return Progress(
-        label(name), step, steps, int(_last(log, "epoch") or 0) + 1, epochs, _last(log, "train/loss"),
+        told, step, steps, int(_last(log, "epoch") or 0) + 1, epochs, _last(log, "train/loss"),
         _validation(log), left,
     )  # fmt: skip
 

@@ -18,6 +18,7 @@ from gendd.data.readers.common import (
     existing_path,
     file_part,
     image_files,
+    is_image,
     left_out,
     required_path,
     unlabelled,
@@ -61,6 +62,8 @@ def read_folder(config: DataConfig) -> Found:
         _check_beside(root, train_dir, bool(train_names) or test_dir is not None or not config.labels)
     if (line := left_out(root)) is not None:
         say(line)
+    for directory in filter(None, (train_dir if train_names and config.labels else None, test_dir, val_dir)):
+        _say_loose(directory)
     if test_dir is None:
         if train_names and config.labels:
             raise UserError(
@@ -88,6 +91,14 @@ def read_folder(config: DataConfig) -> Found:
             val = unlabelled(val)
     train = _training(train_dir, train_names if labelled else [], more)
     return Found(train, test, _shown(names), val)
+
+
+def _say_loose(directory: Path) -> None:
+    """Tell of images beside class folders, which have no class."""
+    loose = [each.name for each in directory.iterdir() if is_image(each.name) and each.name[0] != "."]
+    if loose and _class_folders(directory):
+        example = _shown([min(loose)])[0]
+        say(f"left out {len(loose):,} images in '{directory}' that are in no class folder, such as {example}")
 
 
 def _instead(root: Path, train_dir: Path) -> str:
