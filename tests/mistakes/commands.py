@@ -107,7 +107,7 @@ _WORDS = [
     "distill --out OUT --baselines [kd",
     "distill --out OUT --fresh-teacher --teacher RUN",
     "distill --out OUT --resume --overwrite",
-    "distill --out OUT --resume --training.lr=0.5",
+    "distill --out OUT --resume --gendd.head_depth=5",
     "distill --out IMAGES --overwrite",
     "distill --out IMAGES --resume",
     "distill --out /proc/nothing",

@@ -146,18 +146,18 @@ def cases() -> Iterator[Case]:
             return place.distill(f"--student.weights={place.write(name, _files()[name])}")
 
         yield Case("weights", name, damaged, quick=number == 0)
-    yield Case("weights", "other classes", _of("cifar/resnet8", 7))
+    yield Case("weights", "other classes", _of("cifar/resnet8", 7, role="teacher"))
     yield Case("weights", "other widths", _of("cifar/resnet8x0.5", 10))
     yield Case("weights", "another depth", _of("cifar/resnet14", 10))
     yield Case("weights", "a part that is not there", _of("cifar/resnet8", 10, "::ema"))
     yield Case("weights", "numbers that are none", _not_finite)
 
 
-def _of(name: str, classes: int, part: str = "") -> Callable[[Place], Made]:
+def _of(name: str, classes: int, part: str = "", role: str = "student") -> Callable[[Place], Made]:
     def make(place: Place) -> Made:
         file = place.folder / "other.safetensors"
         save_weights(create_backbone(name, classes, in_channels=1), file)
-        return place.distill("--student=cifar/resnet8", f"--student.weights={file}{part}")
+        return place.distill(f"--{role}=cifar/resnet8", f"--{role}.weights={file}{part}", "--method=kd")
 
     return make
 

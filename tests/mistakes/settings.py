@@ -153,7 +153,7 @@ _AT_ODDS = [
     ["--method="],
     ["--method=own.py:Own"],
     ["--baselines=[supervized]"],
-    ["--baselines=supervised"],
+    ["--baselines=supervized"],
     ["--baselines=[1]"],
     ["--method=kd", "--kd.temprature=3"],
     ["--seed=-1"],

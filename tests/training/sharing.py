@@ -27,9 +27,9 @@ from gendd.training.sharding import shard_teacher
 
 # kd has one process without validation images, mgd none at all and steps of two batches
 METHODS = ("gendd", "kd", "mgd", "kd_average")
-STEPS = 10
+STEPS = 20
 # within the second epoch
-STOPPED = 7
+STOPPED = 15
 # the steps after which a training is interrupted
 stops: list[int] = []
 
@@ -130,7 +130,7 @@ def trained(
         held = {"kd": 3, "mgd": 0}.get(name, 150)
         config = DataConfig(
             batch_size=batch_size // accumulate,
-            train_images=320,
+            train_images=640,
             validation=held / 1438,
             mixup=0.3,
             cutmix=1.0,
