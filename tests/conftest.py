@@ -112,7 +112,9 @@ def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
     folder = tmp_path_factory.mktemp("runs") / "digits"
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        code = main(["distill", "--out", str(folder), *TINY, "--baselines=[supervised,kl,kd]"])
+        # another test of this worker may have had the same teacher
+        words = ["--baselines=[supervised,kl,kd]", "--fresh-teacher"]
+        code = main(["distill", "--out", str(folder), *TINY, *words])
     return Finished(folder, code, out.getvalue(), err.getvalue())
 
 

@@ -50,6 +50,7 @@ LIBRARY = {
     "gendd.run.execute": ("distill", "train"),
     "gendd.run.fill_cache": ("cache",),
     "gendd.run.evaluate_run": ("evaluate",),
+    "gendd.run.profile_run": ("profile",),
     "gendd.run.probe_run": ("probe",),
     "gendd.deploy.predict.predict": ("predict",),
     "gendd.deploy.export.export": ("export",),
