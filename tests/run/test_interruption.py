@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import re
 import signal
@@ -21,6 +22,7 @@ from started import Started, run_gendd
 
 from gendd.cli import main
 from gendd.cli.signals import Stop
+from gendd.data.workers import ignore_interrupts
 from gendd.methods import GenDD
 from gendd.run import Run
 
@@ -206,6 +208,30 @@ def test_a_signal_in_a_destructor_is_not_lost(capsys: pytest.CaptureFixture[str]
     assert time.monotonic() - start < 5
     assert stop.code == 128 + signal.SIGTERM
     assert sys.unraisablehook is hook and capsys.readouterr().err == ""
+
+
+def deaf(ready: Any) -> None:
+    """A loader process whose end nobody waits for."""
+    ignore_interrupts(0)
+    ready.set()
+    time.sleep(60)
+
+
+def test_what_loads_images_is_not_waited_for() -> None:
+    start, context = time.monotonic(), multiprocessing.get_context("fork")
+    ready, other = context.Event(), context.Event()
+    loader = context.Process(target=deaf, args=(ready,), daemon=True)
+    kept = context.Process(target=other.wait, args=(60,))
+    with pytest.raises(KeyboardInterrupt), Stop(process=False).on_signals():
+        for process in (loader, kept):
+            process.start()
+        assert ready.wait(60)
+        os.kill(os.getpid(), signal.SIGINT)
+    loader.join(10)
+    assert loader.exitcode == -signal.SIGKILL and kept.is_alive()
+    other.set()
+    kept.join(60)
+    assert kept.exitcode == 0 and time.monotonic() - start < 50
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:

@@ -22,6 +22,15 @@ _AGAIN = 3.0
 _UNTOUCHED = (signal.SIG_DFL, signal.default_int_handler)
 
 
+def _end_loaders() -> None:
+    """End the loader processes, which outlast a signal for a while and are waited for at the exit."""
+    # where it was not imported there is none
+    multiprocessing = sys.modules.get("multiprocessing")
+    for process in () if multiprocessing is None else multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
 class Stop:
     """The signal that ends a command, if one came.
 
@@ -103,6 +112,8 @@ class Stop:
         finally:
             if timed:
                 signal.setitimer(signal.ITIMER_REAL, 0)
+            if self.number is not None:
+                _end_loaders()
             # what comes while the process ends is no traceback either
             if self.number is None or not self.process:
                 sys.unraisablehook = unraisable
