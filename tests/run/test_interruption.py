@@ -222,11 +222,16 @@ def test_what_loads_images_is_not_waited_for() -> None:
     ready, other = context.Event(), context.Event()
     loader = context.Process(target=deaf, args=(ready,), daemon=True)
     kept = context.Process(target=other.wait, args=(60,))
-    with pytest.raises(KeyboardInterrupt), Stop(process=False).on_signals():
-        for process in (loader, kept):
-            process.start()
-        assert ready.wait(60)
-        os.kill(os.getpid(), signal.SIGINT)
+
+    def interrupted() -> None:
+        with Stop(process=False).on_signals():
+            for process in (loader, kept):
+                process.start()
+            assert ready.wait(60)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     loader.join(10)
     assert loader.exitcode == -signal.SIGKILL and kept.is_alive()
     other.set()
