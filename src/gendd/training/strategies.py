@@ -33,4 +33,6 @@ def strategy(config: TrainingConfig, accumulate: int) -> DDPStrategy:
         return Sharded()
     # parameters that a method doesn't use: found once, which accumulated gradients don't allow
     once = accumulate == 1
-    return Replicated(static_graph=once, find_unused_parameters=not once)
+    # buffers are those of the first process before they are read (LightningMethod.on_validation_epoch_start);
+    # to send them at every step is one more wait for the slowest
+    return Replicated(static_graph=once, find_unused_parameters=not once, broadcast_buffers=False)
