@@ -58,6 +58,9 @@ def main() -> int:
     image = out.parent / "digit.png"
     draw = f"from PIL import Image; Image.new('L', (8, 8)).save({str(image)!r})"
     base, export = pinned(EXTRAS), pinned([EXPORT], base=False)
+    # with what is there, which the export's own needs would else replace
+    other = {name.partition("==")[0] for name in export}
+    kept = [name for name in base if name.partition("==")[0] not in other]
     for words in (
         [*pip, *base],
         [*pip, "--no-deps", "--editable", str(ROOT)],
@@ -66,7 +69,7 @@ def main() -> int:
         [str(python), "-c", draw],
         [*gendd, "predict", str(out), str(image)],
         [*gendd, "verify"],
-        [*pip, *export],
+        [*pip, *export, *kept],
         [*gendd, "export", str(out), "--to", "onnx", "--overwrite"],
     ):
         print("+", " ".join(words), file=sys.stderr)
