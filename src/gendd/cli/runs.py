@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import shlex
 import sys
+from typing import TYPE_CHECKING
 
 from gendd.cli.options import given_options, parse_run
 from gendd.cli.parsing import COMMANDS, Parser, say_next
 from gendd.errors import UserError
 from gendd.files import check_student
+
+if TYPE_CHECKING:
+    from gendd.config import RunConfig
 
 
 def execute_command(command: str, words: list[str]) -> int:
@@ -45,6 +50,18 @@ def execute_command(command: str, words: list[str]) -> int:
     return 0
 
 
+def _of_a_run(parser: Parser, words: list[str]) -> tuple[argparse.Namespace, RunConfig | None]:
+    """A command's own options, and the run that the others tell as distill's do; None: help was printed."""
+    if {"-h", "--help"} & set(words):
+        print(parser.format_help(), end="")
+        return argparse.Namespace(), None
+    given, rest = parser.parse_known_args(words)
+    config, flags = parse_run("distill", rest)
+    if flags.dry_run and config is not None:
+        raise UserError(f"{parser.prog}: expected no --dry-run, which gendd distill has; leave it out.")
+    return given, config
+
+
 def cache_command(words: list[str]) -> int:
     parser = Parser(
         prog="gendd cache",
@@ -56,14 +73,9 @@ def cache_command(words: list[str]) -> int:
         "command goes on; several at once share the work.",
         epilog="The options are those of gendd distill, whose --dry-run tells how large the cache becomes.",
     )
-    if {"-h", "--help"} & set(words):
-        print(parser.format_help(), end="")
-        return 0
-    config, flags = parse_run("distill", words)
+    _, config = _of_a_run(parser, words)
     if config is None:
         return 0
-    if flags.dry_run:
-        raise UserError("gendd cache: expected no --dry-run, which gendd distill has; leave it out.")
     from gendd.run import fill_cache
 
     try:
@@ -87,17 +99,11 @@ def profile_command(words: list[str]) -> int:
     )
     parser.add_argument("--steps", metavar="N", type=int, default=20, help="steps timed (default: 20)")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    if {"-h", "--help"} & set(words):
-        print(parser.format_help(), end="")
-        return 0
-    given, rest = parser.parse_known_args(words)
-    if given.steps < 1:
-        raise UserError(f"--steps: expected at least 1, got {given.steps}.")
-    config, flags = parse_run("distill", rest)
+    given, config = _of_a_run(parser, words)
     if config is None:
         return 0
-    if flags.dry_run:
-        raise UserError("gendd profile: expected no --dry-run, which gendd distill has; leave it out.")
+    if given.steps < 1:
+        raise UserError(f"--steps: expected at least 1, got {given.steps}.")
     from gendd.run import profile_run
 
     profile = profile_run(config, steps=given.steps)

@@ -38,5 +38,6 @@ def drawing_from(generator: torch.Generator) -> Iterator[None]:
 
 
 def keyed_generator(*key: int | str) -> torch.Generator:
+    """A generator whose draws depend on every part of the key, and on nothing else."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

@@ -77,13 +77,17 @@ class Batches:
         return math.ceil(len(self.order) / self.batch_size)
 
     @property
+    def _whole(self) -> bool:
+        """Whether batches are made of pixels in memory as they are, not image by image."""
+        return self.images.in_memory and (self.augmentation is None or self.augmentation.batchwise)
+
+    @property
     def processes(self) -> int:
         """Loader processes that it is read by; 0: this process reads it."""
-        batchwise = self.augmentation is None or self.augmentation.batchwise
-        return 0 if self.images.in_memory and batchwise else self.workers
+        return 0 if self._whole else self.workers
 
     def __iter__(self) -> Iterator[Batch]:
-        if self.images.in_memory and (self.augmentation is None or self.augmentation.batchwise):
+        if self._whole:
             yield from self._from_memory()
         else:
             yield from self._one_by_one()

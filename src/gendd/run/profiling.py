@@ -186,6 +186,10 @@ def _profile(config: RunConfig, steps: int, networks: Mapping[str, nn.Module]) -
     given = networks.get("student")
     reset_peak()
     own = Steps(config, data, teacher, device, given)
+    for _ in range(WARMUP):
+        own.take()
+    # of the method alone
+    peak = peak_memory()
     classes = teacher is not None and teacher.num_classes == data.num_classes
     name = _beside(config.method, classes, sees_labels(config, data))
     other = None
@@ -205,7 +209,7 @@ def _profile(config: RunConfig, steps: int, networks: Mapping[str, nn.Module]) -
             apart.append(parts)
             if beside is not None:
                 ratios.append(whole / beside)
-    peak = peak_memory()
+    loader, workers = _loader(own)
     method = own.module.method
     images = torch.zeros(1, data.channels, data.image_size, data.image_size)
     built = {} if teacher is None else {"teacher": teacher.backbone}
@@ -221,8 +225,8 @@ def _profile(config: RunConfig, steps: int, networks: Mapping[str, nn.Module]) -
         rows=method.rows(own.images),
         seconds=statistics.median(seconds),
         parts={part: statistics.median(each[part] for each in apart) for part in _PARTS if part in apart[0]},
-        loader=_loader_speed(own),
-        workers=train_loader(own.module.data, config.data, seed=config.seed, epoch=0).processes,
+        loader=loader,
+        workers=workers,
         beside=name,
         ratio=statistics.median(ratios) if ratios else None,
         peak_memory_mb=peak,
@@ -255,10 +259,11 @@ def _parts(steps: Steps, device: torch.device) -> dict[str, float]:
     return clock.seconds
 
 
-def _loader_speed(steps: Steps) -> float:
-    """Images per second of the loader alone, from its second batch on."""
+def _loader(steps: Steps) -> tuple[float, int]:
+    """Images per second of the loader alone, from its second batch on, and its processes."""
     config, data = steps.config, steps.module.data
-    batches = iter(train_loader(data, config.data, seed=config.seed, epoch=1))
+    epoch = train_loader(data, config.data, seed=config.seed, epoch=1)
+    batches = iter(epoch)
     first = next(batches)
     images, began = 0, time.perf_counter()
     for batch in batches:
@@ -267,5 +272,5 @@ def _loader_speed(steps: Steps) -> float:
             break
     if images == 0:  # an epoch of one batch
         images, began = len(first.images), time.perf_counter()
-        next(iter(train_loader(data, config.data, seed=config.seed, epoch=2)))
-    return images / (time.perf_counter() - began)
+        next(iter(epoch))
+    return images / (time.perf_counter() - began), epoch.processes
