@@ -3,13 +3,14 @@ from __future__ import annotations
 import io
 import platform
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from gendd.data import decoding
+from gendd.data import decoding, variation
 from gendd.data.decoding import decode, frame
 from gendd.data.encoded import Files, probe
 from gendd.data.images import ImageSet
@@ -101,12 +102,46 @@ def test_a_crop_of_a_large_jpeg_has_the_pixels_it_becomes(
 ) -> None:
     path = tmp_path / "large.jpg"
     path.write_bytes(photograph(960, 1280))
-    given: list[torch.Tensor] = []
-    monkeypatch.setattr(Variation, "varied", lambda self, image, *rest: given.append(image))
+    given: list[tuple[int, ...]] = []
+
+    def whole(count: int, *size: Any) -> torch.Tensor:
+        given.append(size[:2])
+        return torch.tensor([[0, 0, *size[:2]]])
+
+    monkeypatch.setattr(variation, "draw_boxes", whole)
     Variation("resized-crop", (area, 1.0), 0, 0).streamed(ImageSet(Files([str(path)]), None, 3, 32), 0, 0)
-    assert given[0].shape == (3, side, side * 4 // 3)
+    assert given == [(side, side * 4 // 3)]
     # of which the smallest crop is
     assert side * area**0.5 >= 32
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("mode", ["L", "RGB", "RGBA", "P", "1", "I;16"])
+def test_a_part_is_what_the_whole_has_there(mode: str, channels: int) -> None:
+    values = np.random.default_rng(0).integers(0, 255, (20, 30, 3), dtype=np.uint8)
+    if mode == "I;16":
+        data = _png(values[..., 0].astype(np.uint16) * 200)
+    else:
+        data = _png(values[..., 0]) if mode == "L" else _png(values, mode)
+    asked: list[tuple[int, int]] = []
+
+    def cut(height: int, width: int) -> tuple[int, int, int, int]:
+        asked.append((height, width))
+        return 3, 5, 7, 11
+
+    whole = decode(data, "x", channels)
+    assert torch.equal(decode(data, "x", channels, cut=cut), whole[:, 3:10, 5:16])
+    assert asked == [(20, 30)]
+
+
+def test_a_part_is_that_of_the_upright_image() -> None:
+    stream, tags = io.BytesIO(), Image.Exif()
+    tags[0x0112] = 6
+    Image.open(io.BytesIO(photograph(80, 120))).save(stream, "JPEG", exif=tags)
+    whole = decode(stream.getvalue(), "x", 3)
+    assert whole.shape == (3, 120, 80)
+    part = decode(stream.getvalue(), "x", 3, cut=lambda *size: (1, 2, 30, 20))
+    assert torch.equal(part, whole[:, 1:31, 2:22])
 
 
 @pytest.mark.parametrize("cut", [0, 10, 60])

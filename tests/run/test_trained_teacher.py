@@ -15,13 +15,13 @@ from runs import distil, teacher_of, untimed
 from torch import nn
 
 import gendd
-from gendd.config import load_config
+from gendd.config import RunConfig, from_dict, load_config
 from gendd.data import load_data
 from gendd.methods import Supervised
 from gendd.run import Run
 from gendd.run.experiment import trained_teacher
 from gendd.run.networks import teacher_network
-from gendd.run.teacher import open_teacher
+from gendd.run.teacher import freeze, open_teacher
 from gendd.training import resolve_precision
 
 
@@ -176,3 +176,21 @@ def test_the_teacher_of_a_finished_run_has_its_norms_folded(digits_run: Finished
     with torch.no_grad():
         expected = gendd.load(teacher_of(cache)).backbone(images)[1]
     torch.testing.assert_close(teacher(images)[1], expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("settings", "folded"), [({}, True), ({"dtype": "bf16"}, False), ({"name": "module/Net"}, False)]
+)
+def test_a_teacher_that_nothing_else_has_is_frozen_without_batch_norms(
+    settings: dict[str, Any], folded: bool
+) -> None:
+    config = from_dict({"teacher": {"name": "cifar/resnet8", **settings}}, RunConfig)
+    torch.manual_seed(0)
+    network = gendd.create_backbone("cifar/resnet8", 10).eval()
+    images = torch.rand(4, 3, 32, 32)
+    expected = network(images)
+    frozen = freeze(network, config, torch.device("cpu"))
+    norms = [each for each in frozen.backbone.modules() if isinstance(each, nn.BatchNorm2d)]
+    assert bool(norms) is not folded
+    if settings.get("dtype") is None:
+        torch.testing.assert_close(frozen(images), expected, rtol=1e-4, atol=1e-5)

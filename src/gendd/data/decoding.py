@@ -10,6 +10,7 @@ import math
 import platform
 import struct
 import zlib
+from collections.abc import Callable
 from functools import cache
 
 import numpy as np
@@ -45,6 +46,9 @@ _PILLOW_ERRORS = (
 # images resized at once
 _CHUNK = 256
 
+# of an image of a height and a width: top, left, height and width of the part of it that is wanted
+Cut = Callable[[int, int], tuple[int, int, int, int]]
+
 
 @cache
 def _formats() -> tuple[str, ...]:
@@ -53,7 +57,9 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def decode(data: bytes, where: str, channels: int, least: int | None = None) -> Tensor:
+def decode(
+    data: bytes, where: str, channels: int, least: int | None = None, cut: Cut | None = None
+) -> Tensor:
     """Decode one image to gray (1 channel) or RGB (3).
 
     Args:
@@ -62,9 +68,10 @@ def decode(data: bytes, where: str, channels: int, least: int | None = None) -> 
         channels: C.
         least: A JPEG may come at a half, a quarter or an eighth of its size, which is decoded in a third of
             the time, where its shorter side keeps so many pixels; None: at its size.
+        cut: Gives the part of the upright image that is wanted; None: all of it.
 
     Returns:
-        uint8 (C, h, w).
+        uint8 (C, h, w), of the part.
 
     Raises:
         UserError: not an image; ``where`` names it.
@@ -73,16 +80,33 @@ def decode(data: bytes, where: str, channels: int, least: int | None = None) -> 
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             if least is not None:
                 image.draft(None, (least, least))
-            array = _values(image, channels)
+            array = _values(image, channels, cut)
     except _PILLOW_ERRORS as error:
         raise _not_an_image(where) from error
     pixels = torch.from_numpy(array)
     return pixels[None] if channels == 1 else pixels.permute(2, 0, 1)
 
 
-def _values(image: Image.Image, channels: int) -> NDArray[np.uint8]:
-    """uint8 (h, w) for one channel, (h, w, 3) for three, upright."""
+def _values(image: Image.Image, channels: int, cut: Cut | None) -> NDArray[np.uint8]:
+    """uint8 (h, w) for one channel, (h, w, 3) for three, upright; of a part."""
     ImageOps.exif_transpose(image, in_place=True)
+    part = None if cut is None else cut(image.height, image.width)
+    if image.mode == ("L" if channels == 1 else "RGB"):
+        # nothing is converted, nor is more than the part copied
+        return np.array(image if part is None else image.crop(_box(*part)))
+    values = _converted(image, channels)
+    if part is None:
+        return values
+    top, left, height, width = part
+    return values[top : top + height, left : left + width]
+
+
+def _box(top: int, left: int, height: int, width: int) -> tuple[int, int, int, int]:
+    """As Pillow has it: left, top, right, bottom."""
+    return left, top, left + width, top + height
+
+
+def _converted(image: Image.Image, channels: int) -> NDArray[np.uint8]:
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
         values = np.asarray(image).astype(np.float32)
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):

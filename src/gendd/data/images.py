@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from gendd.data.corrupt import Skipped, Tally
-from gendd.data.decoding import decode, frame, least_to_frame
+from gendd.data.decoding import Cut, decode, frame, least_to_frame
 from gendd.data.encoded import Chosen, Encoded, Held
 from gendd.data.workers import cores
 from gendd.errors import UserError
@@ -103,11 +103,15 @@ class ImageSet:
     def _least(self) -> int:
         return least_to_frame(self.size, self.framing)
 
-    def original(self, index: int, least: int | None = None) -> Tensor:
-        """One image before it is resized: uint8 (C, h, w); ``least`` as in :func:`decode`."""
-        if isinstance(self.source, Tensor):
-            return self.source[index]
-        return decode(self.source.read(index), self.source.where(index), self.channels, least)
+    def original(self, index: int, least: int | None = None, cut: Cut | None = None) -> Tensor:
+        """One image before it is resized: uint8 (C, h, w); ``least`` and ``cut`` as in :func:`decode`."""
+        if not isinstance(self.source, Tensor):
+            return decode(self.source.read(index), self.source.where(index), self.channels, least, cut)
+        image = self.source[index]
+        if cut is None:
+            return image
+        top, left, height, width = cut(*image.shape[-2:])
+        return image[:, top : top + height, left : left + width]
 
     def tally(self, total: int) -> Tally | None:
         """A counter of corrupt images for a pass over ``total`` of these; None where none can be met."""

@@ -37,38 +37,27 @@ class Variation:
 
     def streamed(self, images: ImageSet, index: int, place: int) -> Tensor:
         """One image decoded and augmented by the draws of the ``place`` it takes: uint8 (C, S, S)."""
-        framing = images.framing if self.framing is None else self.framing
-        # of which the smallest crop still has as many pixels as it is resized to
-        least = math.ceil(images.size / math.sqrt(self.crop_scale[0]))
-        if self.kind != "resized-crop":
-            least = least_to_frame(images.size, framing)
-        image = images.original(index, least)
-        return self.varied(image, images.size, framing, self.generator("image", place))
-
-    def varied(self, image: Tensor, size: int, framing: float, generator: torch.Generator) -> Tensor:
-        """One decoded image augmented.
-
-        Args:
-            image: uint8 (C, h, w) as it was decoded.
-            size: S.
-            framing: See :class:`ImageSet`; a resized crop is taken from the whole image.
-            generator: Source of the draws.
-
-        Returns:
-            uint8 (C, S, S).
-        """
+        size, generator = images.size, self.generator("image", place)
         if self.kind == "resized-crop":
-            image = self._resized_crop(image, size, generator)
+            image = self._resized_crop(images, index, generator)
         else:
-            image = augment(frame(image, size, framing)[None], self.kind, generator)[0]
+            framing = images.framing if self.framing is None else self.framing
+            image = frame(images.original(index, least_to_frame(size, framing)), size, framing)
+            image = augment(image[None], self.kind, generator)[0]
         return self.appearance(image, generator)
 
-    def _resized_crop(self, image: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    def _resized_crop(self, images: ImageSet, index: int, generator: torch.Generator) -> Tensor:
         # slow to import
         from torchvision.transforms.v2 import functional as VF
 
-        height, width = image.shape[-2:]
-        box = draw_boxes(1, height, width, self.crop_scale, generator)[0].tolist()
+        def drawn(height: int, width: int) -> tuple[int, int, int, int]:
+            top, left, tall, wide = draw_boxes(1, height, width, self.crop_scale, generator)[0].tolist()
+            return top, left, tall, wide
+
+        # of which the smallest crop still has as many pixels as it is resized to
+        least = math.ceil(images.size / math.sqrt(self.crop_scale[0]))
         mode = VF.InterpolationMode(self.interpolation)
-        crop: Tensor = VF.resized_crop(image, *box, [size, size], interpolation=mode, antialias=True)
+        crop: Tensor = VF.resize(
+            images.original(index, least, drawn), [images.size] * 2, interpolation=mode, antialias=True
+        )
         return crop.flip(-1) if bool(draw_flips(1, generator)) else crop

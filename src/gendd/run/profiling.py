@@ -182,6 +182,8 @@ def profile_run(
 def _profile(config: RunConfig, steps: int, networks: Mapping[str, nn.Module]) -> Profile:
     device = resolve_device(config.training.device)
     config, data, network = opened(config, networks)
+    # as it is known by its name: frozen, its BatchNorms are parts of its convolutions
+    sizes = {} if network is None else {"teacher": count_parameters(network)}
     teacher = None if network is None else freeze(network, config, device)
     given = networks.get("student")
     reset_peak()
@@ -214,7 +216,7 @@ def _profile(config: RunConfig, steps: int, networks: Mapping[str, nn.Module]) -
     images = torch.zeros(1, data.channels, data.image_size, data.image_size)
     built = {} if teacher is None else {"teacher": teacher.backbone}
     built["student"] = method.backbone
-    sizes = {role: count_parameters(each) for role, each in built.items()}
+    sizes["student"] = count_parameters(method.backbone)
     if (head := getattr(method, "generator", None)) is not None:
         sizes["head"] = count_parameters(head)
     return Profile(
