@@ -2,11 +2,13 @@
 
 Images are random and lie on the device: a step is the teacher's pass, forward, backward and the optimiser.
 Every repeat times all methods one after the other; a row's ratio is the median over repeats of its seconds
-divided by those of the plain student in the same repeat. On CUDA, a few more steps run with PyTorch's check
-for waits of the host on the device, and peak memory is that of a method alone.
+divided by those of the plain student in the same repeat. Peak memory is that of a method alone, on a CPU in a
+process of its own, without what importing PyTorch takes. On CUDA, a few more steps run with PyTorch's check
+for waits of the host on the device.
 
     python benchmarks/throughput.py --case small --precision bf16
     python benchmarks/throughput.py --case large --precision bf16
+    python benchmarks/throughput.py --case wide --batch 16 --steps 1 --repeats 3 --precision fp32 --threads 1
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ import platform
 import statistics
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass, replace
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +35,7 @@ from gendd.methods import Method, build_method
 from gendd.models import Frozen, create_backbone
 from gendd.models.costs import synchronise
 from gendd.training import autocast_type, overruns, parameter_groups, resolve_device
+from gendd.training.memory import peak_memory, reset_peak
 
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ["teacher", "student", "pixels", "batch", "precision", "method", "ratio", "lowest", "highest"]
@@ -62,6 +67,7 @@ class Case:
 CASES = {
     "small": Case("cifar/resnet56", "cifar/resnet20", 32, 10, 128),
     "small-512": Case("cifar/resnet56", "cifar/resnet20", 32, 10, 512),
+    "wide": Case("timm/densenet121", "timm/resnet50", 224, 1000, 128),
     "large": Case("timm/resnet50", "timm/resnet18", 224, 1000, 128),
 }
 
@@ -120,8 +126,6 @@ def waits_are_errors() -> Iterator[None]:
 
 def alone(training: Training, base: int) -> tuple[float | str, str]:
     """Peak memory in MB of what came since ``base`` bytes, and the first wait of three steps, if any."""
-    if training.device.type != "cuda":
-        return "", ""
     training.seconds(3)
     torch.cuda.reset_peak_memory_stats()
     training.seconds(3)
@@ -137,21 +141,36 @@ def alone(training: Training, base: int) -> tuple[float | str, str]:
     return peak, "none"
 
 
+def _peak(settings: dict[str, Any], case: Case, precision: str, threads: int) -> float:
+    """Peak memory in MB of what a method and its steps add to a process."""
+    torch.set_num_threads(threads)
+    reset_peak()
+    base = peak_memory()
+    training = Training(settings, case, precision, torch.device("cpu"))
+    training.seconds(1)
+    reset_peak()
+    training.seconds(2)
+    return round(peak_memory() - base, 1)
+
+
 def measure(
     case: Case, precision: str, device: torch.device, repeats: int, steps: int
 ) -> list[dict[str, Any]]:
     """A row per method."""
-    found = {}
+    found: dict[str, tuple[float | str, str]] = {}
     for name, settings in METHODS.items():
+        if device.type != "cuda":
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                peak = pool.submit(_peak, settings, case, precision, torch.get_num_threads()).result()
+            found[name] = (peak, "")
+            continue
         gc.collect()
-        base = 0
-        if device.type == "cuda":
-            torch.cuda.empty_cache()
-            base = torch.cuda.memory_allocated()
+        torch.cuda.empty_cache()
+        base = torch.cuda.memory_allocated()
         found[name] = alone(Training(settings, case, precision, device), base)
     trainings = {name: Training(each, case, precision, device) for name, each in METHODS.items()}
     for training in trainings.values():
-        training.seconds(max(3, steps))
+        training.seconds(min(3, steps))
     taken: dict[str, list[float]] = {name: [] for name in trainings}
     for _ in range(repeats):
         for name, training in trainings.items():
@@ -189,6 +208,7 @@ def main() -> None:
     parser.add_argument("--case", choices=[*CASES], nargs="+", default=["small"])
     parser.add_argument("--precision", choices=["fp32", "bf16"], nargs="+", default=["bf16"])
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch", type=int, help="images of a step; default: the case's, 128 or 512")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--steps", type=int, default=20, help="steps per repeat")
     parser.add_argument("--threads", type=int, help="of the processor; default: as PyTorch chooses")
@@ -199,7 +219,8 @@ def main() -> None:
     device = resolve_device(arguments.device)
     for case in arguments.case:
         for precision in arguments.precision:
-            rows = measure(CASES[case], precision, device, arguments.repeats, arguments.steps)
+            made = CASES[case] if arguments.batch is None else replace(CASES[case], batch=arguments.batch)
+            rows = measure(made, precision, device, arguments.repeats, arguments.steps)
             records.append(arguments.results, FIELDS, rows)
             for row in rows:
                 print(

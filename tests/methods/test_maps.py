@@ -285,7 +285,7 @@ def test_the_whole_student_is_saved_with_its_generator(tmp_path: Path) -> None:
 def test_the_head_follows_the_student() -> None:
     small, large = create_backbone("cifar/resnet8x0.25", CLASSES), create_backbone("cifar/resnet20", CLASSES)
     config = GenDDConfig()
-    assert head_width(large, 64, config) == 256 > head_width(small, 64, config)
+    assert head_width(large, 64, config) == 128 > head_width(small, 64, config)
     assert GenDD(network(), network("cifar/resnet8")).config.head_width == head_width(network(), 64, config)
 
 

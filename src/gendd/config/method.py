@@ -61,7 +61,7 @@ class GenDDConfig:
         standardise: Centre and scale the teacher's feature per dimension.
         time_power: p in t = T (1 - (1-u)^p), u uniform: 1 is uniform, more is denser towards pure
             noise, where only the condition tells what to generate.
-        head_width: Width of the head; null: 256, or less where a pass of it would cost more than a quarter of
+        head_width: Width of the head; null: 128, or less where a pass of it would cost more than a quarter of
             the student's multiply-adds, or a training step's rows more than the student.
         head_depth: Residual blocks of the head.
         zero_init: Start the head's modulations and output layer at zero, as published; the student

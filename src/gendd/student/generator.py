@@ -32,11 +32,11 @@ from gendd.diffusion import (
 from gendd.errors import UserError, did_you_mean
 from gendd.models import Backbone
 
-HEAD_WIDTH = 256
+HEAD_WIDTH = 128
 
 
 def head_width(backbone: Backbone, feature_width: int, config: GenDDConfig) -> int:
-    """The width of a head that stays small beside the student: 256, or a half, a quarter, … of it.
+    """The width of a head that stays small beside the student: 128, or a half, a quarter, … of it.
 
     Small is a quarter of the student's multiply-adds for one pass, and as many as the student's for the rows
     that an image has in a training step.
