@@ -59,12 +59,13 @@ def measure(name: str) -> dict[str, Any]:
     teacher = create_backbone(config.teacher.name, classes) if taught else None
     student = create_backbone(config.student.name, classes)
     method = build_method(config, student, teacher).train()
+    batch = config.data.batch_of(50_000)
     row: dict[str, Any] = {
         "recipe": name,
         "teacher_parameters": "" if teacher is None else count_parameters(teacher),
         "student_parameters": count_parameters(student),
-        "batch": config.data.batch_size,
-        "batch_measured": config.data.batch_size if small else min(config.data.batch_size, BATCH_AT_224),
+        "batch": batch,
+        "batch_measured": batch if small else min(batch, BATCH_AT_224),
     }
     if config.method == "gendd":
         assert teacher is not None
@@ -72,7 +73,7 @@ def measure(name: str) -> dict[str, Any]:
         row |= {
             "head_parameters": count_parameters(method.generator),
             "tokens": tokens,
-            "rows": row["batch"] * tokens * config.gendd.repeats,
+            "rows": batch * tokens * method.repeats,
         }
     training = config.training
     groups = parameter_groups(method, training.weight_decay, training.decay_all)

@@ -400,6 +400,48 @@ def teacher_cache() -> str:
     return table(head, lines)
 
 
+def throughput() -> str:
+    """A training step of each method beside the plain student's and beside KD's."""
+    rows = read("throughput.csv")
+    place = ("student", "pixels", "batch", "precision", "machine")
+    of_kd = {tuple(row[key] for key in place): row for row in rows if row["method"] == "KD"}
+    lines = []
+    for row in rows:
+        kd = of_kd[tuple(row[key] for key in place)]
+        memory = float(row["peak_memory_mb"]) / float(kd["peak_memory_mb"]) if row["peak_memory_mb"] else None
+        machine = row["machine"] if "NVIDIA" in row["machine"] else "a processor's core"
+        lines.append(
+            [
+                " → ".join(row[role].partition("/")[2] for role in ("teacher", "student"))
+                + f", {row['pixels']} px",
+                f"{machine}, {row['precision']}, batch {row['batch']}",
+                row["method"],
+                f"{float(row['ratio']) / float(kd['ratio']):.2f}",
+                f"{float(row['ratio']):.2f}",
+                f"{int(row['images_per_second']):,}",
+                f"{memory:.2f}" if memory else "–",
+            ]
+        )
+    head = ["networks", "on", "method", "× KD", "× student alone", "images/s", "memory, × KD"]
+    return table(head, lines)
+
+
+def step_cost() -> str:
+    """The published step beside ours."""
+    rows = read("step_cost.csv")
+    if not rows:
+        return "Not measured yet."
+    times: dict[str, list[float]] = {}
+    for row in rows:
+        times.setdefault(row["arm"], []).append(float(row["ms"]))
+    released = times["released"]
+    lines = []
+    for arm, found in times.items():
+        ratio = statistics.median(one / other for one, other in zip(released, found, strict=True))
+        lines.append([arm, f"{statistics.median(found):,.0f}", f"{ratio:.2f}"])
+    return table(["step", "ms", "released / this"], lines)
+
+
 def families(library: str) -> str:
     """What is found of a network of every family of a library; of torchvision of every network."""
     lines = []
@@ -590,6 +632,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "samplers_cifar10": partial(samplers, "cifar10"),
     "faults": faults,
     "teacher_cache": teacher_cache,
+    "throughput": throughput,
+    "step_cost": step_cost,
     "probes": probes,
     "probe_seconds": probe_seconds,
     "elsewhere": partial(lockstep_table, "elsewhere.csv", "top-1, %"),

@@ -198,7 +198,7 @@ def test_a_key_that_is_no_text_is_unknown() -> None:
         ("training.epochs", 1.5, "integer or null"),
         ("seed", True, "integer"),
         ("seed", None, "integer"),
-        ("gendd.repeats", None, "integer"),
+        ("gendd.token_width", None, "integer"),
         ("data.labels", "maybe", "true or false"),
         ("data.path", 5, "text or null"),
         ("data.name", None, "text"),
@@ -277,7 +277,7 @@ def test_other_errors_keep_their_words_on_one_line() -> None:
         (GenDDConfig, "gendd.mixup", [0.0, 5.0], [-1.0]),
         (GenDDConfig, "gendd.condition_dropout", [0.0, 0.9], [-0.1, 1.0]),
         (GenDDConfig, "gendd.token_width", [1], [0]),
-        (GenDDConfig, "gendd.repeats", [1], [0]),
+        (GenDDConfig, "gendd.repeats", [1, None], [0]),
         (GenDDConfig, "gendd.head_width", [1], [0]),
         (GenDDConfig, "gendd.head_depth", [1], [0]),
         (GenDDConfig, "gendd.timesteps", [2], [1]),
@@ -315,8 +315,8 @@ def test_a_range_is_checked_on_loading_too() -> None:
     assert refused({"gendd": {"head_depth": 10**9}}) == (
         "gendd.head_depth: expected a positive integer up to 100, got 1000000000."
     )
-    assert refused({"gendd": {"repeats": 0}}) == "gendd.repeats: expected a positive integer, got 0."
-    assert refused({"repeats": 0}, GenDDConfig) == "gendd.repeats: expected a positive integer, got 0."
+    expected = "gendd.token_width: expected a positive integer, got 0."
+    assert refused({"gendd": {"token_width": 0}}) == refused({"token_width": 0}, GenDDConfig) == expected
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
@@ -349,7 +349,7 @@ def test_integers_are_small_enough_to_count_with(value: int) -> None:
         (TrainingConfig, {"lr": "fast"}),
         (TrainingConfig, {"beta2": 0.9}),
         (DataConfig, {"crop_scale": (1.0,)}),
-        (GenDDConfig, {"repeats": None}),
+        (GenDDConfig, {"token_width": None}),
         (RunConfig, {"seed": "x"}),
     ],
 )

@@ -19,7 +19,7 @@ from gendd.methods import GenDD
 from gendd.methods._maps import MapRegression
 from gendd.models import Backbone, Frozen, create_backbone, multiply_adds
 from gendd.models.projector import Projected, one_grid, pools_its_map, project, projector_width
-from gendd.student.generator import head_width
+from gendd.student.generator import head_width, repeats
 
 CLASSES = 5
 SMALL: dict[str, Any] = {"token_width": 16, "repeats": 2, "head_width": 16, "head_depth": 1, "timesteps": 50}
@@ -360,3 +360,9 @@ def test_images_too_small_for_a_map_are_learned_from_all_the_same() -> None:
         batch = torch.rand(4, 3, 16, 16)
         method.prepare([(batch, torch.arange(4))])
         assert torch.isfinite(method(batch).loss)
+
+
+@pytest.mark.parametrize(("width", "rows"), [(16, 8), (64, 8), (65, 4), (200, 2), (1280, 2)])
+def test_an_image_has_eight_rows_and_a_token_two(width: int, rows: int) -> None:
+    assert repeats(width, GenDDConfig()) == rows
+    assert repeats(width, GenDDConfig(repeats=5)) == 5

@@ -26,7 +26,8 @@ _RULES = {
     "time_power": POSITIVE,
     "mixup": NON_NEGATIVE,
     "condition_dropout": Rule(lambda value: 0 <= value < 1, "a probability in [0, 1)"),
-    **dict.fromkeys(("token_width", "repeats"), POSITIVE_INTEGER),
+    "token_width": POSITIVE_INTEGER,
+    "repeats": or_null(POSITIVE_INTEGER),
     "head_depth": at_most(100, POSITIVE_INTEGER),
     "head_width": or_null(at_most(65_536, POSITIVE_INTEGER)),
     "projector": or_null(at_most(65_536, INTEGER)),
@@ -53,7 +54,8 @@ class GenDDConfig:
         mixup: β of the feature mixup's Beta(β, β); 0 is off.
         token_width: τ, at most the teacher's feature width; where it does not divide it, the last token is
             padded.
-        repeats: M, rows a token and step, each with its own t and noise.
+        repeats: M, rows a token and step, each with its own t and noise. Null: as many as make 8 rows an
+            image, at least 2.
         condition_dropout: Probability that a row's condition is zeroed, in [0, 1). Guided sampling
             needs it, and it costs the student as much of its gradient.
         prediction: What the head predicts: ``sample`` (x0), ``epsilon`` or ``v``.
@@ -92,7 +94,7 @@ class GenDDConfig:
     centre_scale: Literal["none", "match"] = "none"
     mixup: float = 0.0
     token_width: int = 64
-    repeats: int = 8
+    repeats: int | None = None
     condition_dropout: float = 0.0
     prediction: Prediction = "sample"
     learned_variance: bool = False

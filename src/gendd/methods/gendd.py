@@ -22,7 +22,7 @@ from gendd.methods._moments import Moments
 from gendd.methods.base import Method, StepOutput
 from gendd.models import Asked, Backbone, Frozen
 from gendd.student import Student
-from gendd.student.generator import FeatureGenerator, head_width
+from gendd.student.generator import FeatureGenerator, head_width, repeats
 from gendd.student.readout import fixed_classifier, nearest_mean_classifier
 
 # λ where it is not set
@@ -89,9 +89,9 @@ class GenDD(Method):
             self.maps = MapRegression(backbone, self.teacher, config.projector or None, deployed)
             backbone = self.backbone = self.maps.student
         hidden = 0 if self.maps is None else self.maps.hidden
-        if config.head_width is None:
-            width = head_width(backbone, self.teacher.feature_dim, config)
-            config = dataclasses.replace(config, head_width=width)
+        self.repeats = repeats(self.teacher.feature_dim, config)
+        width = config.head_width or head_width(backbone, self.teacher.feature_dim, config)
+        config = dataclasses.replace(config, repeats=self.repeats, head_width=width)
         self.labels = labels
         config = dataclasses.replace(config, residual=self._estimates(config))
         strength = config.contraction
@@ -183,7 +183,7 @@ class GenDD(Method):
 
     def rows(self, images: int) -> int:
         """See :meth:`Method.rows`."""
-        return images * self.generator.num_tokens * self.config.repeats
+        return images * self.generator.num_tokens * self.repeats
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[Any]) -> None:
@@ -358,7 +358,7 @@ class GenDD(Method):
             permutation = torch.arange(len(targets) - 1, -1, -1, device=device)
             targets = tokens.mix(targets, weight, permutation)
             condition = tokens.mix(condition, weight.to(condition.dtype), permutation)
-        rows = (config.repeats, targets.shape[0], self.generator.num_tokens)
+        rows = (self.repeats, targets.shape[0], self.generator.num_tokens)
 
         def draw(sample: Callable[..., Tensor], *more: int) -> Tensor:
             return self.draw(sample, (*rows, *more), generator, device, images=1).flatten(0, 2)

@@ -33,6 +33,19 @@ from gendd.errors import UserError, did_you_mean
 from gendd.models import Backbone
 
 HEAD_WIDTH = 128
+# rows of an image in a step, and the fewest of a token
+_ROWS, _LEAST_REPEATS = 8, 2
+
+
+def repeats(feature_width: int, config: GenDDConfig) -> int:
+    """M: what is set, or enough that a step's gradient is hardly noisier for the draws of times and noise.
+
+    Args:
+        feature_width: D.
+        config: The method's settings.
+    """
+    count = tokens.num_tokens(feature_width, min(config.token_width, feature_width))
+    return config.repeats or max(_LEAST_REPEATS, -(-_ROWS // count))
 
 
 def head_width(backbone: Backbone, feature_width: int, config: GenDDConfig) -> int:
@@ -47,7 +60,7 @@ def head_width(backbone: Backbone, feature_width: int, config: GenDDConfig) -> i
         config: The head's other settings.
     """
     count = tokens.num_tokens(feature_width, min(config.token_width, feature_width))
-    allowed = backbone.noise_cost() / max(4, config.repeats)
+    allowed = backbone.noise_cost() / max(4, repeats(feature_width, config))
     # layers of the width squared by token: 3 of modulation and 2 others a block, 3 at the end
     layers, width = 5 * config.head_depth + 3, HEAD_WIDTH
     while width > 16 and backbone.feature_dim * width + count * layers * width**2 > allowed:
