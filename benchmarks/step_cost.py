@@ -108,7 +108,7 @@ def training(settings: Mapping[str, Any], batch: int, rows: bool = False) -> Tra
 
 
 def deviation(one: Training, other: Training) -> tuple[float, float]:
-    """Of loss and gradients of a step with the same weights and draws, relative to the largest."""
+    """Of loss and gradient of a step with the same weights and draws, relative to its norm."""
     # a head that starts at zero has no gradient but in its last layer
     generator = torch.Generator().manual_seed(1)
     for each in one.method.parameters():
@@ -119,11 +119,10 @@ def deviation(one: Training, other: Training) -> tuple[float, float]:
         each.method.zero_grad()
         out = each.method(each.images, each.labels, generator=torch.Generator().manual_seed(2))
         out.loss.backward()
-        losses.append(float(out.loss))
-        gradients.append([p.grad for p in each.method.parameters() if p.grad is not None])
-    apart = max(
-        float((a - b).abs().max() / a.abs().max().clamp(min=1e-12)) for a, b in zip(*gradients, strict=True)
-    )
+        losses.append(float(out.loss.detach()))
+        found = [p.grad.flatten() for p in each.method.parameters() if p.grad is not None]
+        gradients.append(torch.cat(found))
+    apart = float((gradients[0] - gradients[1]).norm() / gradients[0].norm())
     return abs(losses[0] - losses[1]) / losses[0], apart
 
 
