@@ -8,7 +8,7 @@ from torch import Tensor
 from torchvision.transforms.v2 import functional as VF
 
 from gendd.data import augment
-from gendd.data.augment import draw_boxes, padded_crop, resized_crop
+from gendd.data.augment import draw_box, draw_boxes, padded_crop, resized_crop
 
 
 def _generator(seed: int = 0) -> torch.Generator:
@@ -120,3 +120,13 @@ def test_draws_are_the_generators(kind: str) -> None:
 def test_unknown_kind() -> None:
     with pytest.raises(ValueError, match="got 'cutout'"):
         augment(_images(1), "cutout", _generator())
+
+
+@pytest.mark.parametrize("shape", [(375, 500), (32, 32), (10, 100), (100, 10), (1, 1)])
+def test_one_box_is_that_of_many(shape: tuple[int, int]) -> None:
+    for seed in range(50):
+        one, many = _generator(seed), _generator(seed)
+        box = draw_box(*shape, (0.08, 1.0), one)
+        assert draw_boxes(1, *shape, (0.08, 1.0), many).tolist() == [[*box]]
+        # and leaves the generator as it was left
+        assert torch.equal(torch.rand(3, generator=one), torch.rand(3, generator=many))

@@ -104,11 +104,11 @@ def test_a_crop_of_a_large_jpeg_has_the_pixels_it_becomes(
     path.write_bytes(photograph(960, 1280))
     given: list[tuple[int, ...]] = []
 
-    def whole(count: int, *size: Any) -> torch.Tensor:
+    def whole(*size: Any) -> tuple[int, ...]:
         given.append(size[:2])
-        return torch.tensor([[0, 0, *size[:2]]])
+        return 0, 0, *size[:2]
 
-    monkeypatch.setattr(variation, "draw_boxes", whole)
+    monkeypatch.setattr(variation, "draw_box", whole)
     Variation("resized-crop", (area, 1.0), 0, 0).streamed(ImageSet(Files([str(path)]), None, 3, 32), 0, 0)
     assert given == [(side, side * 4 // 3)]
     # of which the smallest crop is

@@ -217,7 +217,7 @@ _CALLS: dict[str, Callable[[Place], object]] = {
     "text for a pair": lambda _: gendd.TrainingConfig(beta2="x"),  # type: ignore[arg-type]
     "one number for two": lambda _: gendd.DataConfig(crop_scale=(1.0,)),  # type: ignore[arg-type]
     "an endless number": lambda _: gendd.GenDDConfig(mixup=_INFINITE),
-    "null for a number": lambda _: gendd.GenDDConfig(repeats=None),  # type: ignore[arg-type]
+    "null for a number": lambda _: gendd.GenDDConfig(token_width=None),  # type: ignore[arg-type]
     "a readout that is none": lambda _: gendd.ReadoutConfig("best"),  # type: ignore[arg-type]
     "NaN for guidance": lambda _: gendd.ReadoutConfig(guidance=_NAN),
     "an unknown method": lambda _: gendd.RunConfig(method="gend"),

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gendd.data.appearance import Appearance
-from gendd.data.augment import augment, draw_boxes, draw_flips
+from gendd.data.augment import augment, draw_box
 from gendd.data.decoding import frame, least_to_frame
 from gendd.data.draws import keyed_generator
 from gendd.data.images import ImageSet
@@ -51,8 +51,7 @@ class Variation:
         from torchvision.transforms.v2 import functional as VF
 
         def drawn(height: int, width: int) -> tuple[int, int, int, int]:
-            top, left, tall, wide = draw_boxes(1, height, width, self.crop_scale, generator)[0].tolist()
-            return top, left, tall, wide
+            return draw_box(height, width, self.crop_scale, generator)
 
         # of which the smallest crop still has as many pixels as it is resized to
         least = math.ceil(images.size / math.sqrt(self.crop_scale[0]))
@@ -60,4 +59,4 @@ class Variation:
         crop: Tensor = VF.resize(
             images.original(index, least, drawn), [images.size] * 2, interpolation=mode, antialias=True
         )
-        return crop.flip(-1) if bool(draw_flips(1, generator)) else crop
+        return crop.flip(-1) if torch.rand(1, generator=generator).item() < 0.5 else crop
