@@ -19,6 +19,7 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import MethodType
 from typing import Any
@@ -30,30 +31,17 @@ from matplotlib.figure import Figure
 from throughput import CASES, Training
 from torch import Tensor, nn
 
-from gendd.config import DataConfig, GenDDConfig
+from gendd.config import DataConfig, GenDDConfig, read_yaml
 from gendd.data import Batch, Data, ImageSet, train_loader
 from gendd.diffusion import LossRows, add_noise, diffusion_loss, time_embedding, tokens
 from gendd.methods.gendd import GenDD
 from gendd.models import wrap
+from gendd.recipes import recipe_path
 from gendd.student.generator import FeatureGenerator
 
 RESULTS = Path(__file__).parent / "results"
 STEPS_FIELDS = ["arm", "repeat", "ms", "batch", "machine", "torch"]
 GROWTH_FIELDS = ["axis", "value", "repeat", "ms", "machine", "torch"]
-PUBLISHED = {
-    "contraction": 0.9,
-    "mixup": 1.0,
-    "token_width": 64,
-    "repeats": 30,
-    "condition_dropout": 0.2,
-    "prediction": "epsilon",
-    "learned_variance": True,
-    "standardise": False,
-    "time_power": 1.0,
-    "head_width": 1024,
-    "zero_init": True,
-    "map_weight": 0.0,
-}
 AXES = {
     "D": [64, 128, 256, 512, 1024, 2048],
     "M": [1, 2, 4, 8, 16, 32],
@@ -100,8 +88,7 @@ def row_by_row(
 
 
 def training(settings: Mapping[str, Any], batch: int, rows: bool = False) -> Training:
-    case = CASES["small"].__class__(**{**vars(CASES["small"]), "batch": batch})
-    made = Training(dict(settings), case, "fp32", torch.device("cpu"))
+    made = Training(dict(settings), replace(CASES["small"], batch=batch), "fp32", torch.device("cpu"))
     if rows:
         made.method.generator.loss_rows = MethodType(row_by_row, made.method.generator)
     return made
@@ -128,7 +115,7 @@ def deviation(one: Training, other: Training) -> tuple[float, float]:
 
 def published(repeats: int, batch: int) -> None:
     """Time the arms in turns."""
-    settings = {"method": "gendd", "gendd": PUBLISHED}
+    settings = {"method": "gendd", "gendd": read_yaml(recipe_path("published"))["gendd"]}
     arms = {
         "released": training(settings, batch, rows=True),
         "published": training(settings, batch),
@@ -142,18 +129,17 @@ def published(repeats: int, batch: int) -> None:
     if max(loss, gradient) > 1e-5:
         raise SystemExit("expected the same mathematics to 1e-5")
     rows = []
+    times: dict[str, list[float]] = {name: [] for name in arms}
     for each in arms.values():
         each.seconds(1)
     for repeat in range(repeats):
         for name, each in arms.items():
             taken = 1000 * each.seconds(1 if name in ("released", "published") else 3)
+            times[name].append(taken)
             rows.append(row(STEPS_FIELDS, name, repeat, f"{taken:.1f}", batch))
     records.write(RESULTS / "step_cost.csv", STEPS_FIELDS, rows)
-    for name in arms:
-        ratios = [
-            float(one["ms"]) / float(other["ms"])
-            for one, other in zip(of(rows, "released"), of(rows, name), strict=True)
-        ]
+    for name, own in times.items():
+        ratios = [one / other for one, other in zip(times["released"], own, strict=True)]
         print(f"released / {name}: {statistics.median(ratios):.2f}")
 
 
@@ -254,10 +240,6 @@ def draw() -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("ms")
     figure.savefig(RESULTS / "step_growth.png", dpi=150)
-
-
-def of(rows: list[dict[str, Any]], arm: str) -> list[dict[str, Any]]:
-    return [each for each in rows if each["arm"] == arm]
 
 
 def row(fields: list[str], *values: Any) -> dict[str, Any]:

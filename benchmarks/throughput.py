@@ -170,7 +170,7 @@ def measure(
         found[name] = alone(Training(settings, case, precision, device), base)
     trainings = {name: Training(each, case, precision, device) for name, each in METHODS.items()}
     for training in trainings.values():
-        training.seconds(min(3, steps))
+        training.seconds(max(3, steps))
     taken: dict[str, list[float]] = {name: [] for name in trainings}
     for _ in range(repeats):
         for name, training in trainings.items():

@@ -317,6 +317,8 @@ def test_a_range_is_checked_on_loading_too() -> None:
     )
     expected = "gendd.token_width: expected a positive integer, got 0."
     assert refused({"gendd": {"token_width": 0}}) == refused({"token_width": 0}, GenDDConfig) == expected
+    expected = "gendd.repeats: expected a positive integer or null, got 0."
+    assert refused({"gendd": {"repeats": 0}}) == refused({"repeats": 0}, GenDDConfig) == expected
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gendd.data.appearance import Appearance
-from gendd.data.augment import augment, draw_box
+from gendd.data.augment import augment, draw_box, draw_flips
 from gendd.data.decoding import frame, least_to_frame
 from gendd.data.draws import keyed_generator
 from gendd.data.images import ImageSet
@@ -59,4 +59,4 @@ class Variation:
         crop: Tensor = VF.resize(
             images.original(index, least, drawn), [images.size] * 2, interpolation=mode, antialias=True
         )
-        return crop.flip(-1) if torch.rand(1, generator=generator).item() < 0.5 else crop
+        return crop.flip(-1) if bool(draw_flips(1, generator)) else crop

@@ -37,6 +37,11 @@ HEAD_WIDTH = 128
 _ROWS, _LEAST_REPEATS = 8, 2
 
 
+def _token_count(feature_width: int, config: GenDDConfig) -> int:
+    # a single token needs no padding
+    return tokens.num_tokens(feature_width, min(config.token_width, feature_width))
+
+
 def repeats(feature_width: int, config: GenDDConfig) -> int:
     """M: what is set, or enough that a step's gradient is hardly noisier for the draws of times and noise.
 
@@ -44,8 +49,7 @@ def repeats(feature_width: int, config: GenDDConfig) -> int:
         feature_width: D.
         config: The method's settings.
     """
-    count = tokens.num_tokens(feature_width, min(config.token_width, feature_width))
-    return config.repeats or max(_LEAST_REPEATS, -(-_ROWS // count))
+    return config.repeats or max(_LEAST_REPEATS, -(-_ROWS // _token_count(feature_width, config)))
 
 
 def head_width(backbone: Backbone, feature_width: int, config: GenDDConfig) -> int:
@@ -59,7 +63,7 @@ def head_width(backbone: Backbone, feature_width: int, config: GenDDConfig) -> i
         feature_width: D.
         config: The head's other settings.
     """
-    count = tokens.num_tokens(feature_width, min(config.token_width, feature_width))
+    count = _token_count(feature_width, config)
     allowed = backbone.noise_cost() / max(4, repeats(feature_width, config))
     # layers of the width squared by token: 3 of modulation and 2 others a block, 3 at the end
     layers, width = 5 * config.head_depth + 3, HEAD_WIDTH
@@ -92,9 +96,8 @@ class FeatureGenerator(nn.Module):
         self.config = config
         self.condition_width = condition_width
         self.feature_width = feature_width
-        # a single token needs no padding
         self.token_width = min(config.token_width, feature_width)
-        self.num_tokens = tokens.num_tokens(feature_width, self.token_width)
+        self.num_tokens = _token_count(feature_width, config)
         self.prediction = config.prediction
         self.residual = bool(config.residual)
         # computed with, also where the generator itself is without memory
