@@ -1,8 +1,8 @@
-"""A run, from its configuration to its report, and what is done with a finished one.
+"""Runs, from configuration to report, and everything done with a finished run.
 
-Its rooms, none of which imports a later one: settings, folder, output; networks, teacher, checks; training,
-measuring, exhibits; probing, finished; experiment; steps, planning, profiling, caching, scoring, watching,
-distilling.
+Modules in import order, none importing a later one: settings, folder, output; networks, teacher, checks;
+training, measuring, exhibits; probing, finished; experiment; steps, planning, profiling, caching, scoring,
+watching, distilling.
 """
 
 from gendd.run.caching import fill_cache

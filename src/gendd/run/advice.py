@@ -1,4 +1,4 @@
-"""What a finished run warns of, each with the command to try."""
+"""Warnings of a finished run, each with the option to try."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from gendd.config.registry import label, learns_from_teacher
 from gendd.training import WAITS
 
 FEW_STEPS = 500
-# share of the predictions that one class may have where no class has that many images
+# warn where one class takes more than this share of the predictions and has far fewer of the images
 _NEARLY_ALL = 0.9
-# points by which a cheaper readout is better than by chance
+# warn where the cheaper readout linear is better by more than this many points
 _APART = 1.0
-# and by which a readout is not what it could be
+# warn where readout linear is behind mean by at least this many points
 _FAR_APART = 5.0
-# seconds of training below which nobody minds what they went into
+# trainings shorter than this many seconds get no warning about data loading
 _LONG = 30.0
 
 
 def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None, steps: int) -> list[str]:
-    """Warnings of a finished run, a line each; none where all is well.
+    """Return the warnings of a finished run, one line each; an empty list if there are none.
 
     Args:
-        config: The run's.
-        metrics: Its figures.
-        confusion: (K, K) counts of the student's own readout, rows true classes; None without.
+        config: Configuration of the run.
+        metrics: Metrics of the run.
+        confusion: (K, K) confusion counts of the student's chosen readout, rows true classes, or None.
         steps: Optimiser steps the student was trained for.
     """
     lines = []
@@ -49,7 +49,7 @@ def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None,
                 f"nothing; try more epochs, or {rate}"
             )
     own, measure = own_figure(metrics["student"])
-    # auto has chosen on the validation images already
+    # auto has already chosen on the validation images
     if own is not None and measure is not None and config.readout.name != "auto":
         linear = metrics["student"]["readouts"].get("linear", {}).get(measure)
         if linear is not None and linear > own + _APART:
@@ -83,7 +83,7 @@ def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None,
 
 
 def _waits(student: dict[str, Any]) -> str | None:
-    """A line where the training has waited for its images; None where it hasn't, or wasn't long."""
+    """Return a warning if training waited for data; None if it did not, or was short."""
     trained, loading = student.get("train_seconds") or 0.0, student.get("loading_seconds") or 0.0
     if trained < _LONG or loading <= WAITS * trained:
         return None
@@ -95,7 +95,7 @@ def _waits(student: dict[str, Any]) -> str | None:
 
 
 def _apart(student: dict[str, Any], measure: str | None, images: str) -> str | None:
-    """A line where readout ``linear`` is far behind ``mean``; None where it isn't."""
+    """Return a warning if readout ``linear`` is far behind ``mean``, else None."""
     found = {name: student["readouts"].get(name, {}).get(measure) for name in ("linear", "mean")}
     if None in found.values() or found["mean"] < found["linear"] + _FAR_APART:
         return None
@@ -106,7 +106,7 @@ def _apart(student: dict[str, Any], measure: str | None, images: str) -> str | N
 
 
 def own_figure(student: dict[str, Any]) -> tuple[float | None, str | None]:
-    """The figure of a student's own readout and what it is, ``top1`` or ``agreement``; None without."""
+    """Return the score of the student's chosen readout and its metric, ``top1`` or ``agreement``, or None."""
     figures = student["readouts"].get(student.get("readout") or "", {})
     for measure in ("top1", "agreement"):
         if figures.get(measure) is not None:
@@ -115,8 +115,8 @@ def own_figure(student: dict[str, Any]) -> tuple[float | None, str | None]:
 
 
 def best_on_validation(metrics: dict[str, Any]) -> tuple[str, float] | None:
-    """The method whose student is best on the validation images, and its percent; None where they can't be
-    compared."""
+    """Return the method with the best validation score, and that score in percent; None if the methods can't
+    be compared."""
     run, found = metrics["run"], {}
     for name, figures in {**metrics["baselines"], run["method"]: metrics["student"]}.items():
         chosen = figures.get("validation")

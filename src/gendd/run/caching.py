@@ -1,4 +1,4 @@
-"""``gendd cache``: what a run's teacher says of each view, computed ahead of the training."""
+"""``gendd cache``: precompute the teacher's outputs for every view before training."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ from gendd.training import (
     training_precision,
 )
 
-# batches that a process claims at once, and that are timed
+# batches a process claims at a time, and batches timed for the estimate
 _CHUNK, _TIMED = 64, 4
 _TITLE = "teacher cache"
 
 
 def fill_cache(config: RunConfig) -> Path:
-    """Compute what is missing of the cache of a run's teacher; any number of processes may do so at once.
+    """Compute the missing part of a run's teacher cache; any number of processes may do so at once.
 
     Args:
-        config: The run's; its teacher is trained first where it comes without weights.
+        config: Configuration of the run; a teacher without weights is trained first.
 
     Returns:
-        The folder of the cache.
+        The cache folder.
 
     Raises:
-        UserError: nothing is to be kept, there is no room for it, or as the run would at its beginning.
+        UserError: ``training.cache_teacher`` is 0, the disk is too full, or the run itself could not start.
     """
     config = with_settings(config)
     if not config.training.cache_teacher:
@@ -76,7 +76,7 @@ def fill_cache(config: RunConfig) -> Path:
 
 
 class _Filling:
-    """The batches of all views, in chunks that are claimed by one process each."""
+    """The batches of all views, in chunks that are each claimed by one process."""
 
     def __init__(
         self, module: LightningMethod, cached: CachedTeacher, config: RunConfig, device: torch.device
@@ -89,7 +89,7 @@ class _Filling:
         self.bar = shows_progress(config.training)
         self.epochs = [module.epoch(view) for view in range(views_of(config))]
         batches = len(self.epochs[0])
-        # shards are read from their beginning, whichever batch is wanted
+        # shards can only be read from the start, so a whole view is one chunk
         size_of = _CHUNK if isinstance(self.epochs[0].batches, Batches) else batches
         self.chunks = [
             (view, first, min(first + size_of, batches))
@@ -98,7 +98,7 @@ class _Filling:
         ]
 
     def run(self) -> None:
-        """Compute what is missing."""
+        """Compute the missing answers."""
         chunks = followed(
             self.chunks, len(self.chunks), f"{_TITLE}, what is there", unit="parts", bar=self.bar
         )
@@ -113,7 +113,7 @@ class _Filling:
         say(f"{_TITLE}: all is there; {self.cached.computed:,} batches were computed here")
 
     def _filled(self, chunks: list[tuple[int, int, int]]) -> Iterator[None]:
-        """Compute chunks; first those that no other process is at."""
+        """Compute chunks, those not claimed by another process first."""
         left = []
         for chunk in chunks:
             with ExitStack() as claim:
@@ -162,7 +162,7 @@ class _Filling:
         return torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None)
 
     def _seconds(self, view: int, first: int, last: int) -> float:
-        """Median seconds of a batch, loading included; of several where there are, without the first."""
+        """Return the median seconds per batch including loading, excluding the first if there are several."""
         found: list[float] = []
         start = time.perf_counter()
         batches = self.epochs[view].part(first, min(first + _TIMED, last))

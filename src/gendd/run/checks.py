@@ -1,4 +1,4 @@
-"""What is said before anything is trained or written, of settings that can't work together."""
+"""Validate a run before anything is trained or written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _LARGEST_SIDE = 1024
 
 
 def check_names(config: RunConfig, networks: Mapping[str, nn.Module]) -> None:
-    """Raise :class:`UserError` at a name of images or a network that isn't known, before either is loaded."""
+    """Raise :class:`UserError` for an unknown name of a data set or network, before either is loaded."""
     check_place(config.data)
     if is_taught(config) and "teacher" not in networks:
         try:
@@ -39,7 +39,7 @@ def check_names(config: RunConfig, networks: Mapping[str, nn.Module]) -> None:
 
 
 def check_place(config: DataConfig) -> None:
-    """Raise :class:`UserError` where images have no reader, or a path is given for some that have none."""
+    """Raise :class:`UserError` if no reader knows the data set, or if it takes no path and one is given."""
     if config.name == "webdataset" or is_python_name(config.name):
         return
     if not reader(config.name).located and config.path is not None:
@@ -52,9 +52,9 @@ def check_place(config: DataConfig) -> None:
 def check_networks(
     config: RunConfig, data: Data, teacher: Backbone | None, networks: Mapping[str, nn.Module]
 ) -> None:
-    """Raise :class:`UserError` where the student or a method can't be built, or can't learn.
+    """Raise :class:`UserError` if the student or a method can't be built or can't learn from the data.
 
-    It is said before anything is trained or written, of this teacher and these labels.
+    Called before anything is trained or written.
     """
     _check_teacher(config, data)
     _check_cached(config)
@@ -101,10 +101,10 @@ def check_networks(
 
 
 def check_class_names(config: ModelConfig, data: Data, teacher: Backbone | None) -> None:
-    """Report where a teacher that was trained has other names for its classes than the data.
+    """Warn if a trained teacher's class names differ from the data's.
 
     Raises:
-        UserError: they are the same in another order.
+        UserError: the names are the same in a different order.
     """
     if teacher is None or teacher.num_classes != data.num_classes:
         return
@@ -122,12 +122,12 @@ def check_class_names(config: ModelConfig, data: Data, teacher: Backbone | None)
 
 
 def _are_numbers(names: list[str]) -> bool:
-    """Whether classes have no names but their numbers."""
+    """Return whether the class names are just class numbers."""
     return names == [str(number) for number in range(len(names))]
 
 
 def check_size(backbone: Backbone, data: Data, role: str) -> None:
-    """Raise :class:`UserError` where a network can't take images of the data's size."""
+    """Raise :class:`UserError` if a network can't take images of the data's size."""
     error = _failure(backbone, data.channels, data.image_size)
     if error is not None:
         least = _least_side(lambda side: _failure(backbone, data.channels, side) is None, data.image_size)
@@ -143,13 +143,13 @@ def _failure(backbone: Backbone, channels: int, side: int) -> Exception | None:
     try:
         with still(backbone.net):
             backbone.features(images)
-    except Exception as error:  # of the network's own code
+    except Exception as error:  # whatever the network's own code raises
         return error
     return None
 
 
 def _least_side(takes: Callable[[int], bool], refused: int) -> int | None:
-    """The least side above a refused one that is taken, if all above it are; None where none tried is."""
+    """Return the smallest side above ``refused`` from which all tried sizes work; None if none does."""
     doubled = (refused << times for times in range(1, 11) if refused << times <= _LARGEST_SIDE)
     side = next(filter(takes, doubled), None)
     if side is None:
@@ -162,7 +162,7 @@ def _least_side(takes: Callable[[int], bool], refused: int) -> int | None:
 
 
 def _check_labels(name: str, method: Method, config: RunConfig, data: Data) -> None:
-    """Raise :class:`UserError` where a method of a run needs labels that are absent or may not be seen."""
+    """Raise :class:`UserError` if a method needs labels that are absent or may not be used."""
     if not method.needs_labels or sees_labels(config, data):
         return
     if config.data.labels:
@@ -182,7 +182,7 @@ def _check_labels(name: str, method: Method, config: RunConfig, data: Data) -> N
 
 
 def _check_cached(config: RunConfig) -> None:
-    """Raise :class:`UserError` where answers are to be kept of no teacher."""
+    """Raise :class:`UserError` if the teacher cache is enabled but there is no teacher."""
     views, own = config.training.cache_teacher, config.teacher_training.cache_teacher
     if views and not is_taught(config):
         raise UserError(
@@ -196,7 +196,7 @@ def _check_cached(config: RunConfig) -> None:
 
 
 def _check_teacher(config: RunConfig, data: Data) -> None:
-    """Raise :class:`UserError` where a teacher would have to be trained that can't be."""
+    """Raise :class:`UserError` if the teacher would have to be trained but can't be."""
     if not trains_teacher(config):
         return
     if not config.teacher.classifier:

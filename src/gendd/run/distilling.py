@@ -1,4 +1,4 @@
-"""``gendd.distill``: a run from Python."""
+"""``gendd.distill``: start a run from Python."""
 
 from __future__ import annotations
 
@@ -30,24 +30,25 @@ def distill(
     """Distil a teacher into a student.
 
     Args:
-        config: The whole configuration; what else is given replaces parts of it.
-        teacher: Name or configuration of the teacher, a run's folder, whose student it is, or a trained
-            network: a :class:`gendd.Backbone` (see :func:`gendd.wrap`) or any module. It is frozen in place.
-        student: Name, configuration or run's folder of the student, or a network, whose copy is trained
-            from the weights it has; ``gendd.load(run, backbone=module)`` gives the distilled one.
+        config: The whole configuration; the other arguments replace parts of it.
+        teacher: Name or configuration of the teacher, a run folder whose student becomes the teacher, or a
+            trained network: a :class:`gendd.Backbone` (see :func:`gendd.wrap`) or any module. It is frozen in
+            place.
+        student: Name, configuration or run folder of the student, or a network, a copy of which is trained
+            from its current weights; ``gendd.load(run, backbone=module)`` loads the distilled student.
         data: Name or configuration of the images.
         out: Output folder.
-        overwrite: Replace a run in that folder. Only what a run writes is deleted, and nothing at all
-            where other files are beside it.
-        resume: Go on with the run in that folder.
-        fresh_teacher: Train a teacher that comes without weights again, whether or not it is cached.
+        overwrite: Replace a run in that folder. Only files that a run writes are deleted, and nothing at all
+            if the folder holds any other files.
+        resume: Resume the run in that folder.
+        fresh_teacher: Train a teacher without weights again even if it is cached.
         settings: Any other section or key of :class:`RunConfig`; sections may be dictionaries.
 
     Returns:
         The finished run.
 
     Raises:
-        UserError: something given can't be used.
+        UserError: an argument can't be used.
     """
     values = to_dict(config or RunConfig())
     given = {"teacher": teacher, "student": student, "data": data, "out": out, **settings}

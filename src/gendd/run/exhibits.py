@@ -1,4 +1,4 @@
-"""What a report shows of a run beside its figures: how training went, features, examples.
+"""What a report shows of a run besides its metrics: training curves, features, examples.
 
 Shapes: n images · D teacher feature.
 """
@@ -19,24 +19,24 @@ from gendd.evaluation import BATCH_SIZE
 from gendd.models import Frozen
 from gendd.student import Student
 
-# logged figures of a step, by name
+# logged metrics of a step, by name
 Row = dict[str, float]
 
-# of several that were logged, the first chose the checkpoint
+# if several were logged, the first one chose the checkpoint
 _TOP1 = ("val/best", "val/mean", "val/linear")
 _FEATURES = 1000
 _EXAMPLES = 24
 
 
 def curves(folder: Path, readout: ReadoutChoice = "mean") -> list[Row]:
-    """Logged rows of a training, over its interruptions: where steps repeat, the later one holds.
+    """Return the logged rows of a training across interruptions; of repeated steps the later one is kept.
 
     val/top1 is that of the readout that chose the checkpoint.
     """
     rows: dict[int, Row] = {}
     files = sorted(folder.glob("logs/version_*/metrics.csv"), key=lambda p: int(p.parent.name.split("_")[1]))
     for file in files:
-        # a process that was killed may have left half a line
+        # a killed process may have left half a line
         lines = [line for line in file.read_text(encoding="utf-8").splitlines(True) if line.endswith("\n")]
         read = [{k: float(v) for k, v in row.items() if k and v} for row in csv.DictReader(lines)]
         if read:
@@ -56,7 +56,7 @@ def curves(folder: Path, readout: ReadoutChoice = "mean") -> list[Row]:
 
 
 def picture_of(images: ImageSet, scored: int | None) -> Callable[[int], report.Array] | None:
-    """What gives a picture by its number among those that were scored; None where some were left out."""
+    """Return a function from the index of a scored image to its pixels; None if some images were skipped."""
     if scored != len(images):
         return None
 
@@ -67,7 +67,7 @@ def picture_of(images: ImageSet, scored: int | None) -> Callable[[int], report.A
 
 
 def _array(pixels: torch.Tensor) -> report.Array:
-    """uint8 (C, H, W) as (H, W) or (H, W, 3)."""
+    """Convert uint8 (C, H, W) to (H, W) or (H, W, 3)."""
     image: report.Array = pixels.permute(1, 2, 0).numpy()
     return image[..., 0] if image.shape[-1] == 1 else image
 
@@ -76,7 +76,7 @@ def _array(pixels: torch.Tensor) -> report.Array:
 def features(
     student: Student, teacher: Frozen | None, images: ImageSet, device: torch.device, seed: int
 ) -> dict[str, Any]:
-    """Teacher features and one generated sample each, of the same images."""
+    """Return teacher features and one generated sample each, for the same images."""
     if student.generator is None or teacher is None:
         return {}
     generator = torch.Generator(device).manual_seed(seed)

@@ -1,4 +1,4 @@
-"""A run from configuration to report: the teacher, the baselines, the student, its figures and its files."""
+"""A run from configuration to report: the teacher, the baselines, the student, its metrics and its files."""
 
 from __future__ import annotations
 
@@ -47,15 +47,15 @@ def execute(
     teacher_wrapper: Callable[[Frozen], Frozen] | None = None,
     fresh_teacher: bool = False,
 ) -> Run:
-    """Carry a configuration out, from data to report; see :func:`gendd.distill`.
+    """Execute a configuration, from data to report; see :func:`gendd.distill`.
 
     Args:
-        config: What is to be done.
-        overwrite: As there.
-        resume: As there.
-        networks: The ``teacher`` or ``student`` that was made in Python.
-        teacher_wrapper: Gives the teacher that is asked in the place of the frozen one.
-        fresh_teacher: As there.
+        config: Configuration of the run.
+        overwrite: See :func:`gendd.distill`.
+        resume: See :func:`gendd.distill`.
+        networks: A ``teacher`` or ``student`` built in Python.
+        teacher_wrapper: Wraps the frozen teacher; the result is used in its place.
+        fresh_teacher: See :func:`gendd.distill`.
     """
     networks = networks or {}
     with trusted_code(named_code(config)):
@@ -63,7 +63,7 @@ def execute(
 
 
 def named_code(config: RunConfig) -> list[str]:
-    """What of a configuration may name code, which whoever wrote it trusts."""
+    """Return the settings that may name Python code; whoever wrote the configuration trusts that code."""
     names = [config.teacher.name, config.student.name, config.data.name, config.method, *config.baselines]
     return [*names, config.data.path or "", config.data.test_path or ""]
 
@@ -102,7 +102,7 @@ def _execute(
 
         def begin() -> None:
             restore(folder)
-            # another may have finished there until now
+            # another run may have finished there in the meantime
             check_folder(folder, config, overwrite, resume)
 
         from_first(begin)
@@ -111,10 +111,13 @@ def _execute(
 
 
 def opened(config: RunConfig, networks: Mapping[str, nn.Module]) -> tuple[RunConfig, Data, Backbone | None]:
-    """The configuration with its sizes as numbers, its images and its teacher, once all can work together.
+    """Load the data and build the teacher, and check that everything fits together.
+
+    Returns:
+        The configuration with batch size and epochs as numbers, the data, and the teacher if there is one.
 
     Raises:
-        UserError: they can't.
+        UserError: something does not fit together.
     """
     check_names(config, networks)
     data = load_data(config.data, config.evaluation.images)
@@ -149,7 +152,7 @@ def _run(
         )
 
     def begin() -> None:
-        # before the teacher is trained: a run that is stopped there can be resumed too
+        # before the teacher is trained, so that a run stopped there can be resumed too
         if not resume:
             claim(folder, config)
         check_images(folder, data, resume)
@@ -176,7 +179,7 @@ def _run(
     pick = settle_readout(main, config, data, teacher, device)
     main.info |= _info(config, data, teacher)
     if is_first():
-        # before the evaluation, which a sampling readout can make long
+        # before the evaluation, which can take long with a sampling readout
         main.save(folder / "student")
     metrics, confusion, answers = measure(config, data, teacher, results, device)
     if not is_first():
@@ -216,7 +219,7 @@ def _run(
         **exhibits.features(main, teacher, data.test, device, config.seed),
     )
     report.write_report(content, folder / "report.html")
-    # last: a folder with it is a finished run
+    # last, as this file marks a run as finished
     write_json(folder / "metrics.json", metrics)
     finish(folder)
     barrier()
@@ -232,7 +235,7 @@ def _save_baseline(
     teacher: Frozen | None,
     metrics: dict[str, Any],
 ) -> None:
-    """Make the folder that a baseline was trained in a finished run of its own, without a report."""
+    """Turn the folder a baseline was trained in into a finished run of its own, without a report."""
     own = with_settings(dataclasses.replace(config, method=name, baselines=[], out=str(place)))
     student.info |= _info(own, data, teacher)
     student.save(place / "student")
@@ -258,7 +261,7 @@ def _save_baseline(
 def prepared_teacher(
     config: RunConfig, data: Data, network: Backbone | None, device: torch.device, fresh: bool = False
 ) -> tuple[Frozen | None, Path | None]:
-    """The frozen teacher, and the folder it was trained in, if it was."""
+    """Return the frozen teacher, and the folder it was trained in, if it was trained here."""
     if network is None:
         return None, None
     folder = None
@@ -271,9 +274,9 @@ def prepared_teacher(
 def trained_teacher(
     config: RunConfig, data: Data, network: Backbone, device: torch.device, fresh: bool = False
 ) -> Path:
-    """The run folder of a teacher trained on the labels: from the cache, unless ``fresh``, or trained now."""
+    """Return the run folder of a teacher trained on the labels: cached (unless ``fresh``) or trained now."""
     folder, training = teacher_run(config, data, network, device)
-    # two runs that want the same teacher train it once
+    # two runs that need the same teacher train it once
     with locked(folder.with_name(folder.name + ".lock")) if is_first() else nullcontext():
         done = folder / "metrics.json"
         when = from_first(lambda: done.stat().st_mtime if done.is_file() and not fresh else None)
@@ -292,7 +295,7 @@ def trained_teacher(
 
 
 def _info(config: RunConfig, data: Data, teacher: Frozen | None) -> dict[str, Any]:
-    """What a student's folder tells of where it comes from and what it takes."""
+    """Return the provenance and input description stored with a student."""
     info = {
         "class_names": data.class_names,
         "image_size": data.image_size,
@@ -310,7 +313,7 @@ def _info(config: RunConfig, data: Data, teacher: Frozen | None) -> dict[str, An
 
 
 def _curves(folder: Path, config: RunConfig, teacher_folder: Path | None) -> dict[str, list[exhibits.Row]]:
-    """How each training went, that of the teacher too where it was trained."""
+    """Return the curves of each training, including the teacher's if it was trained."""
     found: dict[str, list[exhibits.Row]] = {
         name: exhibits.curves(_place(folder, config, name), config.readout.name)
         for name in methods_of(config)
@@ -321,5 +324,5 @@ def _curves(folder: Path, config: RunConfig, teacher_folder: Path | None) -> dic
 
 
 def _place(folder: Path, config: RunConfig, name: str) -> Path:
-    """Where a method of the run is trained."""
+    """Return the folder a method of the run is trained in."""
     return folder if name == config.method else folder / "baselines" / section(name)

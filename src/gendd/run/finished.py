@@ -1,4 +1,4 @@
-"""A finished run, and what can be done with it from Python."""
+"""A finished run, as used from Python."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Run(RunFolder):
         teacher: nn.Module | None = None,
         progress: bool = False,
     ) -> Probed:
-        """Fit the linear readout of its student anew; see :func:`gendd.run.probing.probe_run`."""
+        """Refit the linear readout of the student; see :func:`gendd.run.probing.probe_run`."""
         return probe_run(
             self.folder,
             target,

@@ -1,4 +1,4 @@
-"""The figures of a run, what ``metrics.json`` holds: of the teacher, the student and the baselines."""
+"""The metrics of a run as in ``metrics.json``: of the teacher, the student and the baselines."""
 
 from __future__ import annotations
 
@@ -36,15 +36,18 @@ def measure(
     results: dict[str, Trained],
     device: torch.device,
 ) -> tuple[dict[str, Any], Tensor | None, dict[str, Answers]]:
-    """All figures of a run, JSON-ready, the confusion matrix (K, K) of the student's own readout, and what
-    the student and each other network of the table said of the test images, by method.
+    """Measure everything that a run reports.
 
     Args:
-        config: The run's.
-        data: Its images.
-        teacher: On the device; None where no method has one.
-        results: What was trained, by method.
+        config: Configuration of the run.
+        data: Data of the run.
+        teacher: On the device; None if no method has one.
+        results: Trained students, by method.
         device: Where to compute.
+
+    Returns:
+        All metrics, JSON-ready; the confusion matrix (K, K) of the student's chosen readout; and the
+        predictions on the test images of the student and each other network of the table, by method.
     """
     images, shots = latency_images(data.test, device), shots_of(data, config.data)
     measuring = _Measuring(config, data, device, images, shots)
@@ -80,7 +83,7 @@ def measure(
             confusion = scores[main.readout].confusion
             metrics["run"]["test_images"] = scores[main.readout].images
     metrics["gains"] = _gains(config.method, answers)
-    # last: streamed images are found unreadable while others are measured
+    # last, as unreadable streamed images are found during the measurements
     metrics["run"]["skipped"] = {each.part: len(each) for each in data.skipped}
     if shots is not None:
         metrics["run"]["shot_thresholds"] = [shots.few, shots.many]
@@ -88,7 +91,7 @@ def measure(
 
 
 def _gains(method: str, answers: dict[str, Answers]) -> dict[str, dict[str, float]]:
-    """What the student's answers are worth more than those of each other row, by method."""
+    """Return the student's gain over each other row, by method."""
     own = answers[method].right if method in answers else None
     others = {name: said.right for name, said in answers.items() if name != method}
     return {
@@ -100,15 +103,15 @@ def _gains(method: str, answers: dict[str, Answers]) -> dict[str, dict[str, floa
 
 @dataclass(frozen=True)
 class _Measuring:
-    """What all figures of a run are measured with.
+    """Shared context of all measurements of a run.
 
     Attributes:
-        config: The run's.
-        data: Its images.
+        config: Configuration of the run.
+        data: Data of the run.
         device: Where to compute.
-        images: A batch to take the time of, on the device.
-        shots: Groups of classes by their training images; None where none are told apart.
-        told: What the teacher said of the test images, by batch.
+        images: A batch on the device to measure latency with.
+        shots: Groups of classes by number of training images; None if classes are not grouped.
+        told: The teacher's outputs on the test images, by batch.
     """
 
     config: RunConfig
@@ -119,7 +122,7 @@ class _Measuring:
     told: dict[int, Tensor] = field(default_factory=dict)
 
     def circumstances(self, student: Student) -> dict[str, Any]:
-        """What the figures were measured on, and with what."""
+        """Return the conditions of the measurements: data, settings, device and versions."""
         config, data = self.config, self.data
         return {
             "method": config.method,
@@ -147,7 +150,7 @@ class _Measuring:
         }
 
     def scores(self, student: Student, teacher: Frozen | None = None) -> dict[ReadoutName, Scores]:
-        """Scores on the test images by readout; with a teacher, the agreement with it too."""
+        """Return the test scores by readout; with a teacher, the agreement with it too."""
         return evaluate(
             student,
             self.data.test,
@@ -163,7 +166,7 @@ class _Measuring:
         )
 
     def teacher(self, teacher: Frozen) -> tuple[dict[str, Any], Answers | None]:
-        """The teacher's own figures, and what it says of the test images."""
+        """Return the teacher's metrics, and its predictions on the test images."""
         reader = Student(teacher.backbone).to(self.device).eval()
         scores = self.scores(reader)
         if reader.readouts:
@@ -175,7 +178,7 @@ class _Measuring:
         return {"name": self.config.teacher.name, **own}, said
 
     def baseline(self, name: str, trained: Trained, scores: dict[ReadoutName, Scores]) -> dict[str, Any]:
-        """Figures of a baseline, of its student's own readout."""
+        """Return the metrics of a baseline, for its student's chosen readout."""
         figures = self._figures(trained.student, trained.student.readout, scores)
         return {
             "name": self.config.student.name,
@@ -187,7 +190,7 @@ class _Measuring:
     def student(
         self, trained: Trained, scores: dict[ReadoutName, Scores], embedding: dict[str, Any]
     ) -> dict[str, Any]:
-        """Figures of the student itself, of each readout; of its features those of ``embedding``."""
+        """Return the student's metrics for each readout, and ``embedding`` for its features."""
         student = trained.student
         readouts = {each: self._figures(student, each, scores) for each in student.readouts}
         if "sample" in readouts:
@@ -215,13 +218,13 @@ class _Measuring:
     def _figures(
         self, student: Student, name: ReadoutName, scores: dict[ReadoutName, Scores]
     ) -> dict[str, Any]:
-        # times are taken in one process while the others wait
+        # one process measures latency while the others wait
         costs = readout_costs(student, name, self.images) if is_first() else {}
         return {**scores[name].as_dict(), **costs}
 
 
 def _fitted(result: FitResult) -> dict[str, Any]:
-    """How a training went."""
+    """Return durations and validation result of a training."""
     return {
         "train_seconds": round(result.seconds, 2),
         "loading_seconds": round(result.waited, 2),
@@ -230,7 +233,7 @@ def _fitted(result: FitResult) -> dict[str, Any]:
 
 
 def _validation(result: FitResult) -> dict[str, Any] | None:
-    """What the checkpoint was chosen by; None where nothing is held out."""
+    """Return the validation metric that chose the checkpoint; None without validation images."""
     if result.monitor is None or result.best is None:
         return None
     if not is_share(result.monitor):

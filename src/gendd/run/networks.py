@@ -1,4 +1,4 @@
-"""The networks of a run as they are built, before anything is trained."""
+"""Build the networks of a run, before anything is trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from gendd.run.settings import is_taught, sees_labels
 
 
 def teacher_network(config: RunConfig, data: Data, networks: Mapping[str, nn.Module]) -> Backbone | None:
-    """The teacher, untrained where it comes without weights; None where no method has one."""
+    """Build the teacher, untrained if it has no weights; None if no method has a teacher."""
     if not is_taught(config):
         return None
     try:
@@ -27,7 +27,7 @@ def teacher_network(config: RunConfig, data: Data, networks: Mapping[str, nn.Mod
 
 
 def with_classes(config: RunConfig, data: Data, teacher: Backbone | Frozen | None) -> Data:
-    """The data with the classes of the teacher, where it doesn't tell its own and the teacher has some."""
+    """Return the data with the teacher's classes if it has no class names of its own."""
     if data.class_names or teacher is None:
         return data
     classes = teacher.num_classes
@@ -38,9 +38,9 @@ def with_classes(config: RunConfig, data: Data, teacher: Backbone | Frozen | Non
 def student_network(
     config: RunConfig, data: Data, teacher: Backbone | Frozen | None, given: nn.Module | None
 ) -> Backbone:
-    """The student as training finds it; each method trains its own."""
+    """Build the student as it is before training; each method trains its own copy."""
     classes = _student_classes(config, data, teacher)
-    # where nothing tells the classes its classifier is no readout
+    # if the number of classes is unknown, its classifier is not used as a readout
     backbone = build_model(config.student, classes or 1, data.channels, given, other_classes=True)
     backbone.expect((data.image_size, data.image_size))
     if not backbone.has_classifier:
@@ -57,7 +57,7 @@ def student_network(
 
 
 def _student_classes(config: RunConfig, data: Data, teacher: Backbone | Frozen | None) -> int:
-    """K of the student: the data's where it sees labels, else the teacher's, whose predictions it learns."""
+    """Return the student's K: the data's if it sees labels, else that of the teacher it learns from."""
     if sees_labels(config, data) or teacher is None or not teacher.has_classifier:
         return data.num_classes
     return teacher.num_classes

@@ -1,4 +1,4 @@
-"""Which folder a run may write into, and what of an earlier run makes room for it."""
+"""Output folder of a run: which folder may be written to, and how an earlier run in it is replaced."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from gendd.messages import say
 from gendd.run.settings import SIZED, absolute, binding, data_paths
 from gendd.student.folders import RunFolder
 
-# held while a run writes there
+# locked while a run writes to the folder
 LOCK = ".lock"
 # holds the finished run that is being replaced
 ASIDE = ".replaced"
-# what of it has been moved so far
+# the same while files are still being moved there
 _MOVING = ".replaced.tmp"
-# left by a run that was killed before it had begun
+# left by a run that was killed before it started
 _NOTHING = (LOCK, "config.yaml.tmp")
-# all that a run writes into its folder
+# everything a run writes to its folder
 _WRITTEN = (
     "config.yaml",
     "metrics.json",
@@ -40,7 +40,7 @@ _WRITTEN = (
     LOCK,
     ASIDE,
     _MOVING,
-    # left where writing was cut short
+    # left by interrupted writes
     "probe.tmp",
     "config.yaml.tmp",
     "metrics.json.tmp",
@@ -48,7 +48,7 @@ _WRITTEN = (
 )
 
 
-# what may be changed where a run goes on: how training goes on, and what happens after it
+# settings that may change on resume: those of the rest of the training, and of what follows it
 _CHANGEABLE = {
     *("evaluation.images", "data.batch_size"),
     *(f"training.{key}" for key in ("lr", "scale_lr", "clip_grad_norm", "precision", "epochs")),
@@ -58,12 +58,12 @@ _CHANGEABLE = {
 
 
 def claim(folder: Path, config: RunConfig) -> None:
-    """Make a checked output folder this run's; a finished run in it is set aside until this one is."""
+    """Claim a checked output folder; a finished run in it is set aside until this one finishes."""
     folder.mkdir(parents=True, exist_ok=True)
     aside, moving, figures, saved = (
         folder / name for name in (ASIDE, _MOVING, "metrics.json", "config.yaml")
     )
-    # the configuration tells whose folder it is until the new one takes its place
+    # the old configuration identifies the folder until the new one replaces it
     left = (LOCK, ASIDE, saved.name)
     there = [each for each in folder.iterdir() if _is_written(each) and each.name not in left]
     if figures.is_file():
@@ -73,27 +73,27 @@ def claim(folder: Path, config: RunConfig) -> None:
         shutil.copy(saved, moving)
         _remove(aside)
         moving.rename(aside)
-    else:  # of an unfinished one nothing is kept
+    else:  # nothing of an unfinished run is kept
         for entry in there:
             _remove(entry)
     write_text(saved, dump(config))
 
 
 def restore(folder: Path) -> None:
-    """Put back a finished run whose moving aside was cut short."""
+    """Put back a finished run if setting it aside was interrupted."""
     moving = folder / _MOVING
     if moving.is_dir():
-        (moving / "config.yaml").unlink(missing_ok=True)  # a copy, which may not be whole
+        (moving / "config.yaml").unlink(missing_ok=True)  # a copy, which may be incomplete
         for entry in sorted(moving.iterdir(), key=lambda entry: entry.name == "metrics.json"):
             entry.replace(folder / entry.name)
         moving.rmdir()
 
 
 def check_images(folder: Path, data: Data, resume: bool) -> None:
-    """Note what tells a run's images from others; a run that goes on must have the same.
+    """Save the fingerprint of a run's images; a resumed run must have the same.
 
     Raises:
-        UserError: images that were added, removed, changed or labelled otherwise since.
+        UserError: images were added, removed, changed or relabelled since.
     """
     file = folder / "logs" / "images.json"
     found = {
@@ -101,7 +101,7 @@ def check_images(folder: Path, data: Data, resume: bool) -> None:
     }
     known: dict[str, Any] = {}
     if resume and file.is_file():
-        with suppress(ValueError):  # damaged, it tells nothing
+        with suppress(ValueError):  # a damaged file is ignored
             known = json.loads(file.read_text(encoding="utf-8"))
     if not known:
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -120,7 +120,7 @@ def check_images(folder: Path, data: Data, resume: bool) -> None:
 
 
 def finish(folder: Path) -> None:
-    """Remove what was set aside."""
+    """Remove the run that was set aside."""
     _remove(folder / ASIDE)
 
 
@@ -136,7 +136,7 @@ def _is_written(entry: Path) -> bool:
 
 
 def check_folder(folder: Path, config: RunConfig, overwrite: bool, resume: bool) -> None:
-    """Raise :class:`UserError` where the output folder can't be this run's; nothing is written."""
+    """Raise :class:`UserError` if this run can't use the output folder; nothing is written."""
     saved = folder / "config.yaml"
     if resume and overwrite:
         raise UserError(
@@ -177,7 +177,7 @@ def check_folder(folder: Path, config: RunConfig, overwrite: bool, resume: bool)
 
 
 def _changed(saved: Path, config: RunConfig) -> dict[str, tuple[Any, Any]]:
-    """By dotted key, the settings that are others than those saved, before and now."""
+    """Return the settings that differ from the saved ones, before and now, by dotted key."""
     ours, theirs = binding(to_dict(load_config(saved))), binding(to_dict(config))
     return {
         name: (ours.get(name), theirs.get(name))
@@ -188,7 +188,7 @@ def _changed(saved: Path, config: RunConfig) -> dict[str, tuple[Any, Any]]:
 
 
 def adopt(folder: Path, config: RunConfig) -> None:
-    """Make what a checked configuration changes a part of the run that goes on, and report it."""
+    """Save and report the changed settings of a checked configuration in the run that is resumed."""
     changed = _changed(folder / "config.yaml", config)
     for name, (was, now) in changed.items():
         say(f"--resume: {name} {was} → {now} from here on")
@@ -197,14 +197,14 @@ def adopt(folder: Path, config: RunConfig) -> None:
 
 
 def _check_replaceable(folder: Path, config: RunConfig) -> None:
-    """Raise :class:`UserError` unless the folder holds a run, that run alone, and nothing this one reads."""
+    """Raise :class:`UserError` unless the folder holds just a run, and nothing that this run reads."""
     end = "Nothing was deleted; give another --out."
     saved = folder / "config.yaml"
     if not saved.is_file():
         raise UserError(f"--overwrite: expected a run in {str(folder)!r}, found other files. {end}")
     try:
         load_config(saved)
-    except UntrustedCodeError:  # a run, whose code is not needed to replace it
+    except UntrustedCodeError:  # it is a run, and its code is not needed to replace it
         pass
     except UserError as error:
         raise UserError(

@@ -1,4 +1,4 @@
-"""What a run would train and what that would take, of a few steps that are timed; nothing is written."""
+"""Plan a run: what it would train and how long it would take, from a few timed steps; nothing is written."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from gendd.training.memory import peak_memory, reset_peak
 
 
 class _Repeating(CachedTeacher):
-    """A cached teacher that can say of every batch what it said of the one before, without being asked."""
+    """A cached teacher that can repeat its previous answer for every batch instead of computing one."""
 
     repeats = False
     last: Sequence[Tensor] = ()
@@ -41,15 +41,18 @@ class _Repeating(CachedTeacher):
 def plan_run(
     config: RunConfig, *, overwrite: bool = False, networks: Mapping[str, nn.Module] | None = None
 ) -> list[str]:
-    """Lines that tell what a run would train, with what, for how long; a few steps of each are timed.
+    """Describe what a run would train, with what and for how long, after timing a few steps of each training.
 
     Args:
-        config: The run's.
+        config: Configuration of the run.
         overwrite: Whether it would replace a run in its folder.
-        networks: The ``teacher`` or ``student`` that was made in Python.
+        networks: A ``teacher`` or ``student`` built in Python.
+
+    Returns:
+        The lines of the plan.
 
     Raises:
-        UserError: as the run would at its beginning.
+        UserError: the run could not start.
     """
     config = with_settings(config)
     if config.out is not None:
@@ -101,7 +104,7 @@ def _timed(
     device: torch.device,
     networks: Mapping[str, nn.Module],
 ) -> tuple[str, float]:
-    """What a method's training is, and about how many seconds its steps take."""
+    """Describe a method's training and estimate the seconds that its steps take."""
     if teacher is not None and config.training.cache_teacher:
         teacher = _Repeating(teacher, cached_teacher(config, data, teacher).answers)
     steps = Steps(config, data, teacher, device, networks.get("student"))

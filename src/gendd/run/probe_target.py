@@ -1,4 +1,4 @@
-"""What a linear probe is fitted to, and who judges it."""
+"""Choose the target a linear probe is fitted to, and what it is evaluated against."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from gendd.student import Student
 
 
 def lay_out(network: nn.Module, config: RunConfig) -> None:
-    """Give a network the memory format it is trained in, and is fast in."""
+    """Convert a network to the memory format it is trained in, which is the faster one."""
     if config.training.channels_last is not False:
         network.to(memory_format=torch.channels_last)
 
 
 @dataclass
 class AskedTeacher:
-    """The run's teacher, opened where it is first asked for."""
+    """The run's teacher, loaded on first use."""
 
     config: RunConfig
     data: Data
@@ -34,7 +34,7 @@ class AskedTeacher:
     missing: UserError | None = None
 
     def __call__(self) -> Frozen | None:
-        """The teacher; None where it is ``missing``."""
+        """Return the teacher; None if it is ``missing``."""
         if self.found is None and self.missing is None:
             try:
                 self.found = open_teacher(self.config, self.data, self.device, self.given)
@@ -52,10 +52,10 @@ def choose_target(
     ask: AskedTeacher,
     allow_labels: bool,
 ) -> tuple[Target, bool]:
-    """What the readout is fitted to, and whether labels may be seen for it.
+    """Choose the target the readout is fitted to, and whether it may use labels.
 
     Raises:
-        UserError: that is not to be had, or what is asked for may not be seen.
+        UserError: the target is not available, or may not be used.
     """
     if target == "labels":
         _check_labels(config, data, student, allow_labels)
@@ -65,7 +65,7 @@ def choose_target(
         _check_classes(data, student)
     if target is None and seen:
         return "labels", True
-    # as it is the judge too where labels are not seen
+    # without labels the fit is also evaluated against the teacher
     teacher = ask() if target in (None, "teacher") or not seen else None
     there = targets_of(student, teacher, seen)
     if target is None and there:
@@ -76,7 +76,7 @@ def choose_target(
 
 
 def _check_labels(config: RunConfig, data: Data, student: Student, allowed: bool) -> None:
-    """Raise :class:`UserError` where there are no labels for the student's classifier that may be seen."""
+    """Raise :class:`UserError` if there are no usable labels of the student's classes."""
     if not data.labelled:
         raise UserError(
             f"--target: expected teacher or mean, as the training images of {data.name!r} have no labels, "
@@ -97,7 +97,7 @@ def _check_labels(config: RunConfig, data: Data, student: Student, allowed: bool
 
 
 def _check_classes(data: Data, student: Student) -> None:
-    """Raise :class:`UserError` where the labels have come to mean other classes than in the training."""
+    """Raise :class:`UserError` if the labels no longer mean the same classes as in training."""
     then, now = list(student.info.get("class_names") or data.class_names), data.class_names
     if then != now:
         first = next(

@@ -1,7 +1,7 @@
-"""The linear probe as a stage of its own: readout ``linear`` of a finished run, fitted anew.
+"""The linear probe as a separate stage: refit readout ``linear`` of a finished run.
 
-What training left is the classifier to beat: the better of the two on the validation images stays, and the
-run's student, figures, model card and report are replaced only where that is the new one.
+The new classifier is compared with the existing one on the validation images; the run's student, metrics,
+model card and report are replaced only if the new one is better.
 """
 
 from __future__ import annotations
@@ -36,22 +36,22 @@ from gendd.student.folders import RunFolder
 from gendd.training import autocast_type, resolve_device
 
 _FIGURES = ("top1", "top5", "agreement")
-# by what held-out images were judged, as `readout: auto` calls it
+# validation metric by what the fit is judged by, as `readout: auto` names it
 _METRICS = {"labels": "top1", "teacher": "agreement"}
 _JUDGES = {"teacher": "the teacher", "mean": "readout mean"}
 
 
 @dataclass(frozen=True)
 class Probed:
-    """What a probe did.
+    """Result of a probe.
 
     Attributes:
-        refit: How the fit went.
-        before: ``top1``, ``top5`` and ``agreement`` of readout ``linear`` on the test images, in percent, as
-            the run had them; None what was not measured.
-        after: Likewise of the readout the run has now.
-        seconds: It took.
-        tested_on: Which images those figures are of: ``test``, or ``validation`` where there are no others.
+        refit: Result of the fit.
+        before: ``top1``, ``top5`` and ``agreement`` of readout ``linear`` on the test images, in percent,
+            before the probe; None for what was not measured.
+        after: The same for the readout the run has now.
+        seconds: Duration of the probe.
+        tested_on: Which images were scored: ``test``, or ``validation`` if there are no test images.
     """
 
     refit: Refit
@@ -61,7 +61,7 @@ class Probed:
     tested_on: str = "test"
 
     def as_dict(self) -> dict[str, Any]:
-        """What the refit tells, ``before``, ``after``, ``tested_on`` and ``seconds``; JSON-ready."""
+        """Return the refit's fields, ``before``, ``after``, ``tested_on`` and ``seconds``; JSON-ready."""
         rest = {"before": self.before, "after": self.after, "tested_on": self.tested_on}
         return {**dataclasses.asdict(self.refit), **rest, "seconds": self.seconds}
 
@@ -80,7 +80,7 @@ class Probed:
 
 
 def _change(what: str, before: float | None, after: float | None) -> str:
-    """A figure in percent before and after, and by how much it differs."""
+    """Format a percentage before and after, and the difference."""
     was = "–" if before is None else f"{before:.2f} %"
     told = "–" if after is None else f"{after:.2f} %"
     by = "" if before is None or after is None else f"  ({after - before:+.2f})"
@@ -98,27 +98,27 @@ def probe_run(
     teacher: nn.Module | None = None,
     progress: bool = False,
 ) -> Probed:
-    """Fit the linear readout of a finished run's student anew; the better one on validation images stays.
+    """Refit the linear readout of a finished run's student; the better one on the validation images is kept.
 
-    The student is frozen: its features of the training images, as they are, are computed once. The fit is a
-    multinomial regression whose weight decay is chosen on the validation images (see
+    The student is frozen: its features of the training images, without augmentation, are computed once. The
+    fit is a multinomial regression whose weight decay is chosen on the validation images (see
     :func:`gendd.refit.refit_linear`).
 
     Args:
         path: The run folder.
         target: ``labels``, or the probabilities of the ``teacher`` or of readout ``mean``. None: the labels
-            where the run's training may see them, else the teacher, else ``mean``.
-        train_images: At most so many, spread over the set; None: all.
-        allow_labels: Let the readout of a run that saw no labels be fitted to them. Its figures are then no
-            longer those of a student without labels, and its card says so.
-        device: Where to compute; None: as the run was configured.
-        backbone: The student's network, where it was made in Python.
-        teacher: The teacher, where it was made in Python.
+            if the run may train on them, else the teacher, else ``mean``.
+        train_images: Maximum number of training images, evenly spread over the set; None: all.
+        allow_labels: Allow a run trained without labels to be fitted to labels. Its metrics are then no
+            longer those of a student without labels, and the model card says so.
+        device: Where to compute; None: the run's configured device.
+        backbone: The student's network, if it was built in Python.
+        teacher: The teacher, if it was built in Python.
         progress: Show progress bars.
 
     Raises:
-        UserError: no finished run there, its images or what it is to be fitted to are not to be had, its
-            student has no classifier of their classes, or its folder can't be written.
+        UserError: no finished run there, its images or the target are not available, its student has no
+            classifier of the target's classes, or its folder can't be written.
     """
     start = time.perf_counter()
     run = RunFolder.open(path)
@@ -174,7 +174,7 @@ def _images(path: str | Path, config: RunConfig) -> Data:
 
 @contextmanager
 def _staged(folder: Path) -> Iterator[Path]:
-    """A folder in the run's for what is to replace its files, gone in the end."""
+    """Yield a temporary folder inside the run's for the files that will replace its own."""
     stage = folder / "probe.tmp"
     try:
         shutil.rmtree(stage, ignore_errors=True)
@@ -191,7 +191,7 @@ def _staged(folder: Path) -> Iterator[Path]:
 
 @dataclass
 class _Update:
-    """A run and its student after a fit; writes what changes."""
+    """A run and its student after a fit; writes the files that change."""
 
     run: RunFolder
     config: RunConfig
@@ -202,7 +202,7 @@ class _Update:
     progress: bool
 
     def write(self, stage: Path, ask: AskedTeacher, start: float) -> Probed:
-        """Measure and write what the probe changed, each file whole; returns what it did."""
+        """Measure the new readout, write the changed files atomically and return the result."""
         metrics = self.run.metrics
         own = metrics["student"]
         entry = own["readouts"].get("linear", {})
@@ -210,7 +210,7 @@ class _Update:
         changed = self.refit.kept == "refitted"
         scores = self._measure(own, before, ask) if changed else None
         if changed and own["readout"] == "linear":
-            # what the other methods said of the images is not known any more
+            # the other methods' predictions are no longer available
             metrics.pop("gains", None)
         after = {name: own["readouts"]["linear"].get(name) for name in _FIGURES}
         seconds = round(time.perf_counter() - start, 2)
@@ -220,9 +220,9 @@ class _Update:
         own["probe"] = {
             **probed.as_dict(),
             "labels_seen_by": by,
-            # what the run itself left, however often it is probed
+            # the classifier from training, however often the run is probed
             "trained_along": last.get("trained_along", before),
-            # what the readout that is there now was fitted to; None: it is the run's own
+            # what the current readout was fitted to; None: it is the one from training
             "fit": self._fit(last),
         }
         if "labels_used" in metrics["run"]:
@@ -234,10 +234,10 @@ class _Update:
         return probed
 
     def _measure(self, own: dict[str, Any], before: dict[str, Any], ask: AskedTeacher) -> Scores:
-        """Scores of the new readout on the test images, which are put into the student's figures."""
+        """Score the new readout on the test images and update the student's metrics."""
         data, student = self._named(), self.student
         entry = own["readouts"].get("linear", {})
-        # created now, or of a checkpoint that was imported without images
+        # created now, or from a checkpoint imported without images
         fresh = "multiply_adds" not in entry
         teacher = ask() if fresh or before["agreement"] is not None else None
         if ask.missing is not None and before["agreement"] is not None:
@@ -261,21 +261,21 @@ class _Update:
         return scores
 
     def _named(self) -> Data:
-        """The data with the student's classes, where it tells none."""
+        """Return the data with the student's classes if it has none of its own."""
         data = self.data
         if data.class_names:
             return data
         return dataclasses.replace(data, class_names=self.student.class_names("linear"))
 
     def _fit(self, last: dict[str, Any]) -> dict[str, Any] | None:
-        """Target and number of images of the fit that the present readout is of."""
+        """Return target and number of images of the fit behind the current readout."""
         refit = self.refit
         if refit.kept == "refitted":
             return {"target": refit.target, "images": refit.images}
         return fit_of(last)
 
     def _pick(self, own: dict[str, Any]) -> None:
-        """Settle ``readout.name: auto`` anew, by the figures it was settled by."""
+        """Redo the choice of ``readout.name: auto``, by the same metric as before."""
         pick, metric = own.get("readout_pick"), _METRICS.get(self.refit.judged_by)
         if pick is None:
             return
@@ -298,7 +298,7 @@ class _Update:
             self.student.readout = again.name
 
     def _labels_seen_by(self, last: dict[str, Any]) -> str | None:
-        """What of the student has seen labels: its training, or the linear readout alone."""
+        """Return which part of the student has seen labels: its training, or the linear readout alone."""
         if self.config.data.labels and self.data.labelled:
             return "training"
         if self.refit.kept == "refitted":
@@ -307,7 +307,7 @@ class _Update:
         return seen
 
     def _stage(self, stage: Path, metrics: dict[str, Any], scores: Scores) -> None:
-        """Write the student, and its card and the report where the run has them."""
+        """Write the student, and its model card and report if the run has them."""
         folder, student = self.run.folder, self.student
         student.save(stage / "student")
         if (folder / "student" / "README.md").is_file():
@@ -328,7 +328,7 @@ class _Update:
             report.update_report(content, folder / "report.html", stage / "report.html")
 
     def _replace(self, stage: Path) -> None:
-        """Put the files written into the run's folder, the figures last."""
+        """Move the written files into the run folder, the metrics last."""
         files = sorted(path.relative_to(stage) for path in stage.rglob("*") if path.is_file())
         for file in sorted(files, key=lambda file: file.name == "metrics.json"):
             (stage / file).replace(self.run.folder / file)

@@ -1,4 +1,4 @@
-"""Where the time of a training step goes; nothing is written."""
+"""Profile a training step; nothing is written."""
 
 from __future__ import annotations
 
@@ -31,33 +31,33 @@ from gendd.training import WAITS, resolve_device, resolve_precision
 from gendd.training.memory import peak_memory, reset_peak
 
 STEPS = 20
-# the loader alone is read for so many seconds at most
+# maximum seconds spent measuring the loader alone
 _LOADER_SECONDS = 5.0
 _PARTS = ("loading", "augmentation", "teacher", "student", "head", "losses", "backward", "optimiser")
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What a training step takes.
+    """Cost of a training step.
 
     Attributes:
-        method: By its name.
-        device: Where it was computed.
-        precision: Of its arithmetic.
-        images: Per step.
-        rows: Of the head, per step; ``images`` for a method without one.
-        seconds: Of a step, median.
+        method: Name of the method.
+        device: Device of the training step.
+        precision: Arithmetic precision.
+        images: Images per step.
+        rows: Rows of the head per step; ``images`` for a method without a head.
+        seconds: Median seconds per step.
         parts: Median seconds of the parts of a step: loading (waiting for the loader), augmentation (and
-            the copy to the device), teacher, student and head (forward passes), losses (all else of the
-            method), backward, optimiser. Taken apart from ``seconds``, with a wait for the device after
-            each, so that their sum may be more.
+            the copy to the device), teacher, student and head (forward passes), losses (the rest of the
+            method), backward, optimiser. Measured separately from ``seconds``, synchronising the device after
+            each part, so their sum may be larger.
         loader: Images per second of the loader alone.
-        workers: Of the loader.
-        beside: A method of logits whose step was timed in turns with it, by its name, if there is one.
-        ratio: Median of the seconds of a step over those of ``beside``.
-        peak_memory_mb: While the steps ran, of the device or, on CPUs, of the process.
-        parameters: Of teacher, student and head.
-        multiply_adds: Per image, of teacher and student.
+        workers: Number of loader processes.
+        beside: Name of a logit-based method timed in alternation for comparison, if there is one.
+        ratio: Median ratio of the seconds of a step to those of ``beside``.
+        peak_memory_mb: Peak memory during the steps, of the device or, on CPUs, of the process.
+        parameters: Parameters of teacher, student and head.
+        multiply_adds: Multiply-adds per image of teacher and student.
     """
 
     method: str
@@ -76,7 +76,7 @@ class Profile:
     multiply_adds: dict[str, int]
 
     def as_dict(self) -> dict[str, Any]:
-        """JSON-ready."""
+        """Return the profile as a JSON-ready dict."""
         return dataclasses.asdict(self)
 
     def __str__(self) -> str:
@@ -114,7 +114,7 @@ class Profile:
 
 
 class _Clock:
-    """Seconds of named parts, each without those of the parts within it."""
+    """Accumulates the seconds of named parts, each excluding the parts nested in it."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -142,7 +142,7 @@ class _Clock:
 
     @contextmanager
     def on(self, name: str, owner: type, *methods: str) -> Iterator[None]:
-        """Charge methods of a class to a part; what the teacher calls stays the teacher's."""
+        """Attribute the time of a class's methods to a part; the teacher's calls stay the teacher's."""
 
         def timed(call: Callable[..., Any]) -> Callable[..., Any]:
             def within(*given: Any, **options: Any) -> Any:
@@ -162,18 +162,18 @@ def profile_run(
 ) -> Profile:
     """Time the parts of a training step of the run's method; nothing is trained or written.
 
-    A teacher that the run would train first is as it begins, which takes as long.
+    A teacher that the run would train first is used untrained, which takes the same time.
 
     Args:
-        config: The run's.
-        steps: Steps timed, after two.
-        networks: The ``teacher`` or ``student`` that was made in Python.
+        config: Configuration of the run.
+        steps: Number of steps to time, after two warm-up steps.
+        networks: A ``teacher`` or ``student`` built in Python.
 
     Raises:
-        UserError: as the run would at its beginning.
+        UserError: the run could not start.
     """
     config = with_settings(config)
-    # the teacher's answers are what is timed
+    # the teacher's passes are to be timed, not its cache
     config = dataclasses.replace(config, training=dataclasses.replace(config.training, cache_teacher=0))
     with trusted_code(named_code(config)):
         return _profile(config, steps, networks or {})
@@ -182,7 +182,7 @@ def profile_run(
 def _profile(config: RunConfig, steps: int, networks: Mapping[str, nn.Module]) -> Profile:
     device = resolve_device(config.training.device)
     config, data, network = opened(config, networks)
-    # as it is known by its name: frozen, its BatchNorms are parts of its convolutions
+    # counted before freezing, which folds BatchNorms into the convolutions
     sizes = {} if network is None else {"teacher": count_parameters(network)}
     teacher = None if network is None else freeze(network, config, device)
     given = networks.get("student")
@@ -190,7 +190,7 @@ def _profile(config: RunConfig, steps: int, networks: Mapping[str, nn.Module]) -
     own = Steps(config, data, teacher, device, given)
     for _ in range(WARMUP):
         own.take()
-    # of the method alone
+    # peak of the method alone
     peak = peak_memory()
     classes = teacher is not None and teacher.num_classes == data.num_classes
     name = _beside(config.method, classes, sees_labels(config, data))
@@ -242,7 +242,7 @@ def _of_loader(workers: int) -> str:
 
 
 def _beside(method: str, classes: bool, labels: bool) -> str | None:
-    """What to compare with: KD with labels, KL without, the labels alone where there is no teacher's."""
+    """Return the method to compare with: KD with labels, KL without, supervised without teacher classes."""
     name = "supervised"
     if method_class(method).needs_teacher and classes:
         name = "kd" if labels else "kl"
@@ -250,7 +250,7 @@ def _beside(method: str, classes: bool, labels: bool) -> str | None:
 
 
 def _parts(steps: Steps, device: torch.device) -> dict[str, float]:
-    """Seconds of the parts of one step."""
+    """Return the seconds of the parts of one step."""
     clock, passes = _Clock(device), ("forward", "features", "with_map", "with_stages")
     with (
         clock.on("teacher", Frozen, "forward", "with_map", "with_stages"),
@@ -262,7 +262,7 @@ def _parts(steps: Steps, device: torch.device) -> dict[str, float]:
 
 
 def _loader(steps: Steps) -> tuple[float, int]:
-    """Images per second of the loader alone, from its second batch on, and its processes."""
+    """Return the images per second of the loader alone, from its second batch on, and its processes."""
     config, data = steps.config, steps.module.data
     epoch = train_loader(data, config.data, seed=config.seed, epoch=1)
     batches = iter(epoch)

@@ -1,4 +1,4 @@
-"""Scores of a finished run, computed anew."""
+"""Evaluate a finished run again, or a network without a run."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from gendd.training import join, resolve_device
 def evaluate_run(
     path: str | Path, readout: ReadoutName | None = None, progress: bool = False
 ) -> dict[str, dict[str, Any]]:
-    """Scores of a run's student on its test images, computed anew, by readout; by all processes there are.
+    """Score a run's student on its test images again, by readout, using all processes of the launch.
 
-    Without labels, or where a readout is not of the data's classes, the teacher is loaded for its
-    agreement (none is trained); of a student without readouts its features are scored as
-    :func:`gendd.evaluation.embedding.embedding_scores` does.
+    Without labels, or if a readout does not predict the data's classes, the teacher is loaded to measure
+    agreement (none is trained). For a student without readouts its features are scored as in
+    :func:`gendd.evaluation.embedding.embedding_scores`.
 
     Args:
         path: The run folder.
@@ -38,13 +38,13 @@ def evaluate_run(
         progress: Show a progress bar.
 
     Raises:
-        UserError: no finished run there, it hasn't that readout, or its images or the teacher that it is
-            judged by are not to be had any more.
+        UserError: no finished run there, it does not have that readout, or its images or the teacher needed
+            for scoring are no longer available.
     """
     run = RunFolder.open(path)
     config = run.config
     device = resolve_device(config.training.device)
-    # as many as were started
+    # all processes that were launched
     join(dataclasses.replace(config.training, devices="auto", sync_batchnorm=False), device)
     student = run.student(device)
     if readout is not None:
@@ -54,7 +54,7 @@ def evaluate_run(
             f"The run at {str(path)!r} was imported without images to score it on; import it again with "
             "--data.name, --data.path and another --out."
         )
-    # streamed: the training images, which size and channels were taken from, need no decoding
+    # streamed, as the training images only determine size and channels and need no decoding
     data = load_data(dataclasses.replace(config.data, in_memory=False), config.evaluation.images)
     names = student.readouts if readout is None else (readout,)
     teacher = None
@@ -86,16 +86,16 @@ def evaluate_run(
 def evaluate_network(
     network: ModelConfig, data: DataConfig, scored: int | None = None, progress: bool = False
 ) -> dict[str, Any]:
-    """Top-1, top-5, negative log-likelihood and calibration error of a trained network, without a run.
+    """Return top-1, top-5, negative log-likelihood and calibration error of a trained network, without a run.
 
     Args:
-        network: As a run's teacher: its classes are those of its weights.
-        data: The images; its test images are scored.
-        scored: At most so many of them, evenly spread; None: all.
+        network: Configured like a run's teacher, with the classes of its weights.
+        data: The data set; its test images are scored.
+        scored: Maximum number of test images, evenly spread; None: all.
         progress: Show a progress bar.
 
     Raises:
-        UserError: the network comes untrained or its classes are not the data's, or as
+        UserError: the network is untrained or its classes are not the data's, or as raised by
             :func:`gendd.models.build_teacher` and :func:`gendd.data.load_data`.
     """
     check_name(network.name)

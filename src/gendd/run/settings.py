@@ -1,4 +1,4 @@
-"""What a configuration asks of a run: which methods, with a teacher and labels or not, and what binds it."""
+"""What a run's configuration implies: its methods, use of teacher and labels, what results depend on."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gendd.processes import world_size
 
 _CHECKPOINTS = ("checkpoint_every", "checkpoint_minutes")
 
-# settings that may differ between a run and its continuation, and do not make another teacher
+# settings that may change on resume and do not make a different cached teacher
 _FREE = (
     {"out", "teacher.license", "student.license"}
     | {f"data.{key}" for key in ("in_memory", "workers", "max_corrupt", "shot_thresholds")}
@@ -29,12 +29,12 @@ _FREE = (
 )
 
 
-# settings that a run's configuration has as numbers, whatever null becomes
+# settings where null is resolved to a number when the run starts
 SIZED = {"data.batch_size", "training.epochs"}
 
 
 def sized(config: RunConfig, data: Data) -> RunConfig:
-    """The configuration with batch size and epochs as numbers, for so many training images."""
+    """Return the configuration with batch size and epochs resolved for this number of training images."""
     batch = config.data.batch_of(len(data.train))
     sizes = dataclasses.replace(config.data, batch_size=batch)
     batches = len(train_loader(data, sizes, seed=0, epoch=0, world_size=world_size()))
@@ -51,35 +51,35 @@ def sized(config: RunConfig, data: Data) -> RunConfig:
 
 
 def methods_of(config: RunConfig) -> list[str]:
-    """What is trained, in order: the baselines, then the method itself."""
+    """Return the methods in training order: the baselines, then the method itself."""
     return list(dict.fromkeys([*config.baselines, config.method]))
 
 
 def is_taught(config: RunConfig) -> bool:
-    """Whether any of its methods has a teacher."""
+    """Return whether any of the run's methods has a teacher."""
     return any(method_class(name).needs_teacher for name in methods_of(config))
 
 
 def trains_teacher(config: RunConfig) -> bool:
-    """Whether its teacher comes without weights, so that one is trained on the labels first."""
+    """Return whether the teacher has no weights, so that it is trained on the labels first."""
     return is_taught(config) and config.teacher.weights is None and not config.teacher.pretrained
 
 
 def refit_target(config: RunConfig) -> Target | None:
-    """What the method's linear readout is fitted to after its training, if it is."""
+    """Return what the method's linear readout is refitted to after training, or None."""
     target: Target | Literal["none"] = getattr(config.settings_of(config.method), "refit", "none")
     return None if target == "none" else target
 
 
 def sees_labels(config: RunConfig, data: Data) -> bool:
-    """Whether training sees labels: there are some, and it may."""
+    """Return whether training uses labels: there are some, and it may."""
     return config.data.labels and data.labelled
 
 
 def binding_of(config: RunConfig) -> dict[str, Any]:
-    """By dotted key, the settings that a run's results depend on: of methods those of the ones it trains."""
+    """Return the settings that a run's results depend on, by dotted key, for the methods it trains."""
     found = binding(to_dict(with_settings(config)))
-    # what was measured before there were these settings is known by the same names
+    # left out at their defaults, so that results from before these settings existed keep their digests
     if config.data.validation_images == "all" or (
         config.data.validation_images is None and config.data.train_images is None
     ):
@@ -98,7 +98,7 @@ def binding_of(config: RunConfig) -> dict[str, Any]:
 
 
 def binding(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """By dotted key, the settings of a plain configuration that its results depend on."""
+    """Return the settings of a plain configuration that its results depend on, by dotted key."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         name = prefix + key
@@ -110,12 +110,12 @@ def binding(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def data_paths(config: DataConfig) -> dict[str, Any]:
-    """What the configuration of the images names on disk, by key."""
+    """Return the paths in the data configuration, by key."""
     return {key: getattr(config, key) for key in ("path", "test_path", "root", "classes")}
 
 
 def absolute(path: str) -> str:
-    """The same path from everywhere; a URL is that already."""
+    """Return the absolute path; URLs are returned unchanged."""
     if is_remote(path):
         return path
     return os.path.realpath(user_path(path))

@@ -1,4 +1,4 @@
-"""Training steps outside of a training: what a plan and a profile time."""
+"""Training steps outside a training run, as timed by plans and profiles."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from gendd.run.training import untrained
 from gendd.training import autocast_type
 
 WARMUP, TIMED = 2, 8
-# no more are timed after so many seconds
+# stop timing after this many seconds
 _ENOUGH = 20.0
-# batches that statistics are taken of here
+# batches used for feature statistics
 _FEW = 4
 
-# a part of a step by its name, to be entered while it is computed
+# context manager for a named part of a step
 Part = Callable[[str], AbstractContextManager[object]]
 
 
@@ -37,14 +37,14 @@ def _whole(name: str) -> AbstractContextManager[object]:
 
 
 class Steps:
-    """The steps of a method as its training begins; nothing is logged or written.
+    """The first training steps of a method; nothing is logged or written.
 
     Args:
-        config: The run's, with this method.
-        data: Its images.
+        config: Configuration of the run, with this method.
+        data: Data of the run.
         teacher: On the device; None for a method without one.
         device: Where to compute.
-        given: The student, where it was made in Python.
+        given: The student, if it was built in Python.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class Steps:
         pairs = (Batch(batch.images, batch.labels if seen else None) for batch in batches)
         try:
             self.module.method.prepare(islice(pairs, _FEW))
-        except UserError:  # it needs an image of every class
+        except UserError:  # the statistics need an image of every class
             self.module.method.prepare(Batch(batch.images, batch.labels) for batch in batches)
 
     def _endless(self) -> Iterator[Batch]:
@@ -79,11 +79,11 @@ class Steps:
 
     @property
     def images(self) -> int:
-        """Images of a step."""
+        """Return the number of images per step."""
         return self.config.data.batch_of(len(self.module.data.train)) * self.module.accumulate
 
     def take(self, part: Part = _whole) -> float:
-        """Take a step and return its seconds, its images' loading included.
+        """Take a step and return its seconds, including data loading.
 
         Args:
             part: Entered for each part: loading, augmentation, losses (all of the method), backward,
@@ -114,7 +114,7 @@ class Steps:
         return time.perf_counter() - start
 
     def seconds(self) -> float:
-        """Median seconds of a few steps."""
+        """Return the median seconds of a few steps."""
         found: list[float] = []
         began = time.perf_counter()
         while len(found) < WARMUP + TIMED and (not found or time.perf_counter() - began < _ENOUGH):

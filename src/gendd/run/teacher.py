@@ -1,4 +1,4 @@
-"""The frozen teacher of a run, and where in the cache one is kept that was trained on the labels."""
+"""The frozen teacher of a run, and the cache of teachers trained on the labels."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ from gendd.training import resolve_precision
 
 
 def freeze(network: Backbone, config: RunConfig, device: torch.device) -> Frozen:
-    """The teacher as it is asked, with its weights, on the device.
+    """Freeze the teacher, with its weights, on the device.
 
-    Its BatchNorms become a part of its convolutions, which takes an eighth off its pass, unless its weights
-    are to be rounded or the network was made in Python, where others may have it too.
+    BatchNorms are folded into the convolutions, which makes a forward pass an eighth shorter, unless the
+    weights are to be rounded or the network was built in Python and may be in use elsewhere.
     """
     dtype = torch.bfloat16 if config.teacher.dtype == "bf16" else None
     if dtype is None and not config.teacher.name.startswith("module/"):
@@ -39,16 +39,16 @@ def freeze(network: Backbone, config: RunConfig, device: torch.device) -> Frozen
 def open_teacher(
     config: RunConfig, data: Data, device: torch.device, given: nn.Module | None = None
 ) -> Frozen:
-    """The teacher of a finished run; none is trained.
+    """Load the teacher of a finished run; none is trained.
 
     Args:
-        config: The run's.
-        data: The run's.
+        config: Configuration of the run.
+        data: Data of the run.
         device: Where to put it.
-        given: The teacher, where it was made in Python.
+        given: The teacher, if it was built in Python.
 
     Raises:
-        UserError: the run had none, or it is not to be had any more.
+        UserError: the run had no teacher, or it is no longer available.
     """
     if not is_taught(config):
         raise UserError(
@@ -74,16 +74,16 @@ def open_teacher(
 def teacher_run(
     config: RunConfig, data: Data, network: Backbone, device: torch.device
 ) -> tuple[Path, RunConfig]:
-    """Where in the cache a teacher trained on the labels is, and what trains it.
+    """Return the cache folder of a teacher trained on the labels, and the configuration that trains it.
 
     Args:
-        config: Of the run that asks for it.
-        data: The run's.
-        network: The teacher as it is built: a name may come to mean another network.
+        config: Configuration of the run that uses the teacher.
+        data: Data of the run.
+        network: The teacher as built, since its name may come to mean a different network.
         device: Where it is trained.
     """
     seen = config.data
-    # resolved: the same teacher has the same settings wherever and however it is asked for
+    # resolved, so that the same teacher always has the same settings
     paths: dict[str, Any] = {
         key: None if path is None else absolute(path) for key, path in data_paths(seen).items()
     }
@@ -98,10 +98,10 @@ def teacher_run(
         evaluation=config.evaluation,
         seed=config.seed,
     )
-    # without labels the images are split otherwise; streamed, none is decoded to know them
+    # without labels the split differs; streamed, so that no image is decoded to compute it
     own = data if seen.labels else load_data(dataclasses.replace(training.data, in_memory=False))
     made_of = [
-        # which of the test images it is scored on makes it no other
+        # the choice of test images does not change the teacher
         binding_of(dataclasses.replace(training, evaluation=EvaluationConfig())),
         network.config(),
         {key: list(value.shape) for key, value in network.net.state_dict().items()},

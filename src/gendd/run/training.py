@@ -1,4 +1,4 @@
-"""The training of one method of a run, and what is settled of its student afterwards."""
+"""Train one method of a run, and choose its student's readout afterwards."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from gendd.training import (
 
 @dataclass(frozen=True)
 class Trained:
-    """A student and how its training went; ``refit`` where its linear readout was fitted anew."""
+    """A student and its training result; ``refit`` is set if its linear readout was refitted."""
 
     student: Student
     result: FitResult
@@ -56,12 +56,12 @@ def train(
     """Train the student by ``config.method``.
 
     Args:
-        config: Of the run, with this method.
-        data: Its images.
+        config: Configuration of the run, with this method.
+        data: Data of the run.
         teacher: On the device; None for a method without one.
-        place: Where its logs and checkpoints go.
-        resume: Go on from the checkpoint there.
-        given: The student, where it was made in Python.
+        place: Folder for logs and checkpoints.
+        resume: Resume from the checkpoint there.
+        given: The student, if it was built in Python.
     """
     seen = sees_labels(config, data)
     asked = teacher
@@ -107,7 +107,7 @@ def train(
 
 
 def _built(config: RunConfig, backbone: Backbone, teacher: Frozen | None, data: Data) -> Method:
-    """The method; without the teacher's cache where it is of other images, those with labels alone."""
+    """Build the method; one that trains on labelled images alone bypasses the teacher cache."""
     seen = sees_labels(config, data)
     method = build_method(config, backbone, teacher, seen)
     if isinstance(teacher, CachedTeacher) and seen and data.partly_labelled and not method.takes_unknown:
@@ -122,7 +122,7 @@ def untrained(
     device: torch.device,
     given: nn.Module | None = None,
 ) -> LightningMethod:
-    """A method on the device as its training begins, but for the statistics that it takes first."""
+    """Return a method on the device at the start of training, before feature statistics are collected."""
     torch.manual_seed(derive_seed(config.seed, "student"))
     backbone = student_network(config, data, teacher, given)
     method = _built(config, backbone, teacher, data)
@@ -133,7 +133,7 @@ def untrained(
 
 
 def _shared(student: Student) -> Student:
-    """The student as it is in the first of the processes: what all have computed may differ by rounding."""
+    """Give all processes the first one's student, as theirs may differ by rounding."""
     same_state(student)
     if student.generator is not None:
         generator = student.generator
@@ -144,8 +144,8 @@ def _shared(student: Student) -> Student:
 def _pretrain(
     backbone: Backbone, teacher: Frozen, config: RunConfig, data: Data, folder: Path, resume: bool
 ) -> None:
-    """Stage 1: the backbone alone, before the head is there."""
-    # a training of its own: the milestones and warmup are those of stage 2
+    """Train stage 1: the backbone alone, without the head."""
+    # milestones and warmup are meant for stage 2
     stage1 = dataclasses.replace(
         config.training,
         epochs=config.training.stage1_epochs,
@@ -154,7 +154,7 @@ def _pretrain(
         milestones=[],
         warmup_epochs=None,
         stage1_epochs=0,
-        # it reads the teacher's classifier alone
+        # only the teacher's classifier is used
         cache_teacher=0,
     )
     fit(
@@ -170,7 +170,7 @@ def _pretrain(
 
 
 def _settle_mean_time(student: Student, config: RunConfig, data: Data, teacher: Frozen | None) -> None:
-    """Give an ε head its time on the validation images, where there are some and something reads it."""
+    """Choose the ε head's time step on the validation images, if there are any and a readout uses it."""
     generator, classifier = student.generator, student.classifier
     if generator is None or classifier is None or teacher is None or data.val is None:
         return
@@ -190,7 +190,7 @@ def _settle_mean_time(student: Student, config: RunConfig, data: Data, teacher: 
 def settle_readout(
     student: Student, config: RunConfig, data: Data, teacher: Frozen | None, device: torch.device
 ) -> ReadoutPick | None:
-    """Give the student its readout: as configured, else what ``auto`` picks, which is said and returned."""
+    """Set the student's readout: the configured one, or what ``auto`` picks; report and return the pick."""
     name, pick = config.readout.name, None
     student.settings = dataclasses.replace(config.readout, name="linear")
     if name == "auto":
@@ -208,7 +208,7 @@ def settle_readout(
             workers=config.data.workers,
             progress=shows_progress(config.training),
         )
-        # without labels, or of the teacher's classes
+        # top-1 is missing without labels, or if a readout predicts the teacher's classes
         seen = sees_labels(config, data) and any(score.top1 is not None for score in scores.values())
         metric: Literal["top1", "agreement"] = "top1" if seen else "agreement"
         if any(getattr(score, metric) is not None for score in scores.values()):
@@ -216,7 +216,7 @@ def settle_readout(
             say(str(pick))
             name = pick.name
     if name in student.readouts:
-        # of labels that were seen, not of the classes that the teacher alone has
+        # after training with labels the readout has to predict the data's classes, not the teacher's
         other = sees_labels(config, data) and student.num_classes(name) != data.num_classes
         if other and "linear" in student.readouts:
             say(f"readout linear: readout {name} is of the teacher's {student.num_classes(name)} classes")

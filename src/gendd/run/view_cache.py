@@ -1,4 +1,4 @@
-"""Where what a run's teacher says of each view is kept, what tells that from other caches, and its size."""
+"""Location, key and size of the cache that keeps a teacher's outputs for every view."""
 
 from __future__ import annotations
 
@@ -23,25 +23,25 @@ from gendd.processes import from_first, world_size
 from gendd.training import Answers, CachedTeacher, resolve_precision, row_type
 
 _KEY = "key.json"
-# differences from the nearest cache that are told, at most, and characters of a value
+# maximum number of reported differences from the nearest cache, and of characters per value
 _FEW, _SHORT = 3, 24
 
 
 def cached_teacher(config: RunConfig, data: Data, teacher: Frozen) -> CachedTeacher:
-    """The teacher of a run with ``training.cache_teacher``, which answers from its cache."""
+    """Wrap the teacher of a run with ``training.cache_teacher`` so that it answers from its cache."""
     key = _key(config, data, teacher)
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     folder = cache_folder() / "views" / f"{file_stem(config.teacher.name)}-{data.name}-{name}"
-    # of a set whatever the batches, which leave some out at the end
+    # for a set all images count, although an epoch's last incomplete step is dropped
     rows = _images(config, data) if isinstance(data.train, Shards) else len(data.train)
     return CachedTeacher(teacher, Answers(folder, rows, config.training.cache_dtype))
 
 
 def open_cache(cached: CachedTeacher, config: RunConfig, data: Data, method: Method) -> None:
-    """Say how large the cache becomes for a method and where it is; make its folder.
+    """Create the cache folder of a method, and report its location and final size.
 
     Raises:
-        UserError: there is no room for it.
+        UserError: there is not enough disk space.
     """
 
     cached.stages = method.asked_stages
@@ -68,7 +68,7 @@ def open_cache(cached: CachedTeacher, config: RunConfig, data: Data, method: Met
 
 
 def told(cached: CachedTeacher, config: RunConfig, data: Data, method: Method) -> tuple[str, int]:
-    """What the cache is and will be for a method, on a line, and the bytes that are missing yet."""
+    """Describe the cache for a method in one line, and return the bytes that are still missing."""
     answers, views = cached.answers, views_of(config)
     precision = resolve_precision(config.training.precision, next(cached.parameters()).device)
     arithmetic = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}[precision]
@@ -84,13 +84,13 @@ def told(cached: CachedTeacher, config: RunConfig, data: Data, method: Method) -
 
 
 def views_of(config: RunConfig) -> int:
-    """How many views a training meets."""
+    """Return the number of views used in training."""
     assert config.training.epochs is not None
     return min(config.training.cache_teacher, config.training.epochs)
 
 
 def size(count: int) -> str:
-    """Bytes for people: ``1.2 GB``."""
+    """Format a number of bytes: ``1.2 GB``."""
     for unit, least in (("GB", 1e9), ("MB", 1e6)):
         if count >= least:
             return f"{count / least:.{0 if count >= 100 * least else 1}f} {unit}"
@@ -98,7 +98,7 @@ def size(count: int) -> str:
 
 
 def _row_bytes(cached: CachedTeacher, data: Data, asked: Asked) -> dict[str, int]:
-    """Bytes that an image takes, by part."""
+    """Return the bytes per image, by part."""
     backbone, storage = cached.backbone, cached.answers.storage
     vectors = [torch.empty(1, width) for width in (cached.feature_dim, cached.num_classes)]
     parts = {"feature": vectors}
@@ -110,13 +110,13 @@ def _row_bytes(cached: CachedTeacher, data: Data, asked: Asked) -> dict[str, int
 
 
 def _images(config: RunConfig, data: Data) -> int:
-    """Images that an epoch gives."""
+    """Return the number of images per epoch."""
     batches = train_loader(data, config.data, seed=config.seed, epoch=0, world_size=world_size())
     return len(batches) * len(batches.places_of(0)) * world_size()
 
 
 def _key(config: RunConfig, data: Data, teacher: Frozen) -> dict[str, Any]:
-    """All that what the teacher says of a view depends on, but for the arithmetic and how it is kept."""
+    """Return everything the teacher's outputs for a view depend on, except arithmetic and storage types."""
     images, processes = config.data, world_size()
     key: dict[str, Any] = {
         "teacher": config.teacher.name,
@@ -140,7 +140,7 @@ def _key(config: RunConfig, data: Data, teacher: Frozen) -> dict[str, Any]:
     batches = train_loader(data, images, seed=config.seed, epoch=0, world_size=processes)
     batch = len(batches.places_of(0))
     if isinstance(batches, Batches):
-        # draws are made for all at once, or for each as it is decoded
+        # random draws are made for all images at once, or per image as it is decoded
         key["in memory"] = batches.images.in_memory
     else:
         key |= {
@@ -155,13 +155,13 @@ def _key(config: RunConfig, data: Data, teacher: Frozen) -> dict[str, Any]:
         key |= {f"data.{name}": getattr(images, name) for name in mixing}
         key["images in a step's batch"] = batch * processes
         if batch % 2:
-            # the middle image of an odd share meets itself
+            # the middle image of an odd batch is mixed with itself
             key["processes"] = processes
     return key
 
 
 def _nearest(root: Path, key: dict[str, Any]) -> str | None:
-    """What of a key is another than in the cache that differs least, if that is little."""
+    """Describe how a key differs from the most similar cache's, if in few settings."""
     found: list[tuple[int, str, list[str]]] = []
     for path in root.glob(f"*/{_KEY}"):
         try:
@@ -178,12 +178,12 @@ def _nearest(root: Path, key: dict[str, Any]) -> str | None:
 
 def _change(key: dict[str, Any], other: dict[str, Any], name: str) -> str:
     new, old = (json.dumps(each.get(name)) for each in (key, other))
-    # digests say nothing to people
+    # digests mean nothing to readers
     told = name not in ("teacher.weights", "data.fingerprint") and max(len(new), len(old)) <= _SHORT
     return f"{name} {old} (now {new})" if told else f"another {name}"
 
 
 def _free(folder: Path) -> int:
-    """Bytes that are free where a folder is or will be."""
+    """Return the free disk space in bytes at a folder that may not exist yet."""
     place = next(each for each in (folder, *folder.parents) if os.path.isdir(each))
     return shutil.disk_usage(place).free

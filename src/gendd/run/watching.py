@@ -1,4 +1,4 @@
-"""A run that is being trained, followed from what it writes into its folder."""
+"""Follow a running training through the files it writes."""
 
 from __future__ import annotations
 
@@ -28,17 +28,17 @@ _NONE = "–"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far one of a run's trainings has come.
+    """Progress of one of a run's trainings.
 
     Attributes:
-        method: Its label.
-        step: Optimiser steps taken; 0 before the first that was written.
-        steps: Of all; None where it is not known.
+        method: Label of the method.
+        step: Optimiser steps taken; 0 before the first logged one.
+        steps: Total steps; None if unknown.
         epoch: Epochs begun, of ``epochs``.
-        epochs: Of all.
-        loss: The last one written.
-        validation: What the last validation found, in words.
-        left: Estimate of the seconds to the end; None where it is not known.
+        epochs: Total epochs.
+        loss: The last logged loss.
+        validation: The last validation result, as text.
+        left: Estimated seconds remaining; None if unknown.
     """
 
     method: str
@@ -52,15 +52,15 @@ class Progress:
 
 
 def watch_run(path: str | Path, every: float = 2.0, console: Console | None = None) -> bool:
-    """Show how a run goes until it ends.
+    """Show the progress of a run until it ends.
 
     Args:
-        path: Its folder.
-        every: Seconds between two looks.
-        console: Where to.
+        path: The run folder.
+        every: Seconds between updates.
+        console: Where to print.
 
     Returns:
-        Whether it finished; else it was stopped.
+        True if the run finished, False if it was stopped.
 
     Raises:
         UserError: no run there.
@@ -76,16 +76,16 @@ def watch_run(path: str | Path, every: float = 2.0, console: Console | None = No
             shown.update(_table(look(folder)), refresh=True)
             if going:
                 time.sleep(every)
-    if not console.is_terminal:  # there Live ends no line
+    if not console.is_terminal:  # Live ends no line there
         console.print()
     return (folder / "metrics.json").is_file()
 
 
 def is_running(folder: Path) -> bool:
-    """Whether a process writes into a run's folder."""
+    """Return whether a process is writing to a run's folder."""
     try:
         os.kill(int((folder / LOCK).read_text(encoding="utf-8")), 0)
-    except PermissionError:  # another user's
+    except PermissionError:  # another user's process
         return True
     except (OSError, ValueError):
         return False
@@ -93,7 +93,7 @@ def is_running(folder: Path) -> bool:
 
 
 def look(folder: Path) -> list[Progress]:
-    """How far each training of a run has come, in the order they are trained."""
+    """Return the progress of each training of a run, in training order."""
     config = load_config(folder / "config.yaml")
     images = _training_images(folder)
     found = []
@@ -115,7 +115,7 @@ def _progress(config: RunConfig, name: str, place: Path, images: int | None) -> 
     step_images = (batch or 1) * config.training.accumulate
     steps = None if images is None or batch is None else max(1, images // step_images) * epochs
     log = curves(place, config.readout.name)
-    # with nothing beside it that is no student
+    # a network trained alone is not called a student
     told = (
         "trained on labels" if name == "supervised" == config.method and not config.baselines else label(name)
     )
