@@ -34,7 +34,7 @@ from gendd.processes import launched_rank, launched_size, world_size
 
 __all__ = ["main", "parse_run"]
 
-# full, read-only, over quota, not allowed, broken, gone, too long a name
+# errors of the file system: full, read-only, over quota, forbidden, broken, gone, name too long
 _OF_THE_PLACE = {
     getattr(errno, name)
     for name in (
@@ -43,31 +43,31 @@ _OF_THE_PLACE = {
     )
     if hasattr(errno, name)
 }
-# path/to/file.py:NAME in an option, or one of a list
+# path/to/file.py:NAME as an option's value or in a list
 _PYTHON_NAME = re.compile(r"[^\s,=\[\]'\"]+\.py:\w+")
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command line; returns the exit code: 2 for a user's mistake, 130 for Ctrl-C."""
+    """Run the command line and return the exit code: 2 for a user error, 130 for Ctrl-C."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     for stream in (sys.stdout, sys.stderr):
-        # a terminal that is no UTF-8 gets what it can't show escaped
+        # escape what a non-UTF-8 terminal can't show
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    # of images it finds odd, which are told of where they can't be decoded
+    # images that can't be decoded are reported by gendd itself
     warnings.filterwarnings("ignore", module="PIL")
     trusted = "--trust-code" in words
-    # what a shell leaves as it is after a =
+    # shells don't expand what follows a =
     words = ["=".join(expanded(word.split("=", 1))) for word in words if word != "--trust-code"]
     named = [name for word in words for name in _PYTHON_NAME.findall(word)]
     stop = Stop(process=arguments is None, resumes=words[:1] in (["distill"], ["train"]))
     try:
         with stop.on_signals(), trusted_code(None if trusted else named):
             code = _dispatch(words)
-        # some commands answer Ctrl-C themselves; others may have ended before they could be stopped
+        # some commands handle Ctrl-C themselves; others may have finished before they could be stopped
         return stop.code if code == 130 else code
     except UserError as error:
-        # what fails before the processes have met fails in all of them
+        # an error before the processes have met occurs in all of them, so that one reports it
         if launched_rank() == 0 or "did not meet" in str(error) or world_size() > 1:
             place = f"process {launched_rank()}: " if launched_rank() else ""
             print(f"gendd: {place}{' '.join(str(error).split())}", file=sys.stderr)
@@ -78,7 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
         stop.tell()
         return stop.code
     except BrokenPipeError:
-        # whoever read the output is gone: nothing more can be said, at the end of the process neither
+        # the reader of the output is gone; avoid a second error when the streams are flushed at exit
         for stream in (sys.stdout, sys.stderr):
             with suppress(OSError, ValueError, AttributeError):
                 os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
@@ -111,13 +111,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _out_of_memory(error: Exception) -> bool:
-    """Whether Python, torch or a loader's process ran out of memory."""
+    """Return whether Python, torch or a loader process ran out of memory."""
     signs = ("out of memory", "can't allocate memory", "killed by signal: Killed", "bad_alloc")
     return isinstance(error, MemoryError) or any(sign in str(error) for sign in signs)
 
 
 def _process_lost(error: Exception) -> bool:
-    """Whether another process was waited for in vain."""
+    """Return whether the error means that another process was lost."""
     signs = ("gloo", "NCCL", "Connection closed", "Connection reset", "TCPStore", "Timed out")
     return world_size() > 1 and any(sign in str(error) for sign in signs)
 

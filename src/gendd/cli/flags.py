@@ -1,4 +1,4 @@
-"""The words of 'gendd distill' and 'gendd train' beside the dotted options, and their short help."""
+"""Flags and positional arguments of 'gendd distill' and 'gendd train', and their short help."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 from gendd.cli.parsing import COMMANDS, Parser
 from gendd.errors import UserError
 
-# what 'gendd train' is, whatever a recipe says
+# settings fixed by 'gendd train', whatever a recipe says
 TRAIN: dict[str, Any] = {"method": "supervised", "baselines": []}
-# what of a recipe has no part in it
+# sections of a recipe that it does not use
 _UNUSED = ("teacher", "teacher_training", "gendd", "readout")
-# options that are short for a dotted one, and what they take
+# short options: the dotted option, its placeholder, its help
 _SHORT = {
     "teacher": ("teacher.name", "NETWORK", "the teacher: a name (gendd models lists them) or a run's folder"),
     "student": ("student.name", "NETWORK", "the student: a name or a run's folder"),
@@ -21,9 +21,9 @@ _SHORT = {
     "readout": ("readout.name", "{linear,mean,sample,auto}", "how the finished student gives its logits"),
     "precision": ("training.precision", "{auto,fp32,bf16,fp16}", "numbers the student is trained in"),
 }
-# what words without an option stand for
+# positional arguments
 _PLACES = {"distill": ("DIR", "TEACHER", "STUDENT"), "train": ("DIR", "STUDENT")}
-# settings that the short help tells beside the flags, and what they take
+# settings that the short help lists besides the flags: placeholder, help
 _OFTEN = {
     "data.path": ("DIR", "where they are: for a folder train/CLASS/, test/CLASS/"),
     "data.labels": ("{true,false}", "whether training may see the labels (default: true)"),
@@ -33,17 +33,17 @@ _OFTEN = {
     "training.lr": ("RATE", "peak learning rate (default: 0.003)"),
     "training.device": ("{auto,cpu,cuda,mps}", "where it is trained"),
 }
-# flags that only the full help tells
+# flags that only the full help lists
 _SELDOM = ("readout", "precision", "print_config", "fresh_teacher")
 
 
 def fixed(command: str) -> set[str]:
-    """Keys that are no dotted options of a command."""
+    """Return the keys that are not dotted options of a command."""
     return {"out", *TRAIN, *_UNUSED} if command == "train" else {"out"}
 
 
 def in_full(command: str, flags: argparse.Namespace) -> list[str]:
-    """The dotted options that the short ones given stand for."""
+    """Return the dotted options that the given short options stand for."""
     found = []
     for short, (key, _, _) in _short(command).items():
         value = getattr(flags, short)
@@ -61,14 +61,14 @@ def in_full(command: str, flags: argparse.Namespace) -> list[str]:
 
 
 def _is_set(name: str) -> bool:
-    """Whether images that gendd reads are called so."""
+    """Return whether this is the name of a data set that gendd reads."""
     from gendd.data.readers import readers
 
     return name in (*readers(), "webdataset")
 
 
 def _short(command: str) -> dict[str, tuple[str, str, str]]:
-    """The short options of a command."""
+    """Return the short options of a command."""
     return {name: told for name, told in _SHORT.items() if told[0].split(".")[0] not in fixed(command)}
 
 
@@ -114,7 +114,7 @@ def run_flags(command: str) -> Parser:
 
 
 def short_help(command: str) -> str:
-    """The options that people set, and where the others are told."""
+    """Return the help of the common options, with a pointer to the full help."""
     parser = run_flags(command)
     places = " ".join(_PLACES[command])
     parser.usage = f"gendd {command} [{places}] [OPTION …]"
@@ -132,10 +132,10 @@ def short_help(command: str) -> str:
 
 
 def placed(command: str, flags: argparse.Namespace, words: list[str]) -> list[str]:
-    """The words without DIR, TEACHER and STUDENT, which become options.
+    """Turn the positional arguments DIR, TEACHER and STUDENT into options.
 
     Raises:
-        UserError: others than these, or beside options that say otherwise.
+        UserError: unexpected positional arguments, or options that contradict them.
     """
     found: list[str] = []
     left: list[str] = []
@@ -178,5 +178,5 @@ def placed(command: str, flags: argparse.Namespace, words: list[str]) -> list[st
 
 
 def option_of(word: str) -> str | None:
-    """The option that a word of the command line names, ``--key`` of ``--key=value`` and ``--key+=value``."""
+    """Return the option named by an argument, ``--key`` for ``--key=value`` and ``--key+=value``, or None."""
     return word.split("=")[0].rstrip("+") if word.startswith("--") else None

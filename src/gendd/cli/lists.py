@@ -1,4 +1,4 @@
-"""Commands that list what there is, upload a student, or verify the method."""
+"""Commands that list recipes, models and methods, upload a student, or verify the method."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def recipes_command(words: list[str]) -> int:
     for name, path in recipes().items():
         if not is_base(name):
             groups.setdefault(name.rpartition("/")[0].partition("/")[0], {})[name] = path
-    # those of no folder, the way in, are the first
+    # recipes outside any folder, the entry points, come first
     for number, group in enumerate(sorted(groups)):
         width = max(map(len, groups[group]))
         print("\n" * min(number, 1), end="")

@@ -1,4 +1,4 @@
-"""The dotted options of a run: recipes, files and the command line, later ones winning."""
+"""Parse the settings of a run from recipes, files and dotted options; later ones win."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ if TYPE_CHECKING:
 
 from gendd.cli.flags import TRAIN, fixed, in_full, option_of, placed, run_flags, short_help
 
-# options of images or a teacher that are not those of the demo
+# options that select other images or another teacher than the demo's
 _OTHERS = {"--data.name", "--data.path", "--teacher.name", "--teacher.weights"}
-# settings that a teacher alone may have, which no help tells of a student
+# settings only a teacher may have, which are left out of the student's help
 _TEACHER_S = {f"student.{key}" for key in ("classes", "classifier", "compile", "dtype")}
 
 
 def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argparse.Namespace]:
-    """The configuration that the words after ``gendd distill`` or ``gendd train`` mean, and their flags.
+    """Parse the arguments after ``gendd distill`` or ``gendd train`` into a configuration and flags.
 
-    Later settings win: defaults, those of a run that is resumed, recipe, ``--config`` files, dotted options.
-    ``distill`` without a recipe, a file, images or a teacher is the recipe ``demo``, and of the digits the
-    recipe ``digits``; ``train`` takes the student of what is given, and neither its method nor its
-    baselines. The configuration is None where only printing was asked for.
+    Later settings win: defaults, those of a resumed run, recipe, ``--config`` files, dotted options.
+    ``distill`` without a recipe, a file, images or a teacher uses the recipe ``demo``, and with the digits
+    alone the recipe ``digits``; ``train`` uses the student of a recipe or file, but not its method or
+    baselines. The configuration is None if the arguments only ask for something to be printed.
 
     Raises:
-        UserError: a setting that is unknown, ill-typed or out of range, or no recipe or file of a name.
+        UserError: a setting is unknown, ill-typed or out of range, or a recipe or file does not exist.
     """
     from gendd.config import (
         RunConfig,
@@ -65,13 +65,13 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
     parts = _by_section(rest)
 
     def parsed(values: dict[str, Any]) -> dict[str, Any]:
-        """The settings of files with the options laid over them."""
+        """Apply the options to the settings of files."""
         base = to_dict(from_dict(values, RunConfig))
         for key in fixed(command):
             base.pop(key, None)
         return _laid_over(base, parts, command)
 
-    # a recipe's settings suit no other images
+    # these recipes only suit their own images
     if command == "distill" and not saved and not layers:
         images = "demo"
         if _OTHERS & {option_of(word) for word in rest}:
@@ -105,7 +105,7 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
 
 
 def _by_section(words: list[str]) -> dict[str, list[str]]:
-    """The words of dotted options by their section; of no section's by an empty name."""
+    """Group the arguments of dotted options by section; those outside any section under an empty name."""
     from gendd.config import section_types
 
     parts: dict[str, list[str]] = {}
@@ -119,7 +119,7 @@ def _by_section(words: list[str]) -> dict[str, list[str]]:
 
 
 def _laid_over(base: dict[str, Any], parts: dict[str, list[str]], command: str) -> dict[str, Any]:
-    """Settings with dotted options, which come by section, laid over them."""
+    """Apply dotted options, grouped by section, to settings."""
     from jsonargparse import Namespace
 
     from gendd.config import RunConfig, one_line, parser_of, section_types
@@ -147,7 +147,7 @@ def _laid_over(base: dict[str, Any], parts: dict[str, list[str]], command: str) 
 
 
 def _with_lists(words: list[str]) -> list[str]:
-    """The words with ``--baselines kd,kl`` as the list it means, ``--baselines=["kd", "kl"]``."""
+    """Rewrite ``--baselines kd,kl`` as the list it means, ``--baselines=["kd", "kl"]``."""
     import yaml
 
     left, found = iter(words), []
@@ -166,7 +166,7 @@ def _with_lists(words: list[str]) -> list[str]:
 
 
 def _saved(out: str) -> dict[str, Any]:
-    """The settings of the run in a folder that is resumed, which may have been moved since."""
+    """Read the settings of the run to be resumed in a folder, which may have been moved since."""
     from gendd.config import load_config, to_dict
 
     file = user_path(out) / "config.yaml"
@@ -176,7 +176,7 @@ def _saved(out: str) -> dict[str, Any]:
 
 
 def _without_labels(values: dict[str, Any]) -> list[str]:
-    """The baselines of a recipe that are left where training may not see labels."""
+    """Return a recipe's baselines, without those that need labels if training may not use them."""
     baselines: list[str] = values["baselines"]
     if values["data"]["labels"]:
         return baselines
@@ -190,7 +190,7 @@ def _without_labels(values: dict[str, Any]) -> list[str]:
 
 
 def _asked(layers: list[dict[str, Any]], words: list[str]) -> dict[str, Any]:
-    """The methods that files and options name, as a configuration does."""
+    """Return the methods that files and options name, as configuration keys."""
     import yaml
 
     asked: dict[str, Any] = {}
@@ -202,12 +202,12 @@ def _asked(layers: list[dict[str, Any]], words: list[str]) -> dict[str, Any]:
             value = word.partition("=")[2] if "=" in word else " ".join(words[index + 1 : index + 2])
             asked[key] = yaml.safe_load(value) if key == "baselines" else value
     if not isinstance(asked.get("baselines", []), list):
-        asked.pop("baselines")  # refused later, in the words of the others
+        asked.pop("baselines")  # rejected later, with the same message as other values
     return asked
 
 
 def _sections(asked: dict[str, Any], words: list[str], values: dict[str, Any]) -> tuple[str, ...]:
-    """The sections of methods that options or values set something in."""
+    """Return the sections of methods in which options or values set something."""
     from gendd.config import registry
 
     known = registry.sections(asked)
@@ -216,7 +216,7 @@ def _sections(asked: dict[str, Any], words: list[str], values: dict[str, Any]) -
 
 
 def run_parser(command: str) -> ArgumentParser:
-    """The typed parser of every dotted option of a run, for its help."""
+    """Return the typed parser of every dotted option of a run, for its help."""
     from jsonargparse import ArgumentParser
 
     from gendd.config import RunConfig
@@ -246,9 +246,9 @@ def _help(command: str) -> str:
 
 
 def settings_help(parser: ArgumentParser) -> str:
-    """What a parser of settings says of each."""
+    """Return the help of each setting of a parser."""
     body = parser.format_help().split("\n\n", 1)[1]
-    # sections given as files of their own are the short options here
+    # leave out jsonargparse's options for whole sections as files, whose names are short options here
     return re.sub(r"^ +--\S+ CONFIG +Path to a configuration file\.\n", "", body, flags=re.MULTILINE)
 
 
@@ -278,7 +278,7 @@ def _check_options(command: str, words: list[str], asked: dict[str, Any] | None 
 
 
 def given_options(command: str, words: list[str]) -> dict[str, Any]:
-    """The settings that dotted options name, by section, and no others."""
+    """Return only the settings that dotted options name, by section."""
     _check_options(command, words)
     values = _laid_over({}, _by_section(words), command)
     found: dict[str, Any] = {}

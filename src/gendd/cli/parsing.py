@@ -1,4 +1,4 @@
-"""What all commands parse with."""
+"""Shared parsing of all commands."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ COMMANDS = {
 }
 
 
-# what to do after each, where a run is concerned with its folder
+# suggested next command after each; {0} is the run folder
 _NEXT = {
     "distill": "gendd predict {0} IMAGE…, or gendd export {0} --to onnx",
     "train": "gendd distill --teacher {0} …, or gendd predict {0} IMAGE…",
@@ -54,7 +54,7 @@ _NEXT = {
 
 
 def say_next(command: str, place: object = "") -> None:
-    """The last line of a command: what to do next."""
+    """Print the last line of a command: what to do next."""
     say(f"next: {_NEXT[command].format(shlex.quote(str(place)))}")
 
 

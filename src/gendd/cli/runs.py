@@ -21,7 +21,7 @@ def execute_command(command: str, words: list[str]) -> int:
     config, flags = parse_run(command, words)
     if config is None:
         return 0
-    # after the options: these take seconds to load
+    # after the options are parsed, as these take seconds to import
     from rich.console import Console
 
     from gendd import report
@@ -51,7 +51,7 @@ def execute_command(command: str, words: list[str]) -> int:
 
 
 def _of_a_run(parser: Parser, words: list[str]) -> tuple[argparse.Namespace, RunConfig | None]:
-    """A command's own options, and the run that the others tell as distill's do; None: help was printed."""
+    """Parse a command's own options, and the others as those of a run; None if help was printed."""
     if {"-h", "--help"} & set(words):
         print(parser.format_help(), end="")
         return argparse.Namespace(), None

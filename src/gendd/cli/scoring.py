@@ -1,4 +1,4 @@
-"""The command that scores: a finished run, or a network by its name and weights."""
+"""The ``evaluate`` command: score a finished run, or a network by name and weights."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gendd.processes import launched_rank
 
 @dataclass
 class Scored:
-    """A network that is scored without a run.
+    """A network scored without a run.
 
     Args:
         network: The network; its classes are those of its weights.
         data: The images.
-        evaluation: How many of them.
+        evaluation: How many of them to score.
     """
 
     network: ModelConfig = field(default_factory=ModelConfig)
@@ -28,7 +28,7 @@ class Scored:
     evaluation: EvaluationConfig = field(default_factory=EvaluationConfig)
 
 
-# what is short for a dotted option, and what it takes
+# short options: the dotted option, its placeholder, its help
 _SHORT = {
     "network": ("network.name", "NAME", "a network to score without a run, such as timm/resnet18"),
     "weights": ("network.weights", "FILE", "its weights"),

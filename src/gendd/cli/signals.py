@@ -1,4 +1,4 @@
-"""Ctrl-C, a session that closes and a scheduler that ends the process: one way out of a command."""
+"""Signal handling: Ctrl-C, a closed terminal and a scheduler's signal end a command the same way."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
     from sys import UnraisableHookArgs
 
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
-# seconds
+# seconds until KeyboardInterrupt is raised again
 _AGAIN = 3.0
 _UNTOUCHED = (signal.SIG_DFL, signal.default_int_handler)
 
 
 def _end_loaders() -> None:
-    """End the loader processes, which outlast a signal for a while and are waited for at the exit."""
-    # where it was not imported there is none
+    """Kill the loader processes, which survive a signal for a while and would delay the exit."""
+    # if it was not imported there are none
     multiprocessing = sys.modules.get("multiprocessing")
     for process in () if multiprocessing is None else multiprocessing.active_children():
         if process.daemon:
@@ -39,7 +39,7 @@ class Stop:
         resumes: Whether the command has ``--resume``.
 
     Attributes:
-        number: Of the first one; None: none came.
+        number: Number of the first signal; None if none came.
     """
 
     def __init__(self, process: bool, resumes: bool = False) -> None:
@@ -54,18 +54,18 @@ class Stop:
         return 128 + (self.number or signal.SIGINT)
 
     def tell(self) -> None:
-        """Say how to go on, once."""
+        """Report how to continue, once."""
         if not self._told:
             self._told = True
             again = "Go on with the same command and --resume." if self.resumes else "Give the command again."
-            with suppress(OSError):  # a terminal that is gone
+            with suppress(OSError):  # the terminal is gone
                 say(f"gendd: interrupted; what was written is kept. {again}")
 
     @contextmanager
     def on_signals(self) -> Iterator[None]:
-        """Raise KeyboardInterrupt at the first signal, whatever else is raised after it; end at the next.
+        """Raise KeyboardInterrupt at the first signal, whatever is raised after it; exit at the second.
 
-        Where that is lost, as in what runs while an object is deleted, it is raised again a little later.
+        If the exception is lost, as in a destructor, it is raised again shortly after.
         """
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -73,7 +73,7 @@ class Stop:
         owner, held, unraisable = os.getpid(), {}, sys.unraisablehook
 
         def stop(number: int, frame: FrameType | None) -> None:
-            if os.getpid() != owner:  # a process started by this one
+            if os.getpid() != owner:  # a child process
                 os._exit(128 + number)
             if self.number is not None:
                 self.tell()
@@ -94,12 +94,12 @@ class Stop:
             if self.number is None or not isinstance(args.exc_value, KeyboardInterrupt):
                 unraisable(args)
             elif timed:
-                # raised in a destructor, which nothing leaves: once more when that is over
+                # exceptions don't leave destructors, so raise it again afterwards
                 signal.setitimer(signal.ITIMER_REAL, 0.01, _AGAIN)
 
         for name in _NAMES:
             number = getattr(signal, name, None)
-            # what is ignored stays so, as with nohup
+            # ignored signals stay ignored, as with nohup
             if number is not None and signal.getsignal(number) in _UNTOUCHED:
                 held[number] = signal.signal(number, stop)
         sys.unraisablehook = lost
@@ -114,7 +114,7 @@ class Stop:
                 signal.setitimer(signal.ITIMER_REAL, 0)
             if self.number is not None:
                 _end_loaders()
-            # what comes while the process ends is no traceback either
+            # if the process is about to exit, keep the handlers, so that a late signal prints no traceback
             if self.number is None or not self.process:
                 sys.unraisablehook = unraisable
                 for number, handler in held.items():

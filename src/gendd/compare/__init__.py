@@ -1,6 +1,6 @@
-"""Methods compared fairly: the same images, networks, seeds, budget and search of the learning rate.
+"""Fair comparison of methods: the same images, networks, seeds, budget and learning-rate search.
 
-:func:`compare` runs a comparison from its file, or goes on with it; see ``docs/compare.md``.
+:func:`compare` runs or resumes a comparison from its file; see ``docs/compare.md``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ __all__ = ["Comparison", "compare"]
 
 
 def __getattr__(name: str) -> Any:
-    # imported at first use: the cells are modules that are run by themselves
+    # imported on first use, as modules of this package are also run as scripts
     if name in __all__:
         return getattr(import_module("gendd.compare.comparison"), name)
     raise AttributeError(f"module 'gendd.compare' has no attribute {name!r}")

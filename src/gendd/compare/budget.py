@@ -1,4 +1,4 @@
-"""The epochs that a budget comes to, and what is measured for it, once."""
+"""Convert budgets to epochs, with the measurements this needs, each made once."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ STEPS = 20
 
 
 class Measured:
-    """Steps of an epoch and seconds of a step, as they are kept in a comparison's folder.
+    """Steps per epoch and seconds per step, saved in a comparison's folder.
 
     Args:
         path: The file.
-        plan: Whose groups are measured.
-        rows: Finished rows, which may tell what was measured on another machine.
+        plan: The plan whose groups are measured.
+        rows: Finished rows, which may hold measurements from another machine.
         keep: Whether the file may be written.
     """
 
@@ -40,30 +40,30 @@ class Measured:
             self._kept |= json.loads(path.read_text(encoding="utf-8"))
 
     def steps_per_epoch(self, group: Group) -> int | None:
-        """Of a group; None where its images can't be opened, which :attr:`errors` tells."""
+        """Return a group's steps per epoch; None if its images can't be opened (see :attr:`errors`)."""
         config = group.config
         key = self.plan.digest(_of_loading(config))
         kept = self._kept["steps_per_epoch"]
         if key not in kept:
             try:
                 kept[key] = steps_per_epoch(config)
-            except Exception as error:  # told in the rows of the cells it stops
+            except Exception as error:  # reported in the rows of the cells it prevents
                 self.errors[group.title] = first_line(error)
                 return None
             self._write()
         return int(kept[key])
 
     def step_seconds(self, group: Group) -> float | None:
-        """Of a group; None where it is not measured."""
+        """Return a group's seconds per step; None if not measured."""
         kept = self._kept["step_seconds"].get(_where(group))
         return None if kept is None else float(kept)
 
     def measure(self, groups: Sequence[Group], steps: int) -> None:
-        """Take the seconds of a step of groups of one place side by side, where they are not known.
+        """Measure the seconds per step of groups of one place side by side, unless all are known.
 
         Args:
-            groups: All of the place, so that what is known sets the scale for what is new.
-            steps: How many are timed.
+            groups: All groups of the place, so that known times set the scale of new ones.
+            steps: Number of steps to time.
         """
         for group in groups:
             self._recall(group)
@@ -87,7 +87,7 @@ class Measured:
         self._write()
 
     def epochs(self, group: Group) -> int | None:
-        """The epochs of the cells of a group, 0 as they are configured; None where they are not known."""
+        """Return the epochs of a group's cells, 0 for the configured ones; None if not known."""
         budget = self.plan.budget
         if budget is None:
             return 0
@@ -105,7 +105,7 @@ class Measured:
         return max(1, math.floor(budget.amount / (seconds * steps)))
 
     def _recall(self, group: Group) -> None:
-        """Take what a finished row of the group tells; another machine measured it."""
+        """Use the step time in a finished row of the group, measured on another machine."""
         if _where(group) in self._kept["step_seconds"]:
             return
         for row in self.rows:
@@ -131,7 +131,7 @@ def _where(group: Group) -> str:
 
 
 def _of_loading(config: RunConfig) -> RunConfig:
-    """A configuration that is another one only where an epoch has another number of steps."""
+    """Reduce a configuration to what determines the number of steps per epoch."""
     plain = RunConfig(data=config.data)
     plain.training.accumulate = config.training.accumulate
     return plain

@@ -1,6 +1,6 @@
-"""One cell of a comparison: a run, and its row of figures.
+"""One cell of a comparison: a run, and its row of results.
 
-``python -m gendd.compare.cells JOB.json`` carries one out in a process of its own.
+``python -m gendd.compare.cells JOB.json`` runs a cell in a separate process.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from gendd.student.folders import RunFolder
 from gendd.training import resolve_device
 from gendd.training.memory import peak_memory, reset_peak
 
-# in a run's folder: the seconds that the record of its teacher saved, and the finished row
+# files in a run folder: seconds saved by the recorded teacher, and the finished row
 _LEDGER = Path("logs") / "teacher_seconds.txt"
 _ROW = Path("logs") / "row.json"
 _READOUTS = ("linear", "mean", "sample")
@@ -42,13 +42,13 @@ Row = dict[str, Any]
 
 @dataclass(frozen=True)
 class Job:
-    """What is needed to run a cell.
+    """Everything needed to run a cell.
 
     Attributes:
-        config: Of the run; ``out`` is its folder.
-        log: File that gets what the run says.
-        answers: Folder of recorded teachers; None: the teacher is asked itself.
-        limit: Bytes of answers to keep.
+        config: Configuration of the run; ``out`` is its folder.
+        log: Log file of the run's messages.
+        answers: Folder of recorded teachers; None: the teacher is not recorded.
+        limit: Maximum bytes of recorded answers.
     """
 
     config: RunConfig
@@ -58,12 +58,12 @@ class Job:
 
     @property
     def folder(self) -> Path:
-        """Of the run."""
+        """Folder of the run."""
         assert self.config.out is not None
         return Path(self.config.out)
 
     def write(self, path: Path) -> None:
-        """Write it for a process of its own."""
+        """Write the job for a separate process."""
         write_json(
             path,
             {
@@ -76,7 +76,7 @@ class Job:
 
     @classmethod
     def read(cls, path: Path) -> Job:
-        """The one that :meth:`write` wrote."""
+        """Read a job written by :meth:`write`."""
         values = json.loads(path.read_text(encoding="utf-8"))
         answers = None if values["answers"] is None else Path(values["answers"])
         config = from_dict(values["config"], RunConfig)
@@ -84,7 +84,7 @@ class Job:
 
 
 def finished_row(folder: Path) -> Row | None:
-    """The figures of a finished cell; None where it has not finished."""
+    """Return the results of a finished cell; None if it has not finished."""
     path = folder / _ROW
     if not path.is_file():
         return None
@@ -93,9 +93,9 @@ def finished_row(folder: Path) -> Row | None:
 
 
 def run_cell(job: Job) -> Row:
-    """Carry a cell out, or go on with it, and give its figures; ``error`` tells what ended it, if anything.
+    """Run or resume a cell and return its results; if it fails, ``error`` says why.
 
-    Everything it says goes into its log.
+    All its output goes to its log file.
     """
     there = finished_row(job.folder)
     if there is not None:
@@ -107,7 +107,7 @@ def run_cell(job: Job) -> Row:
             if not (job.folder / "metrics.json").is_file():
                 _execute(job)
             row = {**_figures(job), "peak_memory_mb": peak_memory(), **_circumstances(job.config)}
-        except Exception as error:  # whatever a method raises is told in its row, and the others go on
+        except Exception as error:  # whatever a method raises goes into its row, and the other cells continue
             print(f"error: {typed_line(error)}", file=log)
             return {"error": _one_line(error), **_circumstances(job.config)}
     write_json(job.folder / _ROW, row)
@@ -130,7 +130,7 @@ def _recorded(teacher: Frozen, job: Job) -> Frozen:
 
 
 def _figures(job: Job) -> Row:
-    """What a finished run's folder tells of it."""
+    """Read the results from a finished run's folder."""
     folder = job.folder
     metrics = RunFolder.open(folder).metrics
     student, about = metrics["student"], metrics["run"]
@@ -166,7 +166,7 @@ def _stage1_seconds(folder: Path) -> float:
 
 
 def _curve(job: Job) -> list[float]:
-    """What validation found after each epoch, by what chose the checkpoint."""
+    """Return the validation metric that chose the checkpoint after each epoch."""
     rows = curves(job.folder, job.config.readout.name)
     metric = next((name for name in _CURVES if any(name in row for row in rows)), None)
     if metric is None:
@@ -175,7 +175,7 @@ def _curve(job: Job) -> list[float]:
 
 
 def _circumstances(config: RunConfig) -> Row:
-    """Where, when and with what a cell was run."""
+    """Return where, when and with which versions a cell was run."""
     versions = {"gendd": version("gendd"), "torch": torch.__version__, "python": platform.python_version()}
     now = datetime.datetime.now(datetime.UTC)
     return {
@@ -186,7 +186,7 @@ def _circumstances(config: RunConfig) -> Row:
 
 
 def machine(config: RunConfig) -> str:
-    """The processor, and the device that computes where it is another."""
+    """Return the name of the processor, and of the compute device if it is a different one."""
     found = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -203,13 +203,13 @@ def machine(config: RunConfig) -> str:
 
 
 def _one_line(error: BaseException) -> str:
-    """What a row tells of an exception: a user's mistake in its own words, others with their type."""
+    """Format an exception for a row: user errors as their message, others with their type."""
     text = str(error) if type(error).__name__ == "UserError" else typed_line(error)
     return " ".join(text.split())[:300]
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the cell of a job file and write its row beside it; ends with whoever started it."""
+    """Run the cell of a job file and write its row beside it; exits when the parent process dies."""
     (path,) = map(Path, sys.argv[1:] if arguments is None else arguments)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
@@ -221,12 +221,12 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def outcome_path(job: Path) -> Path:
-    """Where the row of a job file's cell is written."""
+    """Return where the row of a job file's cell is written."""
     return job.with_suffix(".row.json")
 
 
 def _end_with_parent() -> None:
-    # the pipe closes when the process that holds its other end dies, however it dies
+    # the pipe closes when the parent process dies, for whatever reason
     os.read(sys.stdin.fileno(), 1)
     os._exit(1)
 

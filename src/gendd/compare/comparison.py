@@ -1,4 +1,4 @@
-"""A comparison from its file to its report."""
+"""Run a comparison, from its file to its report."""
 
 from __future__ import annotations
 
@@ -24,21 +24,21 @@ from gendd.errors import UserError, did_you_mean
 from gendd.messages import say
 from gendd.report.numbers import duration, number
 
-# data, pair, method, seed and rate of a cell
+# data, pair, method, seed and learning rate of a cell
 Key = tuple[str, str, str, int, float]
-# how long a folder may still be held by the cells of a comparison that was just killed
+# seconds for which cells of a comparison that was just killed may still lock the folder
 _PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A comparison as far as it has come.
+    """The results of a comparison so far.
 
     Attributes:
         folder: Its folder: ``results.csv`` (unless named otherwise), ``summary.csv``, ``summary.md``,
             ``report.html`` and the cells' runs in ``cells/``.
-        rows: One a cell, by the columns of the results file.
-        summary: One a method, pair and set of images, by the columns of ``summary.csv``.
+        rows: One per cell, by the columns of the results file.
+        summary: One per method, pair and data set, by the columns of ``summary.csv``.
     """
 
     folder: Path
@@ -47,7 +47,7 @@ class Comparison:
 
     @property
     def report(self) -> Path:
-        """Its HTML page."""
+        """The HTML report."""
         return self.folder / "report.html"
 
     @property
@@ -69,20 +69,20 @@ def compare(
     time_steps: int | None = None,
     dry_run: bool = False,
 ) -> Comparison:
-    """Compare methods as a file says; finished cells are kept, others are run or gone on with.
+    """Compare methods as described in a file; finished cells are kept, others are run or resumed.
 
     Args:
-        source: The YAML file, or what one holds.
+        source: The YAML file, or its content.
         out: Folder; None: ``runs/compare/`` and the comparison's name.
-        jobs: Cells at a time; more than one are processes of their own.
-        results: The CSV of rows, read and written; None: ``results.csv`` in the folder.
-        only: Methods to run; the others' finished cells stay.
-        time_steps: Take the seconds of so many training steps of every method, side by side; a budget in
-            seconds does that anyway.
-        dry_run: Say what would be run, and run and write nothing.
+        jobs: Cells to run at a time; with more than one, each is a separate process.
+        results: CSV file of rows, read and written; None: ``results.csv`` in the folder.
+        only: Methods to run; finished cells of the others are kept.
+        time_steps: Time this many training steps of every method, side by side; with a budget in seconds
+            steps are always timed.
+        dry_run: Report what would be run, and run and write nothing.
 
     Raises:
-        UserError: the file or an argument can't be used. What goes wrong in a cell is in its row.
+        UserError: the file or an argument can't be used. Errors in a cell are reported in its row.
     """
     plan = read_plan(source)
     check(jobs >= 1, "--jobs", "a positive integer", jobs)
@@ -92,14 +92,14 @@ def compare(
         if name not in names:
             raise UserError(f"--only: expected methods of the file, got {name!r}.{did_you_mean(name, names)}")
     folder = Path(out) if out is not None else Path("runs") / "compare" / plan.name
-    _ = plan.groups  # settings that can't be used are told before anything is written
+    _ = plan.groups  # invalid settings are reported before anything is written
     csv = Path(results) if results is not None else folder / "results.csv"
     if dry_run:
         table = _Table(plan, folder, csv, only, dry_run)
         table.say_plan()
         return table.comparison()
     with _alone(folder) as lock:
-        # after the lock: another comparison may have written until now
+        # after locking, as another comparison may have written until now
         table = _Table(plan, folder, csv, only, dry_run)
         remove_unfinished(folder / "teacher")
         table.measure(time_steps)
@@ -110,13 +110,13 @@ def compare(
 
 
 class _Table:
-    """The cells of a comparison and what is known of them.
+    """The cells of a comparison and their results so far.
 
     Args:
-        plan: Of the comparison.
+        plan: Plan of the comparison.
         folder: Its folder.
         csv: The results file.
-        only: Methods to run; all where it names none.
+        only: Methods to run; all if empty.
         dry: Whether nothing may be written.
     """
 
@@ -125,7 +125,7 @@ class _Table:
         self.only = set(only) or {entry.name for entry in plan.methods}
         self.before = read_rows(csv)
         self.measured = Measured(folder / "measured.json", plan, self.before, keep=not dry)
-        # by coordinates; what failed is tried again, so it may have failed in an earlier session
+        # by coordinates; failed cells are run again, so a failure may be an earlier invocation's
         self.finished: dict[Key, Row] = {}
         self.failed: dict[Key, Row] = {}
         self.started: set[Key] = set()
@@ -134,7 +134,7 @@ class _Table:
         self._epochs: dict[str, int | None] = {}
 
     def measure(self, time_steps: int | None) -> None:
-        """Take the seconds of steps where the budget or the caller asks for them."""
+        """Time training steps if the budget or the caller asks for it."""
         seconds = self.plan.budget is not None and self.plan.budget.kind == "seconds"
         if not seconds and time_steps is None:
             return
@@ -143,7 +143,7 @@ class _Table:
             self.measured.measure(groups, time_steps or STEPS)
 
     def run(self, jobs: int, lock: int | None) -> None:
-        """Run what is left, and write the rows as cells end."""
+        """Run the remaining cells, and write the rows as cells end."""
         keys = [self._key(*place) for place in self._wanted()]
         done = sum(key in self.finished for key in keys)
         self.write()
@@ -170,12 +170,12 @@ class _Table:
         write_summary(summarise(self.plan, rows), self.folder)
 
     def comparison(self) -> Comparison:
-        """What is known."""
+        """Return the results so far."""
         rows = self.rows()
         return Comparison(self.folder, rows, summarise(self.plan, rows))
 
     def rows(self) -> list[Row]:
-        """The rows in the order of the plan; then those of the results file that are not of it."""
+        """Return the rows in the order of the plan, then other rows of the results file."""
         found: list[Row] = []
         for group, seed, rate in self._wanted():
             key = self._key(group, seed, rate)
@@ -192,7 +192,7 @@ class _Table:
         return found
 
     def say_plan(self) -> None:
-        """Tell every cell that is known so far and what would be done with it."""
+        """Report every cell known so far and what would be done with it."""
         for group, seed, rate in self._wanted():
             key = self._key(group, seed, rate)
             cell = self._cells.get(key)
@@ -215,7 +215,7 @@ class _Table:
             say(f"then seeds {seeds} at the chosen rate: {', '.join(group.title for group in later)}")
 
     def _wanted(self) -> Iterator[tuple[Group, int, float]]:
-        """The cells that are known so far, in the order of the rows."""
+        """Yield the cells known so far, in the order of the rows."""
         for group in self.plan.groups:
             first, *others = self.plan.seeds
             cells = [(first, rate) for rate in group.rates]
@@ -232,7 +232,7 @@ class _Table:
                 yield group, seed, chosen
 
     def _total(self) -> int:
-        """How many cells there are to be, of the methods that are run."""
+        """Return the total number of cells of the methods that are run."""
         total = 0
         for group in self.plan.groups:
             if group.method not in self.only:
@@ -245,11 +245,11 @@ class _Table:
         return total
 
     def _first(self, group: Group) -> list[Key]:
-        """The cells that choose the rate of a group."""
+        """Return the cells that choose a group's learning rate."""
         return [self._key(group, self.plan.seeds[0], rate) for rate in group.rates]
 
     def _settled(self, group: Group) -> bool:
-        """Whether the cells that choose the rate of a group have ended, for better or worse."""
+        """Return whether all cells that choose a group's learning rate have ended, finished or failed."""
         runs = group.method in self.only and not self.dry
         return all(
             key in self.finished or (key in self.failed and (key in self.ended or not runs))
@@ -257,7 +257,7 @@ class _Table:
         )
 
     def _chosen(self, group: Group) -> float | None:
-        """The rate of a group; None while it is not settled, or where none of its cells came to an end."""
+        """Return a group's learning rate; None while it is not settled, or if all its cells failed."""
         if len(group.rates) == 1:
             return group.rates[0]
         if not self._settled(group):
@@ -275,7 +275,7 @@ class _Table:
         return self.folder / "logs"
 
     def _cell(self, group: Group, seed: int, rate: float) -> Cell | None:
-        """A cell; None where its epochs are not known. Looks for its row the first time."""
+        """Return a cell, after looking for its row the first time; None if its epochs are not known."""
         key = self._key(group, seed, rate)
         if key in self._cells:
             return self._cells[key]
@@ -295,13 +295,13 @@ class _Table:
         return cell
 
     def _enter_unmeasured(self, group: Group) -> None:
-        """Make a row of what kept the cells of a group from being known."""
+        """Add a row with the error that kept a group's epochs from being determined."""
         key = self._key(group, self.plan.seeds[0], group.rates[0])
         error = self.measured.errors.get(group.title, "its steps are not measured")
         self.failed[key] = self._row(group, key, {"error": error})
 
     def _enter(self, cell: Cell, figures: Row) -> None:
-        """Keep the figures of a cell that ended."""
+        """Store the results of a cell that ended."""
         row = self._row(cell.group, cell.coordinates, figures)
         self._keep(cell, row | {"config": cell.digest})
 
@@ -320,7 +320,7 @@ class _Table:
         return row | figures | names | {"label": group.label}
 
     def _next(self) -> Cell | None:
-        """A cell to start now; none twice."""
+        """Return the next cell to start, each at most once; None if none is ready."""
         for group, seed, rate in self._wanted():
             key = self._key(group, seed, rate)
             cell = self._cells.get(key)
@@ -341,7 +341,7 @@ class _Table:
         )
 
     def _tell(self, cell: Cell, count: int, seconds: float) -> None:
-        """A line of a cell that ended, and how far the comparison is."""
+        """Report a cell that ended, and the progress of the comparison."""
         keys = [self._key(*place) for place in self._wanted() if place[0].method in self.only]
         done = sum(key in self.finished or key in self.ended for key in keys)
         left = max(0, self._total() - done)
@@ -355,10 +355,10 @@ class _Table:
 
 @contextmanager
 def _alone(folder: Path) -> Iterator[int | None]:
-    """Keep a second comparison out of the folder; gives the file that is locked.
+    """Lock the folder against a second comparison; yields the descriptor of the locked file.
 
     Raises:
-        UserError: there is another.
+        UserError: another comparison is running there.
     """
     folder.mkdir(parents=True, exist_ok=True)
     try:

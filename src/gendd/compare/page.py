@@ -1,4 +1,4 @@
-"""The page of a comparison: a table and plots for each set of images and pair; one file, light and dark."""
+"""HTML report of a comparison: a table and plots per data set and pair; one file, light and dark."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gendd.files import write_text
 from gendd.report.drawing import DARK, FONT, LIGHT, Theme, picture
 from gendd.report.markup import line, section, table
 
-# for methods whose own colours are taken: Okabe and Ito's on light pages, and lighter ones on dark
+# for methods whose own colours are taken: Okabe and Ito's for light pages, and lighter ones for dark
 _COLORS = (
     ("#d55e00", "#ff8a3d"),
     ("#009e73", "#35cfa2"),
@@ -38,7 +38,7 @@ _MARKERS = "oDs^vPX*<>"
 
 @dataclass(frozen=True)
 class _Look:
-    """How a method is drawn."""
+    """The colours and marker of a method."""
 
     label: str
     colors: tuple[str, str]
@@ -49,7 +49,7 @@ class _Look:
 
 
 def looks(plan: Plan) -> dict[str, _Look]:
-    """How each method of a comparison is drawn: as the registry has it, where no other one is drawn so."""
+    """Return the look of each method: that of the registry, unless another method already has it."""
     found: dict[str, _Look] = {}
     groups = {group.method: group for group in plan.groups}
     for name, group in groups.items():
@@ -65,12 +65,12 @@ def looks(plan: Plan) -> dict[str, _Look]:
 
 
 def write_page(plan: Plan, rows: Sequence[Mapping[str, Any]], summary: Sequence[Row], path: Path) -> None:
-    """Write the page, replacing what is there only once it is complete."""
+    """Write the page atomically."""
     write_text(path, page(plan, rows, summary))
 
 
 def page(plan: Plan, rows: Sequence[Mapping[str, Any]], summary: Sequence[Row]) -> str:
-    """The whole page as HTML."""
+    """Return the whole page as HTML."""
     drawn = looks(plan)
     parts = []
     for place, mine in places(summary).items():
@@ -149,7 +149,7 @@ def _table(title: str, rows: Sequence[Row], plan: Plan, drawn: Mapping[str, _Loo
 def _curves(
     title: str, rows: Sequence[Mapping[str, Any]], drawn: Mapping[str, _Look], by_seconds: bool
 ) -> str:
-    """The mean validation figure after each epoch, along epochs or the seconds they took."""
+    """Plot the mean validation metric after each epoch, against epochs or seconds."""
     series: dict[str, tuple[Any, Any]] = {}
     losses = False
     for name in drawn:
@@ -203,7 +203,7 @@ def _curves(
 
 
 def _costs(title: str, rows: Sequence[Row], drawn: Mapping[str, _Look]) -> str:
-    """The test figure against the multiply-adds of an image."""
+    """Plot the test metric against multiply-adds per image."""
     shown = [row for row in rows if row["test"] is not None and row["multiply_adds"]]
     if not shown:
         return ""

@@ -1,4 +1,4 @@
-"""The typed file of a comparison: methods × pairs × data × rates × seeds."""
+"""The plan of a comparison: methods × pairs × data × learning rates × seeds."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ class Entry:
     """A method of a comparison.
 
     Attributes:
-        name: As the file calls it.
-        label: What tables call it; None: the method's own label.
-        changes: Nested settings laid over those shared.
+        name: Its name in the file.
+        label: Its label in tables; None: the method's own label.
+        changes: Nested settings that override the shared ones.
         rates: Its own learning-rate grid; None: that of the file.
     """
 
@@ -43,7 +43,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Budget:
-    """What every method may spend on training: an amount of epochs, steps or seconds."""
+    """Training budget of every method: a number of epochs, steps or seconds."""
 
     kind: BudgetKind
     amount: float
@@ -51,15 +51,15 @@ class Budget:
 
 @dataclass(frozen=True)
 class Group:
-    """The cells of one method on one set of images and pair of networks.
+    """The cells of one method on one data set and pair of networks.
 
     Attributes:
-        data: Name in the file; empty where it names none.
-        pair: Likewise.
+        data: Name in the file; empty if it names none.
+        pair: Name of the pair of networks; empty if the file names none.
         method: The entry's name.
-        label: What tables call the method.
-        config: The settings of its cells but for seed, rate and epochs.
-        rates: At least one; the first where there is no search.
+        label: Label of the method in tables.
+        config: The settings of its cells except seed, learning rate and epochs.
+        rates: Learning rates, at least one; only the first is used without a search.
         key: Digest of the settings; the same wherever the file is run.
     """
 
@@ -73,25 +73,25 @@ class Group:
 
     @property
     def place(self) -> tuple[str, str]:
-        """Data and pair; methods of one place are timed and compared side by side."""
+        """Data set and pair; methods of one place are timed and compared side by side."""
         return self.data, self.pair
 
     @property
     def title(self) -> str:
-        """Its names on one line."""
+        """Its names in one line."""
         return " · ".join(filter(None, (self.data, self.pair, self.method)))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One training: a row of the results and a run's folder.
+    """One training: a row of the results and a run folder.
 
     Attributes:
-        group: Whose cell it is.
-        seed: Of the run.
+        group: The group it belongs to.
+        seed: Seed of the run.
         rate: Peak learning rate.
-        config: Of the run, without an output folder.
-        digest: Of the settings that its results depend on.
+        config: Configuration of the run, without an output folder.
+        digest: Digest of the settings that its results depend on.
     """
 
     group: Group
@@ -102,34 +102,34 @@ class Cell:
 
     @property
     def key(self) -> str:
-        """Name of its folder: readable, and another one for other settings."""
+        """Name of its folder: readable, and unique to its settings."""
         group = self.group
         parts = (group.data, group.pair, group.method, f"lr{self.rate:g}", f"seed{self.seed}")
         return "-".join([*filter(None, parts), self.digest[:8]])
 
     @property
     def coordinates(self) -> tuple[str, str, str, int, float]:
-        """What tells its row from others: data, pair, method, seed and rate."""
+        """The key of its row: data, pair, method, seed and learning rate."""
         return self.group.data, self.group.pair, self.group.method, self.seed, self.rate
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What a comparison's file says.
+    """The parsed file of a comparison.
 
     Attributes:
-        name: Of the comparison.
-        methods: In the order of the tables.
+        name: Name of the comparison.
+        methods: Methods in the order of the tables.
         base: Nested settings that all cells share.
-        pairs: Changes by the pair's name; one unnamed where the file has none.
-        data: Likewise of the images.
-        seeds: At least one; rates are chosen on the first.
+        pairs: Changes by name of the pair; a single unnamed one if the file has no pairs.
+        data: Changes by name of the data set; a single unnamed one if the file has none.
+        seeds: At least one; learning rates are chosen on the first.
         rates: Learning-rate grid of every method; None: each method's configured rate.
-        budget: None: the configured epochs.
-        reference: Name of the method that paired differences are against; None: no differences.
+        budget: Training budget; None: the configured epochs.
+        reference: Method that paired differences are computed against; None: no differences.
         share_teacher: Whether the teacher's answers are recorded and shared by the cells.
-        share_teacher_gb: How many GB of them are kept at most.
-        spelled: Strings that held environment variables, by what they became.
+        share_teacher_gb: Maximum GB of recorded answers.
+        spelled: Strings that contained environment variables, by their expanded values.
     """
 
     name: str
@@ -147,10 +147,10 @@ class Plan:
 
     @cached_property
     def groups(self) -> tuple[Group, ...]:
-        """Every method on every pair and set of images, in the order of the rows.
+        """Every method on every pair and data set, in the order of the rows.
 
         Raises:
-            UserError: settings that can't be used; says whose.
+            UserError: a group's settings can't be used.
         """
         found = [
             self._group(data, pair, entry)
@@ -184,7 +184,7 @@ class Plan:
                 out=None,
                 training=dataclasses.replace(
                     config.training,
-                    # curves are read from it
+                    # curves are read from its CSV log
                     loggers=loggers if "csv" in loggers else ["csv", *loggers],
                     progress=bool(given.get("progress")),
                 ),
@@ -197,7 +197,7 @@ class Plan:
                 "got 0; hold images out, or give one rate."
             )
         label = entry.label or self._label(entry, config.method)
-        # what its cells share: none of the values that the comparison sets
+        # shared by the group's cells, without the values that the comparison sets
         plain = dataclasses.replace(
             config,
             seed=0,
@@ -207,7 +207,7 @@ class Plan:
         return Group(data, pair, entry.name, label, config, rates, key)
 
     def _label(self, entry: Entry, method: str) -> str:
-        """The method's label where it is the only entry of that method, or called as the method is."""
+        """Return the method's label if the entry is its only one or has its name, else the entry's name."""
         shared = self.base.get("method", "gendd")
         same = [each for each in self.methods if each.changes.get("method", shared) == method]
         if len(same) == 1 or entry.name == registry.section(method):
@@ -215,7 +215,7 @@ class Plan:
         return entry.name
 
     def cell(self, group: Group, seed: int, rate: float, epochs: int = 0) -> Cell:
-        """A cell of a group; 0 epochs are those of its settings.
+        """Return a cell of a group; 0 epochs means those of its settings.
 
         Raises:
             UserError: the settings don't fit the number of epochs.
@@ -229,10 +229,10 @@ class Plan:
         return Cell(group, seed, rate, config, self.digest(config))
 
     def digest(self, config: RunConfig) -> str:
-        """Digest of the settings that a run's results depend on, as the file spells them.
+        """Return the digest of the settings that a run's results depend on, as spelled in the file.
 
-        Environment variables count by their name: the digest is the same on another machine, where the
-        folder that one names is elsewhere.
+        Environment variables count by name, so the digest is the same on another machine, where a variable
+        may name a different folder.
         """
         values = {key: self._as_spelled(value) for key, value in binding_of(config).items()}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:16]

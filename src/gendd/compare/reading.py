@@ -1,4 +1,4 @@
-"""A comparison as its file says."""
+"""Read the file of a comparison."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ _KEYS = (
     "share_teacher_gb",
 )
 _BUDGETS = ("epochs", "steps", "seconds")
-# settings that the comparison itself decides, and where they are given instead
+# settings controlled by the comparison, and where to give them instead
 _DECIDED = {"seed": "seeds", "out": "--out", "baselines": "methods"}
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _NAME = re.compile(r"[\w.+-]+")
 
 
 def read_plan(source: str | Path | Mapping[str, Any]) -> Plan:
-    """The plan of a YAML file, or of what such a file holds.
+    """Read the plan of a YAML file, or of its content.
 
     Raises:
         UserError: the file can't be read, or names a key, value or variable that can't be used.
@@ -62,7 +62,7 @@ def read_plan(source: str | Path | Mapping[str, Any]) -> Plan:
 def _plan(stem: str, values: dict[str, Any], spelled: dict[str, str]) -> Plan:
     rates = None if values.get("rates") is None else _rates("rates", values["rates"])
     budget = None if values.get("budget") is None else _budget(values["budget"])
-    # before the methods, which may set something of a file that is named here
+    # before the methods, which may set options of a Python file named here
     base = _changes("base", _section("base", values.get("base")), budget, ())
     methods = _sections("methods", values.get("methods"))
     check(bool(methods), "methods", "a section of one method or more", values.get("methods"))
@@ -126,7 +126,7 @@ def _section(key: str, values: Any) -> dict[str, Any]:
 
 
 def _sections(key: str, values: Any) -> dict[str, dict[str, Any]]:
-    """Sections by a name of one's own."""
+    """Read sections with user-defined names."""
     found = {}
     for name, changes in _section(key, values).items():
         _check_name(key, name)
@@ -146,14 +146,14 @@ def _changes(
     rates: tuple[float, ...],
     more: tuple[str, ...] = (),
 ) -> dict[str, Any]:
-    """Nested settings of nested or dotted ones, with those of recipes they extend below.
+    """Read a section of nested or dotted settings into nested ones, on top of the recipes it extends.
 
     Args:
         where: Dotted key of the section in the file.
         values: The section.
-        budget: That of the file; epochs then are its to say.
-        rates: The grid that is searched; rates then are its to say.
-        more: Keys the section may hold beside settings, for errors.
+        budget: The file's budget; if given, the section may not set epochs.
+        rates: The learning-rate grid; if given, the section may not set learning rates.
+        more: Other keys the section may hold, for error messages.
     """
     nested = _nested(where, values)
     own = {key: value for key, value in nested.items() if key != "extends"}
@@ -184,7 +184,7 @@ def _changes(
 
 
 def _nested(where: str, values: dict[str, Any]) -> dict[str, Any]:
-    """Dotted keys as sections."""
+    """Convert dotted keys to nested sections."""
     found: dict[str, Any] = {}
     for key, value in values.items():
         if not isinstance(key, str) or not all(key.split(".")):
@@ -199,7 +199,7 @@ def _nested(where: str, values: dict[str, Any]) -> dict[str, Any]:
 def _rates(key: str, values: Any) -> tuple[float, ...]:
     listed = values if isinstance(values, list) else [values]
     try:
-        # YAML reads 1e-3 as text
+        # YAML reads 1e-3 as a string
         rates = tuple(float(value) for value in listed if not isinstance(value, bool))
     except (TypeError, ValueError):
         rates = ()
@@ -231,7 +231,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _expanded(value: Any, key: str, spelled: dict[str, str]) -> Any:
-    """The value with ``${NAME}`` in its strings replaced; what such a string was is kept in ``spelled``."""
+    """Expand ``${NAME}`` in the strings of a value; the original strings are added to ``spelled``."""
     if isinstance(value, dict):
         return {
             name: _expanded(item, f"{key}.{name}" if key else str(name), spelled)
@@ -251,5 +251,5 @@ def _expanded(value: Any, key: str, spelled: dict[str, str]) -> Any:
     return found
 
 
-# what an entry of `methods` says beside the settings it changes
+# keys of an entry of `methods` besides the settings it changes
 _OF_METHOD = ("label", "rates")

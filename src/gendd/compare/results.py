@@ -1,4 +1,4 @@
-"""The rows of a comparison: one a cell, as a CSV file; and which learning rates they choose."""
+"""The rows of a comparison, one per cell, as a CSV file; and the choice of learning rates."""
 
 from __future__ import annotations
 
@@ -45,22 +45,22 @@ COLUMNS: dict[str, type] = {
     "date": str,
     "error": str,
 }
-# columns that differ from one repetition to the next
+# columns that differ between repetitions
 VARYING = ("train_seconds", "step_seconds", "latency_ms", "peak_memory_mb", "date")
-# text even where it is empty
+# strings even if empty
 _NAMES = ("data", "pair")
 
 
 def coordinates(row: Mapping[str, Any]) -> tuple[str, str, str, int, float]:
-    """What tells a row from others: data, pair, method, seed and rate."""
+    """Return the key of a row: data, pair, method, seed and learning rate."""
     return row["data"], row["pair"], row["method"], row["seed"], row["rate"]
 
 
 def read_rows(path: Path) -> list[Row]:
-    """The rows of a results file; none where there is no file.
+    """Read the rows of a results file; an empty list if there is no file.
 
     Raises:
-        UserError: it is no results file of a comparison.
+        UserError: it is not a results file of a comparison.
     """
     if not path.exists():
         return []
@@ -94,7 +94,7 @@ def _text(value: Any) -> str:
 
 
 def to_csv(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
-    """Rows as the text of a CSV file."""
+    """Format rows as CSV."""
     stream = io.StringIO()
     writer = csv.writer(stream, lineterminator="\n")
     names = list(columns)
@@ -104,7 +104,7 @@ def to_csv(columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a results file in one piece, where it would be another than it is."""
+    """Write a results file atomically, if its content has changed."""
     text = to_csv(COLUMNS, rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     if not path.exists() or path.read_text(encoding="utf-8") != text:
@@ -112,15 +112,15 @@ def write_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def is_loss(row: Mapping[str, Any]) -> bool:
-    """Whether less of a row's validation figure is better."""
+    """Return whether a lower value of a row's validation metric is better."""
     return bool(row["monitor"] == "val/diffusion")
 
 
 def best_rate(rows: Sequence[Mapping[str, Any]]) -> float | None:
-    """The rate of the row with the best validation figure, of several the first; None without figures.
+    """Return the learning rate with the best validation metric, the first of equals; None without any.
 
     Args:
-        rows: Of one method and seed, one a rate.
+        rows: Rows of one method and seed, one per learning rate.
     """
     told = [row for row in rows if row.get("validation") is not None and not row.get("error")]
     if not told:

@@ -1,4 +1,4 @@
-"""Cells carried out: one after another in this process, or several at a time in processes of their own."""
+"""Run cells one after another in this process, or several at a time in separate processes."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from gendd.compare.plan import Cell
 from gendd.compare.results import Row
 from gendd.data.workers import cores
 
-# runs the cell of a job file, which is its last word
+# command that runs the cell of the job file given as its last argument
 COMMAND = (sys.executable, "-P", "-m", "gendd.compare.cells")
 _POLL = 0.05
 _PATIENCE = 5.0
 
-# the next cell to run, None where none is ready yet; and its job
+# the next cell to run, or None if none is ready yet; and its job
 Next = Callable[[], Cell | None]
 MakeJob = Callable[[Cell], Job]
 
 
 def run_here(ready: Next, job: MakeJob) -> Generator[tuple[Cell, Row], None, None]:
-    """Run cells in this process until none is ready; each with its row as it ends."""
+    """Run cells in this process until none is ready; yields each with its row as it ends."""
     while (cell := ready()) is not None:
         row = run_cell(job(cell))
         _free()
@@ -55,16 +55,16 @@ class _Worker:
 def run_apart(
     ready: Next, job: MakeJob, jobs: int, folder: Path, keep: Sequence[int] = ()
 ) -> Generator[tuple[Cell, Row], None, None]:
-    """Run cells in up to ``jobs`` processes at a time; each with its row as it ends.
+    """Run cells in up to ``jobs`` processes at a time; yields each with its row as it ends.
 
-    The processes share the cores, and the visible CUDA devices in turn. They end with this one.
+    The processes share the cores; visible CUDA devices are assigned in turn. They end with this process.
 
     Args:
-        ready: Asked whenever a process is free; None while others have to end first.
-        job: The job of a cell.
+        ready: Called whenever a process is free; returns None while others have to end first.
+        job: Makes the job of a cell.
         jobs: Processes at a time.
-        folder: For the files that tell them what to do.
-        keep: Open files they inherit, so that a lock lasts as long as any of them.
+        folder: Folder for the job files.
+        keep: File descriptors they inherit, so that a lock is held as long as any of them lives.
     """
     folder.mkdir(parents=True, exist_ok=True)
     devices = _devices()
@@ -106,7 +106,7 @@ def _start(
             stderr=log,
             env=environment,
             pass_fds=keep,
-            # Ctrl-C is this process's to handle
+            # this process handles Ctrl-C
             start_new_session=True,
         )
     return _Worker(cell, process, file, job.log, slot)
@@ -118,7 +118,7 @@ def _at_most(threads: int) -> int:
 
 
 def _devices() -> list[str]:
-    """The CUDA devices this process may use, as CUDA_VISIBLE_DEVICES names them."""
+    """Return the CUDA devices this process may use, as named in CUDA_VISIBLE_DEVICES."""
     import torch
 
     if not torch.cuda.is_available():
@@ -146,7 +146,7 @@ def _outcome(worker: _Worker) -> Row:
 
 
 def _stop(workers: list[_Worker]) -> None:
-    """End the processes; what they have written is kept."""
+    """Terminate the processes; what they have written is kept."""
     for worker in workers:
         worker.process.terminate()
     deadline = time.monotonic() + _PATIENCE

@@ -1,4 +1,4 @@
-"""What the rows of a comparison come to: means over seeds, and paired differences to the reference."""
+"""Summarise the rows of a comparison: means over seeds, and paired differences to the reference."""
 
 from __future__ import annotations
 
@@ -47,13 +47,13 @@ Interval = tuple[float | None, float | None]
 
 
 def bootstrap_interval(values: Sequence[float]) -> Interval:
-    """The 95 % percentile bootstrap interval of a mean; None, None of fewer than two values.
+    """Return the 95 % percentile bootstrap interval of a mean; None, None for fewer than two values.
 
-    10,000 resamples from a fixed seed. Of two or three values the interval is their range, since more than
-    2.5 % of the resamples hold nothing but the smallest: it covers the true mean of a symmetric distribution
-    in 50 and 75 % of cases, not in 95. It stays too narrow up to about ten values, so :func:`t_interval`
-    stands beside it. Three seeds can show a difference of several times its spread between seeds; they can't
-    show that two methods are equal, nor order methods whose difference is within that spread.
+    Uses 10,000 resamples from a fixed seed. For two or three values the interval is their range, since more
+    than 2.5 % of the resamples contain only the smallest: it covers the true mean of a symmetric distribution
+    in 50 and 75 % of cases, not in 95. It is too narrow up to about ten values, so :func:`t_interval` is
+    given beside it. Three seeds can show a difference of several times its spread between seeds; they can't
+    show that two methods are equal, nor rank methods whose difference is within that spread.
     """
     if len(values) < 2:
         return None, None
@@ -64,10 +64,10 @@ def bootstrap_interval(values: Sequence[float]) -> Interval:
 
 
 def t_interval(values: Sequence[float]) -> Interval:
-    """The 95 % interval of a mean by Student's t; None, None of fewer than two values.
+    """Return the 95 % interval of a mean by Student's t; None, None for fewer than two values.
 
-    Exact where the values are normal, whatever n; with n of 2 or 3 it is wide (12.7 and 4.3 standard errors
-    to a side), as so few seeds tell little.
+    Exact for normally distributed values at any n; for n of 2 or 3 it is wide (12.7 and 4.3 standard errors
+    to each side), as so few seeds are little evidence.
     """
     if len(values) < 2:
         return None, None
@@ -79,11 +79,11 @@ def t_interval(values: Sequence[float]) -> Interval:
 
 
 def summarise(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[Row]:
-    """One row a method, pair and set of images, by the columns of :data:`SUMMARY`; None where not known.
+    """Return one row per method, pair and data set, by the columns of :data:`SUMMARY`; None for unknowns.
 
     Args:
-        plan: Of the comparison.
-        rows: Of its cells; only chosen ones of the plan's seeds count.
+        plan: Plan of the comparison.
+        rows: Rows of its cells; only the chosen ones of the plan's seeds count.
     """
     found = []
     for group in plan.groups:
@@ -128,9 +128,9 @@ def _by_seed(plan: Plan, rows: Iterable[Mapping[str, Any]]) -> dict[int, Mapping
 def _of_one_machine(
     chosen: Mapping[int, Mapping[str, Any]], reference: Mapping[int, Mapping[str, Any]]
 ) -> dict[int, Mapping[str, Any]]:
-    """The cells whose seconds and memory count: those of the machine that most of the reference's are of.
+    """Return the cells whose seconds and memory count: those run on the reference's most frequent machine.
 
-    Where none is, those of the machine that most of them are of themselves.
+    If there are none, those run on their own most frequent machine.
     """
     machines = [row["machine"] for row in reference.values()]
     own = [row["machine"] for row in chosen.values()]
@@ -154,7 +154,7 @@ def _mean_sd(values: Sequence[float]) -> tuple[float | None, float | None]:
 
 
 def _difference(chosen: Mapping[int, Mapping[str, Any]], reference: Mapping[int, Mapping[str, Any]]) -> Row:
-    """The paired difference of the test figure over the seeds that both have."""
+    """Return the paired difference in the test metric over the seeds that both have."""
     pairs = [
         row["test"] - reference[seed]["test"]
         for seed, row in chosen.items()
@@ -173,7 +173,7 @@ def _difference(chosen: Mapping[int, Mapping[str, Any]], reference: Mapping[int,
 
 
 def seconds(row: Mapping[str, Any]) -> float:
-    """Seconds of a cell's training: of its steps measured side by side where they are, else as it took."""
+    """Return a cell's training seconds, from the steps timed side by side if there are any."""
     if row["step_seconds"] and row["steps"]:
         return float(row["step_seconds"] * row["steps"])
     return float(row["train_seconds"] or 0.0)
@@ -182,9 +182,9 @@ def seconds(row: Mapping[str, Any]) -> float:
 def _seconds_to(
     chosen: Mapping[int, Mapping[str, Any]], reference: Mapping[int, Mapping[str, Any]]
 ) -> float | None:
-    """Seconds of training after which validation reached the reference's last figure of the same seed.
+    """Return the training seconds until validation reached the reference's final value for the same seed.
 
-    The mean over the seeds that both have; None where one of them never did.
+    The mean over the seeds that both have; None if one of them never did.
     """
     found = []
     for seed in (seed for seed in chosen if seed in reference):
@@ -218,7 +218,7 @@ def write_summary(summary: Sequence[Row], folder: Path) -> None:
 
 
 def headings(summary: Sequence[Row]) -> dict[str, str]:
-    """The columns of the tables that people read, those that hold something, by name."""
+    """Return the headings of the non-empty columns of the readable tables, by column name."""
     shown = {
         "rate": "lr",
         "test": "test, %",
@@ -246,7 +246,7 @@ def headings(summary: Sequence[Row]) -> dict[str, str]:
 
 
 def cells(row: Row, columns: Iterable[str]) -> list[str]:
-    """A row of the tables that people read."""
+    """Format a row of the readable tables."""
     return [_cell(row, name) for name in columns]
 
 
@@ -279,7 +279,7 @@ def _signed(value: float) -> str:
 
 
 def places(summary: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
-    """The rows of each set of images and pair, which are a table of their own."""
+    """Group the rows by data set and pair, one table each."""
     found: dict[tuple[str, str], list[Row]] = {}
     for row in summary:
         found.setdefault((row["data"], row["pair"]), []).append(row)
@@ -287,7 +287,7 @@ def places(summary: Sequence[Row]) -> dict[tuple[str, str], list[Row]]:
 
 
 def markdown(summary: Sequence[Row]) -> str:
-    """A Markdown table of each set of images and pair."""
+    """Return a Markdown table per data set and pair."""
     parts = []
     for names, rows in places(summary).items():
         columns = headings(rows)

@@ -1,4 +1,4 @@
-"""A frozen teacher whose answers are recorded on disk, so that methods on the same batches share them.
+"""A frozen teacher whose answers are recorded on disk, shared by methods that train on the same batches.
 
 Shapes: B images, C channels, D feature width, K classes, (E, h, w) map.
 """
@@ -24,21 +24,21 @@ from gendd.models.frozen import bytes_of
 from gendd.models.module import digest
 
 _HALF = torch.float16
-# answers between two looks at how much the folder holds, which other processes write to as well
+# answers between checks of the folder's size, as other processes write to it too
 _RESCAN = 256
 _TENSORS = ("feature", "logits")
 
 
 @dataclass(frozen=True)
 class _Answer:
-    """What is known of a batch.
+    """The teacher's answer for a batch.
 
     Attributes:
-        feature: (B, D), of the type it was computed in.
-        logits: (B, K), likewise.
-        maps: The map and those of stages, as they are kept; none where they were not asked for.
-        map_type: The type they are given in.
-        seconds: What computing took.
+        feature: (B, D), in the dtype it was computed in.
+        logits: (B, K), in the dtype they were computed in.
+        maps: The map and those of the stages, as stored; empty if not requested.
+        map_type: The dtype they are returned in.
+        seconds: Duration of the computation.
     """
 
     feature: Tensor
@@ -49,25 +49,25 @@ class _Answer:
 
 
 class RecordedTeacher(Frozen):
-    """A teacher that answers a batch it has seen from disk.
+    """A teacher that reads its answers from disk for batches it has seen.
 
-    An answer is known by the content of the images, their memory format and the type of the arithmetic.
-    Feature and logits come back as they were; maps are rounded to fp16 (unless they are beyond its range),
-    also the first time, so that no result depends on who asked first. Files are written whole, so any number
-    of processes may share the folder.
+    Answers are keyed by the content of the images, their memory format and the arithmetic dtype. Feature and
+    logits are stored exactly; maps are rounded to fp16 (unless out of its range), also when first computed,
+    so that no result depends on which method asked first. Files are written atomically, so any number of
+    processes may share the folder.
 
     Args:
-        teacher: What is recorded.
-        folder: Where the answers are; one teacher's, see :func:`answers_folder`.
-        limit: Bytes below ``root`` beyond which answers are computed and not kept.
+        teacher: The teacher to record.
+        folder: Folder of this teacher's answers, see :func:`answers_folder`.
+        limit: Maximum bytes below ``root``; answers beyond it are computed and not stored.
         root: Folder whose size counts; None: ``folder``.
-        ledger: File that keeps the seconds to add to a training's own, by batch; None: nothing is kept.
+        ledger: File that keeps, by batch, the seconds to add to the training's own; None: not kept.
 
     Attributes:
-        computed: Answers that were computed.
-        found: Answers that were found.
-        saved: Seconds by which this process trained faster for the record than it would have without;
-            negative where writing took longer than was gained.
+        computed: Number of answers computed.
+        found: Number of answers read from disk.
+        saved: Seconds of training that the record saved this process; negative if writing took longer than
+            was saved.
     """
 
     def __init__(
@@ -120,7 +120,7 @@ class RecordedTeacher(Frozen):
             self.found += 1
         feature, logits = answer.feature.to(images.device), answer.logits.to(images.device)
         maps = [each.to(images.device, answer.map_type) for each in answer.maps]
-        # only training steps ask with gradients on: validation is not among the seconds of a training
+        # only training steps run with gradients enabled; validation is not part of the training seconds
         if torch.is_grad_enabled():
             self._enter(f"{key}-{kind}", answer.seconds - (time.perf_counter() - start))
         return feature, logits, maps
@@ -133,7 +133,7 @@ class RecordedTeacher(Frozen):
             device,
             torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else None,
             images.is_contiguous(),
-            # what is asked for maps is not compiled
+            # requests with maps don't use the compiled network
             kind != "feature" and self._compiled is not None,
         ]
         content = hashlib.blake2b(repr(made_of).encode(), digest_size=20)
@@ -178,7 +178,7 @@ class RecordedTeacher(Frozen):
                 found = {name: getattr(answer, name).float() for name in _TENSORS}
                 _write(path, found, {"seconds": repr(answer.seconds), **about})
         except OSError:
-            # a full disk costs time, and no result
+            # a full disk costs time but changes no result
             self.limit = 0
             return
         self._held += size
@@ -191,28 +191,28 @@ class RecordedTeacher(Frozen):
 
 
 def ledger_seconds(path: Path) -> float:
-    """Seconds to add to those of a training, of a ledger.
+    """Return the seconds of a ledger, to be added to the training's own.
 
-    A batch counts once, by its last entry: steps that were repeated after an interruption are also counted
-    once among the training's own seconds.
+    Each batch counts once, by its last entry, as steps repeated after an interruption also count once in the
+    training's own seconds.
     """
     if not path.exists():
         return 0.0
     entries = {}
     for line in path.read_text(encoding="ascii", errors="replace").splitlines():
-        # a line may be cut short where its process was killed
+        # a killed process may leave an incomplete line
         if match := re.fullmatch(r"([0-9a-f]{40}-[a-z]+) (-?\d+\.\d{6})", line):
             entries[match[1]] = float(match[2])
     return sum(entries.values())
 
 
 def answers_folder(root: Path, teacher: Frozen, config: ModelConfig) -> Path:
-    """Where a teacher's answers are kept below ``root``: another place for other weights or settings."""
+    """Return the folder of a teacher's answers below ``root``, unique to its weights and settings."""
     return root / teacher.digest(config.compile, digest(config.name), torch.__version__)
 
 
 def remove_unfinished(root: Path) -> None:
-    """Delete what killed processes left half written; while no process writes."""
+    """Delete incomplete files of killed processes; call only while no process writes."""
     for path in root.glob("*/*/.*.tmp"):
         path.unlink(missing_ok=True)
 
@@ -226,7 +226,7 @@ def _name(kind: torch.dtype) -> str:
 
 
 def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> None:
-    # beside its place under a name of its own, then moved there
+    # written under a temporary name, then renamed
     temporary = path.with_name(f".{path.stem}-{os.getpid()}.tmp")
     try:
         kept = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -238,10 +238,10 @@ def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> Non
 
 
 def _read(path: Path, kind: Asked) -> _Answer | None:
-    """The answer at a path; None where there is none, or one without the maps that are asked for."""
+    """Read the answer at a path; None if there is none, or it lacks the requested maps."""
     files = [path]
     if kind != "feature":
-        # the maps of stages begin with the map
+        # the stages' maps include the map
         kinds: list[Asked] = [kind, "stages"]
         found = [place for place in (_maps_path(path, each) for each in kinds) if place.exists()]
         files += found[:1] or [_maps_path(path, kind)]
@@ -260,7 +260,7 @@ def _read(path: Path, kind: Asked) -> _Answer | None:
         maps = maps[:1] if kind == "map" else maps
         return _Answer(feature, logits, maps, given, float(about["seconds"]))
     except (OSError, SafetensorError, KeyError, ValueError):
-        # deleted or damaged: it is computed anew
+        # deleted or damaged: compute it again
         return None
 
 

@@ -1,8 +1,8 @@
-"""Seconds of a training step of several methods, measured side by side.
+"""Time the training steps of several methods side by side.
 
-Every step takes one batch and trains every method on it in turn, so that a machine that is busier for a
-while slows all of them alike. A step is what a training pays for: the loading of its batch, the teacher's
-pass where the method asks the teacher, forward, backward and the optimiser.
+Every step trains each method in turn on the same batch, so that other load on the machine slows all of them
+alike. The time of a step includes loading its batch, the teacher's pass if the method uses the teacher,
+forward, backward and the optimiser.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ from gendd.run.settings import sees_labels
 from gendd.training import LightningMethod, autocast_type, derive_seed, overruns, resolve_device
 
 WARMUP = 3
-# feature, logits, map and maps of stages
+# feature, logits, map and the stages' maps
 _Answer = tuple[Tensor, Tensor, Tensor | None, list[Tensor]]
 
 
 def steps_per_epoch(config: RunConfig) -> int:
-    """Optimiser steps of an epoch; the images are opened for it.
+    """Return the optimiser steps per epoch; this opens the images.
 
     Raises:
-        UserError: they can't be.
+        UserError: the images can't be opened.
     """
     batches = len(train_loader(load_data(config.data), config.data, seed=config.seed, epoch=0))
     return batches // min(config.training.accumulate, batches)
 
 
 class _Shared(Frozen):
-    """A teacher that answers each batch once, and tells what an answer cost whoever asks for it again.
+    """A teacher that computes each batch once, and charges its cost to every method that asks for it.
 
     Attributes:
-        spent: Seconds inside of it since :meth:`restart`.
-        charged: Seconds that the answers given since then took when they were computed.
+        spent: Seconds spent in it since :meth:`restart`.
+        charged: Seconds that the answers given since then originally took to compute.
     """
 
     def __init__(self, teacher: Frozen) -> None:
@@ -88,7 +88,7 @@ class _Shared(Frozen):
 
 
 class _Feed:
-    """The batches of one configuration of images, epoch after epoch, and what loading the last one took."""
+    """The batches of one data configuration, epoch after epoch, and the loading time of the last one."""
 
     def __init__(self, config: RunConfig, data: Data, device: torch.device) -> None:
         self.config, self.data, self.device = config, data, device
@@ -104,10 +104,10 @@ class _Feed:
             epoch += 1
 
     def next(self) -> Batch:
-        """The next batch, mixed, on the device."""
+        """Return the next batch, mixed, on the device."""
         start = time.perf_counter()
         batch = next(self._batches).to(self.device)
-        # what an unknown label is taken for makes no step slower
+        # the value used for unknown labels does not affect the time of a step
         labels = batch.labels if sees_labels(self.config, self.data) else None
         labels = None if labels is None else labels.clamp(min=0)
         images, labels = self.mixing(batch.images, labels, torch.Generator().manual_seed(0))
@@ -116,7 +116,7 @@ class _Feed:
         return Batch(images, labels)
 
     def channels_last(self, batch: Batch) -> Batch:
-        """The batch in that memory format; one object for all methods, so that the teacher knows it."""
+        """Convert the batch to channels-last; one object for all methods, so the teacher recognises it."""
         if not any(each is batch for each, _ in self._last):
             images = batch.images.contiguous(memory_format=torch.channels_last)
             self._last.append((batch, Batch(images, batch.labels)))
@@ -124,7 +124,7 @@ class _Feed:
 
 
 class _Runner:
-    """A method that is timed."""
+    """A method being timed."""
 
     def __init__(self, config: RunConfig, feed: _Feed, teacher: _Shared | None) -> None:
         self.config, self.feed, self.teacher = config, feed, teacher
@@ -133,7 +133,7 @@ class _Runner:
         backbone = student_network(config, data, teacher, None)
         torch.manual_seed(derive_seed(config.seed, "method"))
         self.method = build_method(config, backbone, teacher, sees_labels(config, data))
-        # as fit() decides
+        # as in fit()
         self.channels_last = config.training.channels_last is not False
         self.channels_last = self.channels_last and not overruns(self.method, device)
         if self.channels_last:
@@ -156,7 +156,7 @@ class _Runner:
         self.autocast = autocast_type(config.training.precision, device)
 
     def step(self, batches: list[Batch], loading: list[float]) -> float:
-        """Train a step of one batch or more; the seconds it would take alone."""
+        """Train a step of one or more batches and return the seconds it would take alone."""
         device, training = self.feed.device, self.config.training
         if self.teacher is not None:
             self.teacher.restart()
@@ -180,16 +180,16 @@ class _Runner:
 
 
 def step_seconds(configs: Mapping[str, RunConfig], steps: int) -> dict[str, float | UserError]:
-    """Median seconds of a step of every method, side by side.
+    """Return the median seconds per step of every method, measured side by side.
 
-    Methods with the same images share their batches, and with the same teacher its passes.
+    Methods with the same images share their batches, and those with the same teacher share its passes.
 
     Args:
-        configs: By the method's name.
-        steps: Measured, after three more.
+        configs: Configurations, by name of the method.
+        steps: Number of steps to time, after three warm-up steps.
 
     Returns:
-        By the same names; the error of a method that can't be trained.
+        Seconds by the same names, or the error of a method that can't be trained.
     """
     feeds: dict[str, _Feed] = {}
     teachers: dict[str, _Shared] = {}
@@ -198,7 +198,7 @@ def step_seconds(configs: Mapping[str, RunConfig], steps: int) -> dict[str, floa
     for name, config in configs.items():
         try:
             runners[name] = _runner(config, feeds, teachers)
-        except Exception as error:  # whatever a method or its images raise is told of that method alone
+        except Exception as error:  # whatever a method or its images raise is reported for that method alone
             found[name] = UserError(first_line(error))
     times: dict[str, list[float]] = {name: [] for name in runners}
     most = {id(runner.feed): 0 for runner in runners.values()}
@@ -240,7 +240,7 @@ def _runner(config: RunConfig, feeds: dict[str, _Feed], teachers: dict[str, _Sha
     check_networks(config, feed.data, network, {})
     teacher: _Shared | None = None
     if network is not None:
-        # labels say nothing of how a teacher is trained
+        # teachers are trained with labels whatever this setting is
         made_of = [plain["teacher"], plain["teacher_training"], {**plain["data"], "labels": True}]
         which = json.dumps([*made_of, config.seed, str(device)])
         if which not in teachers:
@@ -252,11 +252,11 @@ def _runner(config: RunConfig, feeds: dict[str, _Feed], teachers: dict[str, _Sha
 
 
 def scaled(measured: Mapping[str, float], known: Mapping[str, float]) -> dict[str, float]:
-    """What was measured, in the seconds of the time and machine where some of it is known already.
+    """Rescale new measurements to match earlier ones made at another time or on another machine.
 
     Args:
-        measured: Seconds by method, side by side.
-        known: Those measured before, of some of the methods; they are kept.
+        measured: Seconds by method, measured side by side.
+        known: Earlier measurements of some of the methods; they are kept.
     """
     ratios = [known[name] / seconds for name, seconds in measured.items() if name in known]
     factor = statistics.median(ratios) if ratios else 1.0
