@@ -1,4 +1,4 @@
-"""A finished student elsewhere: one readout folded, exported, uploaded, or asked about image files."""
+"""Deployment of a finished student: fold a readout, export, upload, or classify image files."""
 
 from gendd.deploy.batch_norm import fold_batch_norms
 from gendd.deploy.deployed import Deployed, deploy

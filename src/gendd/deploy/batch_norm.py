@@ -1,4 +1,4 @@
-"""BatchNorm as a part of the convolution before it, for a network that isn't trained further."""
+"""Fold BatchNorm into the preceding convolution, for a network that isn't trained further."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from gendd.models.feature import FeatureNetwork
 from gendd.models.trial import find_size, sample_images, still
 from gendd.models.view import Reading
 
-# exact types alone: what derives from them may compute with its weights, or with its output;
-# timm's by name, as it is imported only where it is used
+# exact types only, as subclasses may do more with their weights or output;
+# timm's by name, as timm is imported only where it is used
 _PADDED = "timm.layers.conv2d_same.Conv2dSame"
 _WITH_ACTIVATION = "timm.layers.norm_act.BatchNormAct2d"
 _CONVOLUTIONS = {f"torch.nn.modules.conv.Conv{n}d" for n in (1, 2, 3)} | {_PADDED}
 _NORMS = {f"torch.nn.modules.batchnorm.BatchNorm{n}d" for n in (1, 2, 3)} | {_WITH_ACTIVATION}
-# in units of the largest number of the feature
+# relative to the feature's largest value
 _DEVIATION = 1e-4
 
 
@@ -30,7 +30,7 @@ def _kind(module: nn.Module) -> str:
 
 
 class _Features(nn.Module):
-    """What is read of a network that tells its feature by itself, as a module that can be traced."""
+    """The feature of a network that returns it itself, as a module that can be traced."""
 
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
@@ -47,18 +47,18 @@ class _Tracer(fx.Tracer):
 
 
 def fold_batch_norms(backbone: Backbone) -> int:
-    """Make every BatchNorm that follows a convolution, and nothing else reads, a part of it; in place.
+    """Fold every BatchNorm into the convolution before it, if that has no other consumer; in place.
 
-    y = γ (W x + b - μ) / √(σ² + ε) + β is a convolution of other weights and bias; they are computed in
-    float64. What can't be known to be the same is left as it is: a network that ``torch.fx`` can't trace or
-    that has hooks, layers called more than once or in another type than float32 and float64. A network
-    whose feature of noise is another afterwards is put back as it was.
+    y = γ (W x + b - μ) / √(σ² + ε) + β is a convolution with different weights and bias, computed in float64.
+    Nothing is folded if equality can't be guaranteed: a network that ``torch.fx`` can't trace or that has
+    hooks, and layers called more than once or of a dtype other than float32 and float64. If the network's
+    feature for random noise changes, the network is restored.
 
     Args:
-        backbone: In eval mode; its own convolutions change.
+        backbone: In eval mode; its convolutions are modified.
 
     Returns:
-        How many were folded.
+        The number of BatchNorms folded.
     """
     net = backbone.net
     pairs = _pairs(net, backbone.reading)
@@ -75,11 +75,11 @@ def fold_batch_norms(backbone: Backbone) -> int:
             net.set_submodule(norm, _remainder(following))
         found = _read(backbone, images)
         same = float((found - expected).abs().max()) <= _DEVIATION * float(expected.abs().max())
-    except Exception:  # of a network that asks a norm for more than its answer
+    except Exception:  # a network may use more of a norm than its output
         same = False
     if same:
         return len(pairs)
-    # what ran was not what was traced
+    # the network does not run as it was traced
     for norm, layer, weight, bias, following in before:
         layer.weight, layer.bias = weight, bias
         if net.get_submodule(norm) is not following:
@@ -88,19 +88,19 @@ def fold_batch_norms(backbone: Backbone) -> int:
 
 
 def _seen(backbone: Backbone) -> tuple[Tensor, Tensor] | None:
-    """Noise of a size that the network takes, and its feature; None where it takes none that is tried."""
+    """Return noise of a size the network accepts, and its feature; None if no tried size works."""
     size = backbone.image_size
     try:
         if size is None:
             _, size, _ = find_size(backbone.net, [backbone.channels], None, backbone.name)
         images = sample_images(backbone.net, backbone.channels, size)
         return images, _read(backbone, images)
-    except Exception:  # whatever a foreign network raises at images it does not take
+    except Exception:  # whatever a foreign network raises for images it does not accept
         return None
 
 
 def _read(backbone: Backbone, images: Tensor) -> Tensor:
-    """The feature, in full precision."""
+    """Compute the feature in full precision."""
     with (
         still(backbone.net),
         torch.autocast(images.device.type, enabled=False),
@@ -110,7 +110,7 @@ def _read(backbone: Backbone, images: Tensor) -> Tensor:
 
 
 def _pairs(net: nn.Module, reading: Reading | None) -> list[tuple[str, str]]:
-    """Names of convolutions and of the BatchNorms that alone read them."""
+    """Return the names of convolutions and of the BatchNorms that are their only consumers."""
     modules = list(net.modules())
     if not any(_kind(module) in _NORMS for module in modules):
         return []
@@ -118,14 +118,14 @@ def _pairs(net: nn.Module, reading: Reading | None) -> list[tuple[str, str]]:
     if any(module._forward_hooks or module._forward_pre_hooks for module in modules):
         return []
     try:
-        # a copy: a network that keeps what it computed would keep the tracer's stand-ins
+        # a copy, as a network that stores intermediate results would store the tracer's proxies
         copied = copy.deepcopy(net)
         with still(copied):
             graph = _Tracer().trace(copied if reading else _Features(copied))
-    except Exception:  # of any network: what it does can depend on its input, and fx can't follow that
+    except Exception:  # fx can't follow networks with data-dependent control flow
         return []
     prefix = "" if reading else "net."
-    # every use of a module, and of its parameters without it; by identity, as one can have many names
+    # every use of a module, and of its parameters directly; by identity, as a module can have several names
     uses = Counter(
         id(copied.get_submodule(_owner(node, prefix)))
         for node in graph.nodes
@@ -151,7 +151,7 @@ def _pairs(net: nn.Module, reading: Reading | None) -> list[tuple[str, str]]:
             and not (layer.training or norm.training)
             and all(uses[id(each)] == 1 for each in (layer, norm))
             and all(owners[id(value)] == 1 for value in layer.parameters())
-            # and what is between them is not the feature
+            # and the feature is not taken between them
             and (reading is None or set(reading.modules).isdisjoint(names))
         ):
             found.append(names)
@@ -159,11 +159,11 @@ def _pairs(net: nn.Module, reading: Reading | None) -> list[tuple[str, str]]:
 
 
 def _owner(node: fx.Node, prefix: str) -> str:
-    """Name in the network of the module that is called, or that has the tensor that is read."""
+    """Return the name of the module that is called, or that owns the tensor that is read."""
     name = str(node.target)
     if node.op == "get_attr":
         name = name.rpartition(".")[0]
-    # of the network itself the name is empty
+    # the network itself has an empty name
     return f"{name}.".removeprefix(prefix).removesuffix(".")
 
 
@@ -178,7 +178,7 @@ def _merge(layer: Any, norm: Any) -> None:
 
 
 def _remainder(norm: Any) -> nn.Module:
-    """What a norm does after its arithmetic."""
+    """Return what a norm does after its arithmetic."""
     if _kind(norm) == _WITH_ACTIVATION:
         return nn.Sequential(norm.drop, norm.act)
     return nn.Identity()

@@ -1,4 +1,4 @@
-"""What a student costs as it is deployed: parameters, multiply-adds, latency."""
+"""Costs of a deployed student: parameters, multiply-adds, latency."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LATENCY_BATCH = 32
 
 
 class _Reading(nn.Module):
-    """Images (B, C, H, W) -> an output of a student, as it is deployed."""
+    """Images (B, C, H, W) -> an output of a deployed student."""
 
     def __init__(self, student: Student, output: OutputName) -> None:
         super().__init__()
@@ -41,19 +41,19 @@ class _Reading(nn.Module):
 
 
 def latency_images(images: ImageSet, device: torch.device | str) -> Tensor:
-    """The first images of a set, at most :data:`LATENCY_BATCH`, which costs are measured on."""
+    """Return the first images of a set, at most :data:`LATENCY_BATCH`, to measure costs with."""
     first = next(iter(eval_loader(images, min(LATENCY_BATCH, len(images)))))
     return first.to(device).images
 
 
 def readout_costs(student: Student, output: OutputName, images: Tensor) -> dict[str, Any]:
-    """Parameters in use, multiply-adds and milliseconds an image of a student's output: median and quartiles.
+    """Measure parameters in use, multiply-adds and milliseconds per image (median, quartiles) of an output.
 
     Args:
         student: In eval mode.
         output: One of its readouts, its own ``feature``, or the ``generated`` teacher feature.
-        images: (B, C, H, W); the latency is that of this batch, divided by B, in the memory format of
-            the student's weights.
+        images: (B, C, H, W); the latency is that of this batch divided by B, in the memory format of the
+            student's weights.
     """
     reading = _Reading(student, output)
     images = images.contiguous(memory_format=memory_format(student))

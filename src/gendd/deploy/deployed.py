@@ -1,4 +1,4 @@
-"""A student as it is deployed: one readout, images to logits, nothing random and nothing computed twice.
+"""The deployed form of a student: one readout, images to logits, deterministic, constants folded.
 
 Shapes: B images · d student feature · K classes · S samples · N tokens · C token width.
 """
@@ -19,12 +19,12 @@ from gendd.student.readout import sample_logits
 
 
 class Deployed(nn.Module):
-    """Images (B, C, H, W) in [0, 1] -> logits (B, K); what :func:`deploy` makes.
+    """Images (B, C, H, W) in [0, 1] -> logits (B, K); created by :func:`deploy`.
 
     Args:
-        student: Whose backbone and classifiers are copied.
+        student: The student whose backbone and classifiers are copied.
         readout: One of its readouts.
-        seed: Of the noise of readout ``sample``.
+        seed: Seed of the noise of readout ``sample``.
     """
 
     def __init__(self, student: Student, readout: ReadoutName, seed: int = 0) -> None:
@@ -53,13 +53,13 @@ class Deployed(nn.Module):
 class FixedSamples(nn.Module):
     """Student features (B, d) -> logits (B, K) of S generated features, the same noise for every image.
 
-    An image's logits then depend on nothing but the image: not on a generator, nor on its batch.
+    An image's logits then depend only on the image, not on a random generator or its batch.
 
     Args:
-        generator: Of the student.
+        generator: The student's generator.
         classifier: D -> K.
         config: The sampler's settings.
-        seed: Of the noise, which is drawn once.
+        seed: Seed of the noise, which is drawn once.
     """
 
     start: Tensor
@@ -76,12 +76,12 @@ class FixedSamples(nn.Module):
         device = classifier.weight.device
         noisy = config.sampler == "ddpm" or (config.sampler == "ddim" and config.eta > 0)
         steps = config.steps - 1 if noisy else 0
-        # a draw at a time, as the samplers do
+        # one draw at a time, as in the samplers
         start, *drawn = [torch.randn(shape, generator=random) for _ in range(steps + 1)]
         self.register_buffer("start", start.to(device))
         self.register_buffer("step_noise", torch.stack(drawn).to(device) if drawn else start.new_zeros(0))
         with torch.no_grad():
-            # what the schedule keeps is made now: made while a graph is traced, it would be of no value later
+            # fill the schedule's caches now; tensors created while tracing a graph would be unusable later
             self(classifier.weight.new_zeros(1, generator.condition_width))
 
     def forward(self, features: Tensor) -> Tensor:
@@ -98,17 +98,17 @@ class FixedSamples(nn.Module):
 
 
 def deploy(student: Student, readout: ReadoutName | None = None, *, seed: int = 0) -> Deployed:
-    """A copy of a student that does one readout and nothing else, in eval mode and without gradients.
+    """Copy a student with a single readout, in eval mode and without gradients.
 
-    ``linear`` is the backbone with its classifier. ``mean`` has all constants folded
-    (:class:`FoldedMean`). ``sample`` has its noise drawn once, the same for every image.
+    ``linear`` is the backbone with its classifier. ``mean`` has all constants folded (:class:`FoldedMean`).
+    ``sample`` uses noise drawn once, the same for every image.
 
     Args:
-        student: On any device; its own parameters stay as they are.
+        student: On any device; its own parameters are not changed.
         readout: One of its readouts; the chosen one by default.
-        seed: Of the noise of ``sample``.
+        seed: Seed of the noise of ``sample``.
 
     Raises:
-        UserError: the student hasn't this readout.
+        UserError: the student does not have this readout.
     """
     return Deployed(student, student.checked(readout), seed)

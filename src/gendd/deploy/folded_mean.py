@@ -1,12 +1,12 @@
-"""The mean readout as it is deployed: everything that does not depend on the image is computed beforehand.
+"""The deployed mean readout: everything that does not depend on the image is precomputed.
 
 Shapes: B images · d student feature · D teacher feature · K classes · N tokens · C token width · W head
 width.
 
-The readout asks the head for x_0 at x_t = 0 and one time alone. The input layer is then a constant, and so
-is what the first block's norm makes of it; time and position are a table of N rows; the LayerNorm's scale
-and the condition's layer are one Linear; and where classes are few, the head's last layer, the features'
-scale and the teacher's classifier are one Linear from hidden state to logits.
+The readout evaluates the head at x_t = 0 and a single time step. The input layer's output is then a constant,
+and so is the first block's norm of it; time and position become a table of N rows; the LayerNorm's scale and
+the condition's layer become one Linear; and with few classes, the head's last layer, the features' scale and
+the teacher's classifier become one Linear from hidden state to logits.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Module = TypeVar("Module", bound=nn.Module)
 
 
 class Affine(nn.Module):
-    """A frozen Linear whose weight (in, out) lies in memory so that a single row is multiplied fast.
+    """A frozen Linear whose weight is stored as (in, out), which is fast for a single row.
 
     Args:
         weight: (out, in).
@@ -49,8 +49,8 @@ class FoldedMean(nn.Module):
     """Student features (B, d) -> logits (B, K): :func:`mean_logits` with its constants folded.
 
     Args:
-        generator: Of the student.
-        classifier: D -> K, which reads the expected feature.
+        generator: The student's generator.
+        classifier: D -> K, applied to the expected feature.
     """
 
     first_bias: Tensor
@@ -67,7 +67,7 @@ class FoldedMean(nn.Module):
         t = torch.tensor([generator.mean_time])
         constant = head.time(time_embedding(t).double())[0] + head.condition(generator.norm.bias)
         table = constant + head.position.weight
-        # of one token the table is the condition's bias
+        # with a single token the table becomes the condition's bias
         single = len(table) == 1
         self.condition = Affine(head.condition.weight * generator.norm.weight, table[0] if single else None)
         self.register_buffer("table", None if single else table)
@@ -92,13 +92,13 @@ class FoldedMean(nn.Module):
         self.final, modulation = _fold_output(generator, classifier)
         layers += modulation
         self.estimate = _fold_estimate(generator, classifier) if generator.residual else None
-        # whatever reads y is one layer, and split after it
+        # all layers that read y are one layer, whose output is split
         self.modulation = Affine(*(torch.cat(parts) for parts in zip(*layers, strict=True)))
         self.sizes = [len(bias) for _, bias in layers]
         self.to(weight.device, weight.dtype)
 
     def forward(self, features: Tensor) -> Tensor:
-        """(B, d) -> (B, K), in the precision of the weights: of few rows, casting them would cost most."""
+        """(B, d) -> (B, K), in the precision of the weights, as for few rows casting them would dominate."""
         if torch.is_autocast_enabled(features.device.type):
             with torch.autocast(features.device.type, enabled=False):
                 return self(features)  # type: ignore[no-any-return]
@@ -116,7 +116,7 @@ class FoldedMean(nn.Module):
 
 
 class FoldedBlock(nn.Module):
-    """A block of the head, its norm's weights in its modulation: (R, W) and three of (R, W) -> (R, W)."""
+    """A block of the head with its norm folded into its modulation: (R, W) and three of (R, W) -> (R, W)."""
 
     def __init__(self, inner: Affine, outer: Affine, epsilon: float) -> None:
         super().__init__()
@@ -132,8 +132,8 @@ class FoldedOutput(nn.Module):
     """Hidden states, y and its modulation, (B · N, W) each -> logits (B, K).
 
     Args:
-        output: Hidden states -> tokens (B · N, C); None where it is one with the classifier.
-        classifier: Of all tokens, or of all hidden states and y, to logits.
+        output: Hidden states -> tokens (B · N, C); None if it is merged with the classifier.
+        classifier: All tokens, or all hidden states and y, -> logits.
         tokens: N.
     """
 
@@ -156,9 +156,9 @@ class FoldedOutput(nn.Module):
 
 
 def _fold_block(block: Block) -> tuple[FoldedBlock, list[tuple[Tensor, Tensor]]]:
-    """A block without its modulation, and weights and biases of its shift, scale and gate.
+    """Return a block without its modulation, and weights and biases of its shift, scale and gate.
 
-    LN is of weight w and bias b: (n w + b)(1 + scale) + shift = n · w (1 + scale) + b (1 + scale) + shift.
+    With LN weight w and bias b: (n w + b)(1 + scale) + shift = n · w (1 + scale) + b (1 + scale) + shift.
     """
     shift, scale, gate = block.modulation.weight.chunk(3)
     shift_bias, scale_bias, gate_bias = block.modulation.bias.chunk(3)
@@ -177,7 +177,7 @@ def _fold_block(block: Block) -> tuple[FoldedBlock, list[tuple[Tensor, Tensor]]]
 def _fold_output(
     generator: FeatureGenerator, classifier: nn.Linear
 ) -> tuple[FoldedOutput, list[tuple[Tensor, Tensor]]]:
-    """Final layer, scale and classifier, and weights and biases of the modulation that it takes.
+    """Fold final layer, scale and classifier; also return weights and biases of the modulation it takes.
 
     Args:
         generator: In float64 on the CPU, like the classifier.
@@ -194,7 +194,7 @@ def _fold_output(
     output = factor * head.final.weight[:channels]
     output_bias = factor * head.final.bias[:channels]
     classes = classifier.out_features
-    # the classifier acts on features of their own scale, of which padded channels are none
+    # the classifier acts on unscaled features without padded channels
     weight = classifier.weight * generator.feature_scale
     padded = F.pad(weight, (0, tokens * channels - weight.shape[1]))
     by_token = padded.reshape(classes, tokens, channels)
@@ -202,7 +202,7 @@ def _fold_output(
     if classifier.bias is not None:
         bias = bias + classifier.bias
     bias = bias + (by_token @ output_bias).sum(1)
-    # multiply-adds a token: of scale and classifier, or of scale, shift, output and classifier
+    # multiply-adds per token: of scale and classifier, or of scale, shift, output and classifier
     together, apart = width**2 + 2 * classes * width, 2 * width**2 + (width + classes) * channels
     if together < apart:
         # logits = Σ_n P_n (LN(x_n) (1 + scale y_n) + shift y_n), P_n (K, W)
@@ -215,9 +215,9 @@ def _fold_output(
 
 
 def _fold_estimate(generator: FeatureGenerator, classifier: nn.Linear) -> Affine:
-    """What the student's own estimate adds to the logits, of features (B, D).
+    """Return the layer from student features (B, D) to the logits added by the student's own estimate.
 
-    x̂_0 is restored to f̂ = x̂_0 scale + mean; (1-ᾱ) of the standardised estimate adds (1-ᾱ)(s - mean) to it.
+    x̂_0 is rescaled to f̂ = x̂_0 scale + mean; (1-ᾱ) of the standardised estimate adds (1-ᾱ)(s - mean) to it.
     """
     share = 1 - generator.schedule.value("alphas_cumprod", generator.mean_time)
     weight = share * classifier.weight
@@ -226,35 +226,35 @@ def _fold_estimate(generator: FeatureGenerator, classifier: nn.Linear) -> Affine
 
 @torch.no_grad()
 def savings(generator: FeatureGenerator, classifier: nn.Linear) -> dict[str, int]:
-    """Multiply-adds that each fold takes from one image's :func:`gendd.student.readout.mean_logits`.
+    """Return the multiply-adds per image that each fold saves in :func:`gendd.student.readout.mean_logits`.
 
-    Scales that become part of a layer beside them (the LayerNorm's, the features' statistics) cost none.
+    Scales merged into a neighbouring layer (the LayerNorm's, the features' statistics) count as none.
     """
     head, tokens = generator.head, generator.num_tokens
     width, channels = head.condition.out_features, generator.token_width
     output, modulation = _fold_output(_exact(generator), _exact(classifier))
     plain = tokens * (_weights(head.final_modulation) + _weights(head.final)) + _weights(classifier)
-    # the estimate has a classifier of its own
+    # the estimate has its own classifier
     plain -= _weights(classifier) if generator.residual else 0
-    # its classifier runs once an image, the rest once a token
+    # its classifier runs once per image, the rest once per token
     by_token = sum(weight.numel() for weight, _ in modulation)
     by_token += 0 if output.output is None else _weights(output.output)
     folded = tokens * by_token + _weights(output.classifier)
     return {
         "time embedding": _weights(head.time),
         "input layer": channels * width,
-        # shift and scale of a constant vector are part of the layer that follows
+        # shift and scale of a constant vector are merged into the next layer
         "first block's shift and scale": tokens * 2 * width**2,
         "final layer and classifier": plain - folded,
     }
 
 
 def _exact(module: Module) -> Module:
-    """A copy on the CPU in float64, in which autocast changes nothing."""
+    """Copy a module to the CPU in float64, which autocast does not affect."""
     return copy.deepcopy(module).cpu().double()
 
 
 def _weights(module: nn.Module) -> int:
-    """Multiply-adds of a row through all linear layers of a module."""
+    """Return the multiply-adds per row of all linear layers of a module."""
     layers = (layer for layer in module.modules() if isinstance(layer, (nn.Linear, Affine)))
     return sum(layer.weight.numel() for layer in layers)

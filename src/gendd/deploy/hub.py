@@ -1,4 +1,4 @@
-"""Students on the Hugging Face Hub: a student's folder is a repository as it stands."""
+"""Students on the Hugging Face Hub: a student's folder is uploaded as a repository."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gendd.files import check_student, no_student, student_folder, write_text
 from gendd.models.downloads import hub_or_cache, unreached
 from gendd.student import Student, student
 
-# of a student's folder, which may hold what was exported from it too
+# files to upload from a student's folder, which may contain exports too
 FILES = ("README.md", "config.json", "model.safetensors")
 
 
@@ -24,18 +24,18 @@ def load(
     revision: str | None = None,
     backbone: nn.Module | None = None,
 ) -> Student:
-    """A saved student, in eval mode.
+    """Load a saved student, in eval mode.
 
     Args:
         path: A run folder, its ``student`` folder, or the id of a Hugging Face repository.
         device: Where to put it.
-        revision: Of the repository.
-        backbone: The student's network, which gets the saved weights: needed where it was made in Python
-            and its architecture isn't known by name.
+        revision: Revision of the repository.
+        backbone: The student's network, into which the saved weights are loaded: required if it was built in
+            Python and its architecture has no known name.
 
     Raises:
-        UserError: there is no student at ``path``, its files don't fit together, or its network isn't
-            known by name and not given.
+        UserError: there is no student at ``path``, its files don't fit together, or its network has no
+            known name and is not given.
     """
     found = path if check_student(path) else download(str(path), revision)
     return student.load(found, device=device, backbone=backbone)
@@ -49,20 +49,20 @@ def push_to_hub(
     token: str | None = None,
     commit_message: str | None = None,
 ) -> str:
-    """Upload a student with its model card to the Hub, from where :func:`gendd.load` takes it by ``repo_id``.
+    """Upload a student with its model card to the Hub, to be loaded by :func:`gendd.load` with ``repo_id``.
 
     Args:
-        source: A student, or the folder of one or of its run.
-        repo_id: ``NAME/REPOSITORY``, made where there is none.
-        private: Whether a repository that is made is private; None: as the account has it.
-        token: Of the account; None: that of ``hf auth login`` or the environment's ``HF_TOKEN``.
-        commit_message: Of the upload.
+        source: A student, its folder, or its run's folder.
+        repo_id: ``NAME/REPOSITORY``, created if it does not exist.
+        private: Whether a created repository is private; None: the account's default.
+        token: Access token; None: that of ``hf auth login`` or the environment's ``HF_TOKEN``.
+        commit_message: Commit message of the upload.
 
     Returns:
-        Its address.
+        The URL.
 
     Raises:
-        UserError: no student there, or the Hub refuses or is out of reach.
+        UserError: no student there, or the Hub refuses or can't be reached.
     """
     # slow to import
     from gendd.report.model_card import card
@@ -84,10 +84,10 @@ def push_to_hub(
 
 
 def download(repo_id: str, revision: str | None = None) -> Path:
-    """The folder of a student of the Hub, with what is needed to load it.
+    """Download the files needed to load a student from the Hub, and return their folder.
 
     Raises:
-        UserError: there is none, or the Hub is out of reach.
+        UserError: there is no student, or the Hub can't be reached.
     """
     from huggingface_hub import snapshot_download
 
@@ -106,7 +106,7 @@ def download(repo_id: str, revision: str | None = None) -> Path:
 def _upload(
     folder: Path, repo_id: str, private: bool | None, token: str | None, commit_message: str | None
 ) -> str:
-    """Upload a student's folder; returns its address."""
+    """Upload a student's folder and return its URL."""
     from huggingface_hub import HfApi
 
     try:
@@ -116,10 +116,10 @@ def _upload(
             repo_id=made.repo_id,
             folder_path=folder,
             commit_message=commit_message or "Upload a student distilled with gendd",
-            # the folder may hold what was exported from it too, which is not asked for
+            # the folder may also contain exports, which are not uploaded
             allow_patterns=list(FILES),
         )
-    except Exception as error:  # of the network, the Hub or its client, which raises many kinds
+    except Exception as error:  # network, Hub and client raise many kinds
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise UserError(
             f"Hub: could not upload to {repo_id!r}: {reason.rstrip('.')}. Check its name (NAME/REPOSITORY) "

@@ -1,4 +1,4 @@
-"""What a saved student says of image files."""
+"""Classify image files with a saved student."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from gendd.student.uncertainty import PredictiveDistribution, check_samples
 
 @dataclass
 class Prediction:
-    """What a student says of an image.
+    """Prediction for an image.
 
     Attributes:
-        path: Of the image.
-        classes: Class names, the most likely first; none for a file that is no image.
-        probabilities: Theirs.
+        path: Path of the image.
+        classes: Class names, the most likely first; empty for a file that is not an image.
+        probabilities: Probabilities of these classes.
         error: What is wrong with the file; None for an image.
-        uncertainty: Where it was asked for: ``samples``, how many were generated, and of these ``total``,
-            ``aleatoric`` and ``mutual_information`` in nats, and ``spread``.
+        uncertainty: If requested: the number of generated ``samples``, and of these ``total``, ``aleatoric``
+            and ``mutual_information`` in nats, and ``spread``.
     """
 
     path: str
@@ -40,7 +40,7 @@ class Prediction:
     uncertainty: dict[str, float] | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """Path, and either classes and probabilities, with the uncertainty if there is one, or the error."""
+        """Return path, and either the error or classes and probabilities, with any uncertainty."""
         if self.error is not None:
             return {"path": self.path, "error": self.error}
         said = {"path": self.path, "classes": self.classes, "probabilities": self.probabilities}
@@ -55,20 +55,20 @@ def predict(
     readout: ReadoutName | None = None,
     uncertainty: int = 0,
 ) -> list[Prediction]:
-    """A saved student's most likely classes of image files.
+    """Predict the most likely classes of image files with a saved student.
 
     Args:
         path: A run folder, a student's folder, or the id of a Hugging Face repository.
         images: Image files, and directories for all images in them.
-        top: Classes an image.
-        readout: The readout; the student's own choice by default.
-        uncertainty: Features to generate an image to tell the uncertainty by; 0 does without.
+        top: Classes per image.
+        readout: The readout; the student's chosen one by default.
+        uncertainty: Features to generate per image to estimate the uncertainty; 0 for no estimate.
 
     Returns:
-        One a file; those that are no images, and directories without any, have an ``error``.
+        One prediction per file; files that are not images, and directories without any, have an ``error``.
 
     Raises:
-        UserError: no student there, or it hasn't that readout, or can't tell the uncertainty.
+        UserError: no student there, or it lacks that readout or can't estimate the uncertainty.
     """
     student = load(path)
     if readout is not None:
@@ -91,7 +91,7 @@ def predict(
             pixels = frame(decode(content, file, student.backbone.in_channels, least), size, framing)
         except UserError as error:
             return Prediction(file, [], [], str(error))
-        # anew for each: what is said of an image does not depend on the others
+        # a new generator per image, so that its prediction does not depend on the others
         generator = torch.Generator().manual_seed(0)
         said = student.predict(pixels[None].float() / 255, uncertainty, generator)
         best = said.probabilities[0].topk(min(top, len(names)))
@@ -113,13 +113,13 @@ def predict(
 
 
 def _entropies(said: PredictiveDistribution) -> dict[str, float]:
-    """The figures of the first image."""
+    """Return the uncertainty of the first image."""
     names = ("total", "aleatoric", "mutual_information", "spread")
     return {name: float(getattr(said, name)[0]) for name in names}
 
 
 def _images_at(path: str) -> list[str]:
-    """The path itself, or the images in the directory it is; a directory without any stays."""
+    """Return the images in a directory, or the path itself if it is a file or a directory without images."""
     return (image_files(Path(path)) if os.path.isdir(path) else []) or [path]
 
 

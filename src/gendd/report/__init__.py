@@ -1,7 +1,7 @@
 """The report of a run: one comparison table, and a self-contained ``report.html``.
 
-The page needs nothing but itself: figures are SVG and images PNG, both embedded as base64, and a
-content security policy forbids everything else. Every figure is drawn twice, for a light and a dark page.
+The page loads nothing from elsewhere: figures are SVG and images PNG, both embedded as base64, and a content
+security policy forbids everything else. Every figure is drawn twice, for light and dark mode.
 """
 
 from gendd.report.comparison import print_table, rows

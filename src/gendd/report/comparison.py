@@ -1,4 +1,4 @@
-"""The comparison of a run's methods: teacher, baselines and student as rows, and as a table to print."""
+"""Comparison of a run's methods: teacher, baselines and student as rows, and as a printed table."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ Row = dict[str, Any]
 
 
 class Measure(NamedTuple):
-    """What a measure is called: as a heading on a terminal and on a page, and in words."""
+    """Names of a measure: the heading in the terminal and on the page, and in words."""
 
     terminal: str
     page: str
     words: str
 
 
-# what a row may be judged by: the first that was measured
+# the main measure of a row is the first one available
 MEASURES = {
     "top1": Measure("top-1 %", "Top-1, %", "top-1 accuracy"),
     "agreement": Measure("agree %", "Agreement, %", "agreement with the teacher"),
@@ -37,14 +37,15 @@ _SAMPLER = {"steps": "{} steps", "num_samples": "{} samples", "guidance": "guida
 
 
 def rows(metrics: dict[str, Any]) -> list[Row]:
-    """The comparison table: teacher, baselines, then each readout of the student and its features.
+    """Return the comparison table: teacher, baselines, then each readout of the student and its features.
 
     Returns:
-        One dict a row: ``method`` (its label), ``key`` (the method's config name), ``network``,
-        ``detail`` (the sampler's settings, else ""), ``chosen`` (the run's own readout; without one, what is
-        generated), ``top1``, ``top5``, ``agreement``, ``knn`` and ``linear_probe`` in percent, ``cosine``,
-        ``parameters``, ``multiply_adds`` and ``latency_ms`` an image, and ``groups`` (top-1 by training
-        images a class, see :mod:`gendd.evaluation.long_tail`). What was not measured is None.
+        One dict per row: ``method`` (its label), ``key`` (the method's config name), ``network``,
+        ``detail`` (the sampler's settings, else ""), ``chosen`` (whether it is the run's chosen readout, or
+        the generated features without readouts), ``top1``, ``top5``, ``agreement``, ``knn`` and
+        ``linear_probe`` in percent, ``cosine``, ``parameters``, ``multiply_adds`` and ``latency_ms`` per
+        image, and ``groups`` (top-1 by training images per class, see :mod:`gendd.evaluation.long_tail`).
+        Values that were not measured are None.
     """
     table: list[Row] = []
     teacher = metrics.get("teacher")
@@ -93,17 +94,17 @@ def _sampler(readout: dict[str, Any]) -> str:
 
 
 def label(key: str) -> str:
-    """What tables call a method, or the teacher."""
+    """Return the label of a method, or of the teacher."""
     return key if key == "teacher" else registry.label(key)
 
 
 def in_order(methods: Iterable[str]) -> list[str]:
-    """The teacher first, the others as they come."""
+    """Sort methods: the teacher first, the others in their order."""
     return sorted(methods, key=lambda method: method != "teacher")
 
 
 def method_of(metrics: dict[str, Any]) -> str:
-    """The run's own method; layouts that don't name it are told apart by their readouts."""
+    """Return the run's method, inferred from the readouts in older layouts that don't name it."""
     named = metrics.get("run", {}).get("method")
     if named:
         return str(named)
@@ -111,7 +112,7 @@ def method_of(metrics: dict[str, Any]) -> str:
 
 
 def is_training(metrics: dict[str, Any]) -> bool:
-    """Whether the run trained a network on its own, with nothing beside it and no teacher."""
+    """Return whether the run trained a single network without baselines or teacher."""
     beside = metrics.get("teacher") or metrics.get("baselines")
     return (
         not beside
@@ -121,17 +122,17 @@ def is_training(metrics: dict[str, Any]) -> bool:
 
 
 def own_row(table: Sequence[Row]) -> Row:
-    """The row of the run's own readout."""
+    """Return the row of the run's chosen readout."""
     return next((row for row in table if row["chosen"]), table[-1])
 
 
 def measure_of(row: Row) -> str | None:
-    """What a row is judged by; None where nothing was measured."""
+    """Return the main measure of a row; None if nothing was measured."""
     return next((name for name in MEASURES if row[name] is not None), None)
 
 
 def measures_of(table: Sequence[Row]) -> list[str]:
-    """The measures that have a column: top-1, and for rows without what they are judged by instead."""
+    """Return the measures that get a column: top-1, and the main measure of rows without it."""
     found = {measure_of(row) for row in table}
     return [name for name in MEASURES if name in found] or ["top1"]
 
@@ -141,12 +142,12 @@ def print_table(
     console: Console | None = None,
     recorded: Mapping[str, Sequence[float]] | None = None,
 ) -> None:
-    """Print the comparison table; the row of the run's own readout is bold. Fits 80 columns.
+    """Print the comparison table, with the run's chosen readout in bold. Fits 80 columns.
 
     Args:
-        metrics: The run's.
-        console: Where to.
-        recorded: By method, top-1 that was measured before with several seeds, to stand beside.
+        metrics: Metrics of the run.
+        console: Where to print.
+        recorded: Recorded top-1 over several seeds, by method, shown for comparison.
     """
     console = console or Console()
     table = rows(metrics)
@@ -185,7 +186,7 @@ def print_table(
 
 
 def _spread(recorded: Mapping[str, Sequence[float]], row: Row, method: str) -> str:
-    """Mean and standard deviation of what was measured before; of the run's method, of its own readout."""
+    """Format mean and deviation of recorded results; of the run's method for its chosen readout only."""
     if row["key"] not in recorded or (row["key"] == method and not row["chosen"]):
         return ""
     return _mean_std(recorded[row["key"]])

@@ -1,4 +1,4 @@
-"""What a report is written from.
+"""The data a report is built from.
 
 Shapes: n images · D teacher feature width · K classes · H, W image height and width.
 """
@@ -16,20 +16,20 @@ from torch import Tensor
 from gendd.evaluation import Answers
 
 Array = NDArray[Any]
-# logged rows in order of time
+# logged rows in chronological order
 Log = list[dict[str, float]]
 
 
 @dataclass
 class Example:
-    """One test image and what the student made of it.
+    """One test image and the student's prediction.
 
     Args:
         image: (H, W) or (H, W, 3), uint8.
         true: Name of its class; None without labels.
-        predicted: Name of the class the student chose.
+        predicted: Name of the class predicted by the student.
         confidence: The student's probability of that class, in [0, 1].
-        teacher: Name of the class the teacher chose, where that is told.
+        teacher: Name of the class predicted by the teacher, if available.
     """
 
     image: Array
@@ -45,20 +45,20 @@ class ReportData:
 
     Args:
         title: Name of the run.
-        metrics: The content of ``metrics.json``; accuracies in percent, latencies in ms an image.
-        curves: Per method, or ``teacher``, its log in order of
-            time; a row holds any of ``step``, ``epoch`` (from 0), ``train/*`` and ``val/top1`` (percent),
-            or ``val/agreement`` (percent) or ``val/diffusion`` where there is no accuracy to take.
+        metrics: The content of ``metrics.json``; accuracies in percent, latencies in ms per image.
+        curves: Per method, or ``teacher``, its log in chronological order; a row holds any of ``step``,
+            ``epoch`` (from 0), ``train/*`` and ``val/top1`` (percent), or ``val/agreement`` (percent) or
+            ``val/diffusion`` if accuracy is not available.
         confusion: (K, K) counts, rows true classes; None without labels.
         class_names: K names.
-        teacher_features: (n, D); None where there are none to show.
-        generated_features: (n, D), of the same images; None where nothing generates features.
+        teacher_features: (n, D); None if there are none to show.
+        generated_features: (n, D), of the same images; None if the student generates no features.
         feature_labels: (n,) class indices; None without labels.
         examples: Test images; the first 24 are shown.
-        answers: What each row of the table said of the test images, by method or ``teacher``.
-        picture: Gives a test image (H, W) or (H, W, 3), uint8, by its number; None where it is not to be had.
+        answers: Predictions of each row of the table on the test images, by method or ``teacher``.
+        picture: Returns a test image (H, W) or (H, W, 3), uint8, by index; None if not available.
         config_yaml: The resolved config.
-        folder: The run's, as it is given to commands; "" where there are none to give it to.
+        folder: The run folder as passed to commands; "" to show no commands.
     """
 
     title: str
@@ -77,5 +77,5 @@ class ReportData:
 
 
 def array(values: Tensor | Array) -> Array:
-    """Values on any device as NumPy's; a tensor's as float."""
+    """Convert values on any device to NumPy; tensors to float."""
     return values.detach().cpu().float().numpy() if isinstance(values, Tensor) else np.asarray(values)

@@ -1,4 +1,4 @@
-"""How figures look, on light and on dark pages, and how they are put into one."""
+"""Style of the figures for light and dark pages, and their embedding in a page."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Theme:
     dark: bool
 
     def color(self, method: str) -> str:
-        """The colour of a method, or of the teacher."""
+        """Return the colour of a method, or of the teacher."""
         if method == "teacher":
             return self.teacher
         colors = registry.colors(method) or registry.colors("gendd")
@@ -39,7 +39,7 @@ class Theme:
         return colors[self.dark]
 
     def style(self) -> dict[str, Any]:
-        """As matplotlib's settings."""
+        """Return the theme as matplotlib settings."""
         return {
             "axes.edgecolor": self.grid,
             "axes.labelcolor": self.muted,
@@ -51,7 +51,7 @@ class Theme:
         }
 
 
-# Okabe and Ito's colour-blind-safe palette, a step lighter or darker where the page asks for contrast.
+# Okabe and Ito's colour-blind-safe palette, slightly lighter or darker where contrast requires it.
 LIGHT = Theme(
     ink="#1b2330",
     muted="#5b6675",
@@ -70,7 +70,7 @@ DARK = Theme(
     teacher="#c3cad4",
     dark=True,
 )
-# Any: matplotlib's type of its settings names every one of them
+# Any, as matplotlib's type of its settings lists every one of them
 _STYLE: Any = {
     "axes.axisbelow": True,
     "axes.grid": True,
@@ -90,24 +90,24 @@ _STYLE: Any = {
     **{f"{axis}tick.{size}.size": 0 for axis in "xy" for size in ("major", "minor")},
 }
 
-# inches that stay readable where a phone makes them as wide as its screen
+# width in inches that stays readable when scaled to a phone's screen
 _NARROW = 7
-# a figure in the colours of a theme; ten inches fill the page
+# draws a figure in the colours of a theme; ten inches fill the page
 Draw = Callable[[Theme], Figure]
 
 
 def marker(method: str) -> str:
-    """By which a method is told without its colour."""
+    """Return the marker that identifies a method without its colour."""
     return "s" if method == "teacher" else registry.marker(method)
 
 
 def short(name: str, limit: int = 16) -> str:
-    """A name with its end cut off where it is longer than ``limit``."""
+    """Truncate a name to ``limit`` characters."""
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
 def picture(draw: Draw, alt: str) -> str:
-    """An ``<img>`` of a figure, 96 pixels an inch, with its twin for dark pages."""
+    """Return an ``<img>`` of a figure, 96 pixels per inch, with its counterpart for dark pages."""
     (light, width), (dark, _) = (_svg(draw, theme) for theme in (LIGHT, DARK))
     return (
         f"<picture{' class=wide' if width > _NARROW else ''}>"
@@ -117,7 +117,7 @@ def picture(draw: Draw, alt: str) -> str:
 
 
 def _svg(draw: Draw, theme: Theme) -> tuple[str, float]:
-    """The figure as a URL of an SVG whose text is set in the page's font, and its width in inches."""
+    """Return the figure as the URL of an SVG with text in the page's font, and its width in inches."""
     buffer = io.BytesIO()
     with matplotlib.rc_context(_STYLE | theme.style()), warnings.catch_warnings():
         # Text stays text in the SVG, so the reader's fonts supply the glyphs that matplotlib's lacks.

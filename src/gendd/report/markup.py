@@ -1,4 +1,4 @@
-"""The parts that sections of the page are made of."""
+"""HTML building blocks of the page's sections."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def section(title: str, body: str, note: str = "") -> str:
 
 
 def table(words: Sequence[str], numbers: Sequence[str], lines: Sequence[str]) -> str:
-    """A table of :func:`line`, under the headings of its columns of words and of numbers."""
+    """Return a table of :func:`line` rows, with headings for its columns of words and of numbers."""
     return f'<div class="scroll"><table>{_tr("th", words, numbers)}{"".join(lines)}</table></div>'
 
 
 def line(words: Sequence[str], numbers: Sequence[str], own: bool = False) -> str:
-    """A row of a table: cells of words, then of numbers; that of the run's own readout is marked."""
+    """Return a table row: cells of words, then of numbers; ``own`` marks the run's chosen readout."""
     return _tr("td", words, numbers, " class=own" if own else "")
 
 
@@ -28,5 +28,5 @@ def _tr(tag: str, words: Sequence[str], numbers: Sequence[str], attribute: str =
 
 
 def sentence(words: str) -> str:
-    """The words with a capital first letter."""
+    """Capitalise the first letter."""
     return words[:1].upper() + words[1:]

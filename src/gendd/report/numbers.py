@@ -1,4 +1,4 @@
-"""Numbers for people."""
+"""Human-readable numbers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def count(value: float | None) -> str:
 
 
 def megabytes(parameters: float) -> str:
-    """What so many 32-bit numbers take: 19810 → "0.08 MB"."""
+    """Format the size of this many 32-bit numbers: 19810 → "0.08 MB"."""
     size = 4 * parameters / 1e6
     return f"{size:.{2 if size < 10 else 1 if size < 100 else 0}f} MB"
 
@@ -49,7 +49,7 @@ def signed(value: float) -> str:
 
 
 def ratio(large: float | None, small: float | None) -> tuple[str, str] | None:
-    """How many times fewer ``small`` is: ("8.2×", "fewer"); None where either is missing or 0."""
+    """Format how many times fewer ``small`` is: ("8.2×", "fewer"); None if either is missing or 0."""
     if not large or not small:
         return None
     factor = large / small

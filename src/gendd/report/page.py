@@ -1,4 +1,4 @@
-"""The page of a report: title, cards and sections."""
+"""Page of a report: title, cards and sections."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gendd.report.sections.training import losses, validation
 
 
 def page(data: ReportData) -> str:
-    """The whole report as HTML."""
+    """Return the whole report as HTML."""
     table, run, method = rows(data.metrics), data.metrics.get("run", {}), method_of(data.metrics)
     sections = (
         _warnings(run.get("warnings") or []),
@@ -59,13 +59,13 @@ def page(data: ReportData) -> str:
 
 
 def _warnings(lines: Sequence[str]) -> str:
-    """What the run warned of, in a box."""
+    """Return the run's warnings in a box."""
     told = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return f'<section class="warnings"><h2>Warnings</h2><ul>{told}</ul></section>' if lines else ""
 
 
 def _next(folder: str) -> str:
-    """What to do with the student, as commands."""
+    """Return commands for using the student."""
     if not folder:
         return ""
     run = shlex.quote(folder)
@@ -81,7 +81,7 @@ def _next(folder: str) -> str:
 
 
 def _verdict(metrics: dict[str, Any], table: Sequence[Row]) -> str:
-    """What the student is worth, in plain words; "" where there is nothing to compare it with."""
+    """Summarise the result in plain words; "" if there is nothing to compare the student with."""
     gains = metrics.get("gains") or {}
     own, rows_by_key = own_row(table), {row["key"]: row for row in table}
     if own["top1"] is None or not gains:
@@ -134,7 +134,7 @@ def _lead(metrics: dict[str, Any]) -> str:
 
 
 def _cards(metrics: dict[str, Any], table: Sequence[Row]) -> str:
-    """The student in figures, beside the other methods."""
+    """Return the student's key figures, compared with the other methods."""
     own = own_row(table)
     others = {row["key"]: row for row in table if row["key"] != own["key"]}
     measure = measure_of(own)
@@ -177,7 +177,7 @@ def _cards(metrics: dict[str, Any], table: Sequence[Row]) -> str:
 
 
 def _latency(own: Row, run: dict[str, Any]) -> list[str]:
-    """How long an image takes, with the spread of the calls that were timed."""
+    """Return the latency per image, with the spread of the timed calls."""
     if own["latency_ms"] is None:
         return []
     batch, device = run.get("latency_batch"), run.get("device")

@@ -1,4 +1,4 @@
-"""The page as a file: written, and written anew when figures of its run have changed."""
+"""Write the page to a file, and update it when the metrics of its run have changed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from gendd.report.page import page
 from gendd.report.sections import confusion, examples, features, mistakes, reliability, training
 
 _SECTION = re.compile(r"<section><h2>(.*?)</h2>.*?</section>", re.DOTALL)
-# how the titles of sections begin that stay true when the student's figures change
+# starts of the titles of sections that remain valid when the student's metrics change
 _LASTING = tuple(
     escape(title)
     for title in (
@@ -30,7 +30,7 @@ _LASTING = tuple(
 
 
 def write_report(data: ReportData, path: Path) -> Path:
-    """Write the report as one HTML file, replacing what is there only once it is complete.
+    """Write the report as one HTML file, atomically.
 
     Returns:
         ``path``.
@@ -47,20 +47,19 @@ def write_report(data: ReportData, path: Path) -> Path:
 
 
 def update_report(data: ReportData, path: Path, into: Path | None = None) -> Path:
-    """Write a report anew whose figures have changed.
+    """Rewrite a report with new metrics.
 
-    Its sections of the training, the confusion, the features and the examples stay where ``data`` tells
-    nothing of them.
+    Its sections on training, confusion, features and examples are kept where ``data`` does not contain them.
 
     Args:
-        data: What is new.
-        path: The report there is.
+        data: The new content.
+        path: The existing report.
         into: The file to write; None: ``path``.
 
     Returns:
         The file written.
     """
-    # what is new of the student is not beside what its teacher said
+    # new predictions of the student invalidate the comparison with the teacher's
     lasting = tuple(title for title in _LASTING if not (data.answers and title == escape(mistakes.BESIDE)))
     return _write(_merged(page(data), Path(path).read_text(encoding="utf-8"), lasting), Path(into or path))
 
@@ -72,7 +71,7 @@ def _write(text: str, path: Path) -> Path:
 
 
 def _merged(new: str, before: str, lasting: tuple[str, ...]) -> str:
-    """The page with those of the sections of one before it that it lacks and that are still true."""
+    """Add to a page the still valid sections of the previous page that it lacks."""
     sections = {found[1]: found[0] for found in _SECTION.finditer(new)}
     order: list[str] = []
     for found in _SECTION.finditer(before):

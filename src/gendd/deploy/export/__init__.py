@@ -1,6 +1,6 @@
-"""A finished student as a file that runs elsewhere: ONNX, torch.export, timm or plain safetensors.
+"""Export a finished student: ONNX, torch.export, timm or plain safetensors.
 
-Every file is written under another name, checked against PyTorch, and only then takes its own.
+Every file is written under a temporary name, checked against PyTorch, and only then renamed.
 """
 
 from gendd.deploy.export.exporter import Exported, export

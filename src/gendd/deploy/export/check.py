@@ -1,4 +1,4 @@
-"""Whether what was written gives the logits of PyTorch.
+"""Check that an exported file gives the same logits as PyTorch.
 
 Shapes: B images · C channels · S side · K classes.
 """
@@ -18,7 +18,7 @@ _BATCH = 16
 
 
 def images_of(source: Source, count: int = IMAGES) -> tuple[Tensor, str]:
-    """Images (B, C, S, S) to check with and what they are: of the run's test set, else random."""
+    """Return images (B, C, S, S) to check with, and what they are: of the run's test set, else random."""
     reason = source.data
     if not isinstance(reason, str):
         try:
@@ -33,26 +33,26 @@ def images_of(source: Source, count: int = IMAGES) -> tuple[Tensor, str]:
 
 @torch.no_grad()
 def logits_of(network: Network, images: Tensor) -> Tensor:
-    """Logits (B, K) of images (B, C, S, S), in batches of several sizes and of one."""
+    """Compute logits (B, K) of images (B, C, S, S), in batches of different sizes including one."""
     parts = [images[:1], *torch.split(images[1:], _BATCH)]
     return torch.cat([network(part) for part in parts if len(part)])
 
 
 def deviation(found: Tensor, expected: Tensor) -> float:
-    """Largest difference of two sets of logits (B, K), in units of the largest expected logit."""
+    """Return the largest difference of two sets of logits (B, K), relative to the largest expected logit."""
     if found.shape != expected.shape:
         return float("inf")
     return float((found - expected).abs().max() / expected.abs().max().clamp_min(1e-12))
 
 
 def checked(network: Network, source: Source, images: Tensor, written: str) -> float:
-    """The deviation of ``network`` from the deployed student.
+    """Return the deviation of ``network`` from the deployed student.
 
     Args:
-        network: What was written, loaded from its file.
-        source: What was exported.
+        network: The exported network, loaded from its file.
+        source: The exported readout.
         images: (B, C, S, S).
-        written: What it is called in the error.
+        written: Name of the export in the error message.
 
     Raises:
         UserError: it is above :data:`TOLERANCE`, or not a number.

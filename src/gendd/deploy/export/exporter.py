@@ -1,4 +1,4 @@
-"""One readout of a student to one format, checked: what every format has in common."""
+"""Export one readout of a student to one format and check it: the part all formats share."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from gendd.student.folders import RunFolder
 
 @dataclass(frozen=True)
 class Exported:
-    """What :func:`export` wrote.
+    """Result of :func:`export`.
 
     Attributes:
         path: The file; for ``safetensors`` the folder.
         format: Its format.
-        readout: The readout it gives the logits of.
+        readout: The exported readout.
         bytes: Its size.
-        deviation: Largest difference from PyTorch's logits, in units of the largest logit; of a quantised
-            file that of the file it was made of.
-        checked_on: What images that was seen on.
+        deviation: Largest difference from PyTorch's logits, relative to the largest logit; for a quantised
+            file that of the float file it was made from.
+        checked_on: The images this was measured on.
         notes: Remarks, and for ``timm`` the call that loads it.
-        quantized: How the int8 file does; None without ``quantize``.
+        quantized: Scores of the int8 file; None without ``quantize``.
     """
 
     path: Path
@@ -74,30 +74,30 @@ def export(
     backbone: nn.Module | None = None,
     progress: bool = False,
 ) -> Exported:
-    """Write one readout of a finished student as a file that runs elsewhere, and check it.
+    """Export one readout of a finished student to a file, and check it.
 
-    Its logits are compared with PyTorch's on the run's test images, or on random ones where there are none.
+    Its logits are compared with PyTorch's on the run's test images, or on random images if there are none.
 
     Args:
         source: A run, its folder, a student's folder, the id of a Hugging Face repository, or a student.
-        to: ``onnx`` and ``torch-export`` take any number of images (B, C, S, S) in [0, 1] to logits (B, K);
+        to: ``onnx`` and ``torch-export`` map any number of images (B, C, S, S) in [0, 1] to logits (B, K);
             ``timm`` is the state dict of a timm student with its linear classifier; ``safetensors`` is a
-            folder that :func:`gendd.load` reads, with no more than the readout needs;
-            ``path/to/file.py:NAME`` is a format of your own.
-        readout: The student's own by default, and ``linear`` for ``timm``.
-        quantize: ``int8`` for an ONNX file of 8-bit weights and activations.
+            folder for :func:`gendd.load` with only what the readout needs; ``path/to/file.py:NAME`` is a
+            format of your own.
+        readout: The student's chosen one by default, and ``linear`` for ``timm``.
+        quantize: ``int8`` for an ONNX file with 8-bit weights and activations.
         out: The file (the folder of ``safetensors``); by default in ``export/`` of the source's folder.
-        seed: Of the noise of readout ``sample``, which is the same for every image.
+        seed: Seed of the noise of readout ``sample``, which is the same for every image.
         steps: Sampling steps of readout ``sample``; the student's own by default.
-        sampler: ``ddpm``, ``ddim`` or ``dpm-solver``, likewise.
-        calibration: Training images that ``quantize`` looks at, at most.
-        overwrite: Replace what is at ``out``.
-        backbone: The network of a student made in Python, see :func:`gendd.load`.
+        sampler: ``ddpm``, ``ddim`` or ``dpm-solver``; the student's own by default.
+        calibration: Maximum number of training images to calibrate ``quantize`` with.
+        overwrite: Replace an existing export at ``out``.
+        backbone: The network of a student built in Python, see :func:`gendd.load`.
         progress: Show progress bars.
 
     Raises:
-        UserError: something given can't be used, a package is missing, the network can't be converted, or
-            the logits differ by more than 1e-4 of the largest. Nothing is then written.
+        UserError: an argument can't be used, a package is missing, the network can't be converted, or the
+            logits differ by more than 1e-4 of the largest. Nothing is then written.
     """
     kind = to if isinstance(to, Format) else export_format(to)
     _check(kind, quantize, calibration, sampler, seed)
@@ -125,7 +125,7 @@ def export(
 
 
 def _check(to: Format, quantize: str | None, calibration: int, sampler: str | None, seed: int) -> None:
-    """Raise :class:`UserError` at what no student can be exported to, before one is loaded."""
+    """Raise :class:`UserError` for arguments that suit no student, before one is loaded."""
     if quantize not in (None, "int8"):
         raise UserError(f"Export: expected quantize int8 or none, got {quantize!r}.")
     if quantize is not None and not to.quantizable:
@@ -142,7 +142,7 @@ def _check(to: Format, quantize: str | None, calibration: int, sampler: str | No
 
 
 def _resample(student: Student, readout: ReadoutName, steps: int | None, sampler: SamplerName | None) -> bool:
-    """Put what is given of the sampler into the student's settings; whether that changed them."""
+    """Set the given sampler options in the student's settings; return whether that changed them."""
     given: dict[str, Any] = {"steps": steps, "sampler": sampler}
     given = {key: value for key, value in given.items() if value is not None}
     if given and readout != "sample":
@@ -157,7 +157,7 @@ def _resample(student: Student, readout: ReadoutName, steps: int | None, sampler
 def _written(
     source: Source, to: Format, path: Path, quantized: str | None, calibration: int, progress: bool
 ) -> tuple[float, str, Quantized | None]:
-    """Write to ``path`` and check: the deviation, on what images, and the figures of an int8 file."""
+    """Write and check an export; return the deviation, the images used, and the scores of an int8 file."""
     data = int8.data_of(source) if quantized else None
     images, checked_on = images_of(source)
     plain = path if data is None else path.with_name(f"{path.stem}-fp32{path.suffix}")

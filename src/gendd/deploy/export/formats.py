@@ -1,4 +1,4 @@
-"""The formats by name: every file ``to_*.py`` of this folder, or ``path/to/file.py:NAME``."""
+"""Export formats by name: every file ``to_*.py`` of this folder, or ``path/to/file.py:NAME``."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ def _no_remarks(source: Source, path: Path) -> list[str]:
 
 @dataclass(frozen=True)
 class Format:
-    """A kind of file that a readout is exported to.
+    """An export format.
 
     Args:
-        name: What ``--to`` calls it.
-        suffix: Of its files; "" where it is a folder.
-        write: Writes a file and gives the network as it is loaded from there, which is compared with
-            PyTorch's: images (B, C, S, S) in [0, 1] -> logits (B, K).
-        needs: Raises :class:`UserError` where a package it needs is missing.
-        readout: The readout that is exported of a student that is asked for one or for its own (None); raises
-            :class:`UserError` where the format can't hold the student.
-        remarks: Lines to print beside what was written.
-        unrolled: Whether a graph is written, with a copy of the head per sampling step.
-        quantizable: Whether ``--quantize int8`` can follow.
-        tag: Part of the file's default name, where another format has the same suffix.
+        name: Its name in ``--to``.
+        suffix: File suffix; "" if it is a folder.
+        write: Writes a file and returns the network loaded from it, which is compared with PyTorch's: images
+            (B, C, S, S) in [0, 1] -> logits (B, K).
+        needs: Raises :class:`UserError` if a required package is missing.
+        readout: Returns the readout to export, given the student and the requested one (None for the
+            student's own); raises :class:`UserError` if the format can't hold the student.
+        remarks: Lines to print after writing.
+        unrolled: Whether it writes a graph with one copy of the head per sampling step.
+        quantizable: Whether ``--quantize int8`` is supported.
+        tag: Part of the default file name, for a format that shares its suffix with another.
     """
 
     name: str
@@ -51,7 +51,7 @@ class Format:
 
 @cache
 def formats() -> dict[str, Format]:
-    """The formats that come with gendd by their names."""
+    """Return the formats that come with gendd, by name."""
     files = [each.name for each in pkgutil.iter_modules([str(Path(__file__).parent)])]
     found: list[Format] = [
         import_module(f"gendd.deploy.export.{name}").FORMAT for name in files if name.startswith("to_")
@@ -60,10 +60,10 @@ def formats() -> dict[str, Format]:
 
 
 def export_format(name: str) -> Format:
-    """The format called ``name``.
+    """Return the format called ``name``.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such format.
     """
     if is_python_name(name):
         expected = "a gendd.deploy.export.Format"

@@ -1,4 +1,4 @@
-"""An ONNX file in int8: static quantisation of weights (per channel) and activations, calibrated on images.
+"""ONNX in int8: static quantisation of weights (per channel) and activations, calibrated on images.
 
 Shapes: B images · C channels · S side · K classes.
 """
@@ -31,15 +31,15 @@ _BATCH = 32
 
 @dataclass(frozen=True)
 class Quantized:
-    """A quantised file beside the one it was made of, on the run's test images.
+    """A quantised file compared with the float file on the run's test images.
 
     Attributes:
-        top1: Percent right of the int8 file; None without labels of the readout's classes.
-        fp32_top1: Likewise of the float file.
-        agreement: Percent of images of which both say the same.
-        images: How many test images there were.
-        bytes: Of the int8 file.
-        fp32_bytes: Of the float file.
+        top1: Accuracy of the int8 file in percent; None without labels of the readout's classes.
+        fp32_top1: The same for the float file.
+        agreement: Percent of images on which both predict the same class.
+        images: Number of test images.
+        bytes: Size of the int8 file.
+        fp32_bytes: Size of the float file.
     """
 
     top1: float | None
@@ -64,10 +64,10 @@ class Quantized:
 
 
 def data_of(source: Source) -> Data:
-    """The images of the source's run.
+    """Return the data of the source's run.
 
     Raises:
-        UserError: there are none.
+        UserError: there is none.
     """
     if isinstance(source.data, str):
         raise UserError(
@@ -78,7 +78,7 @@ def data_of(source: Source) -> Data:
 
 
 class _Calibration:
-    """Batches as ONNX Runtime's calibrator asks for them, each shown on a progress bar."""
+    """Batches in the form of ONNX Runtime's calibration data reader, with a progress bar."""
 
     def __init__(self, data: Data, count: int, progress: bool) -> None:
         self.loader = sample_loader(data.train, min(_BATCH, count), count)
@@ -91,7 +91,7 @@ class _Calibration:
                 yield {"images": batch.images.numpy()}
 
     def get_next(self) -> dict[str, Any] | None:
-        """The next batch; None at the end."""
+        """Return the next batch; None at the end."""
         return next(self._batches, None)
 
 
@@ -101,12 +101,12 @@ def quantize(plain: Path, target: Path, data: Data, count: int, progress: bool =
     Args:
         plain: The float file.
         target: The int8 file.
-        data: Training images to calibrate on, as they are, and test images to score on.
-        count: How many to calibrate on at most.
+        data: Training images to calibrate on, without augmentation, and test images to score on.
+        count: Maximum number of calibration images.
         progress: Show progress bars.
 
     Raises:
-        UserError: ONNX Runtime can't quantise the graph, or gets logits that are no numbers of it.
+        UserError: ONNX Runtime can't quantise the graph, or the quantised file gives non-finite logits.
     """
     import onnx
     from onnxruntime.quantization import QuantFormat, QuantType, quantize_static
@@ -125,9 +125,9 @@ def quantize(plain: Path, target: Path, data: Data, count: int, progress: bool =
                 activation_type=QuantType.QInt8,
                 weight_type=QuantType.QInt8,
             )
-        except UserError:  # of the images
+        except UserError:  # from reading the images
             raise
-        except Exception as error:  # of the quantiser, which raises many kinds
+        except Exception as error:  # the quantiser raises many kinds
             raise UserError(
                 "--quantize int8: expected a network that ONNX Runtime can quantise, got another "
                 f"({first_line(error)}); export it without."
@@ -141,7 +141,7 @@ def quantize(plain: Path, target: Path, data: Data, count: int, progress: bool =
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the warnings of the quantiser, which speak of its own workings."""
+    """Silence the quantiser's warnings, which only concern its internals."""
     disabled = logging.root.manager.disable
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

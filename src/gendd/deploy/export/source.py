@@ -1,4 +1,4 @@
-"""What is exported, as every format takes it, and where it comes from.
+"""The source of an export, in the form that every format takes.
 
 Shapes: B images · C channels · S side · K classes.
 """
@@ -33,12 +33,12 @@ class Source:
     """One readout of a student, to be exported.
 
     Args:
-        student: On the CPU, its settings those of the sampler.
-        deployed: The readout of it that is exported.
-        run: Where it comes from; None for a student without its run.
+        student: On the CPU; its settings are the sampler's.
+        deployed: The readout to export.
+        run: The student's run; None for a student without one.
         size: S, side of the images it takes.
-        seed: Of the noise of readout ``sample``.
-        resampled: Whether the sampler's settings are others than those the run was scored with.
+        seed: Seed of the noise of readout ``sample``.
+        resampled: Whether the sampler's settings differ from those the run was scored with.
     """
 
     student: Student
@@ -50,7 +50,7 @@ class Source:
 
     @property
     def readout(self) -> ReadoutName:
-        """Which readout is exported."""
+        """The exported readout."""
         return self.deployed.readout
 
     @property
@@ -65,25 +65,25 @@ class Source:
 
     @property
     def framing(self) -> float:
-        """Part of the shorter side that is kept of images larger than S."""
+        """Fraction of the shorter side kept when cropping images larger than S."""
         return float(self.student.info.get("framing") or 1.0)
 
     @cached_property
     def data(self) -> Data | str:
-        """The images of the run, streamed; or, in words, why there are none that the student takes."""
+        """Return the run's data, streamed; or a text that says why there is none the student can take."""
         if self.run is None:
             return "no run beside the student"
         try:
             data = load_data(dataclasses.replace(self.run.config.data, in_memory=False))
         except UserError as error:
             return f"the run's are not there: {str(error).rstrip('.')}"
-        # the run of an imported checkpoint may name other images than it was trained on
+        # the run of an imported checkpoint may name other data than it was trained on
         if (data.channels, data.image_size) != (self.channels, self.size):
             return "the run's are of another shape"
         return data
 
     def metadata(self) -> dict[str, str]:
-        """What whoever runs the file has to know; of values that are no text the JSON."""
+        """Return what users of the file need to know; values that are not strings as JSON."""
         shape = f"(B, {self.channels}, {self.size}, {self.size})"
         told = {
             "class_names": json.dumps(self.student.class_names(self.readout), ensure_ascii=False),
@@ -108,13 +108,13 @@ class Source:
 def opened(
     source: str | Path | RunFolder | Student, backbone: nn.Module | None
 ) -> tuple[RunFolder | None, Path | None, Student]:
-    """The run, the folder that exports go into, and the student of what a user names; see ``export``."""
+    """Open what a user names (see ``export``): the run, the folder for exports, and the student."""
     if isinstance(source, Student):
-        # its mode and settings stay
+        # a copy, so that the original's mode and settings stay unchanged
         return None, None, copy.deepcopy(source).cpu().eval()
     path = source.folder if isinstance(source, RunFolder) else source
     student, folder = load(path, backbone=backbone), Path(path)
-    if not folder.is_dir():  # of the Hub
+    if not folder.is_dir():  # from the Hub
         return None, None, student
     whole = folder.resolve()
     if whole.name == "student" and _is_run(whole.parent):
@@ -127,10 +127,10 @@ def _is_run(folder: Path) -> bool:
 
 
 def image_size(student: Student, folder: Path | None) -> int:
-    """S of the images a student takes.
+    """Return S of the images a student takes.
 
     Raises:
-        UserError: its config.json doesn't tell.
+        UserError: its config.json doesn't contain it.
     """
     size = student.info.get("image_size")
     if size is None and student.backbone.image_size is not None:

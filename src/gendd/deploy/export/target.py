@@ -1,4 +1,4 @@
-"""Where an export goes, and how it gets there: whole, or not at all."""
+"""Destination of an export, which is written atomically."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from gendd.files import check_path
 
 
 def target(out: str | Path | None, folder: Path | None, name: str, to: str, suffix: str) -> Path:
-    """The path that is written to.
+    """Return the path to write to.
 
     Args:
-        out: What the user gave.
-        folder: Of the run or the student; None where there is none.
-        name: What it is called unless ``out`` says, without its suffix.
+        out: The user's choice.
+        folder: Folder of the run or the student; None if there is none.
+        name: Name without suffix, unless ``out`` is given.
         to: The format.
-        suffix: Of its files; "" where it is a folder.
+        suffix: File suffix; "" if it is a folder.
 
     Raises:
-        UserError: ``out`` doesn't suit the format, or is needed and not given.
+        UserError: ``out`` doesn't suit the format, or is required and not given.
     """
     if out is None:
         if folder is None:
@@ -43,15 +43,15 @@ def target(out: str | Path | None, folder: Path | None, name: str, to: str, suff
 
 @contextlib.contextmanager
 def fresh(path: Path, folder: Path | None, overwrite: bool) -> Iterator[Path]:
-    """A temporary name beside ``path``, which takes its place at the end, or of which nothing is left.
+    """Yield a temporary path beside ``path``, renamed to it at the end, or deleted on an error.
 
     Args:
-        path: Of a file or a folder.
-        folder: Of the run or the student that is exported, whose own files are never replaced.
-        overwrite: Whether an earlier export may be.
+        path: Path of a file or a folder.
+        folder: Folder of the exported run or student, whose own files are never replaced.
+        overwrite: Whether an earlier export may be replaced.
 
     Raises:
-        UserError: something is there that may not be replaced, or the place can't be written to.
+        UserError: something at ``path`` may not be replaced, or the folder is not writable.
     """
     _check_free(path, folder, overwrite)
     made = [each for each in path.parents if not each.exists()]
@@ -60,7 +60,7 @@ def fresh(path: Path, folder: Path | None, overwrite: bool) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         for file in files(temporary):
-            # safetensors writes for the owner alone, whatever the umask
+            # safetensors makes files readable by the owner only, whatever the umask
             file.chmod(0o644)
         if path.is_dir():
             shutil.rmtree(path)
@@ -100,5 +100,5 @@ def _check_free(path: Path, folder: Path | None, overwrite: bool) -> None:
 
 
 def files(path: Path) -> list[Path]:
-    """The files of an export, which is a file or a folder of files."""
+    """Return the files of an export, which is a file or a folder of files."""
     return [path] if path.is_file() else list(path.iterdir())

@@ -1,4 +1,4 @@
-"""``onnx``: a graph for ONNX Runtime and its like, ``images`` (B, C, S, S) in [0, 1] -> ``logits`` (B, K)."""
+"""``onnx``: a graph for ONNX Runtime and the like, ``images`` (B, C, S, S) in [0, 1] -> ``logits`` (B, K)."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ OPSET = 18
 
 
 def needs() -> None:
-    """Raise :class:`UserError` where a package of the extra ``export`` is missing or can't be imported."""
+    """Raise :class:`UserError` if a package of the extra ``export`` is missing or can't be imported."""
     names = ("onnx", "onnxscript", "onnxruntime")
     missing = [name for name in names if find_spec(name) is None]
     if missing:
@@ -39,7 +39,7 @@ def needs() -> None:
 
 
 def write(source: Source, path: Path) -> Network:
-    """Write the graph, its weights inside, and load it."""
+    """Write the graph, with its weights, and load it."""
     program = traced(source)
     try:
         with warnings.catch_warnings():
@@ -53,11 +53,11 @@ def write(source: Source, path: Path) -> Network:
                 opset_version=OPSET,
                 verbose=False,
             )
-    except Exception as error:  # of the converter, which raises many kinds
+    except Exception as error:  # the converter raises many kinds
         raise unwritten(source, "a network that torch.onnx can convert", error) from error
     assert made is not None
     for node in made.model.graph:
-        # how PyTorch came to it: as large as the weights of a small network
+        # PyTorch's conversion metadata, as large as the weights of a small network
         node.metadata_props.clear()
     made.model.metadata_props.clear()
     made.model.metadata_props.update(source.metadata())
@@ -67,17 +67,17 @@ def write(source: Source, path: Path) -> Network:
 
 
 def session(path: Path) -> Any:
-    """ONNX Runtime's session of a file, on the CPU."""
+    """Open a file with ONNX Runtime, on the CPU."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    # what it warns of is no matter of the user's
+    # its warnings do not concern users
     options.log_severity_level = 3
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def load(path: Path) -> Network:
-    """The network of an ONNX file, run by ONNX Runtime."""
+    """Load an ONNX file as a network run by ONNX Runtime."""
     opened = session(path)
 
     def network(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""``safetensors``: a student's folder as :func:`gendd.load` reads it, with what one readout needs."""
+"""``safetensors``: a student folder for :func:`gendd.load`, with what one readout needs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gendd.student.folders import RunFolder
 
 
 def reduced(source: Source) -> Student:
-    """The student with one readout: without the head for ``linear``."""
+    """Return the student with one readout: without the head for ``linear``."""
     student, linear = source.student, source.readout == "linear"
     kept = Student(
         student.backbone,
@@ -31,7 +31,7 @@ def reduced(source: Source) -> Student:
 
 
 def _figures(run: RunFolder, student: Student, resampled: bool) -> dict[str, Any]:
-    """The run's figures, less those of readouts that the exported student hasn't, or samples otherwise."""
+    """Return the run's metrics that hold for the exported student, given its readouts and sampler."""
     metrics = run.metrics
     kept = set(student.readouts) - ({"sample"} if resampled else set())
     own = metrics["student"]
@@ -44,7 +44,7 @@ def write(source: Source, path: Path) -> Network:
     """Write the folder, with the model card of a run's student, and load it."""
     student = reduced(source)
     student.save(path)
-    # an imported checkpoint has none
+    # an imported checkpoint has no card
     if source.run is not None and (source.run.folder / "student" / "README.md").is_file():
         write_card(path / "README.md", student, _figures(source.run, student, source.resampled))
     backbone = source.student.backbone.net if source.student.backbone.name.startswith("module/") else None

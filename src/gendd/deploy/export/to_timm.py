@@ -1,4 +1,4 @@
-"""``timm``: backbone and linear classifier as timm.create_model(NAME, checkpoint_path=FILE) loads them."""
+"""``timm``: backbone and linear classifier for timm.create_model(NAME, checkpoint_path=FILE)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gendd.student import Student
 
 
 def linear(student: Student, readout: ReadoutName | None) -> ReadoutName:
-    """``linear``; raises :class:`UserError` where another is asked for, or timm can't build the student."""
+    """Return ``linear``; raise :class:`UserError` if another is wanted, or timm can't build the student."""
     name = student.backbone.name
     if not name.startswith("timm/"):
         raise UserError(
@@ -38,7 +38,7 @@ def linear(student: Student, readout: ReadoutName | None) -> ReadoutName:
 
 
 def arguments(source: Source) -> dict[str, Any]:
-    """What timm.create_model takes beside name and file: the network's shape, then its input's."""
+    """Return timm.create_model's arguments besides name and file: of the network, then of its input."""
     backbone = source.student.backbone
     given: dict[str, Any] = {"num_classes": backbone.num_classes}
     if backbone.channels != 3:
@@ -58,14 +58,14 @@ def arguments(source: Source) -> dict[str, Any]:
 
 
 def call(source: Source, path: Path) -> list[str]:
-    """The Python that loads the file."""
+    """Return the Python code that loads the file."""
     name = source.student.backbone.name.removeprefix("timm/")
     given = [f"{key}={value!r}" for key, value in arguments(source).items()]
     return [f"timm.create_model({', '.join([repr(name), f'checkpoint_path={str(path)!r}', *given])})"]
 
 
 def write(source: Source, path: Path) -> Network:
-    """Write the plain state dict, and load it as timm does."""
+    """Write the plain state dict, and load it with timm."""
     import timm
 
     backbone = source.student.backbone
@@ -73,7 +73,7 @@ def write(source: Source, path: Path) -> Network:
     name, given = backbone.name.removeprefix("timm/"), arguments(source)
     try:
         loaded: torch.nn.Module = timm.create_model(name, checkpoint_path=str(path), **given).eval()
-    except Exception as error:  # keys that don't fit, or arguments
+    except Exception as error:  # mismatched keys or arguments
         reason = " ".join(str(error).split())[:200]
         raise UserError(
             f"Export to timm: expected a student that timm builds, got {backbone.name} changed ({reason}); "

@@ -1,4 +1,4 @@
-"""``torch-export``: a traced program, run by ``torch.export.load(path).module()`` without gendd."""
+"""``torch-export``: an exported program, run with ``torch.export.load(path).module()`` without gendd."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from gendd.deploy.export.source import Network, Source
 from gendd.errors import UserError, first_line
 
 METADATA = "metadata.json"
-# a step of the sampler is some hundred nodes, traced in about a second
+# sampling steps from which to warn, and the maximum: one is some hundred nodes, traced in about a second
 LARGE, MOST = 30, 200
 
 
 def dynamic_batch() -> tuple[dict[int, Dim]]:
-    """The shapes of a program's images: any B."""
+    """Return the dynamic shapes of a program's images: any B."""
     return ({0: Dim("batch", min=1)},)
 
 
 def traced(source: Source) -> ExportedProgram:
-    """The deployed student as a graph for any number of images.
+    """Trace the deployed student for any batch size.
 
     Raises:
         UserError: its network can't be traced.
@@ -33,16 +33,16 @@ def traced(source: Source) -> ExportedProgram:
     try:
         with torch.no_grad():
             program = torch.export.export(source.deployed, (images,), dynamic_shapes=dynamic_batch())
-    except Exception as error:  # of the tracer, which raises many kinds
+    except Exception as error:  # the tracer raises many kinds
         raise unwritten(source, "a network that torch.export can trace", error) from error
     for node in program.graph.nodes:
-        # the places of this machine's files, which are no one else's business
+        # file paths of this machine, which should not be published
         node.meta.pop("stack_trace", None)
     return program
 
 
 def unwritten(source: Source, expected: str, error: Exception) -> UserError:
-    """The error for what torch raised instead of exporting a student."""
+    """Return the error for an exception that torch raised while exporting."""
     return UserError(
         f"Export: expected {expected}, got {source.student.backbone.name} ({first_line(error)}); export it "
         "to safetensors and run it with gendd."
@@ -50,10 +50,10 @@ def unwritten(source: Source, expected: str, error: Exception) -> UserError:
 
 
 def check_steps(steps: int) -> str | None:
-    """A remark where a sampler of that many steps makes a large graph, which has one head a step.
+    """Return a remark if this many sampling steps make a large graph, with one copy of the head per step.
 
     Raises:
-        UserError: it makes one too large.
+        UserError: the graph would be too large.
     """
     if steps > MOST:
         raise UserError(
@@ -66,7 +66,7 @@ def check_steps(steps: int) -> str | None:
 
 
 def write(source: Source, path: Path) -> Network:
-    """Write the program with the metadata in a file of its own, and load it."""
+    """Write the program with the metadata in an extra file, and load it."""
     files = {METADATA: json.dumps(source.metadata(), indent=2, ensure_ascii=False)}
     program = traced(source)
     try:

@@ -1,1 +1,1 @@
-"""The sections of the page, a module a subject; each gives its HTML, or "" where there is nothing to show."""
+"""Sections of the page, one module per subject; each returns its HTML, or "" if there is nothing to show."""

@@ -1,4 +1,4 @@
-"""Which classes the student takes for which.
+"""Confusion matrix of the student.
 
 Shapes: K classes.
 """
@@ -23,7 +23,7 @@ _MAX_ANNOTATED = 20
 
 
 def confusion(matrix: Tensor | Array | None, names: Sequence[str]) -> str:
-    """The matrix (K, K) of counts and its largest errors."""
+    """Return the section with the matrix (K, K) of counts and the most frequent errors."""
     if matrix is None:
         return ""
     counts = array(matrix)
@@ -52,14 +52,14 @@ def confusion(matrix: Tensor | Array | None, names: Sequence[str]) -> str:
 
 
 def shares_of_rows(counts: Array) -> Array:
-    """Counts (K, K) as shares of their row; rows without images are 0."""
+    """Normalise counts (K, K) by row; rows without images are 0."""
     totals = counts.sum(axis=1, keepdims=True)
     shares: Array = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
     return shares
 
 
 def most_frequent(counts: Array, limit: int = 8) -> list[tuple[int, int, float, int]]:
-    """The most frequent errors: (true class, predicted class, share of the true class, images)."""
+    """Return the most frequent errors: (true class, predicted class, share of the true class, images)."""
     errors = counts.copy()
     np.fill_diagonal(errors, 0)
     shares = shares_of_rows(counts)

@@ -1,4 +1,4 @@
-"""What the methods are worth against what they cost."""
+"""Accuracy of the methods against their costs."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ Side = Literal["left", "center", "right"]
 
 
 def costs(rows: Sequence[Row]) -> str:
-    """What the run's own readout is judged by, against multiply-adds; of two rows or more that have both."""
+    """Return the plot of the main measure against multiply-adds, if at least two rows have both."""
     measure = measure_of(own_row(rows)) or "top1"
     shown = [row for row in rows if row[measure] is not None and row["multiply_adds"]]
     if len(shown) < 2:
@@ -38,7 +38,7 @@ def costs(rows: Sequence[Row]) -> str:
 
 
 def draw_costs(rows: Sequence[Row], measure: str = "top1") -> Draw:
-    """Every row as a named point; each has the measure and ``multiply_adds``."""
+    """Draw every row as a labelled point; each has the measure and ``multiply_adds``."""
     costs, values = [row["multiply_adds"] for row in rows], [row[measure] for row in rows]
     decades = math.log10(max(costs) / min(costs))
     beside = 10 ** max(0.16 * decades, 0.15)
@@ -75,7 +75,7 @@ def draw_costs(rows: Sequence[Row], measure: str = "top1") -> Draw:
 
 
 def _label_points(figure: Figure, axes: Axes, rows: Sequence[Row], theme: Theme, measure: str) -> None:
-    """Name every point; each label takes the spot nearest to its point that covers nothing else."""
+    """Label every point, as near to it as possible without covering anything."""
     figure.draw_without_rendering()
     scale = figure.dpi / 72
     places = [axes.transData.transform((row["multiply_adds"], row[measure])) for row in rows]
@@ -120,7 +120,7 @@ def _label_points(figure: Figure, axes: Axes, rows: Sequence[Row], theme: Theme,
 
 
 def _offsets() -> Iterator[tuple[float, float, Side, float]]:
-    """Where a label may stand: offset in points, the side turned to its point, and how far that is."""
+    """Yield candidate label positions: offset in points, the side facing the point, and the distance."""
     for radius in (10, 18, 28, 40, 54, 70, 90):
         for degrees in (0, 20, -20, 40, -40, 60, -60, 90, -90, 180, 160, 200, 140, 220):
             side: Side = "center" if abs(degrees) == 90 else "left" if abs(degrees) < 90 else "right"

@@ -1,4 +1,4 @@
-"""Test images and what the student made of them."""
+"""Example test images with the student's predictions."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gendd.report.markup import section
 
 TITLE = "Examples"
 _MAX_SHOWN = 24
-# pixels a side: the largest, and up to which single pixels are shown crisp
+# sides in pixels: the maximum, and the limit up to which images are shown with crisp pixels
 _LARGE, _TINY = 224, 64
 
 
 def examples(found: Sequence[Example]) -> str:
-    """The first 24 images with the student's answers."""
+    """Return the section with the first 24 images and the student's predictions."""
     shown = found[:_MAX_SHOWN]
     if not shown:
         return ""
@@ -31,7 +31,7 @@ def examples(found: Sequence[Example]) -> str:
 
 
 def figures(shown: Sequence[Example]) -> str:
-    """Pictures in a grid, each with the answer below it."""
+    """Return a grid of images, each with its prediction below."""
     return f'<div class="grid">{"".join(map(_figure, shown))}</div>'
 
 
@@ -52,7 +52,7 @@ def _figure(example: Example) -> str:
 
 
 def _png(image: Array) -> tuple[str, bool]:
-    """The image as base64 PNG, made smaller where it is large, and whether it is tiny."""
+    """Return the image as base64 PNG, reduced if it is large, and whether it is tiny."""
     picture = Image.fromarray(np.ascontiguousarray(image))
     picture.thumbnail((_LARGE, _LARGE))
     buffer = io.BytesIO()

@@ -1,4 +1,4 @@
-"""Generated features beside the teacher's.
+"""Generated features compared with the teacher's.
 
 Shapes: n images · D teacher feature width.
 """
@@ -20,7 +20,7 @@ from gendd.report.markup import section
 TITLE = "Generated features beside the teacher's"
 _MAX_NAMED_CLASSES = 20
 _MAX_SCATTER = 2000
-# Petroff (2021): ten colours told apart under colour-vision deficiencies.
+# Petroff (2021): ten colours distinguishable under colour-vision deficiencies.
 _CLASSES = [
     "#3f90da",
     "#ffa90e",
@@ -36,7 +36,7 @@ _CLASSES = [
 
 
 def features(data: ReportData) -> str:
-    """Both sets of features in the plane where the teacher's vary most."""
+    """Return the plot of both sets of features in the plane of the teacher's largest variance."""
     if data.teacher_features is None or data.generated_features is None:
         return ""
     teacher, generated = array(data.teacher_features), array(data.generated_features)
@@ -55,7 +55,7 @@ def features(data: ReportData) -> str:
 
 
 def project(teacher: Array, generated: Array) -> tuple[Array, Array, Array]:
-    """Both sets of features (n, D) on the teacher's first two principal components.
+    """Project both sets of features (n, D) onto the teacher's first two principal components.
 
     Returns:
         (n, 2) of the teacher, (n, 2) of the generated features, and the (2,) shares of the teacher's

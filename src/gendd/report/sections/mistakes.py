@@ -1,4 +1,4 @@
-"""Where the student errs: its hardest classes, and its mistakes beside the teacher's.
+"""Errors of the student: its hardest classes, and its errors compared with the teacher's.
 
 Shapes: N images · K classes.
 """
@@ -19,7 +19,7 @@ _CLASSES, _PICTURES = 3, 8
 
 
 def hardest(data: ReportData, method: str) -> str:
-    """The classes that the student is least often right about, with pictures of what it mistook."""
+    """Return the classes with the lowest accuracy, with misclassified images."""
     said, teacher = data.answers.get(method), data.answers.get("teacher")
     if said is None or said.right is None or said.labels is None:
         return ""
@@ -41,7 +41,7 @@ def hardest(data: ReportData, method: str) -> str:
 
 
 def beside(data: ReportData, method: str) -> str:
-    """Which images the student and its teacher are right about, and pictures that it alone mistook."""
+    """Compare the correct predictions of student and teacher, with images that only the student got wrong."""
     said, teacher = data.answers.get(method), data.answers.get("teacher")
     if said is None or teacher is None or said.right is None or teacher.right is None:
         return ""
@@ -66,14 +66,14 @@ def beside(data: ReportData, method: str) -> str:
 
 
 def least_right(labels: Array, right: Array) -> list[int]:
-    """The classes of the smallest shares of right answers, the smallest first; those without an error not."""
+    """Return the classes with the lowest accuracy, lowest first, without those that have no errors."""
     shares = {int(label): float(right[labels == label].mean()) for label in np.unique(labels)}
     wrong = sorted((share, label) for label, share in shares.items() if share < 1)
     return [label for _, label in wrong[:_CLASSES]]
 
 
 def _surest(confidence: Array, rows: Array) -> list[int]:
-    """The first few of some rows, bool (N,), by confidence."""
+    """Return the few most confident of the selected rows, bool (N,)."""
     chosen = np.flatnonzero(rows)
     return [int(row) for row in chosen[np.argsort(-confidence[chosen], kind="stable")][:_PICTURES]]
 

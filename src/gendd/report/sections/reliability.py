@@ -1,4 +1,4 @@
-"""Whether the student is right as often as it says."""
+"""Calibration of the student: its accuracy by confidence."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _BINS = 10
 
 
 def reliability(said: Answers | None, method: str) -> str:
-    """How often the student's answers are right, by their confidence."""
+    """Return the section with the student's accuracy by confidence."""
     if said is None or said.right is None or len(said.right) == 0:
         return ""
     bins, error = by_confidence(array(said.confidence), array(said.right))
     leaning = "too sure of itself" if error["lean"] > 0 else "surer than it says"
     share = error["right"] / 100
-    # two standard errors of the share that is right
+    # two standard errors of the accuracy
     if abs(error["lean"]) < max(0.5, 200 * (share * (1 - share) / len(said.right)) ** 0.5):
         leaning = "as sure as it should be, as far as these images tell"
     return section(
@@ -35,10 +35,10 @@ def reliability(said: Answers | None, method: str) -> str:
 
 
 def by_confidence(confidence: Array, right: Array) -> tuple[Array, dict[str, float]]:
-    """Answers in ten bins of equal width: (n, 3) of mean confidence, share right and share of all.
+    """Bin predictions by confidence in ten bins of equal width: (n, 3) of mean confidence, accuracy, share.
 
-    Empty bins are left out. The dictionary holds mean ``confidence``, ``right``, their difference ``lean``
-    and the mean ``distance`` of the bins, in percent.
+    Empty bins are left out. The dictionary holds the mean ``confidence``, the accuracy ``right``, their
+    difference ``lean`` and the mean ``distance`` of the bins, in percent.
     """
     number = np.minimum((confidence * _BINS).astype(int), _BINS - 1)
     there = np.unique(number)

@@ -1,4 +1,4 @@
-"""What the run was made with."""
+"""Settings of the run."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _FACTS = {
 
 
 def settings(metrics: dict[str, Any], config_yaml: str) -> str:
-    """The run's settings in short, and its configuration to unfold."""
+    """Return the main settings of the run, and its full configuration, collapsed."""
     facts = _facts(metrics)
     body = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
     body = f"<dl>{body}</dl>" if body else ""

@@ -1,4 +1,4 @@
-"""The comparison as tables: of all that was measured, and by training images a class."""
+"""The comparison as tables: of all measurements, and by training images per class."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _COLUMNS = {"top5": "Top-5, %", "linear_probe": "Linear probe, %", "cosine": "Co
 
 
 def comparison(rows: Sequence[Row], run: dict[str, Any]) -> str:
-    """Every row with its network, measures and costs."""
+    """Return the table of every row with its network, measures and costs."""
     columns = {name: MEASURES[name].page for name in measures_of(rows)}
     columns |= {name: title for name, title in _COLUMNS.items() if any(row[name] is not None for row in rows)}
     lines = []
@@ -37,7 +37,7 @@ def comparison(rows: Sequence[Row], run: dict[str, Any]) -> str:
 
 
 def groups(rows: Sequence[Row], run: dict[str, Any]) -> str:
-    """Top-1 of every row for classes of many, a medium number and few training images."""
+    """Return the table of top-1 for classes with many, a medium number and few training images."""
     shown = [row for row in rows if row["groups"]]
     if not shown:
         return ""

@@ -1,4 +1,4 @@
-"""How training went: what validation found on the way, and the losses."""
+"""Training curves: validation and losses."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from gendd.report.markup import section, sentence
 
 
 class Validated(NamedTuple):
-    """The heading of the section of a curve, and what its values are."""
+    """A validation metric: the heading of its section, and the name of its values."""
 
     title: str
     values: str
     percent: bool = True
 
 
-# what a curve may hold: the first that was logged
+# the validation metrics; a curve shows the first one that was logged
 VALIDATED = {
     "val/top1": Validated("Validation accuracy while training", "validation top-1"),
     "val/agreement": Validated(
@@ -35,7 +35,7 @@ VALIDATED = {
         "Diffusion loss of the validation images while training", "validation diffusion loss", percent=False
     ),
 }
-# how the title of the section of the losses begins
+# start of the title of the losses section
 LOSSES = "Losses of "
 _LOSS_PARTS = {
     "loss": "Total loss",
@@ -46,12 +46,12 @@ _LOSS_PARTS = {
     "stages": "Regression of earlier maps",
 }
 
-# where points stand, and their values
+# positions of points and their values
 Series = tuple[Array, Array]
 
 
 def validation(curves: dict[str, Log]) -> str:
-    """What validation found of every method over training."""
+    """Return the validation curves of every method."""
     metric = validation_metric(curves)
     found, by = _validated(curves, metric)
     if not found:
@@ -67,7 +67,7 @@ def validation(curves: dict[str, Log]) -> str:
 
 
 def losses(log: Log, method: str) -> str:
-    """The losses of the run's own method."""
+    """Return the loss curves of the run's method."""
     parts = _loss_parts(log)
     if not parts:
         return ""
@@ -80,7 +80,7 @@ def losses(log: Log, method: str) -> str:
 
 
 def series(log: Sequence[dict[str, float]], key: str, by: str) -> Series:
-    """The finite values of ``key`` and where they stand along ``by``."""
+    """Return the finite values of ``key`` and their positions along ``by``."""
     points = [(row[by], row[key]) for row in log if row.get(key) is not None and row.get(by) is not None]
     array = np.asarray(points, dtype=float).reshape(-1, 2)
     array = array[np.isfinite(array).all(axis=1)]
@@ -88,21 +88,21 @@ def series(log: Sequence[dict[str, float]], key: str, by: str) -> Series:
 
 
 def running_mean(values: Array, window: int) -> Array:
-    """Centred; the window shrinks at the ends."""
+    """Return the centred running mean; the window shrinks at the ends."""
     ones = np.ones(window)
     mean: Array = np.convolve(values, ones, "same") / np.convolve(np.ones_like(values), ones, "same")
     return mean
 
 
 def validation_metric(curves: dict[str, Log]) -> str:
-    """val/top1, or where the methods logged none (their teacher may have seen labels) what they did log."""
+    """Return val/top1, or another metric if the methods (whose teacher may have seen labels) logged none."""
     methods = [log for key, log in curves.items() if key != "teacher"]
     logged = {name for log in methods for row in log for name, value in row.items() if value is not None}
     return next((name for name in VALIDATED if name in logged), "val/top1")
 
 
 def _validated(curves: dict[str, Log], metric: str) -> tuple[dict[str, Series], str]:
-    """Each method's metric, and what it stands along: epochs done, or steps where a log has no epochs."""
+    """Return each method's curve and its x axis: epochs completed, or steps if a log has no epochs."""
     logs = {key: [row for row in curves[key] if row.get(metric) is not None] for key in in_order(curves)}
     by = "epoch" if all(row.get("epoch") is not None for log in logs.values() for row in log) else "step"
     found = {}
@@ -114,9 +114,9 @@ def _validated(curves: dict[str, Log], metric: str) -> tuple[dict[str, Series], 
 
 
 def _visible(found: dict[str, Series]) -> tuple[float, float, bool]:
-    """The lowest and highest value to show, and whether first epochs fall below.
+    """Return the lowest and highest value to show, and whether the first epochs fall below.
 
-    Epochs near chance would squeeze the part where the methods differ.
+    Showing epochs near chance would compress the range where the methods differ.
     """
     values = np.concatenate([values for _, values in found.values()])
     lowest, low, high = float(values.min()), float(np.quantile(values, 0.1)), float(values.max())
@@ -161,7 +161,7 @@ def _draw_validation(found: dict[str, Series], by: str, what: Validated) -> Draw
 
 
 def _loss_parts(log: Log) -> dict[str, Series]:
-    """The recorded ``train/*`` series of at least two points, by title, the total first."""
+    """Return the logged ``train/*`` series of at least two points, by title, the total first."""
     names = [f"train/{name}" for name in _LOSS_PARTS]
     names += sorted({key for row in log for key in row if key.startswith("train/")} - set(names))
     found = {}
@@ -204,7 +204,7 @@ def _draw_losses(parts: dict[str, Series], method: str) -> Draw:
 
 
 def _logarithmic(axes: Axes) -> None:
-    """Values on a log scale, at ticks 1, 2 and 5."""
+    """Use a log scale with ticks at 1, 2 and 5."""
     axes.set_yscale("log")
     axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
