@@ -1,4 +1,4 @@
-"""Image sets, batch augmentation and batches."""
+"""Data sets, batch augmentation and batches."""
 
 from gendd.data.augment import augment
 from gendd.data.batch import Batch, Rows

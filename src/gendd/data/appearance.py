@@ -1,4 +1,4 @@
-"""Changes of a single image that leave it its size: RandAugment, colour jitter, random erasing.
+"""Augmentations of single images that keep their size: RandAugment, colour jitter, random erasing.
 
 Shapes: C channels, S side.
 """
@@ -19,16 +19,16 @@ from gendd.data.draws import drawing_from
 
 _GRAY = 128
 _LARGEST_SHIFT = 0.45
-# what the noise of an erased rectangle has, in images in [0, 1]
+# mean and standard deviation of the noise in an erased rectangle, for images in [0, 1]
 _NOISE_MEAN, _NOISE_STD = 0.5, 0.25
 
 
 @dataclass(frozen=True)
 class Appearance:
-    """What changes an image, in this order. True where anything does.
+    """Augmentations of an image, applied in this order. Truthy if any is enabled.
 
     Args:
-        randaugment: timm's description of a RandAugment policy; None: none.
+        randaugment: RandAugment policy in timm's notation; None: off.
         color_jitter: Largest relative change of brightness, contrast and saturation; 0 is off.
         erase_prob: Probability that a rectangle is replaced by noise.
     """
@@ -39,14 +39,14 @@ class Appearance:
 
     @classmethod
     def from_config(cls, config: DataConfig) -> Appearance:
-        """As the configuration says."""
+        """Create from the configuration."""
         return cls(config.randaugment, config.color_jitter, config.erase_prob)
 
     def __bool__(self) -> bool:
         return self.randaugment is not None or self.color_jitter > 0 or self.erase_prob > 0
 
     def __call__(self, image: Tensor, generator: torch.Generator) -> Tensor:
-        """The image changed by draws from ``generator``: uint8 (C, S, S), C 1 or 3."""
+        """Augment an image with draws from ``generator``: uint8 (C, S, S), C 1 or 3."""
         if not self:
             return image
         with drawing_from(generator):
@@ -84,7 +84,7 @@ def _erasing(probability: float) -> Any:
 
 
 def _erased(image: Tensor, probability: float) -> Tensor:
-    # its noise is N(0, 1), meant for normalised images
+    # torchvision's noise is N(0, 1), meant for normalised images
     values = _erasing(probability)((image.float() / 255 - _NOISE_MEAN) / _NOISE_STD)
     pixels: Tensor = (values * _NOISE_STD + _NOISE_MEAN).clamp_(0, 1)
     return (pixels * 255).round_().to(torch.uint8)

@@ -18,12 +18,12 @@ _ATTEMPTS = 10
 
 @dataclass(frozen=True)
 class Draws:
-    """How each of n images is varied; drawn at once for an epoch, they don't depend on its batches.
+    """Augmentation parameters of n images; drawn for a whole epoch at once, independent of its batches.
 
     Args:
         flips: (n,) bool: mirror left to right.
-        offsets: (n, 2) top and left of crops of the same size, of images padded by ``padding``; None: none.
-        boxes: (n, 4) top, left, height and width of crops that are resized; None: none.
+        offsets: (n, 2) top and left of same-size crops from images padded by ``padding``; None: none.
+        boxes: (n, 4) top, left, height and width of resized crops; None: none.
         padding: Pixels on each side.
     """
 
@@ -33,12 +33,12 @@ class Draws:
     padding: int = 0
 
     def of(self, rows: Tensor) -> Draws:
-        """Those of some of the images."""
+        """Select the parameters of some of the images."""
         offsets, boxes = (None if each is None else each[rows] for each in (self.offsets, self.boxes))
         return Draws(self.flips[rows], offsets, boxes, self.padding)
 
     def __call__(self, images: Tensor) -> Tensor:
-        """(n, C, H, W) varied: same shape, dtype and device."""
+        """Augment (n, C, H, W); shape, dtype and device are kept."""
         if self.offsets is not None:
             return padded_crop(images, self.padding, self.offsets, self.flips)
         if self.boxes is not None:
@@ -53,11 +53,11 @@ def draw(
     generator: torch.Generator,
     crop_scale: tuple[float, float] = (0.08, 1.0),
 ) -> Draws:
-    """How to augment ``count`` images of one size (H, W), each on its own.
+    """Draw independent augmentation parameters for ``count`` images of one size (H, W).
 
     Args:
         kind: See :func:`augment`.
-        count: How many.
+        count: Number of images.
         size: H, W.
         generator: Source of the draws, which are made on its device.
         crop_scale: See :func:`augment`.
@@ -83,7 +83,7 @@ def augment(
     generator: torch.Generator,
     crop_scale: tuple[float, float] = (0.08, 1.0),
 ) -> Tensor:
-    """Augment each image of a batch on its own.
+    """Augment each image of a batch independently.
 
     Args:
         images: (B, C, H, W), uint8 or floating point; any device.
@@ -105,7 +105,7 @@ def augment(
 
 
 def draw_flips(count: int, generator: torch.Generator, enabled: bool = True) -> Tensor:
-    """(count,) bool: which images to flip, each with probability 1/2; none where not ``enabled``."""
+    """Draw (count,) bool: which images to flip, each with probability 1/2; none unless ``enabled``."""
     if not enabled:
         return torch.zeros(count, dtype=torch.bool, device=generator.device)
     return torch.rand(count, generator=generator, device=generator.device) < 0.5
@@ -127,7 +127,7 @@ def padded_crop(images: Tensor, padding: int, offsets: Tensor, flips: Tensor) ->
     rows = offsets[:, 0, None] + torch.arange(height, device=device)
     columns = torch.arange(width, device=device).expand(count, width)
     columns = offsets[:, 1, None] + torch.where(flips[:, None], width - 1 - columns, columns)
-    # One gather over flat pixels does crop and mirror in a single pass.
+    # A single gather over flat pixels does both crop and mirror.
     pixels = rows[:, :, None] * padded.shape[-1] + columns[:, None, :]
     flat = pixels.view(count, 1, height * width).expand(count, channels, height * width)
     return padded.view(count, channels, -1).gather(2, flat).view(count, channels, height, width)
@@ -165,7 +165,7 @@ def draw_boxes(
     tall = torch.where(found, heights.gather(1, first)[:, 0], full_height)
     wide = torch.where(found, widths.gather(1, first)[:, 0], full_width)
     place = uniform(2, count)
-    # Where no attempt fitted, the largest box is taken from the centre.
+    # If no attempt fitted, take the largest box from the centre.
     top = torch.where(found, (place[0] * (height - tall + 1)).long(), (height - full_height) // 2)
     left = torch.where(found, (place[1] * (width - wide + 1)).long(), (width - full_width) // 2)
     return torch.stack([top, left, tall, wide], 1)
@@ -174,7 +174,7 @@ def draw_boxes(
 def draw_box(
     height: int, width: int, scale: tuple[float, float], generator: torch.Generator
 ) -> tuple[int, int, int, int]:
-    """One box of :func:`draw_boxes` from the same draws, in a tenth of the time: top, left, height, width."""
+    """Draw one box from the same draws as :func:`draw_boxes`, in a tenth of the time: top, left, height, width."""
     areas, ratios = (torch.rand(_ATTEMPTS, generator=generator).tolist() for _ in range(2))
     down, right = torch.rand(2, generator=generator).tolist()
     low, high = scale
@@ -201,7 +201,7 @@ def _largest_box(height: int, width: int) -> tuple[int, int]:
 def resized_crop(images: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
     """Crop each image to its box, resize the crop bilinearly to the image's size, then mirror.
 
-    A crop is never larger than its image, so that nothing is scaled down and no antialiasing is due.
+    A crop is never larger than its image, so nothing is scaled down and no antialiasing is needed.
 
     Args:
         images: (B, C, H, W).
@@ -224,9 +224,9 @@ def resized_crop(images: Tensor, boxes: Tensor, flips: Tensor) -> Tensor:
 
 
 def _sample_points(start: Tensor, length: Tensor, size: int) -> Tensor:
-    """Where the ``size`` output pixels lie on one axis: (B, size) in grid_sample's [-1, 1]."""
+    """Return the positions of the ``size`` output pixels on one axis: (B, size) in grid_sample's [-1, 1]."""
     steps = (torch.arange(size, device=start.device) + 0.5) / size
     inside = steps * length[:, None] - 0.5
-    # Clamped to the crop's own edge pixels: a crop does not see what lies beside it.
+    # Clamped to the crop's own edge pixels, so that no pixels outside the crop are used.
     inside = torch.minimum(inside.clamp(min=0), length[:, None] - 1)
     return (2 * (start[:, None] + inside) + 1) / size - 1

@@ -1,4 +1,4 @@
-"""A batch, and which images of an epoch it has."""
+"""A batch, and the identity of its images within the epoch."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-# pixels a side that a mark is taken of, at least
+# minimum number of pixels per side that a mark is computed from
 _MARKED = 16
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The images of a batch.
+    """Identity of the images of a batch.
 
     Args:
-        places: int64 (B,): their places in the epoch, ascending.
-        marks: uint32 (B,): of the pixels of each as it was augmented, before it is mixed.
+        places: int64 (B,): their positions in the epoch, ascending.
+        marks: uint32 (B,): checksums of their pixels after augmentation, before mixing.
     """
 
     places: NDArray[np.int64]
@@ -28,7 +28,7 @@ class Rows:
 
     @classmethod
     def of(cls, places: Tensor, images: Tensor) -> Rows:
-        """Those of images (B, C, H, W) on the CPU at their places (B,)."""
+        """Create from images (B, C, H, W) on the CPU and their positions (B,)."""
         step = max(1, min(images.shape[-2:]) // _MARKED)
         sampled = images[..., ::step, ::step].contiguous().numpy()
         return cls(places.numpy(), np.array([zlib.crc32(image) for image in sampled], dtype=np.uint32))
@@ -41,7 +41,7 @@ class Batch:
     Args:
         images: float32 (B, C, H, W) in [0, 1]; each network normalises its own input.
         labels: int64 (B,), or float32 (B, K) probabilities; None only where the set has none.
-        rows: Which of the epoch's images they are, where that is asked for.
+        rows: Which of the epoch's images they are, if requested.
     """
 
     images: Tensor
@@ -49,6 +49,6 @@ class Batch:
     rows: Rows | None = None
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
-        """The same batch on ``device``."""
+        """Move the batch to ``device``."""
         labels = None if self.labels is None else self.labels.to(device, non_blocking=non_blocking)
         return replace(self, images=self.images.to(device, non_blocking=non_blocking), labels=labels)

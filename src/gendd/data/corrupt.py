@@ -1,4 +1,4 @@
-"""Images that can't be read or decoded: told once, counted, and refused beyond a limit."""
+"""Images that can't be read or decoded: report each once, count them, and fail beyond a limit."""
 
 from __future__ import annotations
 
@@ -14,25 +14,25 @@ _TOLD = 10
 
 
 class Named(Protocol):
-    """What tells where images came from."""
+    """Something that knows where images came from."""
 
     def where(self, index: int) -> str:
-        """What an error calls this image."""
+        """Return the name of this image in error messages."""
         ...
 
 
 class Skipped:
-    """The images of one part of a set that were skipped.
+    """The skipped images of one part of a data set.
 
-    Each is told once: the first ten on stderr, all of them in a file once there is one.
+    Each is reported once: the first ten on stderr, all of them in a file once one is set.
 
     Args:
-        part: What the images are, as lines call them: ``training``, ``validation`` or ``test``.
+        part: The part, as named in messages: ``training``, ``validation`` or ``test``.
     """
 
     def __init__(self, part: str = "set") -> None:
         self.part = part
-        # of each what it stands for in images
+        # number of images that each entry stands for
         self.names: dict[str, int] = {}
         self._told = 0
         self._file: Path | None = None
@@ -41,12 +41,12 @@ class Skipped:
         return sum(self.names.values())
 
     def add_missing(self, count: int, what: str) -> None:
-        """Tell of images that are missing altogether, about so many."""
+        """Report images that are missing altogether, with their approximate number."""
         say(f"unreadable, skipped: about {count} images ({what})")
         self.names[what] = count
 
     def add(self, name: str) -> None:
-        """Tell of an image, unless it was told before."""
+        """Report an image, unless it was reported before."""
         if name in self.names:
             return
         self.names[name] = 1
@@ -60,7 +60,7 @@ class Skipped:
             say(f"further skipped {self.part} images are {rest}")
 
     def record(self, file: Path) -> None:
-        """Name those skipped so far and from now on in a file, a line each; those already in it count."""
+        """List past and future skipped images in a file, one per line; those already listed count too."""
         before: dict[str, int] = {}
         if file.is_file():
             start = f"{self.part}: "
@@ -80,13 +80,13 @@ class Skipped:
 
 
 class Tally:
-    """Counts the corrupt images of one pass over some images.
+    """Count the corrupt images of one pass over a set.
 
     Args:
-        names: Where they came from.
-        skipped: Told of each.
-        total: Images of the pass.
-        share: The largest share of them that may be corrupt, in [0, 1).
+        names: The source of the images, for their names.
+        skipped: Receives each corrupt image.
+        total: Number of images of the pass.
+        share: Maximum share of them that may be corrupt, in [0, 1).
     """
 
     def __init__(self, names: Named, skipped: Skipped, total: int, share: float) -> None:
@@ -94,15 +94,15 @@ class Tally:
         self.skipped = skipped
         self.total = total
         self.allowed = allowed(total, share)
-        # of so few images none may be corrupt
+        # with so few images none may be corrupt
         self.remedy = ", or raise data.max_corrupt." if share > 0 else "."
         self.indices: set[int] = set()
 
     def add(self, corrupt: Iterable[tuple[int, UserError]]) -> None:
-        """Count images by index with what was wrong with each; the same one counts once.
+        """Count corrupt images, given as index and error; each image counts once.
 
         Raises:
-            UserError: more than are allowed; where none is, the error of the image itself.
+            UserError: more than allowed; if none is allowed, the error of the image itself.
         """
         for index, error in corrupt:
             self.indices.add(index)
@@ -115,13 +115,13 @@ class Tally:
 
 
 def allowed(total: int, share: float) -> int:
-    """How many of ``total`` images are at most ``share`` of them; always fewer than all."""
-    # 0.29 · 100 is a little less than 29
+    """Return the largest number of images within ``share`` of ``total``; always fewer than all."""
+    # in floating point 0.29 · 100 is slightly less than 29
     return min(math.floor(share * total + 1e-9), max(total - 1, 0))
 
 
 def too_many(most: int, total: int, part: str, last: str) -> UserError:
-    """The error of more than ``most`` corrupt images of ``total``."""
+    """Return the error for more than ``most`` corrupt images of ``total``."""
     return UserError(
         f"data.max_corrupt: expected at most {most:,} of {total:,} {part} images that can't be decoded, got "
         f"more, the last {last}; replace or remove them, or raise it."
@@ -129,6 +129,6 @@ def too_many(most: int, total: int, part: str, last: str) -> UserError:
 
 
 def substitutes(index: int, count: int, most: int) -> Iterator[int]:
-    """An image and those to take in its place, in order: the following ones of the set, ``most`` at most."""
+    """Yield an image and its substitutes, in order: the following images of the set, at most ``most``."""
     for step in range(min(most + 1, count)):
         yield (index + step) % count

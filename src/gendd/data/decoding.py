@@ -1,4 +1,4 @@
-"""From the bytes of an image to pixels of the wanted size.
+"""Decode images and resize them.
 
 Shapes: C channels, S side, h height and w width before resizing.
 """
@@ -23,13 +23,13 @@ from torch.nn import functional as F
 from gendd.errors import UserError
 
 _GRAY_MODES = {"1", "L", "LA", "I", "F"}
-# EXIF's tag, and the least of its values that exchange height and width
+# EXIF's orientation tag, and its smallest value that swaps height and width
 _ORIENTATION, _LYING = 0x0112, 5
-# times the shorter side: how much of a longer one is resized
+# at most this multiple of the shorter side is resized of the longer one
 _LONG = 8
-# those that Pillow decodes by itself: for EPS and the like it starts other programs
+# formats that Pillow decodes itself; for EPS and the like it starts other programs
 _FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "PPM", "TIFF", "JPEG2000", "AVIF")
-# what Pillow's decoders raise at damaged files
+# exceptions of Pillow's decoders for damaged files
 _PILLOW_ERRORS = (
     OSError,
     SyntaxError,
@@ -43,16 +43,16 @@ _PILLOW_ERRORS = (
     zlib.error,
     Image.DecompressionBombError,
 )
-# images resized at once
+# images resized at a time
 _CHUNK = 256
 
-# of an image of a height and a width: top, left, height and width of the part of it that is wanted
+# from height and width of an image to top, left, height and width of the crop
 Cut = Callable[[int, int], tuple[int, int, int, int]]
 
 
 @cache
 def _formats() -> tuple[str, ...]:
-    """The formats that are opened, of those that this Pillow has."""
+    """Return the formats to open, as far as this Pillow supports them."""
     Image.init()
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
@@ -64,17 +64,17 @@ def decode(
 
     Args:
         data: The encoded image.
-        where: What errors call it.
+        where: Name of the image in error messages.
         channels: C.
-        least: A JPEG may come at a half, a quarter or an eighth of its size, which is decoded in a third of
-            the time, where its shorter side keeps so many pixels; None: at its size.
-        cut: Gives the part of the upright image that is wanted; None: all of it.
+        least: Allow decoding a JPEG at a half, a quarter or an eighth of its size, which takes a third of the
+            time, as long as its shorter side keeps this many pixels; None: full size.
+        cut: Returns the crop of the upright image; None: all of it.
 
     Returns:
-        uint8 (C, h, w), of the part.
+        uint8 (C, h, w), the crop.
 
     Raises:
-        UserError: not an image; ``where`` names it.
+        UserError: not an image; the message contains ``where``.
     """
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
@@ -88,11 +88,11 @@ def decode(
 
 
 def _values(image: Image.Image, channels: int, cut: Cut | None) -> NDArray[np.uint8]:
-    """uint8 (h, w) for one channel, (h, w, 3) for three, upright; of a part."""
+    """Return uint8 (h, w) for one channel, (h, w, 3) for three, upright and cropped."""
     ImageOps.exif_transpose(image, in_place=True)
     part = None if cut is None else cut(image.height, image.width)
     if image.mode == ("L" if channels == 1 else "RGB"):
-        # nothing is converted, nor is more than the part copied
+        # no conversion, and only the crop is copied
         return np.array(image if part is None else image.crop(_box(*part)))
     values = _converted(image, channels)
     if part is None:
@@ -102,7 +102,7 @@ def _values(image: Image.Image, channels: int, cut: Cut | None) -> NDArray[np.ui
 
 
 def _box(top: int, left: int, height: int, width: int) -> tuple[int, int, int, int]:
-    """As Pillow has it: left, top, right, bottom."""
+    """Convert to Pillow's order: left, top, right, bottom."""
     return left, top, left + width, top + height
 
 
@@ -111,16 +111,16 @@ def _converted(image: Image.Image, channels: int) -> NDArray[np.uint8]:
         values = np.asarray(image).astype(np.float32)
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= 255):
             raise ValueError("numbers of an unknown range")
-        # floats of at most 1 are shares, whatever else is a gray value
+        # floats of at most 1 are fractions, all others gray values
         scale = 255 if image.mode == "F" and values.max() <= 1 else 1
         whole = (values * scale).round().astype(np.uint8)
         return whole if channels == 1 else np.repeat(whole[:, :, None], 3, 2)
     if image.mode.startswith("I"):
-        # Pillow would clip 16-bit gray to its lowest 256 values.
+        # Pillow would clip 16-bit gray to 255.
         gray = (np.asarray(image).astype(np.float32) / 257).round().clip(0, 255).astype(np.uint8)
         return gray if channels == 1 else np.repeat(gray[:, :, None], 3, 2)
     if image.mode == "P" and "transparency" in image.info:
-        # Pillow warns when such a palette is converted in one step.
+        # Pillow warns if such a palette is converted in one step.
         return np.array(image.convert("RGBA").convert("L" if channels == 1 else "RGB"))
     return np.array(image.convert("L" if channels == 1 else "RGB"))
 
@@ -130,7 +130,7 @@ def _not_an_image(where: str) -> UserError:
 
 
 def header(data: bytes, where: str) -> tuple[int, int, bool]:
-    """Height, width and whether it is gray, of an encoded image; raises as :func:`decode`."""
+    """Return height, width and whether an encoded image is gray; raises as :func:`decode`."""
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as image:
             gray = image.mode.split(";")[0] in _GRAY_MODES
@@ -142,15 +142,15 @@ def header(data: bytes, where: str) -> tuple[int, int, bool]:
 
 
 def least_to_frame(size: int, framing: float = 1.0) -> int:
-    """Pixels of the shorter side that :func:`frame` makes as good an image of: twice what is left of it."""
+    """Return the shorter side, in pixels, that is enough for :func:`frame`: twice the side it resizes to."""
     return math.ceil(2 * size / framing)
 
 
 def frame(image: Tensor, size: int, framing: float = 1.0) -> Tensor:
     """Resize the shorter side and crop the centre: (C, h, w) → (C, size, size), dtype kept.
 
-    ``framing`` is the part of the shorter side that is kept. It applies only where the image is
-    large enough for it; smaller ones are resized whole.
+    ``framing`` is the fraction of the shorter side that is kept. It applies only to images that are large
+    enough; smaller ones are resized whole.
     """
     height, width = image.shape[-2:]
     if height == width == size:
@@ -159,7 +159,7 @@ def frame(image: Tensor, size: int, framing: float = 1.0) -> Tensor:
     short = wanted if min(height, width) >= wanted else size
     side = min(height, width)
     if max(height, width) > _LONG * side:
-        # only the middle is kept: the rest of a very long image would be resized for nothing
+        # only the middle is kept, so the rest of a very long image need not be resized
         height, width = min(height, _LONG * side), min(width, _LONG * side)
         image = _centre(image, height, width)
     scaled = [short, int(short * width / height)] if height <= width else [int(short * height / width), short]
@@ -167,7 +167,7 @@ def frame(image: Tensor, size: int, framing: float = 1.0) -> Tensor:
 
 
 def _centre(image: Tensor, height: int, width: int) -> Tensor:
-    """The middle of an image at least as large, as torchvision's center_crop has it."""
+    """Crop the centre of an image that is at least as large, like torchvision's center_crop."""
     top, left = (
         round((all_ - part) / 2) for all_, part in zip(image.shape[-2:], (height, width), strict=True)
     )
@@ -175,9 +175,9 @@ def _centre(image: Tensor, height: int, width: int) -> Tensor:
 
 
 def _resized(image: Tensor, size: list[int]) -> Tensor:
-    """A uint8 image (C, h, w), or several, of another size, bilinear with antialiasing.
+    """Resize a uint8 image (C, h, w), or several, bilinear with antialiasing.
 
-    As torchvision's resize does it, bit by bit: importing that takes as long as PyTorch itself.
+    Bit-identical to torchvision's resize, whose import takes as long as PyTorch's.
     """
     if [*image.shape[-2:]] == size:
         return image
@@ -192,7 +192,7 @@ def _resized(image: Tensor, size: list[int]) -> Tensor:
 
 @cache
 def _resizes_bytes() -> bool:
-    """Whether PyTorch resizes uint8 faster than float32 here."""
+    """Return whether PyTorch resizes uint8 faster than float32 on this machine."""
     fast = torch.backends.cpu.get_cpu_capability() in ("AVX2", "AVX512")
     return fast or platform.machine() in ("aarch64", "arm64")
 

@@ -1,4 +1,4 @@
-"""What a set of images is, in words."""
+"""Describe a data set in words."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from gendd.data.shards import Shards
 
 
 def empty_classes(data: Data) -> str | None:
-    """A line that names classes without a training image; None where there are none."""
+    """Return a line that lists classes without training images; None if there are none."""
     counts = data.class_counts
     if counts is None or bool((counts > 0).all()):
         return None
@@ -20,7 +20,7 @@ def empty_classes(data: Data) -> str | None:
 
 
 def describe(data: Data) -> str:
-    """One line for logs: images of each part, their shape, classes, augmentation, where they are."""
+    """Return a one-line summary: images of each part, their shape, classes, augmentation, storage."""
     counts = [f"{len(data.train):,} train"]
     if data.partly_labelled:
         counts[0] += f" ({data.known_labels:,} labelled)"

@@ -1,4 +1,4 @@
-"""Which images of a set are trained, validated and scored on."""
+"""Choose the images of a data set for training, validation and scoring."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from gendd.errors import UserError
 
 
 def used_rows(part: Part, own: Part | None, classes: int, config: DataConfig) -> tuple[Tensor, Tensor]:
-    """Rows of the training images that are trained on, and rows of those that are validated on.
+    """Choose the rows to train on and the rows to validate on.
 
     Args:
         part: The training images.
-        own: Validation images of the set's own, whose rows the second are; None: they are training images.
+        own: The set's own validation images, which the second rows refer to; None: to training images.
         classes: K.
-        config: The section.
+        config: The data configuration.
 
     Raises:
-        UserError: more images asked for than there are, or a long tail of images without labels.
+        UserError: more images are requested than there are, or a long tail of images without labels.
     """
     generator = torch.Generator().manual_seed(config.split_seed)
     rest, held = _split(part, classes, config, own is None, generator)
@@ -30,7 +30,7 @@ def used_rows(part: Part, own: Part | None, classes: int, config: DataConfig) ->
     held_of = part if own is None else own
     if own is not None:
         held = torch.arange(own.count)
-    # last: which images are trained on does not depend on it
+    # last, so that it does not affect the choice of training images
     wanted = validation_count(config, len(held), len(rest))
     labels = held_of.labels[held] if config.labels and held_of.labels is not None else None
     if labels is not None and bool((labels < 0).any()):
@@ -39,10 +39,10 @@ def used_rows(part: Part, own: Part | None, classes: int, config: DataConfig) ->
 
 
 def validation_count(config: DataConfig, held: int, rest: int) -> int:
-    """How many of the ``held`` images are validated on, beside ``rest`` that may be trained on.
+    """Return how many of the ``held`` images to validate on, given ``rest`` available for training.
 
     Raises:
-        UserError: there are not as many.
+        UserError: more are requested than there are.
     """
     wanted = config.validation_images
     if isinstance(wanted, int) and wanted > held:
@@ -60,7 +60,7 @@ def validation_count(config: DataConfig, held: int, rest: int) -> int:
 def _split(
     part: Part, classes: int, config: DataConfig, hold: bool, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """Rows that may be trained on, and those that are held out, if any are to be."""
+    """Split into rows available for training and held-out rows, if any are to be held out."""
     if config.validation == 0 or not hold:
         rest, held = torch.arange(part.count), torch.arange(0)
     elif part.labels is not None and config.labels and bool((part.labels < 0).any()):
@@ -85,9 +85,9 @@ def _split(
 
 
 def _split_partly(labels: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Hold ``fraction`` of images out whose labels (N,) are partly unknown: of the kind there are more of.
+    """Hold out ``fraction`` of partly labelled images, from the more numerous kind, labelled or unlabelled.
 
-    Where few are labelled, none of the labels is spent on the validation.
+    If few are labelled, no labels are spent on validation.
     """
     known = labels >= 0
     of = known if 2 * int(known.sum()) > len(labels) else ~known
@@ -103,7 +103,7 @@ def _split_partly(labels: Tensor, fraction: float, generator: torch.Generator) -
 
 
 def _drawn(part: Part, rest: Tensor, config: DataConfig, generator: torch.Generator) -> Tensor:
-    """Rows of the ``train_images`` that are drawn from those that may be."""
+    """Draw ``train_images`` rows from those available for training."""
     wanted = config.train_images
     if wanted is None:
         return rest
@@ -118,7 +118,7 @@ def _drawn(part: Part, rest: Tensor, config: DataConfig, generator: torch.Genera
 
 
 def spread(images: ImageSet, count: int) -> ImageSet:
-    """At most ``count`` images of a set, evenly spread over it; its fingerprint stays that of all."""
+    """Select at most ``count`` images of a set, evenly spread; the fingerprint remains that of all."""
     if count >= len(images):
         return images
     rows = torch.linspace(0, len(images) - 1, count).round().long()

@@ -1,4 +1,4 @@
-"""Explicit randomness for libraries that draw from the global generators."""
+"""Explicit seeding, also for libraries that draw from the global generators."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ import torch
 
 
 def derive_seed(*parts: int | str) -> int:
-    """A 63-bit seed that depends on every part, and on nothing else."""
+    """Derive a 63-bit seed that depends on all parts and nothing else."""
     digest = hashlib.sha256("/".join(map(str, parts)).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 @contextmanager
 def drawing_from(generator: torch.Generator) -> Iterator[None]:
-    """Within, the global generators follow one draw of ``generator``; afterwards they are as before.
+    """Seed the global generators from one draw of ``generator`` and restore them afterwards.
 
-    They are Python's, numpy's and torch's for the CPU. Not for code that runs in threads.
+    Applies to Python's, NumPy's and torch's CPU generators. Not thread-safe.
     """
     seed = int(torch.randint(2**32, (), generator=generator, device=generator.device))
     python, legacy = random.getstate(), np.random.get_state()
-    # no devices: what runs on one keeps its own generator
+    # no devices, as code on a device uses that device's own generator
     with torch.random.fork_rng(devices=[]):
         try:
             random.seed(seed)
@@ -38,6 +38,6 @@ def drawing_from(generator: torch.Generator) -> Iterator[None]:
 
 
 def keyed_generator(*key: int | str) -> torch.Generator:
-    """A generator whose draws depend on every part of the key, and on nothing else."""
+    """Return a generator whose draws depend on all parts of the key and nothing else."""
     digest = hashlib.blake2b(repr(key).encode(), digest_size=8).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

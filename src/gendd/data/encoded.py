@@ -16,17 +16,17 @@ from gendd.errors import UserError
 from gendd.files import read_bytes
 from gendd.messages import watched
 
-# images whose headers are read at once
+# images whose headers are read at a time
 _CHUNK = 256
 
 
 class Encoded(Named, Protocol):
-    """Encoded images (JPEG, PNG, …) that are read one at a time."""
+    """Encoded images (JPEG, PNG, …) read one at a time."""
 
     def __len__(self) -> int: ...
 
     def read(self, index: int) -> bytes:
-        """The encoded image. Raises :class:`UserError` where it can't be read."""
+        """Return the encoded image. Raises :class:`UserError` if it can't be read."""
         ...
 
 
@@ -54,13 +54,13 @@ class Files:
 
 @dataclass(frozen=True)
 class Held:
-    """Encoded images held in memory as they are (not decoded).
+    """Encoded images held in memory without decoding.
 
     Args:
-        data: The encoded images, one after the other: uint8 (bytes,). One tensor, so that loader
-            processes share it.
-        ends: int64 (N,): where each image ends.
-        names: Where they came from.
+        data: The concatenated encoded images: uint8 (bytes,). A single tensor, so that loader processes
+            share it.
+        ends: int64 (N,): end of each image.
+        names: Their source, for error messages.
     """
 
     data: Tensor
@@ -80,7 +80,7 @@ class Held:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Some of encoded images, by their rows."""
+    """A selection of encoded images, by row."""
 
     source: Encoded
     places: Sequence[int]
@@ -96,10 +96,10 @@ class Chosen:
 
 
 def probe(encoded: Encoded, count: int = 16) -> tuple[set[tuple[int, int]], bool]:
-    """Read the headers of up to ``count`` images, evenly spread; those that can't be read are passed over.
+    """Read the headers of up to ``count`` images, evenly spread; unreadable ones are skipped.
 
     Returns:
-        The (height, width) met, and whether every one is gray.
+        The (height, width) found, and whether all are gray.
 
     Raises:
         UserError: none of the images can be read.

@@ -1,4 +1,4 @@
-"""A digest of a set's images: of their number, names and labels, and of the bytes of some of them."""
+"""Fingerprint of a data set: a digest of its number of images, names, labels, and some images' bytes."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from torch import Tensor
 from gendd.data.encoded import Encoded
 from gendd.errors import UserError
 
-# as many images, spread over the set, are read
+# number of images to read, spread over the set
 _READ = 256
 
 
 def fingerprint(source: Tensor | Encoded, labels: Tensor | None) -> str:
-    """A digest of images and their labels; of names all are compared, of contents 256.
+    """Return a digest of images and their labels: of all names, and of the contents of 256 images.
 
     Args:
-        source: The images, before they are resized.
+        source: The images, before resizing.
         labels: int64 (N,), or None.
     """
     spread = torch.linspace(0, len(source) - 1, min(_READ, len(source))).round().long()
@@ -29,21 +29,21 @@ def fingerprint(source: Tensor | Encoded, labels: Tensor | None) -> str:
     names = "\n".join(base_name(source.where(index)) for index in range(len(source)))
     contents: list[bytes] = []
     for index in spread.tolist():
-        # one that can't be read is counted when it is loaded
+        # unreadable images are counted when they are loaded
         with contextlib.suppress(UserError):
             contents.append(source.read(index))
     return digest([names, *contents, tensor_bytes(labels)])
 
 
 def base_name(name: str) -> str:
-    """A name without the folders of the path in it: a set that was moved is still the same."""
+    """Strip the folders from a name, so that moving a set does not change its fingerprint."""
     cut = max(name.rfind("/"), name.rfind("\\")) + 1
     quote = min((name.find(each) for each in "'\"" if each in name[:cut]), default=-1)
     return name[: quote + 1] + name[cut:] if cut else name
 
 
 def digest(parts: Iterable[str | bytes]) -> str:
-    """A digest of every part and of where each ends."""
+    """Return a digest of all parts and of their boundaries."""
     found = hashlib.blake2b(digest_size=16)
     for part in parts:
         content = part.encode("utf-8", "surrogateescape") if isinstance(part, str) else part
@@ -52,5 +52,5 @@ def digest(parts: Iterable[str | bytes]) -> str:
 
 
 def tensor_bytes(values: Tensor | None) -> bytes:
-    """The values of a tensor; nothing of None."""
+    """Return the bytes of a tensor; empty for None."""
     return b"" if values is None else values.contiguous().numpy().tobytes()

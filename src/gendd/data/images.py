@@ -1,6 +1,6 @@
-"""Image sets: uint8 pixels in memory, or encoded images (on disk or held) decoded when they are read.
+"""Image sets: uint8 pixels in memory, or encoded images (on disk or in memory) decoded when read.
 
-Shapes: N images of the set, n of them, C channels, S side, h height and w width before resizing.
+Shapes: N images of the set, n selected images, C channels, S side, h height and w width before resizing.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from gendd.data.workers import cores
 from gendd.errors import UserError
 from gendd.messages import watched
 
-# at most so large on a side, images are augmented as CIFAR's are
+# images up to this side are augmented like CIFAR's
 SMALL = 64
 _CHUNK = 256
 
@@ -31,15 +31,15 @@ class ImageSet:
 
     Args:
         source: uint8 (N, C, S, S) in memory, or encoded images that are decoded when read.
-        labels: int64 (N,), -1 where it is unknown, or None.
+        labels: int64 (N,), -1 for unknown labels, or None.
         channels: C, 1 or 3.
         size: S.
-        framing: For encoded images larger than S: the part of the shorter side that is kept when
+        framing: For encoded images larger than S: the fraction of the shorter side that is kept when
             they are resized and cropped to the centre, in (0, 1].
         max_corrupt: Share of the images that may be corrupt and are skipped, in [0, 1); with 0 the first
-            one is an error.
-        skipped: Told of each of those.
-        fingerprint: Of the images as they were found (see :func:`gendd.data.fingerprint.fingerprint`).
+            one raises an error.
+        skipped: Receives the skipped images.
+        fingerprint: Fingerprint of the original images (see :func:`gendd.data.fingerprint.fingerprint`).
     """
 
     source: Tensor | Encoded
@@ -55,16 +55,16 @@ class ImageSet:
         return len(self.source)
 
     def __deepcopy__(self, memo: dict[int, object]) -> ImageSet:
-        # never written to: a copy of what holds it shares the images
+        # never modified, so copies share the images
         return self
 
     @property
     def in_memory(self) -> bool:
-        """Whether the decoded images are held as one tensor."""
+        """Whether the decoded images are held in one tensor."""
         return isinstance(self.source, Tensor)
 
     def rows(self, rows: Tensor) -> ImageSet:
-        """The images at ``rows`` (int64) with their labels; the fingerprint stays that of all."""
+        """Select the images at ``rows`` (int64) with their labels; the fingerprint remains that of all."""
         source = self.source
         return replace(
             self,
@@ -73,7 +73,7 @@ class ImageSet:
         )
 
     def images(self, indices: Sequence[int] | Tensor) -> Tensor:
-        """The images at ``indices``, not augmented.
+        """Return the images at ``indices``, not augmented.
 
         Returns:
             uint8 (n, C, S, S).
@@ -90,7 +90,7 @@ class ImageSet:
         return out
 
     def readable(self, indices: Sequence[int] | Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`images`, without the corrupt ones: uint8 (n, C, S, S), and their indices int64 (n,)."""
+        """Like :meth:`images`, without corrupt ones: uint8 (n, C, S, S), and their indices int64 (n,)."""
         pixels, used = [], []
         for index in torch.as_tensor(indices).tolist():
             with contextlib.suppress(UserError):
@@ -104,7 +104,7 @@ class ImageSet:
         return least_to_frame(self.size, self.framing)
 
     def original(self, index: int, least: int | None = None, cut: Cut | None = None) -> Tensor:
-        """One image before it is resized: uint8 (C, h, w); ``least`` and ``cut`` as in :func:`decode`."""
+        """Return one image before resizing: uint8 (C, h, w); ``least`` and ``cut`` as in :func:`decode`."""
         if not isinstance(self.source, Tensor):
             return decode(self.source.read(index), self.source.where(index), self.channels, least, cut)
         image = self.source[index]
@@ -114,18 +114,18 @@ class ImageSet:
         return image[:, top : top + height, left : left + width]
 
     def tally(self, total: int) -> Tally | None:
-        """A counter of corrupt images for a pass over ``total`` of these; None where none can be met."""
+        """Return a counter of corrupt images for a pass over ``total`` images; None if there can't be any."""
         if isinstance(self.source, Tensor):
             return None
         return Tally(self.source, self.skipped, total, self.max_corrupt)
 
     def loaded(self, title: str, full: bool = False) -> ImageSet:
-        """The same set, decoded into memory; shows a progress bar named ``title`` when that lasts.
+        """Decode the set into memory, with a progress bar if that takes a while.
 
         Args:
-            title: Of the progress bar.
-            full: Put the next image of the set (and its label) in the place of a corrupt one, so that the
-                length stays; else corrupt ones are left out.
+            title: Title of the progress bar.
+            full: Replace a corrupt image (and its label) by the next one of the set, so that the length is
+                kept; otherwise corrupt images are left out.
 
         Raises:
             UserError: more corrupt images than ``max_corrupt`` allows.
@@ -150,7 +150,7 @@ class ImageSet:
                 tally.add(corrupt)
                 yield count
 
-        # Small images spend their time in Python, where threads only get in each other's way.
+        # For small images most time is spent in Python, where threads only hinder each other.
         with ThreadPoolExecutor(cores() if self.size > SMALL else 1) as pool:
             done = pool.map(load, range(0, len(self), _CHUNK))
             for _ in watched(counted(done), len(self), title):
@@ -168,7 +168,7 @@ class ImageSet:
         return replace(self, source=pixels, labels=labels)
 
     def held(self, title: str) -> ImageSet:
-        """The same set with its encoded images read into memory; shows progress like :meth:`loaded`."""
+        """Read the encoded images into memory; shows progress like :meth:`loaded`."""
         source = self.source
         if isinstance(source, Tensor | Held):
             return self
@@ -181,7 +181,7 @@ class ImageSet:
             except UserError:
                 if self.max_corrupt == 0:
                     raise
-                # decodes to the same: an image that is skipped
+                # empty bytes can't be decoded either, so the image is skipped
                 return b""
 
         def read(start: int) -> list[bytes]:
@@ -204,6 +204,6 @@ class ImageSet:
 
 
 def _following(corrupt: set[int], count: int) -> Tensor:
-    """For each of ``count`` rows itself, or for a corrupt one the next that is not: int64 (count,)."""
+    """Map each of ``count`` rows to itself, or a corrupt one to the next that is not: int64 (count,)."""
     sound = torch.tensor([index for index in range(count) if index not in corrupt])
     return sound[torch.searchsorted(sound, torch.arange(count)) % len(sound)]

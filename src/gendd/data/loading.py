@@ -1,7 +1,7 @@
 """Batches: in order for evaluation, shuffled and augmented for training.
 
-Order and augmentation are functions of (seed, epoch, rank) alone, so that a resumed run repeats them. In the
-place of a corrupt image training gets the next one of the set, and evaluation none.
+Order and augmentation depend only on (seed, epoch, rank), so that a resumed run repeats them. A corrupt image
+is replaced by the next one of the set in training, and left out in evaluation.
 Shapes: B images, C channels, H = W side.
 """
 
@@ -35,19 +35,18 @@ _MOST_WORKERS = 8
 
 @dataclass(frozen=True)
 class Batches:
-    """A sized iterable of :class:`Batch`; iterating again gives the same batches again.
+    """A sized iterable of :class:`Batch`; every iteration yields the same batches.
 
-    A batch of nothing but corrupt images is left out in evaluation; there may then be fewer than its length.
+    In evaluation a batch with only corrupt images is left out, so there may be fewer batches than its length.
 
     Args:
-        images: Where they come from.
-        order: int64: indices in the order they are given.
+        images: The image set.
+        order: int64: indices in the order they are yielded.
         batch_size: B; the last batch may be smaller.
-        workers: Loader processes where images are decoded or changed one by one; 0 does that in this
-            process.
-        augmentation: None for images as they are.
-        places: int64: of each of ``order`` its place in the epoch, which decides its augmentation.
-        first: Where iteration begins; the length is that of all.
+        workers: Loader processes if images are decoded or augmented one by one; 0: use this process.
+        augmentation: None for images without augmentation.
+        places: int64: the position in the epoch of each of ``order``, which determines its augmentation.
+        first: First batch of an iteration; the length is that of all batches.
     """
 
     images: ImageSet
@@ -63,13 +62,13 @@ class Batches:
         return replace(self, first=first)
 
     def until(self, last: int) -> Batches:
-        """The same without the batches from ``last`` on."""
+        """Return the same batches, without those from ``last`` on."""
         end = last * self.batch_size
         places = None if self.places is None else self.places[:end]
         return replace(self, order=self.order[:end], places=places)
 
     def places_of(self, number: int) -> Tensor:
-        """int64 (B,): the places in the epoch of the images of a batch; of training batches."""
+        """Return int64 (B,), the positions in the epoch of the images of a training batch."""
         assert self.places is not None
         return self.places[number * self.batch_size : (number + 1) * self.batch_size]
 
@@ -78,12 +77,12 @@ class Batches:
 
     @property
     def _whole(self) -> bool:
-        """Whether batches are made of pixels in memory as they are, not image by image."""
+        """Whether batches are taken directly from pixels in memory, not image by image."""
         return self.images.in_memory and (self.augmentation is None or self.augmentation.batchwise)
 
     @property
     def processes(self) -> int:
-        """Loader processes that it is read by; 0: this process reads it."""
+        """Number of loader processes; 0: this process."""
         return 0 if self._whole else self.workers
 
     def __iter__(self) -> Iterator[Batch]:
@@ -93,7 +92,7 @@ class Batches:
             yield from self._one_by_one()
 
     def _batches(self, values: Tensor) -> tuple[Tensor, ...]:
-        """Of values a row an image, those of the batches that are given."""
+        """Split values with one row per image into the batches to yield."""
         left = values[self.first * self.batch_size :]
         return torch.split(left, self.batch_size) if len(left) else ()
 
@@ -110,7 +109,7 @@ class Batches:
 
     def _one_by_one(self) -> Iterator[Batch]:
         batches = [indices.tolist() for indices in self._batches(self.order)]
-        # pixels in memory have been decoded: none of them is corrupt
+        # pixels in memory have already been decoded, so none is corrupt
         tally = self.images.tally(len(self.order))
         loader: DataLoader[Any] = DataLoader(
             _Stream(self.images, self.augmentation, 0 if tally is None else tally.allowed),
@@ -118,7 +117,7 @@ class Batches:
             num_workers=min(self.workers, len(batches)),
             collate_fn=unchanged,
             worker_init_fn=ignore_interrupts,
-            # Given, because the loader would otherwise draw from the global generator.
+            # Given, as the loader would otherwise draw from the global generator.
             generator=torch.Generator(),
         )
         for pixels, indices, corrupt in loader:
@@ -134,10 +133,10 @@ class Batches:
 
 @dataclass(frozen=True)
 class ShardBatches:
-    """A sized iterable of :class:`Batch` from shards; iterating again gives the same batches again.
+    """A sized iterable of :class:`Batch` from shards; every iteration yields the same batches.
 
     Args:
-        epoch: What is read, in which order.
+        epoch: What to read, and in which order.
     """
 
     epoch: Epoch
@@ -147,12 +146,12 @@ class ShardBatches:
         return ShardBatches(replace(self.epoch, first=first))
 
     def places_of(self, number: int) -> Tensor:
-        """As :meth:`Batches.places_of`."""
+        """See :meth:`Batches.places_of`."""
         return self.epoch.places_of(number)
 
     @property
     def processes(self) -> int:
-        """As :attr:`Batches.processes`."""
+        """See :attr:`Batches.processes`."""
         return self.epoch.workers
 
     def __len__(self) -> int:
@@ -167,10 +166,10 @@ class _Stream(Dataset[Any]):
     """Decodes and augments whole batches in a loader process.
 
     Args:
-        images: The set.
-        augmentation: None for images as they are; a corrupt one is then left out. Else the next image of
-            the set takes its place.
-        allowed: How many corrupt images in a row are passed over at most.
+        images: The image set.
+        augmentation: None for images without augmentation, where corrupt images are left out; otherwise the
+            next image of the set replaces a corrupt one.
+        allowed: Maximum number of consecutive corrupt images.
     """
 
     def __init__(self, images: ImageSet, augmentation: Variation | None, allowed: int) -> None:
@@ -179,9 +178,9 @@ class _Stream(Dataset[Any]):
         self.allowed = allowed
 
     def __getitems__(self, indices: Sequence[int]) -> tuple[Tensor, list[int], list[tuple[int, UserError]]]:
-        """Images uint8 (n, C, S, S), their indices, and the corrupt ones met.
+        """Return images uint8 (n, C, S, S), their indices, and the corrupt images found.
 
-        Errors are returned, not raised: a loader would rewrite their messages.
+        Errors are returned, not raised, as a loader would rewrite their messages.
         """
         pixels: list[Tensor] = []
         used: list[int] = []
@@ -204,13 +203,13 @@ class _Stream(Dataset[Any]):
 
 
 def _on_host(pixels: Tensor, labels: Tensor | None) -> Batch:
-    """The batch of uint8 images (B, C, S, S) and their labels (B,)."""
+    """Make a batch of uint8 images (B, C, S, S) and their labels (B,)."""
     images = _host(pixels.shape, torch.float32).copy_(pixels).div_(255)
     return Batch(images, None if labels is None else _host(labels.shape, torch.int64).copy_(labels))
 
 
 def _host(shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    """An empty CPU tensor; page-locked where there is CUDA, which can copy only such without waiting."""
+    """Return an empty CPU tensor, pinned if there is CUDA, for asynchronous copies."""
     return torch.empty(shape, dtype=dtype, pin_memory=torch.cuda.is_available())
 
 
@@ -221,25 +220,24 @@ def _workers(workers: int | None) -> int:
 def train_loader(
     data: Data, config: DataConfig, *, seed: int, epoch: int, rank: int = 0, world_size: int = 1
 ) -> Batches | ShardBatches:
-    """One epoch of shuffled, augmented training batches.
+    """Return one epoch of shuffled, augmented training batches.
 
-    A step's images are its batches of all processes, an equal part for each: the same images, augmented
-    alike, whatever the number of processes they are shared out to (of shards every process reads its own).
-    Those left over at the end are dropped, others the next epoch. A set smaller than a step is given as
-    one smaller step. Shards may also be drawn with replacement, or their epoch be cut to a number of steps.
+    The images of a step are split equally among the processes. They and their augmentation are the same for
+    any number of processes (except with shards, where every process reads its own). Images left over at the
+    end are dropped, different ones each epoch. A set smaller than a step yields one smaller step. Shards may
+    also be drawn with replacement, or their epoch limited to a number of steps.
 
     Args:
-        data: The set.
-        config: Gives batch size, workers and augmentation. Batches are not mixed and their labels hard:
+        data: The data set.
+        config: Batch size, workers and augmentation. Batches are not mixed and their labels are hard:
             see :class:`~gendd.data.mixing.Mixing`.
         seed: Seed of the run.
-        epoch: Number of the epoch; every one has its own order and augmentation.
-        rank: This process.
+        epoch: Number of the epoch; each has its own order and augmentation.
+        rank: Rank of this process.
         world_size: Number of processes.
 
     Raises:
-        UserError: fewer images than processes; when iterated, more images that can't be decoded than the
-            set allows.
+        UserError: fewer images than processes; when iterated, more undecodable images than the set allows.
     """
     how = Variation(
         data.augment,
@@ -260,7 +258,7 @@ def train_loader(
     order = torch.randperm(len(data.train), generator=keyed_generator(seed, epoch, "order"))
     batch_size = min(own, config.batch_of(len(data.train)))
     steps = own // batch_size
-    # of each step's images, which are the same whatever the number of processes
+    # the images of each step, the same for any number of processes
     whole = torch.arange(steps * batch_size * world_size).view(steps, -1)
     places = whole[:, share(whole.shape[1], rank, world_size)].flatten()
     return Batches(data.train, order[places], batch_size, _workers(config.workers), how, places)
@@ -287,17 +285,17 @@ def _shard_epoch(shards: Shards, how: Variation, config: DataConfig, rank: int, 
 def eval_loader(
     image_set: ImageSet, batch_size: int, workers: int | None = 0, rank: int = 0, world_size: int = 1
 ) -> Batches:
-    """Every image once, in order, not augmented; corrupt ones are left out, so that batches may be smaller.
+    """Yield every image once, in order, not augmented; corrupt ones are left out, so batches may be smaller.
 
     Args:
         image_set: The images.
         batch_size: B.
-        workers: Loader processes where the set streams; None: as many as there are cores, at most 8.
-        rank: This process; it gets batches rank, rank + world_size, …
+        workers: Loader processes for streamed sets; None: the number of cores, at most 8.
+        rank: Rank of this process; it gets batches rank, rank + world_size, …
         world_size: Number of processes. Their numbers of batches may differ by one.
 
     Raises:
-        UserError: when iterated, more images that can't be decoded than the set allows.
+        UserError: when iterated, more undecodable images than the set allows.
     """
     return _in_order(image_set, torch.arange(len(image_set)), batch_size, workers, rank, world_size)
 
@@ -305,14 +303,14 @@ def eval_loader(
 def _in_order(
     images: ImageSet, order: Tensor, batch_size: int, workers: int | None, rank: int, world_size: int
 ) -> Batches:
-    """One process's batches of images in an order."""
+    """Return one process's batches of images in a given order."""
     batches = [each for each in torch.split(order, batch_size) if len(each)][rank::world_size]
     mine = torch.cat(batches) if batches else order[:0]
     return Batches(images, mine, batch_size, _workers(workers), None)
 
 
 def _divisor(count: int, most: int) -> int:
-    """Of the sizes from ``most`` down to half of it the one that leaves least of ``count`` over."""
+    """Return the size between ``most`` and half of it that leaves the smallest remainder of ``count``."""
     most = min(most, count)
     return min(range(most, most // 2, -1), key=lambda size: count % size)
 
@@ -325,22 +323,22 @@ def sample_loader(
     framing: float | None = None,
     part: tuple[int, int] = (0, 1),
 ) -> Batches | ShardBatches:
-    """Images as they are, each once at most: all of them, or a number that stands for them.
+    """Yield images without augmentation, each at most once: all of them, or a representative sample.
 
-    Of a set they are evenly spread over it and given in order. Of shards, which are read in sequence, they
-    are those of the first of the shards in an order of their own; their batches are all of one size, that
-    of up to ``batch_size`` which leaves out the fewest.
+    The sample of a set is evenly spread over it and in order. Shards are read sequentially, so their sample
+    is that of the first shards in an order of its own; all its batches have one size, the one of up to
+    ``batch_size`` that leaves out the fewest images.
 
     Args:
         images: The images.
         batch_size: B.
-        limit: How many at most; None: all.
-        workers: As for :func:`eval_loader`.
+        limit: Maximum number of images; None: all.
+        workers: See :func:`eval_loader`.
         framing: See :class:`ImageSet`; None: the set's own.
-        part: This process, which gets its batches in turn, and the number of processes; of a set only.
+        part: Rank of this process, which gets its batches in turn, and number of processes; for sets only.
 
     Raises:
-        UserError: when iterated, more images that can't be decoded than the set allows.
+        UserError: when iterated, more undecodable images than the set allows.
     """
     count = len(images) if limit is None else min(limit, len(images))
     if isinstance(images, ImageSet):

@@ -1,4 +1,4 @@
-"""Mixup, CutMix and label smoothing of batches, with timm's draws and pairs.
+"""Mixup, CutMix and label smoothing of batches, with the same draws and pairs as timm.
 
 Shapes: B images, C channels, H height, W width, K classes.
 """
@@ -17,19 +17,19 @@ from gendd.data.draws import drawing_from
 
 @dataclass(frozen=True)
 class Mixing:
-    """Mixes the images of a batch, and their labels alike where there are any.
+    """Mixes the images of a batch, and likewise their labels if there are any.
 
-    A batch is mixed with itself in reverse order: by one weight m ~ Beta(α, α) (mixup, Zhang et al.
-    2018: x ← m x + (1-m) x'), or in one box of area 1-m (CutMix, Yun et al. 2019; a box cut off by the
-    border counts by what is left of it). The middle image of an odd batch meets itself.
+    A batch is mixed with itself in reverse order: with one weight m ~ Beta(α, α) (mixup, Zhang et al.
+    2018: x ← m x + (1-m) x'), or in one box of area 1-m (CutMix, Yun et al. 2019; a box clipped at the
+    border counts with its remaining area). The middle image of an odd batch is mixed with itself.
 
     Args:
         num_classes: K.
         mixup: α of mixup; 0 is off.
         cutmix: α of CutMix; 0 is off.
-        prob: Probability that a batch is mixed.
-        switch_prob: Probability that it is by CutMix where both are on.
-        label_smoothing: s in [0, 1): labels become (1-s) p + s/K, before they are mixed.
+        prob: Probability of mixing a batch.
+        switch_prob: Probability of using CutMix if both are on.
+        label_smoothing: s in [0, 1): labels become (1-s) p + s/K before mixing.
     """
 
     num_classes: int
@@ -41,7 +41,7 @@ class Mixing:
 
     @classmethod
     def from_config(cls, config: DataConfig, num_classes: int) -> Mixing:
-        """As the configuration says."""
+        """Create from the configuration."""
         return cls(
             num_classes,
             config.mixup,
@@ -54,16 +54,16 @@ class Mixing:
     def __call__(
         self, images: Tensor, labels: Tensor | None, generator: torch.Generator
     ) -> tuple[Tensor, Tensor | None]:
-        """The mixed batch; what is given is not written to.
+        """Mix a batch; the inputs are not modified.
 
         Args:
             images: (B, C, H, W), floating point; any device.
-            labels: (B,) int64, -1 where it is unknown, or (B, K) probabilities; None without labels.
+            labels: (B,) int64, -1 for unknown labels, or (B, K) probabilities; None without labels.
             generator: Source of the draws, on the CPU.
 
         Returns:
-            Images (B, C, H, W), and labels: None without, float32 (B, K) probabilities where anything
-            is switched on, else as they were. Rows sum to the share of the image whose label is known.
+            Images (B, C, H, W), and labels: None without labels, float32 (B, K) probabilities if anything is
+            enabled, else unchanged. Rows sum to the share of the image whose label is known.
         """
         weight, box = self._draw(images.shape, generator)
         if box is not None:
@@ -81,7 +81,7 @@ class Mixing:
     def _draw(
         self, shape: torch.Size, generator: torch.Generator
     ) -> tuple[float, tuple[int, int, int, int] | None]:
-        """Weight of the images themselves, and the box (top, bottom, left, right) that others fill."""
+        """Draw the weight of the original images, and the box (top, bottom, left, right) to replace."""
         if not (self.mixup or self.cutmix):
             return 1.0, None
         with drawing_from(generator):
@@ -102,7 +102,7 @@ class Mixing:
     def _smooth(self, labels: Tensor) -> Tensor:
         """(B,) or (B, K) labels -> (B, K) float32 probabilities."""
         if labels.ndim == 1:
-            # not one_hot, which waits for the device to check the labels
+            # not one_hot, which synchronises with the device to check the labels
             hard = torch.zeros((len(labels), self.num_classes), device=labels.device)
             known = (labels >= 0).float()[:, None]
             labels = hard.scatter_(1, labels.clamp(min=0)[:, None], known)

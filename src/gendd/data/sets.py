@@ -1,4 +1,4 @@
-"""From a :class:`~gendd.config.DataConfig` to training, validation and test images."""
+"""Load training, validation and test images from a :class:`~gendd.config.DataConfig`."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ _OWN = "{:,} validation images of the set's own (data.validation 0: none)"
 
 @dataclass(frozen=True)
 class Data:
-    """Everything a run reads.
+    """All data of a run.
 
     Args:
-        name: Name of the set.
-        train: Training images, or the shards they stream from; labels None where the set has none.
-        val: Images held out of the training set; None where ``data.validation`` is 0.
-        test: Test images; labels None where the set has none for them. Where it has no test images, those of
-            ``val``.
-        class_names: One name a class; none where neither labels nor names are known, which then are the
-            teacher's.
+        name: Name of the data set.
+        train: Training images, or the shards they stream from; labels are None if the set has none.
+        val: Validation images; None if ``data.validation`` is 0.
+        test: Test images, labels None if the set has none for them; those of ``val`` if it has no test
+            images.
+        class_names: One name per class; empty if neither labels nor names are known and the teacher's
+            classes are used.
         channels: 1 (gray) or 3 (RGB).
         image_size: Side of the square images in pixels.
         augment: Kind of augmentation, ``auto`` resolved.
-        tested_on: What ``test`` holds.
+        tested_on: Which images ``test`` holds.
     """
 
     name: str
@@ -66,28 +66,28 @@ class Data:
 
     @property
     def labelled(self) -> bool:
-        """Whether the training images have labels (not whether training may see them)."""
+        """Whether the training images have labels (not whether training may use them)."""
         return self.train.labels is not None
 
     @property
     def known_labels(self) -> int:
-        """How many of the training images have a label."""
+        """Number of training images with a label."""
         return 0 if self.train.labels is None else int((self.train.labels >= 0).sum())
 
     @property
     def partly_labelled(self) -> bool:
-        """Whether some of the training images have a label and others none."""
+        """Whether only some of the training images have a label."""
         return 0 < self.known_labels < len(self.train)
 
     @property
     def judged(self) -> bool:
-        """Whether there are validation images and they have labels."""
+        """Whether there are validation images with labels."""
         return self.val is not None and self.val.labels is not None
 
     def labelled_alone(self) -> Data:
-        """The same with the labelled training images alone, each as often as makes up for the others.
+        """Return the data with only the labelled training images, repeated to make up for the others.
 
-        An epoch then has as many steps as one of all.
+        An epoch then has as many steps as one over all images.
         """
         if not self.partly_labelled or isinstance(self.train, Shards):
             return self
@@ -98,51 +98,50 @@ class Data:
 
     @property
     def class_counts(self) -> Tensor | None:
-        """Labelled training images a class, int64 (K,); None without labels."""
+        """Labelled training images per class, int64 (K,); None without labels."""
         labels = self.train.labels
         return None if labels is None else torch.bincount(labels[labels >= 0], minlength=self.num_classes)
 
     @property
     def long_tailed(self) -> bool:
-        """Whether a class has at least three times the training images of another, by more than chance."""
+        """Whether a class has at least three times the training images of another, beyond chance."""
         if self.class_counts is None:
             return False
         low, high = int(self.class_counts.min()), int(self.class_counts.max())
-        # three standard deviations of the difference of counts that are drawn
+        # three standard deviations of the difference between random counts
         return high >= _LONG_TAILED * low and high - low > 3 * math.sqrt(high + low)
 
     @property
     def parts(self) -> dict[str, ImageSet | Shards]:
-        """The training, validation and test images that there are."""
+        """The available training, validation and test images, by name."""
         parts = {"training": self.train, "validation": self.val, "test": self.test}
         return {name: part for name, part in parts.items() if part is not None}
 
     @property
     def skipped(self) -> list[Skipped]:
-        """What was skipped of the training, validation and test images."""
+        """The skipped training, validation and test images."""
         return list(dict.fromkeys(part.skipped for part in self.parts.values()))
 
 
 def load_data(config: DataConfig, scored: int | None = None) -> Data:
-    """Find the set, split it, and load what is used of it.
+    """Find the data set, split it, and load the images that are used.
 
-    Validation images are those that the set has beside its test images, or held out first (stratified where
-    training may see labels); then the rest is made long-tailed by ``imbalance``, then ``train_images`` are
-    drawn from it; all by ``split_seed`` alone. Only images that are used are decoded. Whether images are in
-    memory never changes what they are: training images for ``resized-crop`` are decoded ahead only if all
-    have the final size, as crops are taken from the originals; otherwise ``in_memory: true`` holds them
-    encoded.
+    Validation images are the set's own, if it has some besides its test images, or held out first (stratified
+    if training may see labels); then the rest is made long-tailed by ``imbalance``, then ``train_images`` are
+    drawn from it; all determined by ``split_seed``. Only images that are used are decoded. Holding images in
+    memory never changes their content: training images for ``resized-crop`` are decoded ahead only if all
+    have the final size, as crops are taken from the originals; else ``in_memory: true`` keeps them encoded.
 
-    A set is RGB as soon as one of the training images looked at has colour: sixteen spread over it, or
-    all where those are gray. Every image is converted to that, gray ones of a colour set too.
+    A set is RGB if any of the inspected training images has colour: sixteen spread over it, or all if those
+    are gray. Every image is converted accordingly, including gray images of a colour set.
 
     Args:
-        config: The section.
-        scored: At most so many test images, evenly spread (``evaluation.images``); None: all.
+        config: The data configuration.
+        scored: Maximum number of test images, evenly spread (``evaluation.images``); None: all.
 
     Raises:
-        UserError: an unknown set, files that are missing, empty or do not match, more unreadable images
-            than ``max_corrupt`` allows, or more images asked for than there are.
+        UserError: the set is unknown, files are missing, empty or do not match, there are more unreadable
+            images than ``max_corrupt`` allows, or more images are requested than there are.
     """
     if config.name == _SHARDS:
         return _load_shards(config, scored)
@@ -171,7 +170,7 @@ def load_data(config: DataConfig, scored: int | None = None) -> Data:
     test = None if test is None else _ready(test, in_memory, "Decoding test images")
     tested = _scored(val, scored) if test is None else test
     return Data(
-        # of path/to/file.py:NAME the end
+        # for path/to/file.py:NAME only NAME
         name=config.name.rpartition(":")[2],
         train=train,
         val=val,
@@ -185,7 +184,7 @@ def load_data(config: DataConfig, scored: int | None = None) -> Data:
 
 
 def _load_shards(config: DataConfig, scored: int | None) -> Data:
-    """Shards to train on, the images held out of them, and their test set, of whatever kind."""
+    """Load shards to train on, validation images held out of them, and a test set of any kind."""
     found = read_shards(config)
     if found.test is None and found.val is None:
         raise _untested(config)
@@ -224,7 +223,7 @@ def _load_shards(config: DataConfig, scored: int | None) -> Data:
 
 
 def _scored(images: ImageSet | None, most: int | None) -> ImageSet:
-    """The images that students are scored on, of those there are."""
+    """Select the images that students are scored on."""
     assert images is not None
     fewer = images if most is None else spread(images, most)
     if len(fewer) < len(images):
@@ -233,7 +232,7 @@ def _scored(images: ImageSet | None, most: int | None) -> ImageSet:
 
 
 def _check_classes(labels: Tensor | None, names: list[str], config: DataConfig) -> None:
-    """Raise :class:`UserError` where training is to learn from the labels of a single class."""
+    """Raise :class:`UserError` if training would use labels of a single class."""
     if config.labels and labels is not None and len(names) < 2:
         raise UserError(
             f"Images of {config.path or config.name!r}: expected at least 2 classes to learn from, got 1 "
@@ -242,7 +241,7 @@ def _check_classes(labels: Tensor | None, names: list[str], config: DataConfig) 
 
 
 def _untested(config: DataConfig) -> UserError:
-    """The error of nothing to evaluate on."""
+    """Return the error for a set without images to evaluate on."""
     return UserError(
         f"data.validation: expected a fraction above 0, as there are no test images, got "
         f"{config.validation}; hold some out to evaluate on, or set data.test_path."
@@ -250,13 +249,13 @@ def _untested(config: DataConfig) -> UserError:
 
 
 def _named(found: Found, config: DataConfig) -> Found:
-    """The set with the class names of ``data.classes``, where that is given."""
+    """Apply the class names of ``data.classes``, if given."""
     if config.classes is None:
         return found
     others = [part.labels for part in (found.test, found.val) if part is not None]
     names = given_names(config.classes, found.train.labels, *others)
     if names != found.class_names and sorted(names) == sorted(found.class_names):
-        # the set's own names, in the order that the file tells
+        # the set's own names, in the order of the file
         parts = [
             None if part is None else renumbered(part, found.class_names, names)
             for part in (found.test, found.val)
@@ -266,7 +265,7 @@ def _named(found: Found, config: DataConfig) -> Found:
 
 
 def _held_out(found: Found, config: DataConfig) -> tuple[ImageSet, ImageSet | None]:
-    """The training and the validation images."""
+    """Return the training and the validation images."""
     own = found.val if config.validation > 0 else None
     if own is not None:
         say(_OWN.format(own.count))
@@ -284,7 +283,7 @@ def _held_out(found: Found, config: DataConfig) -> tuple[ImageSet, ImageSet | No
 
 
 def _taken(part: Part, rows: Tensor, name: str, config: DataConfig) -> ImageSet:
-    """The images at ``rows``; size and channels are set when the training images have been seen."""
+    """Return the images at ``rows``; size and channels are set once the training images were inspected."""
     labels = None if part.labels is None else part.labels[rows]
     if labels is not None and bool((labels < 0).any()):
         labels = _partly(labels, name, config)
@@ -301,10 +300,10 @@ def _taken(part: Part, rows: Tensor, name: str, config: DataConfig) -> ImageSet:
 
 
 def _partly(labels: Tensor, name: str, config: DataConfig) -> Tensor | None:
-    """Labels of images of which some have none: those of training images stay if any is known.
+    """Return the labels of possibly partly labelled images; None if none of the training labels is known.
 
     Raises:
-        UserError: test images, or validation images of the set's own, that are labelled in part.
+        UserError: test images, or the set's own validation images, are partly labelled.
     """
     known = int((labels >= 0).sum())
     if not config.labels and name != "training":
@@ -318,7 +317,7 @@ def _partly(labels: Tensor, name: str, config: DataConfig) -> Tensor | None:
 
 
 def _shape(train: ImageSet, config: DataConfig, kind: Reader) -> tuple[int, int, bool]:
-    """Side and channels that every image is brought to, and whether images are larger than small ones."""
+    """Return the side and channels all images are converted to, and whether the originals are large."""
     if isinstance(train.source, Tensor):
         size = config.image_size or train.source.shape[-1]
         return size, train.source.shape[1], size > SMALL
@@ -330,7 +329,7 @@ def _shape(train: ImageSet, config: DataConfig, kind: Reader) -> tuple[int, int,
 
 
 def _side(sizes: set[tuple[int, int]], config: DataConfig, kind: Reader) -> int:
-    """Side of the images, as configured or as they are: (height, width) of those that were looked at."""
+    """Return the side of the images: configured, or inferred from the inspected (height, width)."""
     if config.image_size is not None:
         return config.image_size
     height, width = min(sizes)
@@ -348,7 +347,7 @@ def _side(sizes: set[tuple[int, int]], config: DataConfig, kind: Reader) -> int:
 
 
 def _augment(config: DataConfig, large: bool, kind: Reader | None = None) -> str:
-    """What ``auto`` stands for; ``kind`` is None for shards, which hold photographs."""
+    """Resolve augmentation ``auto``; ``kind`` is None for shards, which hold photographs."""
     if config.augment != "auto":
         return config.augment
     if kind is not None and not kind.mirrored:
@@ -363,14 +362,14 @@ def _ready(images: ImageSet, in_memory: bool, title: str, full: bool = False) ->
 
 
 def _ready_to_train(images: ImageSet, in_memory: bool, config: DataConfig, augment: str) -> ImageSet:
-    """The training images, decoded ahead only where that changes no crop."""
+    """Return the training images, decoded ahead only if that does not affect crops."""
     if in_memory and augment == "resized-crop" and not _has_final_size(images):
         return images.held("Reading training images") if config.in_memory else images
     return _ready(images, in_memory, "Decoding training images", full=True)
 
 
 def _has_final_size(images: ImageSet) -> bool:
-    """Whether every image is as large as it will be used; a few are looked at before all are."""
+    """Return whether every image has its final size; a few are checked before all are."""
     if isinstance(images.source, Tensor):
         return True
     final = {(images.size, images.size)}

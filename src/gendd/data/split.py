@@ -1,4 +1,4 @@
-"""Splits of a set by index, from an explicit generator."""
+"""Splits of a data set by index, from an explicit generator."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def random_split(count: int, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Hold ``round(fraction · count)`` of ``count`` items out.
+    """Hold out ``round(fraction · count)`` of ``count`` items.
 
     Returns:
         Kept and held out indices, each int64 and ascending.
@@ -18,7 +18,7 @@ def random_split(count: int, fraction: float, generator: torch.Generator) -> tup
 
 
 def stratified_split(labels: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Hold ``fraction`` of every class out.
+    """Hold out ``fraction`` of every class.
 
     The total held out is ``round(fraction · N)``, shared among the classes by largest remainder; every
     class keeps at least one item, which in tiny sets lowers the total.
@@ -43,7 +43,7 @@ def stratified_split(labels: Tensor, fraction: float, generator: torch.Generator
 
 
 def thinned(labels: Tensor | None, count: int, wanted: int, generator: torch.Generator) -> Tensor:
-    """Choose ``wanted`` of ``count`` items; with labels, of every class the same share and at least one.
+    """Choose ``wanted`` of ``count`` items; with labels, the same share of every class and at least one.
 
     Returns:
         Indices, int64 and ascending.
@@ -56,22 +56,22 @@ def thinned(labels: Tensor | None, count: int, wanted: int, generator: torch.Gen
 
 
 def long_tail(labels: Tensor, classes: int, factor: float, generator: torch.Generator) -> Tensor:
-    """Thin the classes out to the exponential profile of Cui et al. 2019 (arXiv 1901.05555).
+    """Subsample the classes to the exponential profile of Cui et al. 2019 (arXiv 1901.05555).
 
-    Class c of K keeps ⌊n · factor^(-c/(K-1))⌋ items, n those of the largest class; at least one, and no
-    more than it has. The draws are one permutation whatever the factor: a larger one keeps a subset.
+    Class c of K keeps ⌊n · factor^(-c/(K-1))⌋ items, with n the size of the largest class; at least one, and
+    no more than it has. The same permutation is used for every factor, so a larger factor keeps a subset.
 
     Args:
         labels: (N,) integers in [0, K).
-        classes: K; the first keeps most.
-        factor: Largest over smallest class, at least 1.
+        classes: K; the first class keeps the most.
+        factor: Ratio of the largest to the smallest class, at least 1.
         generator: Source of the draws.
 
     Returns:
         Kept indices, int64 and ascending.
     """
     counts = torch.bincount(labels, minlength=classes)
-    # in the published code's order of operations, which decides where a product is a whole number
+    # in the published code's order of operations, which matters where a product is an integer
     shares = (1 / factor) ** (torch.arange(classes, dtype=torch.float64) / max(classes - 1, 1))
     quota = (int(counts.max()) * shares).floor().long().clamp(min=1)
     order = torch.randperm(len(labels), generator=generator)
@@ -79,8 +79,8 @@ def long_tail(labels: Tensor, classes: int, factor: float, generator: torch.Gene
 
 
 def _rank_in_class(labels: Tensor, counts: Tensor) -> Tensor:
-    """How many items of its own class come before each item: int64 (N,)."""
-    # the place in the class-sorted order, less the place where the class begins
+    """Return how many items of the same class precede each item: int64 (N,)."""
+    # position in the class-sorted order minus the position where the class starts
     by_class = labels.argsort(stable=True)
     starts = counts.cumsum(0) - counts
     rank = torch.empty_like(by_class)

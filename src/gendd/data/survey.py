@@ -1,4 +1,4 @@
-"""What tar shards hold, found by one walk over each and kept in the cache, and single images of them."""
+"""Index tar shards by one pass over each, kept in the cache, and read single images from them."""
 
 from __future__ import annotations
 
@@ -40,29 +40,29 @@ from gendd.messages import watched
 
 _PROBED = 4
 _BLOCK = 512
-# below this, starting processes costs more than they save
+# below this size, processes take longer to start than they save
 _ALONE_BYTES = 256 * 1024**2
-# as webdataset skips them
+# names that webdataset skips
 _META = re.compile(r"__[^/]*__($|/)")
 _FORMAT = 1
 
 
 @dataclass(frozen=True)
 class Contents:
-    """What one tar holds: the n samples that have an image, in their order.
+    """Index of one tar: the n samples that have an image, in order.
 
     Args:
-        url: Its path or URL.
-        hashes: int64 (n,), uniform in [0, 2⁶³): of the tar's file name and the sample's key.
-        labels: int64 (n,): NO_LABEL where there is none, BAD_LABEL where it is no class number.
-        starts: int64 (n,): byte at which each sample begins; -1 in a tar that is only read from its start.
-        offsets: int64 (n,): byte at which its image begins; -1 likewise.
+        url: Path or URL of the tar.
+        hashes: int64 (n,), uniform in [0, 2⁶³), of the tar's file name and the sample's key.
+        labels: int64 (n,): NO_LABEL if there is none, BAD_LABEL if it is not a class number.
+        starts: int64 (n,): byte offset of each sample; -1 in a tar that can only be read sequentially.
+        offsets: int64 (n,): byte offset of its image; -1 likewise.
         sizes: int64 (n,): bytes of its image.
         gray: Whether the first few images are all gray.
         imageless: Number of samples without an image.
-        damage: What is wrong with the tar; empty for a whole one.
-        stray: The first sample without an image, for an error; empty if there is none.
-        odd_label: The first label that is no class number; empty if there is none.
+        damage: What is wrong with the tar; empty if it is intact.
+        stray: The first sample without an image, for an error message; empty if there is none.
+        odd_label: The first label that is not a class number; empty if there is none.
     """
 
     url: str
@@ -85,15 +85,14 @@ _COLUMNS = ("hashes", "labels", "starts", "offsets", "sizes")
 
 
 def survey(urls: Sequence[str], workers: int | None) -> list[Contents]:
-    """What the tars hold, in their order.
+    """Index tars, in their order.
 
-    Local, uncompressed tars cost a walk over their headers and labels; the others are read whole. What
-    was found is kept in the user's cache folder, by path, size and time of change (by the URL alone for
-    remote ones).
+    For local, uncompressed tars only headers and labels are read; others are read completely. The index is
+    kept in the user's cache folder, by path, size and modification time (by URL alone for remote ones).
 
     Args:
         urls: The tars.
-        workers: Processes to share the work where it is large; None: as many as there are cores.
+        workers: Processes for large sets; None: the number of cores.
     """
     known = {url: _remembered(url) for url in urls}
     missing = [url for url in urls if known[url] is None]
@@ -105,7 +104,7 @@ def survey(urls: Sequence[str], workers: int | None) -> list[Contents]:
             num_workers=_helpers(missing, workers),
             collate_fn=unchanged,
             worker_init_fn=ignore_interrupts,
-            # given, because the loader would otherwise draw from the global generator
+            # given, as the loader would otherwise draw from the global generator
             generator=torch.Generator(),
         )
 
@@ -121,7 +120,7 @@ def survey(urls: Sequence[str], workers: int | None) -> list[Contents]:
 
 
 class _Surveyor(Dataset[Contents]):
-    """Looks tars through, in a loader process."""
+    """Indexes tars in a loader process."""
 
     def __init__(self, urls: Sequence[str]) -> None:
         self.urls = urls
@@ -153,7 +152,7 @@ def can_seek(url: str) -> bool:
 
 
 class _Rows:
-    """Gathers the samples of one tar."""
+    """Collects the samples of one tar."""
 
     def __init__(self, url: str) -> None:
         self.url = url
@@ -171,7 +170,7 @@ class _Rows:
         self.rows.append((hash_of(self.url, key), number, start, offset, size))
 
     def look(self, sample: Sample) -> None:
-        # what can't be decoded is met again when it is used
+        # undecodable images are reported when they are used
         with contextlib.suppress(UserError):
             self.grays.append(probe(sample)[1])
 
@@ -199,13 +198,13 @@ class _Rows:
 
 
 def _walked(url: str) -> Contents:
-    """What a local tar holds, by its headers."""
+    """Index a local tar by its headers."""
     from webdataset.tariterators import group_by_keys
 
     rows, problems = _Rows(url), list[str]()
     try:
         with open(url, "rb") as stream, tarfile.open(fileobj=stream, mode="r:") as tar:
-            # webdataset groups the members as it will group their contents
+            # webdataset groups the members here just as it later groups their contents
             members = _members(tar, stream, problems)
             for sample in group_by_keys(members, handler=lambda error: True):
                 _add_member(rows, tar, sample)
@@ -215,7 +214,7 @@ def _walked(url: str) -> Contents:
 
 
 def _members(tar: tarfile.TarFile, stream: IO[bytes], problems: list[str]) -> Iterator[dict[str, Any]]:
-    """The regular files of a tar that are there whole; what ends them early is told in ``problems``."""
+    """Yield the complete regular files of a tar; what ends it early is added to ``problems``."""
     size = os.fstat(stream.fileno()).st_size
     end = 0
     while (member := tar.next()) is not None:
@@ -251,7 +250,7 @@ def _add_member(rows: _Rows, tar: tarfile.TarFile, sample: dict[str, Any]) -> No
 
 
 def _streamed(url: str) -> Contents:
-    """What a tar holds that is only read from its start: remote, or compressed."""
+    """Index a tar that can only be read sequentially: remote or compressed."""
     rows, problems = _Rows(url), list[str]()
     for sample in read_samples(url, problems=problems):
         image = image_of(sample)
@@ -265,7 +264,7 @@ def _streamed(url: str) -> Contents:
     return rows.contents(problems[0] if problems else "")
 
 
-# --- what was found is kept --------------------------------------------------------------------------
+# --- cache of the index ------------------------------------------------------------------------------
 
 
 def _cache_file(url: str) -> Path | None:
@@ -295,7 +294,7 @@ def _remembered(url: str) -> Contents | None:
 
 def _remember(contents: Contents) -> None:
     file = _cache_file(contents.url)
-    # a connection that failed may hold the next time
+    # a failed connection may work next time
     if file is None or (contents.damage and is_remote(contents.url)):
         return
     rest = {
@@ -304,7 +303,7 @@ def _remember(contents: Contents) -> None:
         if field.name not in ("url", *_COLUMNS)
     }
     temporary = file.with_suffix(f".{os.getpid()}.tmp")
-    # without a place to keep it, it is counted again the next time
+    # if the cache is not writable, the tar is indexed again next time
     with contextlib.suppress(OSError):
         file.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -316,4 +315,4 @@ def _remember(contents: Contents) -> None:
             temporary.unlink(missing_ok=True)
 
 
-# --- images held -------------------------------------------------------------------------------------
+# --- images in memory --------------------------------------------------------------------------------

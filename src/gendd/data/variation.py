@@ -1,4 +1,4 @@
-"""How training images are varied."""
+"""Augmentation of training images."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gendd.data.images import ImageSet
 
 @dataclass(frozen=True)
 class Variation:
-    """How training images are varied, and the key that decides every draw."""
+    """Augmentation of training images, and the key that determines every draw."""
 
     kind: str
     crop_scale: tuple[float, float]
@@ -29,14 +29,14 @@ class Variation:
 
     @property
     def batchwise(self) -> bool:
-        """Whether nothing is done that has to be done image by image."""
+        """Whether nothing has to be done image by image."""
         return not self.appearance and (self.kind != "resized-crop" or self.interpolation == "bilinear")
 
     def generator(self, *more: int | str) -> torch.Generator:
         return keyed_generator(self.seed, self.epoch, *more)
 
     def streamed(self, images: ImageSet, index: int, place: int) -> Tensor:
-        """One image decoded and augmented by the draws of the ``place`` it takes: uint8 (C, S, S)."""
+        """Decode one image and augment it with the draws of its ``place`` in the epoch: uint8 (C, S, S)."""
         size, generator = images.size, self.generator("image", place)
         if self.kind == "resized-crop":
             image = self._resized_crop(images, index, generator)
@@ -53,7 +53,7 @@ class Variation:
         def drawn(height: int, width: int) -> tuple[int, int, int, int]:
             return draw_box(height, width, self.crop_scale, generator)
 
-        # of which the smallest crop still has as many pixels as it is resized to
+        # so that even the smallest crop has as many pixels as its resized version
         least = math.ceil(images.size / math.sqrt(self.crop_scale[0]))
         mode = VF.InterpolationMode(self.interpolation)
         crop: Tensor = VF.resize(

@@ -1,4 +1,4 @@
-"""Loader processes: how many there may be, and what they have in common."""
+"""Loader processes: their number and shared behaviour."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from typing import Any
 
 
 def unchanged(batch: Any) -> Any:
-    """What a dataset gives is a batch already."""
+    """Collate function for data sets that already return batches."""
     return batch
 
 
-# seconds
+# seconds after SIGTERM until a loader process ends by itself
 _PATIENCE = 20
 
 
 def ignore_interrupts(worker: int) -> None:
-    """Leave Ctrl-C, a closed terminal and a scheduler to the process that started this one, which ends it.
+    """Ignore Ctrl-C, a closed terminal and a scheduler's signals; the parent process ends this one.
 
-    A scheduler's SIGTERM may reach all processes at once: the other one may need batches until its step ends.
+    A scheduler's SIGTERM may reach all processes at once, and the parent may need batches to end its step.
     """
     del worker
     for name in ("SIGINT", "SIGHUP", "SIGUSR1"):
@@ -30,7 +30,7 @@ def ignore_interrupts(worker: int) -> None:
 
 
 def cores() -> int:
-    """Processor cores this process may use."""
+    """Return the number of processor cores this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""What there is on disk, before anything is split or decoded: one reader per kind of set, a file each."""
+"""Find data sets on disk, before splitting or decoding: one reader per kind of set, each in its own file."""
 
 from gendd.data.readers.common import (
     Found,

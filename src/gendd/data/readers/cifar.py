@@ -14,7 +14,7 @@ from gendd.errors import UserError
 
 
 def read_cifar(config: DataConfig) -> Found:
-    """CIFAR-10 or -100, the python version, unpacked below ``data.path``."""
+    """Read CIFAR-10 or -100, the python version, unpacked below ``data.path``."""
     from torchvision import datasets
 
     kind: Any = datasets.CIFAR10 if config.name == "cifar10" else datasets.CIFAR100
@@ -24,7 +24,7 @@ def read_cifar(config: DataConfig) -> Found:
     def part(train: bool) -> tuple[Part, list[str]]:
         try:
             with warnings.catch_warnings():
-                # The published pickles are older than NumPy's present dtype arguments.
+                # The published pickles predate NumPy's current dtype arguments.
                 warnings.filterwarnings("ignore", message=r"dtype\(\): align", category=Warning)
                 found = kind(str(root), train=train, download=False)
         except (RuntimeError, OSError, EOFError, KeyError, pickle.UnpicklingError) as error:

@@ -1,4 +1,4 @@
-"""What a reader finds, and the paths it is given."""
+"""Results of readers, and helpers for the paths they are given."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gendd.data.encoded import Encoded, Files
 from gendd.errors import UserError
 from gendd.files import read_bytes, user_path
 
-# what the folder of a part of a set may be called; a file's name begins with the first of them
+# possible folder names of each split; file names start with the first of them
 SPLITS = {"train": ("train", "training"), "val": ("val", "valid", "validation"), "test": ("test", "testing")}
 SUFFIXES = {
     ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".png", ".bmp", ".webp", ".gif", ".avif",
@@ -23,9 +23,9 @@ SUFFIXES = {
 }  # fmt: skip
 
 
-# stands for the label of a training image that is not known
+# the label of a training image whose class is unknown
 NO_LABEL = -1
-# a label beyond is a slip, and a network of as many classes would not fit anywhere
+# a larger label is a mistake, as no network could have that many classes
 MOST_CLASSES = 1_000_000
 
 
@@ -35,8 +35,8 @@ class Part:
 
     Args:
         count: Number of images.
-        labels: int64 (count,), -1 where it is unknown, or None.
-        take: Gives the images at some indices (int64): uint8 (n, C, S, S), or encoded.
+        labels: int64 (count,), -1 for unknown labels, or None.
+        take: Returns the images at given indices (int64): uint8 (n, C, S, S), or encoded.
     """
 
     count: int
@@ -46,14 +46,14 @@ class Part:
 
 @dataclass(frozen=True)
 class Found:
-    """A set as it was found.
+    """A data set as found on disk.
 
     Args:
         train: Training images, labelled or not.
-        test: Test images, labelled or not; None where there are none, which only unlabelled training
-            images allow.
-        class_names: One name a class; none where nothing tells the classes.
-        val: Validation images of the set's own; None where some of the training images are held out.
+        test: Test images, labelled or not; None if there are none, which is allowed only with unlabelled
+            training images.
+        class_names: One name per class; empty if the classes are unknown.
+        val: The set's own validation images; None if some of the training images are held out instead.
     """
 
     train: Part
@@ -64,17 +64,17 @@ class Found:
 
 @dataclass(frozen=True)
 class Reader:
-    """A kind of set, by the names that ``data.name`` takes.
+    """A kind of data set, with its names in ``data.name``.
 
     Args:
         read: Finds the images that a configuration names.
-        names: Of the sets it reads.
-        photographs: Whether images of more than 64 pixels are cropped at random places and scales in training
-            where ``data.augment`` is auto.
+        names: Names of the sets it reads.
+        photographs: Whether ``data.augment: auto`` uses random resized crops for images of more than 64
+            pixels.
         any_size: Whether images may differ in size; ``data.image_size`` is then 224 by default, unless all
             are squares of one side of at most 64.
-        mirrored: Whether a mirrored image is still of its class.
-        located: Whether ``data.path`` says where they are.
+        mirrored: Whether mirroring an image preserves its class.
+        located: Whether ``data.path`` gives their location.
     """
 
     read: Callable[[DataConfig], Found]
@@ -86,26 +86,26 @@ class Reader:
 
 
 def pixel_part(pixels: Tensor, labels: Tensor) -> Part:
-    """Decoded images uint8 (n, C, S, S) and their labels (n,)."""
+    """Make a part from decoded images uint8 (n, C, S, S) and their labels (n,)."""
     return Part(len(pixels), labels, lambda indices: pixels.index_select(0, indices))
 
 
 def renumbered(part: Part, names: list[str], wanted: list[str]) -> Part:
-    """The same images, whose classes are called ``names``, with the classes in the order ``wanted``."""
+    """Renumber the classes of a part from the order ``names`` to the order ``wanted``."""
     if part.labels is None:
         return part
-    # the last is that of an unknown label
+    # the last entry is for unknown labels
     places = torch.tensor([*(wanted.index(name) for name in names), -1])
     return replace(part, labels=places[part.labels])
 
 
 def unlabelled(part: Part) -> Part:
-    """The same images without labels."""
+    """Return the same images without labels."""
     return replace(part, labels=None)
 
 
 def untested(config: DataConfig, what: str) -> UserError:
-    """The error of labelled training images alone; ``what`` names the test images that are expected."""
+    """Return the error for labelled training images without test images; ``what`` is expected."""
     return UserError(
         f"data.test_path: expected {what}, as the training images in {config.path!r} are labelled, got none; "
         "set data.test_path, or data.labels to false."
@@ -113,19 +113,19 @@ def untested(config: DataConfig, what: str) -> UserError:
 
 
 def given_path(config: DataConfig, what: str) -> str:
-    """``data.path``; raises :class:`UserError` that names ``what`` was expected where there is none."""
+    """Return ``data.path``; raise :class:`UserError` that ``what`` was expected if it is missing."""
     if config.path is None:
         raise UserError(f"data.path: expected {what} for data.name {config.name!r}, got none; set data.path.")
     return config.path
 
 
 def required_path(config: DataConfig, what: str) -> Path:
-    """``data.path``, which exists; raises :class:`UserError` likewise."""
+    """Return ``data.path``, which must exist; raise :class:`UserError` likewise."""
     return existing_path(given_path(config, what), "data.path", what)
 
 
 def existing_path(value: str, key: str, what: str) -> Path:
-    """The path that ``key`` names, which exists; raises :class:`UserError` likewise."""
+    """Return the path given by ``key``, which must exist; raise :class:`UserError` likewise."""
     path = user_path(value)
     if not value or not os.path.exists(path):
         raise UserError(f"{key}: expected {what}, got {value!r}, which does not exist; correct the path.")
@@ -133,22 +133,22 @@ def existing_path(value: str, key: str, what: str) -> Path:
 
 
 def image_files(directory: Path) -> list[str]:
-    """Every image file below a directory, sorted; hidden files and folders are left out."""
+    """Return all image files below a directory, sorted, except hidden files and folders."""
     return sorted(file for file in visible_files(directory) if is_image(file))
 
 
 def is_image(file: str) -> bool:
-    """Whether a file's name ends as that of an image does."""
+    """Return whether a file has an image suffix."""
     return os.path.splitext(file)[1].lower() in SUFFIXES
 
 
 def visible_files(directory: Path) -> Iterator[str]:
-    """Every file below a directory that is not hidden, links followed, each folder once."""
+    """Yield all files below a directory that are not hidden, following links, each folder once."""
     seen: set[tuple[int, int]] = set()
     for parent, folders, names in os.walk(directory, followlinks=True):
         status = os.stat(parent)
         place = status.st_dev, status.st_ino
-        if place in seen:  # a link that leads back
+        if place in seen:  # a cyclic link
             folders.clear()
             continue
         seen.add(place)
@@ -157,7 +157,7 @@ def visible_files(directory: Path) -> Iterator[str]:
 
 
 def left_out(directory: Path) -> str | None:
-    """A line that counts the files below a directory that are taken for no images; None without any."""
+    """Return a line that counts the files below a directory that are not images; None without any."""
     others = [file for file in visible_files(directory) if not is_image(file)]
     if not others:
         return None
@@ -167,14 +167,14 @@ def left_out(directory: Path) -> str | None:
 
 
 def file_part(files: list[str], labels: Tensor | None) -> Part:
-    """Image files and their labels (n,)."""
+    """Make a part from image files and their labels (n,)."""
     return Part(len(files), labels, lambda indices: Files([files[index] for index in indices.tolist()]))
 
 
 def by_split(files: list[str], root: Path) -> tuple[list[str], list[str], list[str]]:
-    """The training, validation and test files below ``root``, by what their names or folders begin with.
+    """Split the files below ``root`` into training, validation and test, by prefixes of file or folder names.
 
-    Where nothing is called train, all are training files.
+    If nothing is called train, all are training files.
     """
     train, val, test = (
         [file for file in files if any(part.startswith(split) for part in Path(file).relative_to(root).parts)]
@@ -184,7 +184,7 @@ def by_split(files: list[str], root: Path) -> tuple[list[str], list[str], list[s
 
 
 def read_text(path: Path, key: str) -> str:
-    """The text of a file that ``key`` names; raises :class:`UserError` where it is none."""
+    """Read the text file given by ``key``; raise :class:`UserError` if it is not text."""
     try:
         return read_bytes(path).decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -193,7 +193,7 @@ def read_text(path: Path, key: str) -> str:
 
 
 def read_names(value: str) -> list[str]:
-    """The class names in the file ``data.classes``; raises :class:`UserError` where there are none."""
+    """Read the class names in the file ``data.classes``; raise :class:`UserError` if there are none."""
     path = existing_path(value, "data.classes", "a file of class names, one a line")
     lines = [line.strip() for line in read_text(path, "data.classes").rstrip().splitlines()]
     if not lines or "" in lines:
@@ -203,7 +203,7 @@ def read_names(value: str) -> list[str]:
 
 
 def given_names(value: str, *labels: Tensor | None) -> list[str]:
-    """:func:`read_names`; raises :class:`UserError` likewise where a label has none."""
+    """Like :func:`read_names`; also raise :class:`UserError` if a label has no name."""
     names = read_names(value)
     largest = largest_label(*labels)
     if largest >= len(names):
@@ -215,10 +215,10 @@ def given_names(value: str, *labels: Tensor | None) -> list[str]:
 
 
 def class_numbers(*labels: Tensor | None) -> list[str]:
-    """Numbers as names for the classes up to the largest label; none without labels.
+    """Name the classes up to the largest label by their numbers; an empty list without labels.
 
     Raises:
-        UserError: the largest is no class number.
+        UserError: the largest label is not a class number.
     """
     largest = largest_label(*labels)
     if largest >= MOST_CLASSES:
@@ -229,5 +229,5 @@ def class_numbers(*labels: Tensor | None) -> list[str]:
 
 
 def largest_label(*labels: Tensor | None) -> int:
-    """The largest of all labels; -1 without any."""
+    """Return the largest of all labels; -1 without any."""
     return max((int(each.max()) for each in labels if each is not None), default=-1)

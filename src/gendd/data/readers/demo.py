@@ -1,4 +1,4 @@
-"""Pictures of clothes that come with gendd, few of which are labelled."""
+"""The demo data that comes with gendd: Fashion-MNIST images, few of them labelled."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from gendd.data.readers.common import NO_LABEL, Found, Part, Reader, pixel_part
 from gendd.data.readers.fashion_mnist import FASHION_CLASSES
 
 FOLDER = Path(str(files("gendd.data"))) / "demo"
-# images beside each other in a file, and their side
+# images per row of a file, and their side
 COLUMNS, _SIDE = 10, 28
-# stands for the label of an image that is not told
+# marks an unknown label
 UNKNOWN = "-"
 
 
 def read_demo(config: DataConfig) -> Found:
-    """8,000 images of Fashion-MNIST: 6,000 to train on, of which 200 are labelled, and 2,000 test images."""
+    """Read 8,000 Fashion-MNIST images: 6,000 to train on, 200 of them labelled, and 2,000 test images."""
     del config
     train, test = (FOLDER / "labels.txt").read_text(encoding="ascii").split()
     return Found(_part("train", train), _part("test", test), list(FASHION_CLASSES))

@@ -12,7 +12,7 @@ from gendd.data.split import stratified_split
 
 
 def read_digits(config: DataConfig) -> Found:
-    """The 1,797 8×8 digits that come with scikit-learn; a fixed stratified fifth is the test set."""
+    """Read the 1,797 8×8 digits of scikit-learn; a fixed stratified fifth is the test set."""
     from sklearn.datasets import load_digits
 
     bunch: Any = load_digits()

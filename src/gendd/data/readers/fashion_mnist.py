@@ -21,7 +21,7 @@ FASHION_CLASSES += ["Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot"]
 
 
 def read_fashion_mnist(config: DataConfig) -> Found:
-    """The four IDX files, gzipped or not, below ``data.path`` or from Debian's package."""
+    """Read the four IDX files, gzipped or not, below ``data.path`` or from Debian's package."""
     if config.path is None:
         roots = [_DEBIAN_FASHION_MNIST]
     else:
@@ -61,7 +61,7 @@ def _idx_file(roots: Sequence[Path], name: str, given: str | None) -> Path:
 
 
 def read_idx(file: Path, ndim: int) -> Tensor:
-    """A uint8 IDX file (yann.lecun.com/exdb/mnist), gzipped or not.
+    """Read a uint8 IDX file (yann.lecun.com/exdb/mnist), gzipped or not.
 
     Raises:
         UserError: unreadable, or not ``ndim``-dimensional uint8 IDX of the stated length.

@@ -30,14 +30,13 @@ _UNLABELLED = ("unlabelled", "unlabeled")
 
 
 def read_folder(config: DataConfig) -> Found:
-    """``train/CLASS/*.jpg`` below ``data.path``; test images likewise, in test/, val/ or ``test_path``.
+    """Read ``train/CLASS/*.jpg`` below ``data.path``; test images likewise, in test/, val/ or ``test_path``.
 
-    Those in unlabelled/ beside train/ are training images too, without labels.
-    Where there are test images besides them, those of val/ are for validation. The folders may also be called
-    training/, testing/, valid/ or validation/. A directory without any of them holds the training images
-    itself. Images without class folders are unlabelled, and so are training images where training may not see
-    the labels and their folders are not the test set's classes. Unlabelled training images need no test
-    images.
+    Images in unlabelled/ beside train/ are training images without labels. If there are other test images,
+    val/ is used for validation. The folders may also be called training/, testing/, valid/ or validation/. A
+    directory without any of them holds the training images itself. Images without class folders are
+    unlabelled, and so are training images if training may not see labels and their folders are not the test
+    set's classes. Unlabelled training images need no test images.
     """
     root = required_path(config, "a directory of images, or one with train/ and test/ or val/")
     parts = _split_folders(root)
@@ -94,7 +93,7 @@ def read_folder(config: DataConfig) -> Found:
 
 
 def _say_loose(directory: Path) -> None:
-    """Tell of images beside class folders, which have no class."""
+    """Report images beside class folders, which have no class."""
     loose = [each.name for each in directory.iterdir() if is_image(each.name) and each.name[0] != "."]
     if loose and _class_folders(directory):
         example = _shown([min(loose)])[0]
@@ -102,7 +101,7 @@ def _say_loose(directory: Path) -> None:
 
 
 def _instead(root: Path, train_dir: Path) -> str:
-    """What to do where test images are missing: the path may be one off, or hold class folders alone."""
+    """Suggest a fix for missing test images: the path may be one level off, or hold only class folders."""
     if train_dir != root:
         return "add one"
     above = root.resolve().parent
@@ -115,7 +114,7 @@ def _instead(root: Path, train_dir: Path) -> str:
 
 
 def _split_folders(root: Path) -> dict[str, Path]:
-    """The folders of the training, validation, test and unlabelled images, as far as they are there."""
+    """Find the folders of training, validation, test and unlabelled images, as far as they exist."""
     present = {name.lower(): root / name for name in reversed(_class_folders(root))} if root.is_dir() else {}
     kinds = {**SPLITS, "unlabelled": _UNLABELLED}
     found = {split: [present[name] for name in names if name in present] for split, names in kinds.items()}
@@ -123,10 +122,10 @@ def _split_folders(root: Path) -> dict[str, Path]:
 
 
 def _check_beside(root: Path, train_dir: Path, clear: bool) -> None:
-    """Report folders of images beside train/ that are read as nothing.
+    """Report image folders beside train/ that are ignored.
 
     Raises:
-        UserError: it is not ``clear`` that train/ is no class among them.
+        UserError: train/ may be a class like the others, unless ``clear``.
     """
     known = {name for names in (*SPLITS.values(), _UNLABELLED) for name in names}
     others = [name for name in _class_folders(root) if name.lower() not in known and image_files(root / name)]
@@ -142,18 +141,18 @@ def _check_beside(root: Path, train_dir: Path, clear: bool) -> None:
 
 
 def _shown(names: list[str]) -> list[str]:
-    """Names of folders as text; of one that is no UTF-8 the odd bytes escaped."""
+    """Format folder names, with bytes that are not UTF-8 escaped."""
     return [os.fsencode(name).decode("utf-8", "backslashreplace") for name in names]
 
 
 def folder_part(directory: Path) -> tuple[Part, list[str]]:
-    """The images below a directory and their classes; no class folders, no labels."""
+    """Find the images below a directory and their classes; without class folders there are no labels."""
     names = _class_folders(directory)
     return (file_part(*_labelled_files(directory, names)) if names else _unlabelled(directory)), names
 
 
 def _training(directory: Path, names: Sequence[str], more: list[str]) -> Part:
-    """The training images, by class where ``names`` are given, and those whose labels are unknown."""
+    """Find the training images, by class if ``names`` are given, and those with unknown labels."""
     if not names:
         return file_part(_images(directory) + more, None)
     files, labels = _labelled_files(directory, names)
@@ -172,7 +171,7 @@ def _unlabelled(directory: Path) -> Part:
 
 
 def _check_equal(train_dir: Path, train: Sequence[str], test_dir: Path, test: Sequence[str]) -> None:
-    """Raise :class:`UserError` that names what only one of the two directories has."""
+    """Raise :class:`UserError` that lists the classes that only one of the directories has."""
     problems = [
         f"only in {folder.name}/: " + ", ".join(sorted(only)[:5]) + (", …" if len(only) > 5 else "")
         for folder, only in ((train_dir, set(train) - set(test)), (test_dir, set(test) - set(train)))

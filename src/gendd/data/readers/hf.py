@@ -1,4 +1,4 @@
-"""Data sets that Hugging Face's datasets saved to disk (Arrow files)."""
+"""Data sets saved to disk by Hugging Face's datasets (Arrow files)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from gendd.data.readers.common import (
 from gendd.errors import UserError
 from gendd.files import read_bytes
 
-# a split, and what errors call it
+# a split, and its name in error messages
 _Split = tuple[Any, str]
 _IMAGES = ("image", "img")
 _LABELS = ("label", "labels", "fine_label")
@@ -34,13 +34,13 @@ _LABELS = ("label", "labels", "fine_label")
 
 @dataclass(frozen=True)
 class _Rows:
-    """Some rows of a split: encoded images that are read from the memory-mapped files.
+    """Selected rows of a split: encoded images, read from the memory-mapped files.
 
     Args:
         split: A ``datasets.Dataset`` whose image column is not decoded.
-        column: That column.
+        column: The image column.
         indices: The rows, int64 (n,).
-        name: What errors call the split.
+        name: Name of the split in error messages.
     """
 
     split: Any
@@ -67,12 +67,12 @@ class _Rows:
 
 
 def read_hf(config: DataConfig) -> Found:
-    """A folder written by ``save_to_disk``: a DatasetDict with train and test or validation, or one split.
+    """Read a ``save_to_disk`` folder: a DatasetDict with train and test or validation, or one split.
 
-    Where there is a split test as well, that called validation is for validation.
+    If there is also a test split, the validation split is used for validation.
 
     ``data.test_path`` may name another such folder, or that of one split. The images are in the column of
-    type Image, the labels in that of type ClassLabel (or of integers named label).
+    type Image, the labels in the column of type ClassLabel (or the integer column named label).
     """
     what = "a folder written by save_to_disk of Hugging Face's datasets"
     train_split, val_split, test_split = _splits(required_path(config, what), "data.path")
@@ -98,7 +98,7 @@ def read_hf(config: DataConfig) -> Found:
 
 
 def _check_equal(split: _Split, names: list[str], other: _Split, others: list[str]) -> None:
-    """Raise :class:`UserError` where both splits name their classes, and not alike."""
+    """Raise :class:`UserError` if both splits name their classes, but differently."""
     if names and others and names != others:
         raise UserError(
             f"Expected the same class names in {split[1]} and {other[1]}, got {_shown(names)} and "
@@ -111,7 +111,7 @@ def _shown(names: Sequence[str]) -> str:
 
 
 def _splits(path: Path, key: str) -> tuple[_Split, _Split | None, _Split | None]:
-    """The training split of a folder, or its only one, those of validation and of the test."""
+    """Open the splits of a folder: training (or its only one), validation and test."""
     try:
         import datasets
     except ImportError as error:
@@ -140,7 +140,7 @@ def _splits(path: Path, key: str) -> tuple[_Split, _Split | None, _Split | None]
 
 
 def _part(split: Any, name: str, least: int = 0) -> tuple[Part, list[str]]:
-    """Images, labels from ``least`` on and class names of one split; no image is read."""
+    """Return images, labels (at least ``least``) and class names of one split; no image is read."""
     import datasets
 
     features = split.features
@@ -170,7 +170,7 @@ def _part(split: Any, name: str, least: int = 0) -> tuple[Part, list[str]]:
 
 
 def _label_column(features: Any) -> tuple[str | None, list[str]]:
-    """The column of labels and its class names, as far as there are any."""
+    """Return the label column and its class names, as far as there are any."""
     import datasets
 
     classes = [key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)]

@@ -1,4 +1,4 @@
-"""Lists of image files: a line an image, its path and its label."""
+"""Lists of image files: one line per image, with its path and label."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ from gendd.errors import UserError
 
 
 def read_list(config: DataConfig) -> Found:
-    """Lists as ImageNet-LT, Places-LT and iNaturalist have them: ``data.path`` and ``data.test_path``.
+    """Read lists as in ImageNet-LT, Places-LT and iNaturalist: ``data.path`` and ``data.test_path``.
 
-    A line is ``path label``; the label is what follows the last space, so that paths may hold spaces. A
-    list of paths alone is unlabelled, and so is an image whose label is -1. Paths are
-    relative to ``data.root``, else to their list's folder.
-    Classes are counted up to the largest label of both lists, unless ``data.classes`` names them.
+    A line is ``path label``; the label follows the last space, so paths may contain spaces. A list of paths
+    alone is unlabelled, and so is an image with label -1. Paths are relative to ``data.root``, else to the
+    folder of the list. The number of classes follows from the largest label of both lists, unless
+    ``data.classes`` names them.
     """
     classes = None if config.classes is None else len(read_names(config.classes))
     path = given_path(config, "a list of the training images")
@@ -45,7 +45,7 @@ def read_list(config: DataConfig) -> Found:
         return Found(unlabelled(train), None, [])
     known = "the names in data.classes"
     if classes is None and config.labels and train.labels is not None:
-        # a slip there would make new classes
+        # otherwise a typo in the list would create new classes
         classes = largest_label(train.labels) + 1
         known = "the largest label in data.path is one less; data.classes names classes that are only tested"
     test = _read(config.test_path, "data.test_path", config.root, classes, known)
@@ -60,7 +60,7 @@ def _read(
     known: str = "the names in data.classes",
     least: int = 0,
 ) -> Part:
-    """The images and labels from ``least`` on of one list; every path is looked for."""
+    """Read the images and labels (at least ``least``) of one list; every path is checked."""
     file = existing_path(value, key, "a list of image files")
     if root is None:
         base = file.parent
@@ -96,7 +96,7 @@ def _read(
 
 
 def _fields(line: str, place: str) -> tuple[str, int | None]:
-    """Path and label of a line; None where it is a path alone."""
+    """Return path and label of a line; the label is None for a path alone."""
     fields = line.rsplit(None, 1)
     if len(fields) == 1:
         return line, None

@@ -1,4 +1,4 @@
-"""Parquet files as Hugging Face writes them."""
+"""Parquet files in Hugging Face's layout."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from gendd.files import user_path
 
 @dataclass(frozen=True)
 class _Rows:
-    """Some rows of parquet files: file and row of each, int64 (n, 2)."""
+    """Selected rows of parquet files: file and row of each, int64 (n, 2)."""
 
     files: Sequence[str]
     origin: Tensor
@@ -44,7 +44,7 @@ class _Rows:
 
 @dataclass(frozen=True)
 class _Table:
-    """Parquet files of one split: their columns, row counts and labels, images not read yet."""
+    """Parquet files of one split: their columns, row counts and labels; images are not read yet."""
 
     files: list[str]
     counts: list[int]
@@ -57,7 +57,7 @@ class _Table:
         return Part(sum(self.counts), self.labels, self.take)
 
     def take(self, indices: Tensor) -> Held:
-        """The encoded images of rows ``indices`` (ascending), read a row group at a time."""
+        """Read the encoded images of rows ``indices`` (ascending), one row group at a time."""
         pa, _ = _arrow()
         chunks: list[Tensor] = []
         lengths: list[Tensor] = []
@@ -91,10 +91,10 @@ class _Table:
 
 
 def _join(column: Any) -> tuple[Tensor, Tensor]:
-    """The images of an Arrow column end to end (uint8) and the length of each (int64)."""
+    """Concatenate the images of an Arrow column (uint8); also return the length of each (int64)."""
     images: list[bytes] = []
     for value in column.to_pylist():
-        # a row without is an image that can't be decoded
+        # a row without an image becomes an image that can't be decoded
         images.append((value.get("bytes") if isinstance(value, dict) else value) or b"")
     joined = bytearray().join(images)
     content = torch.frombuffer(joined, dtype=torch.uint8) if joined else torch.empty(0, dtype=torch.uint8)
@@ -102,11 +102,11 @@ def _join(column: Any) -> tuple[Tensor, Tensor]:
 
 
 def read_parquet(config: DataConfig) -> Found:
-    """Hugging Face's layout: columns image (or img) with the encoded bytes, and label.
+    """Read Hugging Face's layout: columns image (or img) with the encoded bytes, and label.
 
-    ``data.path`` and ``data.test_path`` are a file, a glob or a directory of parquet files each. In a
-    directory the names of files or folders (train*, test*, val*) tell the splits apart; val* are the test
-    images where there are no others, else those of validation.
+    ``data.path`` and ``data.test_path`` are each a file, a glob or a directory of parquet files. In a
+    directory, file or folder names (train*, test*, val*) determine the split; val* are the test images if
+    there are no others, else the validation images.
     """
     path = given_path(config, "a parquet file, a glob or a directory")
     train_files = _parquet_files(path, "data.path")
@@ -143,7 +143,7 @@ def read_parquet(config: DataConfig) -> Found:
 
 
 def parquet_part(value: str, key: str) -> tuple[Part, list[str]]:
-    """The images of a file, a glob or a directory of them, and the class names they have, if any.
+    """Read the images of a file, a glob or a directory of files, and their class names, if any.
 
     Args:
         value: The path.
@@ -182,7 +182,7 @@ def _unreadable(file: str, error: Exception) -> UserError:
 
 
 def _arrow() -> tuple[Any, Any]:
-    """The modules pyarrow and pyarrow.parquet."""
+    """Import the modules pyarrow and pyarrow.parquet."""
     try:
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -204,7 +204,7 @@ def _column(present: Sequence[str], choices: Sequence[str]) -> str | None:
 
 
 def _table(files: list[str], least: int = 0) -> _Table:
-    """Row counts, labels from ``least`` on and class names of the files of one split. Reads no images."""
+    """Read row counts, labels (at least ``least``) and class names of one split's files, but no images."""
     pa, _ = _arrow()
     counts: list[int] = []
     labels: list[Tensor] = []
@@ -252,7 +252,7 @@ def _table(files: list[str], least: int = 0) -> _Table:
 
 
 def _is_encoded(kind: Any) -> bool:
-    """Whether a column's type is that of encoded images: bytes, alone or beside a path."""
+    """Return whether a column holds encoded images: bytes, alone or with a path."""
     pa, _ = _arrow()
     if pa.types.is_struct(kind):
         return kind.get_field_index("bytes") >= 0 and _is_encoded(kind.field("bytes").type)
@@ -260,7 +260,7 @@ def _is_encoded(kind: Any) -> bool:
 
 
 def _class_names(metadata: dict[bytes, bytes] | None, label: str | None) -> list[str] | None:
-    """Class names in the schema metadata that Hugging Face's datasets writes, if they are there."""
+    """Return the class names in the schema metadata written by Hugging Face's datasets, if any."""
     try:
         features = json.loads((metadata or {})[b"huggingface"])["info"]["features"]
         return [str(name) for name in features[label]["names"]]

@@ -1,7 +1,7 @@
-"""The kinds of sets by name: every file of this folder that has a ``READER``, or one of the user's own.
+"""Readers by name: every file of this folder that has a ``READER``, or a user's own.
 
-``path/to/file.py:NAME`` names a :class:`Reader` of the user's, or a function that takes the configuration
-and returns what it found.
+``path/to/file.py:NAME`` names a user's :class:`Reader`, or a function that takes the configuration and
+returns a :class:`Found`.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from gendd.files import import_name, is_python_name
 
 @cache
 def readers() -> dict[str, Reader]:
-    """The readers that come with gendd by the names of their sets."""
+    """Return the readers that come with gendd, by the names of their data sets."""
     files = [each.name for each in pkgutil.iter_modules([str(Path(__file__).parent)])]
     found = [getattr(import_module(f"gendd.data.readers.{name}"), "READER", None) for name in files]
     return {name: reader for reader in found if reader is not None for name in reader.names}
@@ -27,10 +27,10 @@ def readers() -> dict[str, Reader]:
 
 @cache
 def reader(name: str) -> Reader:
-    """The reader of the sets called ``name``.
+    """Return the reader of the data set called ``name``.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no such data set.
     """
     if is_python_name(name):
         found: Any = import_name(name, "a reader", lambda each: isinstance(each, Reader) or callable(each))

@@ -1,4 +1,4 @@
-"""Images on their own, such as a test set beside training images of another kind."""
+"""Standalone images, such as a test set for training images of another kind."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from gendd.files import user_path
 
 
 def read_part(value: str, key: str) -> tuple[Part, list[str]]:
-    """Images at a path: parquet (a file, a glob or a directory of them) or a directory of image files.
+    """Read images at a path: parquet (a file, a glob or a directory of files) or a directory of image files.
 
     Args:
         value: The path.
         key: Its config key, for errors.
 
     Returns:
-        The images, labelled where there is a label column or class folders; and the names of their
-        classes, none where nothing tells them.
+        The images, labelled if there is a label column or class folders; and the names of their classes,
+        empty if they are unknown.
 
     Raises:
-        UserError: nothing there, or something else.
+        UserError: nothing is there, or something else.
     """
     path = user_path(value)
     if path.suffix == ".parquet" or next(path.rglob("*.parquet"), None) is not None:
