@@ -1,11 +1,11 @@
-"""Mistakes of a user: each must end with exit code 2 and one line, and leave a finished run as it is.
+"""User errors: each must end with exit code 2 and a one-line message, and leave a finished run unchanged.
 
-The mistakes are those of tests/mistakes. Each is made in a process of its own, forked from one that has
-loaded everything, whose output is kept; the run that most of them would replace, and the one they read, are
-compared byte for byte afterwards.
+The errors are those of tests/mistakes. Each runs in a separate process, forked from one that has imported
+everything, and its output is captured; afterwards the run that most of them would replace, and the run they
+read, are compared byte for byte.
 
-    python benchmarks/bad_inputs.py                          # all of results/bad_inputs.csv
-    python benchmarks/bad_inputs.py --only tars students     # the rows of some kinds
+    python benchmarks/bad_inputs.py                          # everything in results/bad_inputs.csv
+    python benchmarks/bad_inputs.py --only tars students     # only the rows of these kinds
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from gendd.errors import UserError
 RESULTS = Path(__file__).parent / "results" / "bad_inputs.csv"
 FIELDS = ["kind", "count", "one_line", "exit_2", "untouched", "seconds"]
 SECONDS, BYTES = 30, 8 * 1024**3
-# loaded before the processes fork
+# imported before the processes are forked
 MODULES = ("run", "compare", "released", "deploy.predict", "deploy.export", "deploy.hub", "report", "methods")
 UNMADE = 99
 NOBODY = 65534
@@ -49,7 +49,7 @@ NOBODY = 65534
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a mistake ended in."""
+    """Outcome of an error."""
 
     case: Case
     code: int
@@ -59,13 +59,13 @@ class Outcome:
 
     @property
     def line(self) -> str:
-        """The line that tells the mistake."""
+        """The error message."""
         lines = self.said.splitlines()
         return lines[-1] if lines else ""
 
     @property
     def one_line(self) -> bool:
-        """Whether the last line on stderr is the mistake, told once and with nothing else that is wrong."""
+        """Whether the last line on stderr is the only error message, and printed once."""
         lines = [line for line in self.said.splitlines() if line.startswith("gendd: ")]
         told = [line for line in lines if not line.startswith("gendd: left out the recipe's")]
         wrong = ("Traceback", "Warning:", "Exception ignored")
@@ -73,7 +73,7 @@ class Outcome:
 
     @property
     def good(self) -> bool:
-        """Whether it is as it should be."""
+        """Whether the outcome is as required."""
         return self.code == 2 and self.one_line and self.untouched
 
     def __str__(self) -> str:
@@ -83,7 +83,7 @@ class Outcome:
 
 
 def finished(folder: Path) -> Path:
-    """A finished run of digits, without what only training needs."""
+    """Create a finished run on digits, without files only needed for training."""
     with contextlib.redirect_stdout(io.StringIO()):
         assert gendd_main(["distill", "--out", str(folder / "whole"), *TINY, "--baselines=[]"]) == 0
     shutil.copytree(folder / "whole" / "student", folder / "run" / "student")
@@ -93,7 +93,7 @@ def finished(folder: Path) -> Path:
 
 
 def digest(folder: Path) -> str:
-    """Of every file below a folder and its name."""
+    """Return a digest of all files below a folder and their names."""
     found = hashlib.sha256()
     for path in sorted(folder.rglob("*")):
         found.update(f"{path.relative_to(folder)}\0".encode())
@@ -103,7 +103,7 @@ def digest(folder: Path) -> str:
 
 
 def call(case: Case, place: Place) -> int:
-    """Make a mistake and call what it is made of; the exit code."""
+    """Set up an error, run its call and return the exit code."""
     made = case.make(place)
     if case.unprivileged and os.getuid() == 0:
         os.setuid(NOBODY)
@@ -118,8 +118,8 @@ def call(case: Case, place: Place) -> int:
 
 
 def forked(case: Case, place: Place, said: Path) -> int:
-    """The exit code of a mistake made in a new process; negative for a signal, as where it takes too long."""
-    # nothing that was printed here is printed there again
+    """Run an error in a new process and return its exit code; negative for a signal, as after a timeout."""
+    # so that output buffered here is not printed again there
     sys.stdout.flush()
     sys.stderr.flush()
     process = os.fork()
@@ -154,7 +154,7 @@ def forked(case: Case, place: Place, said: Path) -> int:
 
 
 def run(case: Case, fixed: Path, before: str) -> Outcome:
-    """Make one mistake in a folder of its own."""
+    """Run one error in its own folder."""
     with tempfile.TemporaryDirectory(prefix="mistake-") as temporary:
         Path(temporary).chmod(0o755)
         folder = Path(temporary) / "folder"

@@ -1,8 +1,8 @@
 """CIFAR-10 as JPEGs, ResNet-56 → ResNet-20, 20,000 training images, 10 epochs: every method at every rate.
 
 DATA is a folder with cifar10-jpeg-train.parquet, cifar10-jpeg-test.parquet (columns image, label) and
-resnet56_cifar10.safetensors. With the first seed, run the whole grid of learning rates; the best of each
-method on the validation images is what `benchmarks/tables.py` reports, so further seeds need only that one:
+resnet56_cifar10.safetensors. Run the whole learning-rate grid with the first seed; `benchmarks/tables.py`
+reports the best rate of each method on the validation images, so further seeds need only that one:
 
     python benchmarks/cifar10.py DATA --seed 0 --methods supervised kl kd
     python benchmarks/cifar10.py DATA --seed 1 --best
@@ -30,7 +30,7 @@ RATES = (0.003, 0.006, 0.012)
 IMAGENET = {"mean": [0.485, 0.456, 0.406], "std": [0.229, 0.224, 0.225]}
 
 published = {f"gendd.{key}": value for key, value in read_yaml(recipe_path("published"))["gendd"].items()}
-# the published head and repeats cost ten times a student's step here: both variants get the same small ones
+# the published head and repeats would cost ten times a student's step here, so both variants use small ones
 published |= {"gendd.head_width": 256, "gendd.repeats": 8}
 published |= {"readout.sampler": "ddpm", "readout.steps": 100, "readout.guidance": 2.0}
 published |= {"readout.num_samples": 5}
@@ -41,14 +41,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "gendd_published": published,
     "gendd": {},
     "gendd_unlabelled": {"data.labels": False},
-    # what guidance needs, at the rate of "gendd"; asked for by name
+    # required for guidance, at the learning rate of "gendd"; only run when named
     "gendd_dropout": {"gendd.condition_dropout": 0.2},
 }
 TABLE = [name for name in METHODS if name != "gendd_dropout"]
 
 
 def base(data: Path, seed: int, epochs: int) -> RunConfig:
-    """What all methods share."""
+    """Return the settings that all methods share."""
     values = {
         "teacher": {
             "name": "cifar/resnet56",
@@ -71,14 +71,14 @@ def base(data: Path, seed: int, epochs: int) -> RunConfig:
 
 
 def opened(data: Path) -> tuple[Data, Frozen]:
-    """The images, and the teacher."""
+    """Load the images and the teacher."""
     config = base(data, 0, 1)
     found = load_data(config.data)
     return found, Frozen(build_model(config.teacher, found.num_classes, found.channels))
 
 
 def best_rates() -> dict[str, float]:
-    """Each method's rate with the best validation accuracy among the rows of the first seed."""
+    """Return each method's learning rate with the best validation accuracy among the first seed's rows."""
     first = [row for row in records.read(RESULTS) if row["seed"] == "0"]
     rates = {
         name: float(records.best_rate(row for row in first if row["name"] == name))

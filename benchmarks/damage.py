@@ -1,4 +1,4 @@
-"""Sound input of every kind that benchmarks/fuzz.py reads, and random damage to it."""
+"""Valid input of every kind that benchmarks/fuzz.py reads, and random damage to it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ VALUES = st.recursive(
 
 
 def damaged(sound: bytes) -> SearchStrategy[bytes]:
-    """Bytes that differ from sound ones in a few places, most of them near the start."""
+    """Bytes that differ from valid ones in a few places, mostly near the start."""
     place = st.one_of(st.integers(0, min(len(sound), 200)), st.integers(0, len(sound)))
     change = st.tuples(
         st.sampled_from(["overwrite", "insert", "remove", "end"]), place, st.binary(min_size=1, max_size=9)
@@ -56,7 +56,7 @@ def damaged(sound: bytes) -> SearchStrategy[bytes]:
 
 
 def places(values: Any, here: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
-    """The path of every value in nested ones, their own included."""
+    """Yield the path of every value in nested values, including the root."""
     yield here
     inner = (
         values.items() if isinstance(values, dict) else enumerate(values if isinstance(values, list) else ())
@@ -66,7 +66,7 @@ def places(values: Any, here: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]
 
 
 def altered(sound: Any) -> SearchStrategy[Any]:
-    """Nested values that differ from sound ones in a few places: replaced, removed or added to."""
+    """Nested values that differ from valid ones in a few places: replaced, removed or extended."""
     change = st.tuples(
         st.sampled_from(list(places(sound))),
         st.sampled_from(["replace"] * 4 + ["remove", "add"]),
@@ -78,7 +78,7 @@ def altered(sound: Any) -> SearchStrategy[Any]:
         whole = [json.loads(json.dumps(sound))]
         for path, kind, value, name in changes:
             holder: Any = whole
-            with contextlib.suppress(LookupError, TypeError):  # an earlier change took the place away
+            with contextlib.suppress(LookupError, TypeError):  # an earlier change removed the place
                 for key in (0, *path)[:-1]:
                     holder = holder[key]
                 last = (0, *path)[-1]
@@ -94,7 +94,7 @@ def altered(sound: Any) -> SearchStrategy[Any]:
 
 
 class Anywhere:
-    """The place of an image that is nowhere."""
+    """The location of an image that is not in a file."""
 
     def where(self, index: int) -> str:
         return "here"
@@ -106,14 +106,14 @@ def pictures(folder: Path, count: int) -> None:
 
 
 def photograph() -> Image.Image:
-    """A real one, of 64 × 43 pixels."""
+    """A real photograph of 64 × 43 pixels."""
     from sklearn.datasets import load_sample_image
 
     return Image.fromarray(load_sample_image("china.jpg")).resize((64, 43))
 
 
 def encoded(image: Image.Image) -> dict[str, bytes]:
-    """The image in every format, by a name of the kind."""
+    """Encode the image in every format, by name of the kind."""
     gray, palette = image.convert("L"), image.quantize(16)
     floats = Image.fromarray(np.asarray(gray, np.float32) / 255)
     wide = Image.fromarray(np.asarray(gray, np.uint16) * 257)

@@ -1,13 +1,13 @@
-"""The images and the teacher of the demo, and its figures.
+"""The images and the teacher of the demo, and its results.
 
     python benchmarks/demo.py images             # Fashion-MNIST's, tiled into PNGs
-    python benchmarks/demo.py teacher            # trained on the images that the demo has not
-    python benchmarks/demo.py rates              # results/demo_rates.csv: what the rate was chosen by
-    python benchmarks/demo.py figures --seeds 5  # results/demo.csv, a row a seed and method
+    python benchmarks/demo.py teacher            # trained on images that are not in the demo
+    python benchmarks/demo.py rates              # results/demo_rates.csv: search of the learning rate
+    python benchmarks/demo.py figures --seeds 5  # results/demo.csv, one row per seed and method
 
-Fashion-MNIST is that of Debian's package dataset-fashion-mnist, or its four files below ``--path``. Of its
-60,000 training images 6,000 are those of the demo, 2,000 are those that its settings were chosen on, and the
-teacher learns from the others; of its 10,000 test images 2,000 are those of the demo.
+Fashion-MNIST is taken from Debian's package dataset-fashion-mnist, or its four files below ``--path``. Of its
+60,000 training images the demo has 6,000, its settings were chosen on 2,000, and the teacher is trained on
+the others; of its 10,000 test images the demo has 2,000.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ METHODS = ("gendd", "kl", "supervised")
 
 
 def split(found: Found) -> dict[str, tuple[Tensor, Tensor]]:
-    """The images (n, 1, 28, 28) and labels (n,) of each part, always the same; of all classes alike."""
+    """Return the images (n, 1, 28, 28) and labels (n,) of each part: a fixed, stratified split."""
     generator = torch.Generator().manual_seed(0)
 
     def shuffled(count: int, of: Tensor) -> list[Tensor]:
-        """The rows of each class in a random order, dealt out in turn."""
+        """Return the rows of each class in random order, dealt out in turn."""
         rows = [torch.randperm(count, generator=generator) for _ in range(CLASSES)]
         return [(of == label).nonzero()[:, 0][order] for label, order in enumerate(rows)]
 
@@ -68,14 +68,14 @@ def split(found: Found) -> dict[str, tuple[Tensor, Tensor]]:
 
 
 def write_images(path: str | None) -> None:
-    """The tiles and labels of the package: the first of each class's training images keep their labels."""
+    """Write the package's tiles and labels: the first training images of each class keep their labels."""
     parts = split(read_fashion_mnist(DataConfig(name="fashion-mnist", path=path)))
     FOLDER.mkdir(parents=True, exist_ok=True)
     lines = []
     for name in ("train", "test"):
         pixels, labels = parts[name]
         order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(1))
-        # the images are dealt out by class: the first rows hold as many of each
+        # the images are dealt out by class, so the first rows have equally many of each
         known = order < (LABELLED if name == "train" else len(labels))
         said = torch.where(known, labels[order], -1).tolist()
         lines.append("".join(UNKNOWN if label < 0 else str(label) for label in said))
@@ -86,21 +86,21 @@ def write_images(path: str | None) -> None:
 
 
 def others(config: DataConfig) -> Found:
-    """What the demo has not: the teacher's training images, and those its settings were chosen on."""
+    """Return the images not in the demo: the teacher's, and those the demo's settings were chosen on."""
     found = read_fashion_mnist(config)
     parts = split(found)
     return Found(pixel_part(*parts["teacher"]), pixel_part(*parts["chosen_on"]), found.class_names)
 
 
 def chosen_on(config: DataConfig) -> Found:
-    """The demo's training images with other test images: those that its settings were chosen on."""
+    """Return the demo's training images, with the images its settings were chosen on as the test set."""
     found = read_demo(config)
     parts = split(read_fashion_mnist(DataConfig(name="fashion-mnist", path=config.path)))
     return Found(found.train, pixel_part(*parts["chosen_on"]), found.class_names)
 
 
 def train_teacher(path: str | None, folder: Path) -> None:
-    """The teacher of the package."""
+    """Train the package's teacher."""
     from gendd.run import execute
 
     config = RunConfig(
@@ -119,7 +119,7 @@ def train_teacher(path: str | None, folder: Path) -> None:
 
 
 def write_rates(path: str | None, folder: Path) -> None:
-    """Each method of the recipe alone at each rate, by top-1 on the images that rates are chosen on."""
+    """Run each method of the recipe alone at each rate, scored on the images that rates are chosen on."""
     from gendd.run import execute
 
     recipe = read_yaml(recipe_path("demo"))
@@ -138,7 +138,7 @@ def write_rates(path: str | None, folder: Path) -> None:
 
 
 def write_figures(seeds: int, folder: Path) -> None:
-    """The recipe with each seed, and GenDD without labels beside it; top-1 on the test images of each row."""
+    """Run the recipe, and GenDD without labels, with each seed; one row of test top-1 for each result."""
     from gendd.report.comparison import rows
 
     table: list[tuple[object, ...]] = [("method", "seed", "top1")]

@@ -1,4 +1,4 @@
-"""A small run in a process of its own, for `benchmarks/faults.py` to disturb, and what it must not lose."""
+"""A small run in a separate process that `benchmarks/faults.py` disturbs, and what it must not lose."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ RUN = {
     "readout.steps": 4,
     "baselines": "[kd]",
 }
-# what differs from one repetition to the next
+# metrics that differ between repetitions
 _TIMES = {"latency_ms", "latency_quartiles_ms", "train_seconds", "loading_seconds", "images/s"}
 _ASIDE = (".lock", ".replaced")
 
 
 def images(kind: str, folder: Path) -> list[str]:
-    """Options for one kind of data; the digits are written into the folder where it wants files."""
+    """Return the options for one kind of data, after writing the digits to the folder if it needs files."""
     if kind == "digits":
         return ["--data.train_images=200"]
     data = load_data(DataConfig(train_images=300, validation=0))
@@ -77,12 +77,12 @@ def images(kind: str, folder: Path) -> list[str]:
 
 @dataclass
 class Place:
-    """Where a case happens.
+    """Working directory of a case.
 
     Attributes:
-        folder: Holds the run's and the cache; beside it is written what was said and called.
-        options: Of its data.
-        overwrite: Whether it replaces the run that is there.
+        folder: Holds the run folder and the cache; output and counted calls are written beside it.
+        options: Options of its data.
+        overwrite: Whether it replaces an existing run.
     """
 
     folder: Path
@@ -99,18 +99,18 @@ class Place:
 
     @property
     def calls(self) -> list[str]:
-        """The calls that were counted; a training step is one."""
+        """The counted calls; a training step is one."""
         return self._beside("calls").read_text().splitlines()
 
     def start(self, n: int = 0, pipe: tuple[int, int] | None = None) -> int:
-        """Start the run, or go on with it, in a fork of this process, which has imported everything already.
+        """Start or resume the run in a fork of this process, which has already imported everything.
 
         Args:
-            n: The counted call to be killed at; 0: none.
-            pipe: Takes what :meth:`ended` would read: its ends, the reader's and the writer's.
+            n: The counted call at which to kill it; 0: none.
+            pipe: Receives the output that :meth:`ended` would read: read end and write end.
 
         Returns:
-            The process, which leads a group of its own.
+            The process, which leads its own process group.
         """
         said, calls = (
             os.open(self._beside(name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC) for name in ("said", "calls")
@@ -141,9 +141,9 @@ class Place:
             os._exit(code)
 
     def ended(self, child: int) -> tuple[int, str]:
-        """The exit code of a started process, negative where a signal killed it, and what it said."""
+        """Return the exit code of a started process, negative if a signal killed it, and its output."""
         code = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        with suppress(ProcessLookupError):  # loader processes of one that was killed
+        with suppress(ProcessLookupError):  # loader processes of a killed process
             os.killpg(child, signal.SIGKILL)
         return code, self._beside("said").read_text(errors="replace")
 
@@ -169,7 +169,7 @@ class Place:
 
 
 def outcome(folder: Path) -> dict[str, Any]:
-    """What a finished run must not lose, and what it left behind, by name."""
+    """Return what a finished run must not lose, and the files it left, by name."""
     runs = {"run": folder, "kd": folder / "baselines" / "kd"}
     found: dict[str, Any] = {
         str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()

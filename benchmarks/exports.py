@@ -1,10 +1,10 @@
-"""Whether exported files give PyTorch's logits on real images, and what int8 costs in accuracy.
+"""Whether exported files give PyTorch's logits on real images, and the accuracy loss of int8.
 
-Every readout of every student in a folder is exported to every format, run by what runs such files elsewhere
+Every readout of every student in a folder is exported to every format, run with the format's own runtime
 (ONNX Runtime, torch.export.load, timm.create_model) and compared with the deployed student. STUDENTS is such
-a folder, as for `benchmarks/uncertainty.py`. The students of the digits are trained where they are missing:
-one by the recipe, and a network of timm's at 32 pixels for one epoch; their images are those of training
-and test, as the test set is small. Students that have rows already are left out.
+a folder, as for `benchmarks/uncertainty.py`. Missing students of the digits are trained: one by the recipe,
+and a timm network at 32 pixels for one epoch; they are compared on training and test images, as the test set
+is small. Students that already have rows are skipped.
 
     python benchmarks/exports.py digits STUDENTS
     python benchmarks/exports.py cifar10 STUDENTS DATA
@@ -38,7 +38,7 @@ RESULTS = Path(__file__).parent / "results" / "exports.csv"
 FIELDS = ["dataset", "student", "network", "readout", "format", "images", "deviation", "bytes"]
 FIELDS += ["test_images", "top1", "fp32_top1"]
 BATCH = 100
-# each is a copy of the head in the graph; a student of more steps is sampled with so many
+# maximum number of sampling steps, as each is a copy of the head in the graph
 STEPS = 10
 SUFFIXES = {"onnx": ".onnx", "torch-export": ".pt2", "timm": ".safetensors", "safetensors": ""}
 DIGITS: dict[str, dict[str, Any]] = {
@@ -55,7 +55,7 @@ Run = Callable[[Tensor], Tensor]
 
 
 def opened(found: Exported) -> Run:
-    """An exported file as images (B, C, S, S) in [0, 1] -> logits (B, K), without gendd if it can be."""
+    """Open an exported file as images (B, C, S, S) in [0, 1] -> logits (B, K), without gendd if possible."""
     if found.format == "onnx":
         return onnx_network(found.path)
     if found.format == "torch-export":
@@ -80,7 +80,7 @@ def logits_of(network: Run, images: Tensor) -> Tensor:
 
 
 def files(student: gendd.Student, readout: ReadoutName, data: Data) -> Iterator[tuple[str, Run, int]]:
-    """Name, network and bytes of each format that a readout has."""
+    """Yield name, network and bytes of each format that supports a readout."""
     for to in formats():
         if to == "timm" and not (readout == "linear" and student.backbone.name.startswith("timm/")):
             continue
@@ -95,9 +95,9 @@ def files(student: gendd.Student, readout: ReadoutName, data: Data) -> Iterator[
 
 
 def rows(student: gendd.Student, images: Tensor, data: Data, labels: Tensor) -> Iterator[dict[str, Any]]:
-    """A row for each readout and format of a student; the labels (n,) are of the last n images.
+    """Yield a row for each readout and format of a student; the labels (n,) belong to the last n images.
 
-    The deviation is in units of the largest logit, as :func:`gendd.export` tells it, over all images.
+    The deviation is relative to the largest logit, as in :func:`gendd.export`, over all images.
     """
 
     def top1(logits: Tensor) -> float:
@@ -134,11 +134,11 @@ def measure(dataset: str, found: Iterator[tuple[str, Path]], data: Data | None, 
     """Append the rows of students that have none yet.
 
     Args:
-        dataset: What the rows call it.
-        found: Names and places of students.
-        data: Images to calibrate and test with; None: those of each student's run, to compare on all of them
-            and not on the test images alone.
-        limit: Test images, at most.
+        dataset: Its name in the rows.
+        found: Names and folders of students.
+        data: Images to calibrate and test with; None: those of each student's run, comparing on all of them
+            and not only on the test images.
+        limit: Maximum number of test images.
     """
     done = {(row["dataset"], row["student"]) for row in records.read(RESULTS)}
     for name, place in found:

@@ -1,11 +1,11 @@
-"""Networks of every family as teacher and as student: is the feature what the logits are made of?
+"""Networks of every family as teacher and as student: do the logits follow from the feature?
 
-Of every module of timm's models the smallest network, all of torchvision's, and of transformers some
-families, built from their default configuration. Weights are random, those that start out constant too, so
-that a layer that does nothing yet counts. Each is seen on
-noise of the size it wants: whether what its classifier says of the feature is what the network itself says,
-whether a step of GenDD with it as the teacher and as the student gives finite gradients, and what an image
-costs. A process a network; what is in the CSV already is not run again.
+Tests the smallest network of every module of timm's models, all networks of torchvision, and some families of
+transformers, built from their default configuration. All weights are random, including those initialised to
+constants, so that layers that start as the identity count. On noise of each network's input size, it checks
+that its classifier applied to the feature gives the network's own logits, that a step of GenDD with it as
+teacher and as student gives finite gradients, and measures the cost per image. Each network runs in a
+separate process; networks already in the CSV are skipped.
 
     python benchmarks/families.py [timm/levit_128s] [--only timm/levit] [--seconds 600]
 """
@@ -65,7 +65,7 @@ TRANSFORMERS = (
 
 
 def count(name: str) -> int:
-    """Parameters of a network, without making its weights; 0 of transformers."""
+    """Return the number of parameters of a network without allocating its weights; 0 for transformers."""
     import timm
     from torchvision import models
 
@@ -79,7 +79,7 @@ def count(name: str) -> int:
 
 
 def family_of(name: str) -> str:
-    """The module of a network's library that it is in, as ``library/module``."""
+    """Return the module of the library that defines a network, as ``library/module``."""
     import timm
     from torchvision import models
 
@@ -91,7 +91,7 @@ def family_of(name: str) -> str:
 
 
 def networks(only: str, done: set[str]) -> Iterator[str]:
-    """Names of the networks that are to be seen and are not there yet."""
+    """Yield the names of the networks still to be tested."""
     from gendd.models import list_models
 
     families: dict[str, list[str]] = defaultdict(list)
@@ -108,7 +108,7 @@ def networks(only: str, done: set[str]) -> Iterator[str]:
         for name in names:
             try:
                 counts[name] = count(name)
-            except Exception as error:  # of networks that can't be built at all
+            except Exception as error:  # networks that can't be built at all
                 print(f"{name}: {error}", file=sys.stderr)
         for place, name in enumerate(sorted(counts, key=counts.__getitem__)):
             wanted = place == 0 or family.startswith("torchvision/")
@@ -117,7 +117,7 @@ def networks(only: str, done: set[str]) -> Iterator[str]:
 
 
 def built(name: str, folder: str) -> Any:
-    """The network by its name; one of transformers from the default configuration of its family."""
+    """Build a network by name; one of transformers from the default configuration of its family."""
     from gendd.models import create_backbone
 
     if name.startswith("hf/"):
@@ -130,7 +130,7 @@ def built(name: str, folder: str) -> Any:
 
 @torch.no_grad()
 def stir(net: nn.Module) -> None:
-    """Draw what is constant at first: the shift of a norm, its statistics, a head of zeros."""
+    """Randomise weights that are constant at first: shifts of norms, their statistics, heads of zeros."""
     torch.manual_seed(0)
     for key, value in net.named_parameters():
         if value.numel() > 1 and float(value.std()) == 0 and not key.startswith(ADDED):
@@ -143,13 +143,13 @@ def stir(net: nn.Module) -> None:
 
 
 def own_logits(backbone: Any, images: Tensor) -> Tensor:
-    """What the network itself gives of images, as its library has it."""
+    """Return the logits of the network itself, as in its library."""
     found = backbone.net(backbone.prepare(images))
     return found if isinstance(found, Tensor) else found.logits
 
 
 def step(backbone: Any, images: Tensor) -> None:
-    """A step of GenDD in which the network teaches a copy of itself."""
+    """Take a step of GenDD in which the network teaches a copy of itself."""
     from gendd.config import RunConfig
     from gendd.methods import build_method
 
@@ -164,7 +164,7 @@ def step(backbone: Any, images: Tensor) -> None:
 
 
 def look(name: str) -> dict[str, Any]:
-    """What is found of a network."""
+    """Return the results of a network."""
     from gendd.models import Frozen, count_parameters, multiply_adds
 
     with tempfile.TemporaryDirectory() as folder:
@@ -205,18 +205,18 @@ def look(name: str) -> dict[str, Any]:
 
 
 def tell(name: str, sender: Connection) -> None:
-    """Send what is found of a network, or what was said instead."""
+    """Send the results of a network, or the error message."""
     from gendd.errors import UserError, typed_line
 
     try:
         sender.send(look(name))
-    except Exception as error:  # of any library's code
+    except Exception as error:  # whatever any library's code raises
         said = str(error) if isinstance(error, UserError) else typed_line(error)
         sender.send({"note": said[:300]})
 
 
 def measure(name: str, seconds: int) -> dict[str, Any]:
-    """What a process of its own finds of a network; forked, as importing the libraries takes seconds."""
+    """Test a network in a separate process, forked, as importing the libraries takes seconds."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=tell, args=(name, sender))
@@ -251,7 +251,7 @@ def main() -> None:
         return
     import gendd.methods  # noqa: F401  what the processes share
 
-    torch.set_num_threads(1)  # a process that forks must not have more
+    torch.set_num_threads(1)  # a process that forks must not have more threads
     rows = records.read(RESULTS)
     there = [row for row in rows if row["step"] == "yes"] if arguments.again else rows
     done = {f"{row['library']}/{row[key]}" for row in there for key in ("family", "model")}

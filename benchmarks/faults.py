@@ -1,13 +1,13 @@
-"""What is lost of a run that is killed, stopped, out of disk, or whose checkpoint is damaged.
+"""What a run loses when it is killed, stopped, out of disk space, or its checkpoint is damaged.
 
-A small run is made once undisturbed. Then it is disturbed, a case at a time, in a process of its own:
-killed at a training step or inside a call that writes (`faults.c` counts them, which wants a C compiler),
-killed while it replaces a finished run, given a file system that is too small (mounted, which wants root),
-its checkpoint changed between two runs, or sent signals. Then it is resumed as its user would: with --resume,
-or anew where it has no config.yaml yet. A case holds if the run said one line and no traceback, and once
-resumed ends with the same bits: all weights, all metrics but those of time, all logged curves, and no file
-left behind. The report's pictures, which take longer than the run, are left out. Cases that have a row are
-not repeated.
+A small run is first made undisturbed. Then it is disturbed, one case at a time, each in a separate process:
+killed at a training step or inside a call that writes (counted by `faults.c`, which requires a C compiler),
+killed while replacing a finished run, given a file system that is too small (mounted, which requires root),
+its checkpoint changed between two runs, or sent signals. It is then resumed as a user would: with --resume,
+or started again if it has no config.yaml yet. A case passes if the run prints one line and no traceback, and
+ends bit-identical once resumed: all weights, all metrics except times, all logged curves, and no leftover
+files. The report's figures, which take longer than the run, are left out. Cases that have a row are not
+repeated.
 
     python benchmarks/faults.py kill --data digits folder shards
     python benchmarks/faults.py replace full damage
@@ -44,19 +44,19 @@ from gendd.report import drawing
 HERE = Path(__file__).parent
 KEY = ["fault", "data", "seed", "case"]
 FIELDS = [*KEY, "where", "code", "said", "wrong", "held"]
-# names the folder with the counting library in the process that has it
+# environment variable with the folder of the counting library, set in the process that loads it
 BASE = "FAULTS_FOLDER"
 
 
 @dataclass
 class Whole:
-    """The run that nothing happened to.
+    """The undisturbed run.
 
     Attributes:
-        folder: Of everything here.
-        options: Of its data.
-        end: What it ended with.
-        calls: What was counted.
+        folder: Folder of all cases.
+        options: Options of its data.
+        end: Its outcome.
+        calls: The counted calls.
     """
 
     folder: Path
@@ -65,12 +65,12 @@ class Whole:
     calls: list[str]
 
     def numbers(self, step: bool) -> list[int]:
-        """Which of the calls, from 1, are training steps, or write."""
+        """Return which of the calls, counted from 1, are training steps, or write."""
         return [n for n, call in enumerate(self.calls, 1) if call.startswith("step") == step]
 
     @contextmanager
     def place(self) -> Iterator[Place]:
-        """Where the next case happens."""
+        """Yield the working directory of the next case."""
         folder = self.folder / "case"
         folder.mkdir()
         try:
@@ -79,7 +79,7 @@ class Whole:
             shutil.rmtree(folder)
 
     def lost(self, place: Place) -> list[str]:
-        """What a finished run has otherwise."""
+        """Return what differs in a finished run."""
         try:
             end = outcome(place.run)
         except Exception as error:
@@ -87,14 +87,14 @@ class Whole:
         return [name for name in {**self.end, **end} if self.end.get(name) != end.get(name)]
 
     def resumed(self, place: Place) -> list[str]:
-        """What is lost once a disturbed run has been resumed."""
+        """Resume a disturbed run and return what was lost."""
         code, text = place.ended(place.start())
         return [f"resumed: {text.splitlines()[-1]}"] if code else self.lost(place)
 
 
 @dataclass
 class Ended:
-    """How a disturbed run ended, and what is wrong with that."""
+    """How a disturbed run ended, and what was wrong."""
 
     where: str
     code: int
@@ -107,7 +107,7 @@ Cases = Iterator[tuple[str, Act]]
 
 
 def judged(code: int, expected: int, text: str, where: str, lines: int, sign: str = "gendd: ") -> Ended:
-    """A process that should end with an exit code, after so many lines with a sign in them."""
+    """Check a process that should end with an exit code after this many lines that contain a sign."""
     said = [line for line in text.splitlines() if sign in line and not line.startswith("gendd: epoch ")]
     wrong = [] if code == expected else [f"exit code {code}, not {expected}"]
     wrong += ["traceback"] * ("Traceback" in text or "Exception ignored" in text)
@@ -119,13 +119,13 @@ def judged(code: int, expected: int, text: str, where: str, lines: int, sign: st
 
 
 def spread(points: list[int], count: int, pace: random.Random) -> list[int]:
-    """A random one of each of so many equal shares of the points."""
+    """Choose a random point from each of ``count`` equal shares of the points."""
     edges = (len(points) * index // count for index in range(count + 1))
     return [pace.choice(points[start:end]) for start, end in itertools.pairwise(edges) if start < end]
 
 
 def killed(whole: Whole, count: int, pace: random.Random) -> Cases:
-    """Killed inside each kind of call that writes, and at steps and calls spread over the whole run."""
+    """Kill inside each kind of call that writes, and at steps and calls spread over the whole run."""
     kinds: dict[str, list[int]] = {}
     for n in whole.numbers(step=False):
         call, _, path = whole.calls[n - 1].partition(" ")
@@ -145,7 +145,7 @@ def kill(whole: Whole, n: int, place: Place, pace: random.Random) -> Ended:
 
 
 def replaced(whole: Whole, count: int, pace: random.Random) -> Cases:
-    """Killed at each of the first calls of a run that replaces a finished one."""
+    """Kill at each of the first calls of a run that replaces a finished one."""
     for n in range(1, count + 1):
         yield f"call {n}", partial(replace, whole, n)
 
@@ -166,7 +166,7 @@ def replace(whole: Whole, n: int, place: Place, pace: random.Random) -> Ended:
 
 
 def full(whole: Whole, count: int, pace: random.Random) -> Cases:
-    """File systems of 4 KiB to 4 MiB, for the run and its cached teacher."""
+    """Use file systems of 4 KiB to 4 MiB for the run and its cached teacher."""
     for index in range(count):
         kib = 4 + 4092 * index // (count - 1) // 4 * 4
         yield f"{kib} KiB", partial(fill, whole, kib)
@@ -192,9 +192,9 @@ def fill(whole: Whole, kib: int, place: Place, pace: random.Random) -> Ended:
 
 
 def damaged(whole: Whole, count: int, pace: random.Random) -> Cases:
-    """A bit flipped in each of so many equal regions of the last checkpoint, or the file cut short.
+    """Flip a bit in each of ``count`` equal regions of the last checkpoint, or truncate the file.
 
-    Of a run that was killed in its third epoch, and some in the second, when there is no other checkpoint.
+    The run was killed in its third epoch, in some cases in the second, when there is no other checkpoint.
     """
     for checkpoints, regions, cuts in ((2, count, 8), (1, count // 8, 1)):
         with interrupted(whole, checkpoints) as stopped:
@@ -214,7 +214,7 @@ def damaged(whole: Whole, count: int, pace: random.Random) -> Cases:
 
 @contextmanager
 def interrupted(whole: Whole, checkpoints: int) -> Iterator[Path]:
-    """What is left of a run that was killed at a step after so many checkpoints."""
+    """Yield the folder of a run that was killed at a step after this many checkpoints."""
     written = [n for n, call in enumerate(whole.calls, 1) if call == "rename run/checkpoints/last.ckpt"]
     following = [n for n in whole.numbers(step=True) if n > written[checkpoints - 1]]
     with tempfile.TemporaryDirectory(dir=whole.folder) as kept:
@@ -240,7 +240,7 @@ def damage(
 
 
 def signalled(whole: Whole, count: int, pace: random.Random) -> Cases:
-    """Ctrl-C and its like to all processes of the run, once or twice; and a reader that goes away."""
+    """Send Ctrl-C and similar signals to all processes of the run, once or twice; close its output."""
     names = ("SIGINT", "SIGINT", "SIGTERM", "SIGHUP")
     for index in range(count):
         name, twice, scoring = names[index % 4], index // 4 % 2 == 1, index // 8 % 2 == 1
@@ -263,7 +263,7 @@ def stop(whole: Whole, number: int, twice: bool, scoring: bool, place: Place, pa
             os.killpg(child, number)
         time.sleep(pace.uniform(0, 0.1))
     code, text = place.ended(child)
-    # asked to stop, training ends with a checkpoint and 0; what is not training can't wait
+    # training ends with a checkpoint and exit code 0 when asked to stop; other stages stop at once
     asked, at_once = ("asked to stop" in text), ("interrupted" in text)
     expected = 0 if number == signal.SIGTERM and asked and not at_once else 128 + number
     ended = judged(code, expected, text, place.calls[-1], asked + at_once)
@@ -294,7 +294,7 @@ FAULTS: dict[str, tuple[Callable[[Whole, int, random.Random], Cases], int]] = {
 
 
 def undisturbed(folder: Path, kind: str) -> Whole:
-    """Make the run that the others are compared with, and import here what it imported."""
+    """Make the reference run, and import here everything it imports."""
     whole = Whole(folder, images(kind, folder / "images"), {}, [])
     with whole.place() as place:
         code, text = place.ended(place.start())
@@ -309,7 +309,7 @@ def undisturbed(folder: Path, kind: str) -> Whole:
 
 
 def again_with_counts() -> None:
-    """Start this process anew with `faults.c` before the C library."""
+    """Restart this process with `faults.c` preloaded."""
     folder = tempfile.mkdtemp(prefix="faults-")
     library = f"{folder}/faults.so"
     subprocess.run(["cc", "-O1", "-shared", "-fPIC", "-o", library, HERE / "faults.c"], check=True)
@@ -329,7 +329,7 @@ def main() -> None:
     if BASE not in os.environ:
         again_with_counts()
     top = Path(os.environ[BASE])
-    # in the place of a drawing, as long as one
+    # a placeholder for a figure, of the same length
     drawing._svg = lambda draw, theme: ("data:," + 30_000 * "A", 6.0)
     done = {tuple(row[name] for name in KEY) for row in records.read(arguments.results)}
     try:
@@ -355,7 +355,7 @@ def main() -> None:
 
 
 def written(ended: Ended, place: Place) -> dict[str, str | int]:
-    """The rest of a row, without the names of folders that are gone."""
+    """Return the rest of a row, without the names of deleted folders."""
     found = {
         "where": ended.where.strip(),
         "said": " ".join(ended.said),

@@ -1,4 +1,4 @@
-"""Draws the figures of the explanation from the rows of comparisons: python benchmarks/figures.py"""
+"""Draw the figures of the explanation page from the rows of comparisons: python benchmarks/figures.py"""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SHOWN = {
 
 
 def curves(name: str) -> None:
-    """Validation accuracy over the epochs of each method's chosen rate, of its first seed."""
+    """Plot validation accuracy by epoch for each method's chosen learning rate and first seed."""
     figure = Figure(figsize=(7, 3.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

@@ -1,8 +1,8 @@
-"""Random damage to everything that is read: nothing but the user's error may come of it.
+"""Fuzz everything that is read: damaged input may only cause a user error.
 
-Each target changes sound input at random with hypothesis, in a process of its own. Any other exception than
-``UserError``, a message of more than one line, an example of more than a minute and the death of the process
-are failures; a failure is shrunk and printed, and counted once.
+Each target randomly changes valid input with hypothesis, in a separate process. Exceptions other than
+``UserError``, messages of more than one line, examples that take more than a minute and the death of the
+process are failures; each failure is shrunk, printed and counted once.
 
     python benchmarks/fuzz.py --minutes 10                     # all targets, one after the other
     python benchmarks/fuzz.py images students --minutes 1
@@ -52,16 +52,16 @@ from gendd.student.generator import FeatureGenerator
 
 RESULTS = Path(__file__).parent / "results" / "fuzz.csv"
 FIELDS = ["target", "minutes", "examples", "failures"]
-# of one example, and of memory beyond what is in use at the start
+# limits of one example: seconds, and memory beyond that in use at the start
 SECONDS, BYTES = 60, 6 * 1024**3
-# what a target does with an example, and how examples are made
+# how examples are generated, and what a target does with one
 Target = tuple[SearchStrategy[Any], Callable[[Any], None]]
 
 # --- targets -----------------------------------------------------------------------------------------
 
 
 def of_config(folder: Path) -> Target:
-    """Configuration files: odd values in sound ones, and damaged text; and dotted options."""
+    """Configuration files: odd values in valid ones, and damaged text; and dotted options."""
     sound = to_dict(RunConfig())
     file = folder / "config.yaml"
     written = altered(sound).map(lambda values: yaml.safe_dump(values).encode("utf-8", "surrogatepass"))
@@ -119,7 +119,7 @@ def of_lists(folder: Path) -> Target:
 
 
 def of_tars(folder: Path) -> Target:
-    """Tar shards, plain and compressed: surveyed, split and read for an epoch."""
+    """Tar shards, plain and compressed: indexed, split and read for an epoch."""
     pictures(folder, 12)
     sound = {}
     for suffix, mode in ((".tar", "w"), (".tar.gz", "w:gz")):
@@ -140,7 +140,7 @@ def of_tars(folder: Path) -> Target:
 
     def read(example: tuple[tuple[str, bytes], bool, float, float]) -> None:
         (suffix, content), seen, corrupt, held = example
-        # what a tar holds is remembered by its name
+        # the index of a tar is cached by its name
         file = folder / f"{next(number)}{suffix}"
         file.write_bytes(content)
         try:
@@ -165,7 +165,7 @@ def of_tars(folder: Path) -> Target:
 
 
 def of_weights(folder: Path) -> Target:
-    """Weights files: safetensors, and torch's of both kinds."""
+    """Weights files: safetensors, and both of torch's formats."""
     network = create_backbone("cifar/resnet8x0.25", 3, in_channels=1)
     state = network.net.state_dict()
     files = {name: folder / name for name in ("a.safetensors", "b.pth", "c.pth")}
@@ -184,7 +184,7 @@ def of_weights(folder: Path) -> Target:
 
 
 def of_images(folder: Path) -> Target:
-    """Images of every format that is read, of several kinds each."""
+    """Images of every supported format, several kinds of each."""
     sound = encoded(photograph())
     example = st.one_of(*(st.tuples(st.just(name), damaged(each)) for name, each in sound.items()))
 
@@ -199,7 +199,7 @@ def of_images(folder: Path) -> Target:
 
 
 def of_students(folder: Path) -> Target:
-    """A student's config.json, which is loaded and asked for a prediction."""
+    """A student's config.json, loaded and used for a prediction."""
     pictures(folder, 1)
     backbone = create_backbone("cifar/resnet8x0.25", 3, in_channels=1)
     settings = GenDDConfig(token_width=4, head_width=16, head_depth=1, timesteps=20)
@@ -238,7 +238,7 @@ def limit_memory() -> None:
 
 
 class TooLongError(BaseException):
-    """An example takes too long; nothing that handles errors of input may handle it."""
+    """An example took too long; not to be caught by the handlers of input errors."""
 
 
 def too_long(number: int, frame: FrameType | None) -> None:
@@ -246,7 +246,7 @@ def too_long(number: int, frame: FrameType | None) -> None:
 
 
 def fuzz(name: str, minutes: float, tally: Any) -> None:
-    """Run a target for so long; examples and failures are counted in ``tally``."""
+    """Run a target for this many minutes; examples and failures are counted in ``tally``."""
     signal.signal(signal.SIGALRM, too_long)
     warnings.simplefilter("ignore")
     with tempfile.TemporaryDirectory() as temporary, open(os.devnull, "w") as nowhere:
@@ -302,7 +302,7 @@ def fuzz(name: str, minutes: float, tally: Any) -> None:
 
 
 def place_of(error: BaseException) -> str:
-    """Where an exception was raised, so that the same one counts once."""
+    """Return where an exception was raised, to count each once."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "gendd" in frame.filename and "benchmarks" not in frame.filename]
     frame = (ours or frames)[-1]

@@ -1,8 +1,8 @@
-"""What the readouts cost beside the plain student, and sampling beside a direct implementation of it.
+"""Latency of the readouts compared with the plain student, and of sampling with a direct implementation.
 
 Every repeat times all candidates one after the other, in a new order; a row's ratio is the median over
-repeats of its seconds divided by those of the first candidate in the same repeat. Weights are random:
-they don't change what a layer costs.
+repeats of its seconds divided by those of the first candidate in the same repeat. Weights are random, as
+they don't affect the cost of a layer.
 
     python benchmarks/latency.py readouts --threads 2
     python benchmarks/latency.py sampling --threads 2
@@ -36,7 +36,7 @@ READOUT_FIELDS = ["student", "teacher_width", "tokens", "head_width", "precision
 READOUT_FIELDS += ["multiply_adds", "ratio", "lowest", "highest", "ratio_linear", "ms", "repeats", "threads"]
 SAMPLING_FIELDS = ["case", "images", "ratio", "lowest", "highest", "seconds", "direct_seconds"]
 SAMPLING_FIELDS += ["deviation", "repeats", "threads"]
-# student, image size, teacher's width and classes, head width
+# student, image size, width and classes of the teacher, head width
 STUDENTS: list[tuple[str, int, int, int, int]] = [
     ("cifar/resnet20", 32, 64, 10, 256),
     ("cifar/resnet20", 32, 64, 10, 1024),
@@ -46,7 +46,7 @@ STUDENTS: list[tuple[str, int, int, int, int]] = [
 
 
 def make_student(name: str, width: int, classes: int, head: int, **settings: Any) -> gendd.Student:
-    """An untrained student of a teacher with features of ``width``; its head's layers are not zero."""
+    """Create an untrained student of a teacher with features of ``width``, with non-zero head layers."""
     torch.manual_seed(0)
     backbone = create_backbone(name, classes)
     config = GenDDConfig(**{"head_width": head, **settings})
@@ -58,7 +58,7 @@ def make_student(name: str, width: int, classes: int, head: int, **settings: Any
 def paired(
     candidates: Mapping[str, Callable[[], object]], repeats: int, seconds: float = 0.1
 ) -> dict[str, list[float]]:
-    """Seconds of a call by candidate and repeat; what is short is called often enough to fill ``seconds``."""
+    """Return the seconds per call by candidate and repeat; short calls are repeated to fill ``seconds``."""
     calls = {}
     for name, candidate in candidates.items():
         candidate()
@@ -113,7 +113,7 @@ def readouts(repeats: int, threads: int) -> list[dict[str, Any]]:
                     each: partial(_call, network, images, precision == "bf16")
                     for each, network in networks.items()
                 }
-                # of short calls more, as a disturbance is longer than a call
+                # more repeats of short calls, as disturbances last longer than a call
                 times = repeats if size > 32 else 6 * repeats
                 found = paired(candidates, times)
                 for each, network in networks.items():
@@ -127,7 +127,7 @@ def readouts(repeats: int, threads: int) -> list[dict[str, Any]]:
                         "readout": each,
                         "multiply_adds": multiply_adds(network, images[:1]),
                         **ratios(found, each, "student"),
-                        # a plain student deployed likewise costs what the linear readout does
+                        # a plain student deployed in the same way costs the same as the linear readout
                         "ratio_linear": ratios(found, each, "linear")["ratio"],
                         "ms": round(1000 * statistics.median(found[each]) / batch, 4),
                         "repeats": times,
@@ -141,7 +141,7 @@ def readouts(repeats: int, threads: int) -> list[dict[str, Any]]:
 def direct(
     generator: FeatureGenerator, condition: Tensor, steps: int, guidance: float, samples: int, seed: int
 ) -> Tensor:
-    """Sampling as the formulas say it: every row, with its condition and without, in every step."""
+    """Sample exactly as in the formulas: every row, with and without its condition, in every step."""
     images, count = condition.shape[0], generator.num_tokens
     random = torch.Generator().manual_seed(seed)
     z = tokens.repeat_rows(condition.unsqueeze(1).expand(-1, count, -1), samples)
@@ -170,7 +170,7 @@ def direct(
 
 @torch.inference_mode()
 def sampling(repeats: int, threads: int) -> list[dict[str, Any]]:
-    """5 x 100 steps, guidance 2, with the published head and with ours."""
+    """Time 5 x 100 steps, guidance 2, with the published head and with ours."""
     rows = []
     cases = {
         "64-d teacher, head 256": ("cifar/resnet20", 64, 10, 256, 64),
@@ -205,7 +205,7 @@ def sampling(repeats: int, threads: int) -> list[dict[str, Any]]:
         row = {
             "case": case,
             "images": images,
-            # how many times as fast
+            # speed-up
             **ratios(found, "direct", "ours"),
             "seconds": round(statistics.median(found["ours"]), 3),
             "direct_seconds": round(statistics.median(found["direct"]), 3),

@@ -1,9 +1,9 @@
-"""Images per second and core that come out of a folder of JPEGs, beside torchvision's and timm's loaders.
+"""Images per second and core loaded from a folder of JPEGs, compared with torchvision's and timm's loaders.
 
-Each reads, decodes, crops at random to 224 pixels, flips and batches, in one process with one thread; what
-counts is processor time, and all take turns. The photographs are crops of the two that scikit-learn ships,
-encoded again (quality 92): 1,000 of 500 x 375 pixels, as ImageNet's are on average, and 66 of 12 megapixels.
-A folder of others, in a folder a class, is given by --path.
+Each reads, decodes, randomly crops to 224 pixels, flips and batches, in one process with one thread, taking
+turns; processor time is measured. The photographs are crops of the two that scikit-learn ships, re-encoded
+(quality 92): 1,000 of 500 x 375 pixels, ImageNet's average size, and 66 of 12 megapixels. Use --path for
+another folder, with one folder per class.
 
     python benchmarks/loader.py
     python benchmarks/loader.py --path FOLDER
@@ -32,7 +32,7 @@ SIZE, BATCH = 224, 32
 
 
 def photographs(folder: Path, count: int, width: int, height: int) -> Path:
-    """JPEGs of two classes, made of two photographs."""
+    """Create JPEGs of two classes from two photographs."""
     generator = np.random.default_rng(0)
     for number in range(count):
         source = Image.fromarray(load_sample_images().images[number % 2])
@@ -42,7 +42,7 @@ def photographs(folder: Path, count: int, width: int, height: int) -> Path:
         left, top = (
             int(generator.uniform(0, most)) for most in (source.width - w, max(1, source.height - h))
         )
-        # gendd wants two more, to test on
+        # gendd also needs two test images
         path = folder / ("test" if number < 2 else "train") / "ab"[number % 2] / f"{number}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         crop = source.crop((left, top, left + w, top + h)).resize((width, height), Image.Resampling.BICUBIC)
@@ -103,7 +103,7 @@ LOADERS = {"gendd": of_gendd, "torchvision": of_torchvision, "timm": of_timm}
 
 
 def rate(batches: Iterable[torch.Tensor]) -> float:
-    """Images per second of processor time."""
+    """Return the images per second of processor time."""
     began, count = time.process_time(), 0
     for images in batches:
         assert images.shape[1:] == (3, SIZE, SIZE)

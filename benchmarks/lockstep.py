@@ -1,13 +1,13 @@
 """Train many students side by side on the same batches, behind one pass of the teacher.
 
-For ablations and learning-rate grids: every variant sees the same images, order and augmentation, and the
-teacher, which costs about as much as a student's step, runs once. Optimisation is the library's own. Of the
-variants of one name only the best on the validation images (by agreement where they have no labels) is
-sampled from, which can take longest of all.
-Test figures are top-1, or the agreement with a teacher of other classes than the images'.
-Variants are a JSON file, a list of {"name": …, "dotted.key": value, …} over a base configuration; a row a
-variant is appended to the CSV. Seconds are a variant's own steps, the loading of the batches and, unless it
-is trained on labels alone, the teacher's passes.
+For ablations and learning-rate grids: every variant sees the same images in the same order with the same
+augmentation, and the teacher, which costs about as much as a student's step, runs once. Optimisation is the
+library's own. Readout sample, which can take longest of all, is only measured for the best variant of each
+name on the validation images (by agreement if they have no labels).
+Test results are top-1, or the agreement with a teacher whose classes are not those of the images.
+Variants are a JSON file, a list of {"name": …, "dotted.key": value, …} over a base configuration; one row per
+variant is appended to the CSV. Seconds include a variant's own steps, the loading of the batches and, unless
+it is trained on labels alone, the teacher's passes.
 
     python benchmarks/lockstep.py variants.json results.csv --config base.yaml
 """
@@ -41,12 +41,12 @@ from gendd.training import beta2, derive_seed, learning_rate_factor, parameter_g
 STATISTICS_BATCHES = 20
 FIELDS = ["name", "changes", "epochs", "seed", "lr", "val_linear", "val_mean"]
 FIELDS += ["test_linear", "test_mean", "test_sample", "train_seconds"]
-# of long-tailed training sets: top-1 of classes of many, a medium number and few images
+# for long-tailed training sets: top-1 of classes with many, a medium number and few images
 GROUPS = ["groups_linear", "groups_mean", "groups_sample"]
 
 
 class Shared(Frozen):
-    """A teacher that answers the same batch once, and counts its seconds."""
+    """A teacher that computes each batch once, and counts its seconds."""
 
     def __init__(self, backbone: Backbone) -> None:
         super().__init__(backbone)
@@ -62,7 +62,7 @@ class Shared(Frozen):
 
 
 def override(base: RunConfig, changes: dict[str, Any]) -> RunConfig:
-    """``base`` with dotted keys changed."""
+    """Return ``base`` with dotted keys changed."""
     values = to_dict(base)
     for key, value in changes.items():
         *sections, last = key.split(".")
@@ -91,7 +91,7 @@ class Variant:
         self.validation: dict[str, float | None] = {}
 
     def foreign(self, data: Data) -> bool:
-        """Whether its classes are others than the images', so that only the teacher tells what is right."""
+        """Whether its classes are not those of the images, so that only the teacher can score it."""
         return self.method.backbone.num_classes != data.num_classes
 
     def step(self, batch: Batch, step: int, per_epoch: int, bf16: bool) -> float:
@@ -119,7 +119,7 @@ class Variant:
         readouts: tuple[ReadoutName, ...],
         shots: Shots | None = None,
     ) -> tuple[dict[ReadoutName, Scores], str]:
-        """Scores on images of the data, and which figure of theirs tells what is right."""
+        """Return scores on images of the data, and which of their metrics to use."""
         said = images.labels is None or self.foreign(data)
         teacher = self.method.teacher if said else None
         scores = evaluate(
@@ -128,7 +128,7 @@ class Variant:
         return scores, "agreement" if said else "top1"
 
     def validate(self, data: Data) -> float:
-        """Score every readout of one pass on the validation images; the best of the two that choose."""
+        """Score every one-pass readout on the validation images; return the better of the two that choose."""
         assert data.val is not None
         student = self.method.student().eval()
         if student.generator is not None and student.classifier is not None:
@@ -140,7 +140,7 @@ class Variant:
         return float(self.validation.get("val_mean") or self.validation["val_linear"] or 0)
 
     def student(self, data: Data) -> Student:
-        """The student as it is, which samples as the configuration says."""
+        """Return the current student, with the configured sampler."""
         student = self.method.student().eval()
         if not self.foreign(data):
             student.info["class_names"] = data.class_names
@@ -172,7 +172,7 @@ class Variant:
 
 
 def _set_up(base: RunConfig, changes: list[dict[str, Any]]) -> tuple[Data, Shared, list[Variant], bool]:
-    """The data, the teacher, the variants ready to train, and whether to compute in bf16."""
+    """Return the data, the teacher, the variants ready to train, and whether to compute in bf16."""
     data = load_data(base.data)
     network = teacher_network(base, data, {})
     assert network is not None
@@ -190,10 +190,10 @@ def run(base: RunConfig, changes: list[dict[str, Any]], results: Path, students:
     """Train the variants and append their rows.
 
     Args:
-        base: What they share.
-        changes: A name and dotted keys each.
+        base: Shared configuration.
+        changes: A name and dotted keys for each variant.
         results: The CSV.
-        students: Where to save the best of each name, in a folder of its name and seed.
+        students: Where to save the best of each name, in a folder named by name and seed.
     """
     data, teacher, variants, bf16 = _set_up(base, changes)
     teacher.seconds = step = 0
@@ -230,12 +230,12 @@ def run(base: RunConfig, changes: list[dict[str, Any]], results: Path, students:
 
 
 def step_seconds(base: RunConfig, changes: list[dict[str, Any]], steps: int) -> dict[str, float]:
-    """Median seconds a step of each variant, with its batch and the teacher's pass, side by side.
+    """Return the median seconds per step of each variant, including batch and teacher's pass, side by side.
 
     Args:
-        base: What they share.
-        changes: A name and dotted keys each.
-        steps: Measured, after three more.
+        base: Shared configuration.
+        changes: A name and dotted keys for each variant.
+        steps: Number of steps to time, after three warm-up steps.
     """
     data, teacher, variants, bf16 = _set_up(base, changes)
     loader = train_loader(data, base.data, seed=base.seed, epoch=0)

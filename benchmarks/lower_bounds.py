@@ -1,8 +1,8 @@
-"""Whether gendd works with the oldest versions of what it declares to need.
+"""Whether gendd works with the oldest versions of its declared dependencies.
 
-``python benchmarks/lower_bounds.py VENV`` makes a virtual environment with each dependency at its lower bound
-and runs a distillation on the digits, an evaluation, a prediction and an export there. Torch's wheels take
-gigabytes, so this is no part of the tests: ``make lowest``.
+``python benchmarks/lower_bounds.py VENV`` creates a virtual environment with each dependency at its lower
+bound and runs a distillation on the digits, an evaluation, a prediction and an export there. Torch's wheels
+take gigabytes, so this is not part of the tests: ``make lowest``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 EXTRAS = ("hf", "parquet", "webdataset")
-# a step of its own: it needs a newer torch than the rest
+# a separate step, as it needs a newer torch than the rest
 EXPORT = "export"
 _BOUND = re.compile(r"([\w-]+)(\[\w+\])?>=([\w.]+)")
 _SMALL = [
@@ -31,7 +31,7 @@ _SMALL = [
 
 
 def pinned(extras: Iterable[str], base: bool = True) -> list[str]:
-    """What some extras, and the package itself, declare to need, each at its lower bound."""
+    """Return the declared dependencies of some extras, and of the package itself, at their lower bounds."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     lines = list(project["dependencies"]) if base else []
     for name in extras:
@@ -58,7 +58,7 @@ def main() -> int:
     image = out.parent / "digit.png"
     draw = f"from PIL import Image; Image.new('L', (8, 8)).save({str(image)!r})"
     base, export = pinned(EXTRAS), pinned([EXPORT], base=False)
-    # with what is there, which the export's own needs would else replace
+    # including installed packages, which the export's dependencies would otherwise replace
     other = {name.partition("==")[0] for name in export}
     kept = [name for name in base if name.partition("==")[0] not in other]
     for words in (

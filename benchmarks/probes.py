@@ -1,11 +1,11 @@
-"""What `gendd probe` makes of the linear readout, and how long it takes.
+"""Effect of `gendd probe` on the linear readout, and how long it takes.
 
 STUDENTS is a folder of students from `benchmarks/cifar10.py DATA … --students STUDENTS`. Each is fitted three
-times, from the classifier that its training left: to the labels of the 20,000 training images, judged by the
-validation images' labels; and without labels, to what the teacher and readout mean say, judged by the
-teacher. Students that have rows are left out.
+times, starting from the classifier of its training: to the labels of the 20,000 training images, evaluated by
+the validation images' labels; and without labels, to the outputs of the teacher and of readout mean,
+evaluated by the teacher. Students that have rows are skipped.
 
-`time` trains one epoch into a run's folder and times the whole command `gendd probe` on copies of it.
+`time` trains one epoch into a run folder and times the whole command `gendd probe` on copies of it.
 
     python benchmarks/probes.py fit DATA STUDENTS
     python benchmarks/probes.py time DATA
@@ -42,12 +42,12 @@ TIMES = ["images", "seconds", "test_before", "test_after", "threads"]
 
 
 def top1(student: gendd.Student, data: Data) -> Any:
-    """Of the linear readout on the test images, in percent."""
+    """Return the top-1 of the linear readout on the test images, in percent."""
     return evaluate(student, data.test, readouts=("linear",))["linear"].as_dict()["top1"]
 
 
 def fits(place: Path, data: Data, teacher: Frozen) -> Iterator[dict[str, Any]]:
-    """A row a target of one student."""
+    """Yield one row per target for a student."""
     trained = gendd.load(place)
     before = top1(trained, data)
     for target in targets_of(trained, teacher, True):
@@ -78,7 +78,7 @@ def fit(place: Path, students: Path) -> None:
 
 
 def timed(place: Path, repeats: int) -> None:
-    """Rows of whole commands, each on a copy of one run."""
+    """Time whole commands, each on a copy of the same run, and write their rows."""
     config = cifar10.base(place, 0, 1)
     rows = []
     with TemporaryDirectory() as name:

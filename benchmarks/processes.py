@@ -1,11 +1,11 @@
-"""Runs in one process and in two: their speed side by side, and what is lost when one is killed.
+"""Runs in one and in two processes: their speed side by side, and what is lost when a process is killed.
 
-`kill`: a small run with a checkpoint after every step is killed at a random moment of its training, a process
-of two or the only one, and resumed as its user would. `restart`: two torchrun agents, "two nodes" of this
-machine, of which one loses its process, and which start all again. Both hold if the run ends with the same
-bits as an undisturbed one: weights, metrics but those of time, logged curves. `speed`: images per second of
-a training of 64 images per process and step, ResNet-56 to ResNet-20 at 32 pixels, one thread a process: in
-one process, in two, and of two such trainings at once that know nothing of one another, in turns.
+`kill`: one of two processes, or the only one, of a small run with a checkpoint after every step is killed at
+a random moment of its training, and the run is resumed as a user would. `restart`: two torchrun agents, "two
+nodes" on this machine; one loses its process, and they restart all of them. Both pass if the run ends
+bit-identical to an undisturbed one: weights, metrics except times, logged curves. `speed`: images per second
+of a training with 64 images per process and step, ResNet-56 to ResNet-20 at 32 pixels, one thread per
+process: in one process, in two, and of two independent trainings at once, in turns.
 
     python benchmarks/processes.py kill --count 4
     python benchmarks/processes.py restart --count 3
@@ -37,13 +37,13 @@ RESULTS = Path(__file__).parent / "results"
 FIELDS = ["kind", "data", "processes", "case", "after_s", "step", "code", "lost"]
 SPEED_RESULTS = RESULTS / "processes_speed.csv"
 SPEED = ["repeat", "method", "arm", "images_per_s", "machine"]
-# seconds; a hang, not a slow machine
+# seconds after which a process is considered hung, even on a slow machine
 PATIENCE = 900
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
 
 
 def words(folder: Path, options: list[str], processes: int, resume: bool = False) -> list[str]:
-    """The arguments of the small run."""
+    """Return the arguments of the small run."""
     own = {**RUN, "training.checkpoint_minutes": 1e-6, "data.batch_size": 32 // processes}
     return [
         "distill",
@@ -55,7 +55,7 @@ def words(folder: Path, options: list[str], processes: int, resume: bool = False
 
 
 def start(arguments: list[str], cache: Path, launcher: list[str] | None = None) -> subprocess.Popen[str]:
-    """A process of gendd's, which leads a group of its own."""
+    """Start a gendd process that leads its own process group."""
     return subprocess.Popen(
         [sys.executable, *(launcher or []), "-m", "gendd", *arguments],
         env=os.environ | ENVIRONMENT | {"GENDD_CACHE": str(cache)},
@@ -67,7 +67,7 @@ def start(arguments: list[str], cache: Path, launcher: list[str] | None = None) 
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
-    """Its exit code and what it said."""
+    """Return a process's exit code and output."""
     try:
         _, said = process.communicate(timeout=PATIENCE)
     finally:
@@ -77,7 +77,7 @@ def ended(process: subprocess.Popen[str]) -> tuple[int, str]:
 
 
 def group(leader: int) -> list[int]:
-    """The Python processes of a group that run gendd, loader processes left out."""
+    """Return the Python processes of a group that run gendd, without loader processes."""
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
@@ -89,19 +89,19 @@ def group(leader: int) -> list[int]:
         if int(fields[2]) == leader and b"RANK=" in names:
             found.append((int(folder.name), parent))
     numbers = {number for number, _ in found}
-    # loader processes are children of one that trains and have no children of their own
+    # loader processes are children of a training process and have no children
     mothers = [number for number, parent in found if parent not in numbers or parent == leader]
     return sorted(mothers)
 
 
 def children(parent: int) -> list[int]:
-    """The processes that one has started."""
+    """Return the child processes of a process."""
     found = Path(f"/proc/{parent}/task/{parent}/children")
     return [int(number) for number in found.read_text().split()] if found.exists() else []
 
 
 def await_steps(folder: Path, count: int, running: list[subprocess.Popen[str]]) -> None:
-    """Wait until so many checkpoints were seen to be written, of any of the run's trainings."""
+    """Wait until this many checkpoints of any of the run's trainings have been written."""
     seen: set[tuple[str, int]] = set()
     while len(seen) < count and all(process.poll() is None for process in running):
         for path in folder.rglob("last.ckpt"):
@@ -113,7 +113,7 @@ def await_steps(folder: Path, count: int, running: list[subprocess.Popen[str]]) 
 
 
 def lost(whole: dict[str, Any], folder: Path) -> list[str]:
-    """What a finished run has otherwise."""
+    """Return what differs in a finished run."""
     try:
         end = outcome(folder)
     except Exception as error:
@@ -122,7 +122,7 @@ def lost(whole: dict[str, Any], folder: Path) -> list[str]:
 
 
 def undisturbed(folder: Path, options: list[str], processes: int, cache: Path) -> dict[str, Any]:
-    """What a run that nothing happens to ends with."""
+    """Return the outcome of an undisturbed run."""
     code, said = ended(start(words(folder / "run", options, processes), cache))
     if code:
         sys.exit(said)
@@ -130,7 +130,7 @@ def undisturbed(folder: Path, options: list[str], processes: int, cache: Path) -
 
 
 def step_of(folder: Path) -> str:
-    """The step of the student's last checkpoint."""
+    """Return the step of the student's last checkpoint."""
     import torch
 
     path = folder / "checkpoints" / "last.ckpt"
@@ -141,7 +141,7 @@ def step_of(folder: Path) -> str:
 
 
 def kill(count: int, seed: int) -> None:
-    """Kill and resume: data by processes by ``count`` cases."""
+    """Kill and resume: ``count`` cases for each kind of data and number of processes."""
     for kind in DATA:
         with tempfile.TemporaryDirectory() as root:
             base = Path(root)
@@ -170,7 +170,7 @@ def kill(count: int, seed: int) -> None:
 
 
 def restart(count: int, seed: int) -> None:
-    """Two agents of torchrun; one of them loses its process."""
+    """Run two torchrun agents, one of which loses its process."""
     with tempfile.TemporaryDirectory() as root:
         base = Path(root)
         options = images("digits", base / "images")
@@ -196,7 +196,7 @@ def restart(count: int, seed: int) -> None:
             ]
             began = time.monotonic()
             await_steps(folder, pace.randrange(1, 40), agents)
-            # torchrun gives each process a group of its own
+            # torchrun gives each process its own process group
             members = [number for agent in agents for number in children(agent.pid)]
             after = time.monotonic() - began
             if members:
@@ -222,7 +222,7 @@ def note(
 
 
 def speed(repeats: int) -> None:
-    """Images per second of one training in one process and in two, and of two at once, in turns."""
+    """Measure images per second of one training in one process and in two, and of two at once, in turns."""
     ratios: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as root:
         for repeat in range(repeats):
@@ -245,7 +245,7 @@ def speed(repeats: int) -> None:
 
 
 def trained(root: Path, method: str, processes: int, at_once: int = 1) -> float:
-    """Images per second of the last two of three epochs, of several trainings at once their sum."""
+    """Return images per second of the last two of three epochs, summed over simultaneous trainings."""
 
     def begun(number: int) -> subprocess.Popen[str]:
         options = {

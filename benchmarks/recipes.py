@@ -1,9 +1,9 @@
-"""What a step of every recipe takes: parameters, rows of the head, memory. One CSV row a recipe.
+"""Cost of a step of every recipe: parameters, rows of the head, memory. One CSV row per recipe.
 
-Networks have random weights and images are noise; none of these figures depends on either. Memory is the
-largest resident set of a process of its own that takes one training step in fp32 on a CPU: teacher, student,
-head, gradients and the optimiser's state, and about 0.5 GiB of Python and its libraries. What has images of
-224 pixels is measured at a smaller batch, which the CSV tells.
+Networks have random weights and images are noise; none of the results depends on either. Memory is the
+maximum resident set of a separate process that takes one training step in fp32 on a CPU: teacher, student,
+head, gradients and the optimiser's state, and about 0.5 GiB of Python and its libraries. Recipes with images
+of 224 pixels are measured at a smaller batch, given in the CSV.
 
     python benchmarks/recipes.py [--only cifar100/]
 """
@@ -35,7 +35,7 @@ FIELDS = [
     "batch_measured",
     "peak_mib",
 ]
-# experiments alone: not what is laid over them, nor the demo
+# complete experiments only, not the recipes that modify others, nor the demo
 LEFT_OUT = {"demo", "digits", "published", "linear_probe"}
 BATCH_AT_224 = 8
 
@@ -45,7 +45,7 @@ def experiments() -> list[str]:
 
 
 def measure(name: str) -> dict[str, Any]:
-    """The row of a recipe; measured in this process, which should do nothing else."""
+    """Return the row of a recipe, measured in this process, which should do nothing else."""
     import torch
 
     from gendd.methods import build_method

@@ -1,4 +1,4 @@
-"""The CSVs of results: whole whenever they are there, whatever ends the benchmark that writes them."""
+"""Read and atomically write the CSVs of results."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gendd.files import write_text
 
 
 def read(path: Path) -> list[dict[str, str]]:
-    """The rows of a result; none where it is not measured yet."""
+    """Read the rows of a result; an empty list if it has not been measured."""
     if not path.exists():
         return []
     with path.open(newline="", encoding="utf-8") as stream:
@@ -20,7 +20,7 @@ def read(path: Path) -> list[dict[str, str]]:
 
 
 def best_rate(rows: Iterable[Mapping[str, str]]) -> str:
-    """The learning rate of the row that does best on validation images, by readout mean where it has one."""
+    """Return the learning rate of the row with the best validation result, by readout mean if available."""
     return max(rows, key=lambda row: float(row["val_mean"] or row["val_linear"]))["lr"]
 
 
@@ -34,19 +34,19 @@ def _text(fields: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bool
 
 
 def write(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Write a file by replacing it.
+    """Write a file atomically.
 
     Raises:
-        ValueError: If a row has what is not among the fields; the file is as it was.
+        ValueError: If a row has a key that is not among the fields; the file is unchanged.
     """
     write_text(path, _text(fields, rows, header=True))
 
 
 def append(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    """Add rows in one piece, so that several benchmarks can add to one file.
+    """Append rows atomically, so that several benchmarks can write to one file.
 
     Raises:
-        ValueError: If the file has other fields, or a row has; nothing is added.
+        ValueError: If the file or a row has other fields; nothing is added.
     """
     new = not path.exists()
     if not new:
@@ -62,6 +62,6 @@ def append(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]])
 def replace(
     path: Path, fields: Sequence[str], key: Mapping[str, Any], rows: Iterable[Mapping[str, Any]]
 ) -> None:
-    """Write rows that share a key in the place of those with the same key."""
+    """Replace the rows that have the given key."""
     kept = [row for row in read(path) if any(row[name] != str(value) for name, value in key.items())]
     write(path, fields, [*kept, *rows])

@@ -1,9 +1,9 @@
-"""Accuracy of every readout and sampler, from no pass of the head to a thousand, of one student each.
+"""Accuracy of every readout and sampler of a student, from zero to a thousand passes of the head.
 
-Digits: distils a teacher a seed, as the recipe says, likewise with the condition dropout that guidance needs,
-and with the published settings of the diffusion (head, repeats and epochs are the recipe's). CIFAR-10: of
-students saved by `benchmarks/cifar10.py DATA --students DIR`, the first seed's by every sampler, the others'
-by the published one. Students that have rows are left out.
+Digits: for each seed, distils a teacher with the recipe, with the condition dropout that guidance needs, and
+with the published diffusion settings (keeping the recipe's head, repeats and epochs). CIFAR-10: uses students
+saved by `benchmarks/cifar10.py DATA --students DIR`, the first seed's with every sampler, the others' with
+the published one. Students that have rows are skipped.
 
     python benchmarks/samplers.py digits --seeds 5
     python benchmarks/samplers.py cifar10 DATA DIR
@@ -62,14 +62,14 @@ SAMPLERS: list[tuple[str, int, int, float]] = [
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A student and what it is measured with.
+    """A student and what is needed to measure it.
 
     Attributes:
-        setting: What the rows call it.
-        seed: Of its training.
-        data: Its images; the test images are what it is scored on.
+        setting: Its name in the rows.
+        seed: Seed of its training.
+        data: Its images; it is scored on the test images.
         student: In eval mode.
-        teacher: What the linear readout of a student without labels is fitted to.
+        teacher: Target for the linear readout of a student without labels.
         labels: Whether it may see labels.
     """
 
@@ -83,7 +83,7 @@ class Subject:
 
 @torch.no_grad()
 def rows(subject: Subject, everything: bool) -> Iterator[dict[str, Any]]:
-    """Top-1 of the readouts, by every sampler or by the published one; features are computed once."""
+    """Yield top-1 of the readouts, with every sampler or the published one; features are computed once."""
     student, images = subject.student, subject.data.test
     parts = [(student.features(batch.images), batch.labels) for batch in eval_loader(images, 250)]
     labels = torch.cat([label for _, label in parts if label is not None])
@@ -111,7 +111,7 @@ def rows(subject: Subject, everything: bool) -> Iterator[dict[str, Any]]:
         student.settings = from_dict({"name": "sample", **values}, ReadoutConfig)
         passes = steps * samples * (1 if guidance == 1 else 2)
         yield {"readout": "sample", **values, **figures("sample", passes)}
-    # what `gendd probe` makes of the linear readout
+    # the linear readout after `gendd probe`
     targets = targets_of(student, subject.teacher, subject.labels)
     with torch.enable_grad():
         refit_linear(student, subject.teacher, subject.data, targets[0], labels=subject.labels)
@@ -119,7 +119,7 @@ def rows(subject: Subject, everything: bool) -> Iterator[dict[str, Any]]:
 
 
 def digits_with(changes: dict[str, Any]) -> RunConfig:
-    """The digits recipe with another diffusion; its head and repeats are kept."""
+    """Return the digits recipe with a different diffusion; head and repeats are kept."""
     values = read_yaml(recipe_path("digits"))
     kept = ("head_width", "head_depth", "repeats", "token_width")
     merge(values, {"gendd": {key: value for key, value in changes.items() if key not in kept}})

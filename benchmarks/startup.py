@@ -1,4 +1,4 @@
-"""CPU seconds of whole commands that do little, beside importing PyTorch alone, in turns.
+"""CPU seconds of whole commands that do little, compared with importing PyTorch alone, in turns.
 
 python benchmarks/startup.py --repeats 7 --source now=src --source before=OLDER_CHECKOUT/src
 """
@@ -27,7 +27,7 @@ FIELDS = ["source", "command", "repeat", "cpu_s", "torch"]
 
 
 def seconds(arguments: list[str], source: str) -> float:
-    """User and system time of a process."""
+    """Return the user and system time of a process."""
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = os.environ | {"PYTHONPATH": source, "OMP_NUM_THREADS": "1"}
     subprocess.run([sys.executable, *arguments], env=environment, capture_output=True, check=False)
@@ -36,7 +36,7 @@ def seconds(arguments: list[str], source: str) -> float:
 
 
 def commands(folder: Path) -> dict[str, list[str]]:
-    """What is timed, by name."""
+    """Return the commands to time, by name."""
     Student(create_backbone("cifar/resnet20", 10)).save(folder / "student")
     pixels = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(folder / "image.png")

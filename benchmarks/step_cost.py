@@ -1,11 +1,11 @@
-"""What a training step costs beside the published one, and how it grows.
+"""Cost of a training step compared with the published one, and its scaling.
 
-`published`: a step of ResNet-56 → ResNet-20 on images of 32 pixels in turns: KD's; GenDD's as published,
-computed as the released code computes it (every row holds its own token, condition and position, and every
-layer multiplies its own); the same mathematics computed as here; and GenDD's with its defaults, asking the
-teacher or reading its kept answers. Loss and gradients of the first two of GenDD are compared on the way.
-`growth`: a step of networks that cost nothing, so that the method is what is timed, against the teacher's
-width D, repeats M, batch, classes K, and an epoch against its images. Each arm's time is a median of turns.
+`published`: steps of ResNet-56 → ResNet-20 on images of 32 pixels in turns: KD's; GenDD's as published,
+computed as in the released code (every row has its own token, condition and position, and every layer
+processes all of them); the same mathematics computed as in gendd; and GenDD's with its defaults, with the
+teacher or its cached answers. Loss and gradients of the first two GenDD variants are also compared.
+`growth`: a step of networks of negligible cost, so that the method is timed, against the teacher's width D,
+repeats M, batch, classes K, and an epoch against its images. Each time is a median over turns.
 `draw`: the curves.
 
     OMP_NUM_THREADS=1 python benchmarks/step_cost.py published
@@ -66,7 +66,7 @@ def row_by_row(
     noise: Tensor,
     keep: Tensor | None = None,
 ) -> LossRows:
-    """:meth:`FeatureGenerator.loss_rows` with nothing that rows have in common computed once."""
+    """:meth:`FeatureGenerator.loss_rows` without sharing any computation between rows."""
     images, head = len(targets), own.head
     repeats = len(t) // (images * own.num_tokens)
     x0 = tokens.split(targets, own.token_width).flatten(0, 1).repeat(repeats, 1)
@@ -95,8 +95,8 @@ def training(settings: Mapping[str, Any], batch: int, rows: bool = False) -> Tra
 
 
 def deviation(one: Training, other: Training) -> tuple[float, float]:
-    """Of loss and gradient of a step with the same weights and draws, relative to its norm."""
-    # a head that starts at zero has no gradient but in its last layer
+    """Return the relative differences in loss and gradient of a step with the same weights and draws."""
+    # a head initialised to zero has gradients only in its last layer
     generator = torch.Generator().manual_seed(1)
     for each in one.method.parameters():
         each.data.add_(0.02 * torch.randn(each.shape, generator=generator))
@@ -144,7 +144,7 @@ def published(repeats: int, batch: int) -> None:
 
 
 def kept(made: Training) -> Training:
-    """With a teacher that answers at once."""
+    """Replace the teacher by one that answers at no cost."""
     teacher = made.method.teacher
     assert teacher is not None
     answer = teacher.with_stages(made.images)
@@ -153,7 +153,7 @@ def kept(made: Training) -> Training:
 
 
 class Free(nn.Module):
-    """A network of hardly any cost: a linear map of 16 pixels."""
+    """A network of negligible cost: a linear map of 16 pixels."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
@@ -166,7 +166,7 @@ class Free(nn.Module):
 
 
 class Pooled:
-    """GenDD's step of free networks."""
+    """GenDD's step with networks of negligible cost."""
 
     def __init__(self, width: int = 512, repeats: int = 8, batch: int = 128, classes: int = 10) -> None:
         torch.manual_seed(0)
@@ -185,7 +185,7 @@ class Pooled:
         self.method.prepare([Batch(self.images.images(range(16)).float() / 255, torch.arange(16) % classes)])
 
     def __call__(self) -> float:
-        """Milliseconds of an epoch, which is one step but for more than 512 images."""
+        """Return the milliseconds of an epoch, which is one step for up to 512 images."""
         began = time.perf_counter()
         for batch in train_loader(self.data, self.config, seed=0, epoch=0):
             self.optimiser.zero_grad()
@@ -217,7 +217,7 @@ def growth(repeats: int) -> None:
 
 
 def medians(rows: list[dict[str, Any]], axis: str) -> dict[int, float]:
-    """Of each value of an axis."""
+    """Return the median of each value of an axis."""
     found: dict[int, list[float]] = {}
     for each in rows:
         if each["axis"] == axis:
@@ -226,7 +226,7 @@ def medians(rows: list[dict[str, Any]], axis: str) -> dict[int, float]:
 
 
 def draw() -> None:
-    """The curves of growth beside a straight line through zero and the last point."""
+    """Draw the scaling curves with a straight line through zero and the last point."""
     rows: list[dict[str, Any]] = [dict(each) for each in records.read(RESULTS / "step_growth.csv")]
     figure = Figure(figsize=(10, 2.6), layout="constrained")
     FigureCanvasAgg(figure)

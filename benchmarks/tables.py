@@ -1,7 +1,7 @@
-"""Tables and plots of the results: rewrites the marked sections of the README and docs from the CSVs.
+"""Tables and plots of the results: rewrite the marked sections of the README and docs from the CSVs.
 
 python benchmarks/tables.py          # write
-python benchmarks/tables.py --check  # exit 1 if a table is not what its CSV says
+python benchmarks/tables.py --check  # exit 1 if a table does not match its CSV
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ SCORES = {
 
 
 def read(name: str) -> list[dict[str, str]]:
-    """The rows of a result; none where it is not measured yet."""
+    """Read the rows of a result; an empty list if it has not been measured."""
     return records.read(RESULTS / name)
 
 
@@ -79,9 +79,9 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 
 
 def cifar10() -> str:
-    """The learning rate with the best validation accuracy in seed 0, then all seeds at that rate.
+    """All seeds at the learning rate with the best validation accuracy for seed 0.
 
-    Seconds are those of a step, measured apart and all methods side by side, times the steps.
+    Seconds are those of a step, measured separately with all methods side by side, times the steps.
     """
     rows = read("cifar10.csv")
     steps = {row["name"]: float(row["step_seconds"]) for row in read("cifar10_seconds.csv")}
@@ -104,7 +104,7 @@ def cifar10() -> str:
 
 
 def ablation(number: str) -> str:
-    """One round of variants, each a change of that round's base."""
+    """One round of an ablation, whose variants each change that round's base."""
     rows = []
     for row in read("cifar10_ablation.csv"):
         if row["round"] != number:
@@ -117,7 +117,7 @@ def ablation(number: str) -> str:
 
 
 def demo() -> str:
-    """Top-1 of the rows of the demo over seeds, and the difference to KL seed by seed."""
+    """Top-1 of the demo's rows over seeds, and the paired difference to KL."""
     rows = read("demo.csv")
     by_method = {row["method"]: {} for row in rows}
     for row in rows:
@@ -132,7 +132,7 @@ def demo() -> str:
 
 
 def signed(gains: list[float]) -> str:
-    """The mean of differences, and the smallest and the largest."""
+    """Format the mean of differences, and the smallest and the largest."""
     if not any(gains):
         return "–"
     return f"{statistics.mean(gains):+.2f} ({min(gains):+.2f} to {max(gains):+.2f})".replace("-", "−")
@@ -150,7 +150,7 @@ def demo_rates() -> str:
 
 
 def recipes() -> str:
-    """What a step of every recipe takes."""
+    """Cost of a step of every recipe."""
     rows = []
     for row in read("recipes.csv"):
         parts = (row[f"{part}_parameters"] for part in ("teacher", "student", "head"))
@@ -162,7 +162,7 @@ def recipes() -> str:
 
 
 def by_student(dataset: str, keys: tuple[str, ...]) -> dict[tuple[str, ...], list[dict[str, str]]]:
-    """The seeds' rows of an uncertainty table that share the keys, in the order of the methods' labels."""
+    """Group the rows of an uncertainty table over seeds by keys, in the order of the methods' labels."""
     groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
     found = [row for row in read("uncertainty.csv") if row["dataset"] == dataset]
     for row in sorted(found, key=lambda row: list(LABELS).index(row["method"])):
@@ -171,7 +171,7 @@ def by_student(dataset: str, keys: tuple[str, ...]) -> dict[tuple[str, ...], lis
 
 
 def source(readout: str, n: str) -> str:
-    """What a prediction or score is of."""
+    """Describe what a prediction or score is computed from."""
     return f"{n} samples" if n else readout
 
 
@@ -190,7 +190,7 @@ def calibrated(dataset: str) -> str:
 
 
 def detected(dataset: str) -> str:
-    """AUROC and FPR95 of every score, a column a set of other images."""
+    """AUROC and FPR95 of every score, one column per out-of-distribution set."""
     groups = by_student(dataset, ("method", "readout", "n", "score", "out"))
     sets = list(dict.fromkeys(out for *_, out in groups if out))
     lines = []
@@ -220,7 +220,7 @@ def latency() -> str:
 
 
 def exports() -> str:
-    """Deviation, size and top-1 of every exported file; of students that differ in their seed the worst."""
+    """Deviation, size and top-1 of every exported file; the worst over seeds."""
     groups: dict[tuple[str, ...], list[dict[str, str]]] = defaultdict(list)
     for row in read("exports.csv"):
         method = row["student"].rpartition("-")[0]
@@ -237,7 +237,7 @@ def exports() -> str:
 
 
 def sampling() -> str:
-    """How many times as fast as a direct implementation sampling is."""
+    """Speed-up of sampling over a direct implementation."""
     rows = [
         [
             row["case"],
@@ -252,7 +252,7 @@ def sampling() -> str:
 
 
 def samplers(data: str) -> str:
-    """Top-1 by readout, a column a setting of the training."""
+    """Top-1 by readout, one column per training setting."""
     rows = [row for row in read("samplers.csv") if row["data"] == data]
     settings = list(dict.fromkeys(row["setting"] for row in rows))
     keys = ("readout", "sampler", "steps", "num_samples", "guidance", "passes")
@@ -275,7 +275,7 @@ def samplers(data: str) -> str:
 
 
 def probes() -> str:
-    """Top-1 of the linear readout before and after it is fitted anew, by what it is fitted to."""
+    """Top-1 of the linear readout before and after refitting, by target."""
     fitted = {"labels": "the labels", "teacher": "the teacher's answers", "mean": "readout mean's answers"}
     groups: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
     for row in read("probes.csv"):
@@ -296,16 +296,16 @@ def probe_seconds() -> str:
 
 
 def lockstep_rows(name: str) -> dict[str, list[dict[str, str]]]:
-    """The seeds' rows of every method of a CSV of `benchmarks/lockstep.py`, in the order of the labels."""
+    """Group the rows of a CSV of `benchmarks/lockstep.py` by method, in the order of the labels."""
     rows = read(name)
     found = {method: [row for row in rows if row["name"] == method] for method in LABELS}
     return {method: mine for method, mine in found.items() if mine}
 
 
 def lockstep_table(name: str, figure: str) -> str:
-    """The test figure of every readout at each method's best rate, on the first seed's validation images.
+    """Test result of every readout at each method's best rate on the first seed's validation images.
 
-    Where nothing was measured on validation images, at every rate.
+    Without validation results, at every rate.
     """
     lines = []
     for method, rows in lockstep_rows(name).items():
@@ -323,7 +323,7 @@ def lockstep_table(name: str, figure: str) -> str:
 
 
 def longtail() -> str:
-    """Top-1 over all test images and over those of classes of many, a medium number and few images."""
+    """Top-1 over all test images, and over classes with many, a medium number and few images."""
     lines = []
     for method, rows in lockstep_rows("longtail.csv").items():
         for readout in ("linear", "mean"):
@@ -338,7 +338,7 @@ def longtail() -> str:
 
 
 def transfer(case: str) -> str:
-    """What is read off the features of a teacher of other classes, or how often its first class is told."""
+    """Accuracy of readouts of a foreign teacher's features, or the agreement with its first class."""
     columns = {
         "top1": "top-1, %",
         "agreement": "agreement, %",
@@ -357,7 +357,7 @@ def transfer(case: str) -> str:
 
 
 def faults() -> str:
-    """How many disturbed runs told so in one line, and once resumed ended as the undisturbed one."""
+    """How many disturbed runs printed one line, and ended as the undisturbed one once resumed."""
     named = {
         "kill": "killed at a training step or inside a call that writes",
         "replace": "killed while `--overwrite` replaces a finished run",
@@ -383,7 +383,7 @@ def faults() -> str:
 
 
 def teacher_cache() -> str:
-    """Epochs with a teacher that is asked and with one that is read."""
+    """Epochs with a teacher that computes its answers and with a cached one."""
     told = {"none": "–", "asked": "answers each batch", "cached": "read from its cache, {}"}
     lines = [
         [
@@ -401,7 +401,7 @@ def teacher_cache() -> str:
 
 
 def throughput() -> str:
-    """A training step of each method beside the plain student's and beside KD's."""
+    """Training step of each method relative to the plain student's and to KD's."""
     rows = read("throughput.csv")
     place = ("student", "pixels", "batch", "precision", "machine")
     of_kd = {tuple(row[key] for key in place): row for row in rows if row["method"] == "KD"}
@@ -427,7 +427,7 @@ def throughput() -> str:
 
 
 def step_cost() -> str:
-    """The published step beside ours."""
+    """The published step compared with ours."""
     rows = read("step_cost.csv")
     if not rows:
         return "Not measured yet."
@@ -443,7 +443,7 @@ def step_cost() -> str:
 
 
 def families(library: str) -> str:
-    """What is found of a network of every family of a library; of torchvision of every network."""
+    """Results of one network per family of a library; of every network for torchvision."""
     lines = []
     for row in read("families.csv"):
         if row["library"] != library:
@@ -472,9 +472,9 @@ def families(library: str) -> str:
 
 
 def summary(name: str) -> list[dict[str, Any]]:
-    """What the rows of a comparison come to: of its file in compare/ and the CSV in results/compare/."""
-    os.environ.setdefault("DATA", "DATA")  # where the data are is of no matter here
-    with trusted_code():  # of this repository
+    """Summarise a comparison from its file in compare/ and the CSV in results/compare/."""
+    os.environ.setdefault("DATA", "DATA")  # the location of the data does not matter here
+    with trusted_code():  # code of this repository
         plan = read_plan(HERE / "compare" / f"{name}.yaml")
     return summarise(plan, read_rows(RESULTS / "compare" / f"{name}.csv"))
 
@@ -501,7 +501,7 @@ def compared(name: str) -> str:
 
 
 def headline() -> str:
-    """The methods of the comparison on CIFAR-10 that a reader asks for first, the best first."""
+    """The main methods of the comparison on CIFAR-10, the best first."""
     wanted = ("gendd_default", "gendd", "gendd_unlabelled", "simkd", "srd", "dist", "kd")
     wanted += ("gendd_published", "supervised")
     found = [row for row in measured("cifar10") if row["method"] in wanted]
@@ -509,7 +509,7 @@ def headline() -> str:
 
 
 def plot_compared(name: str) -> None:
-    """Test accuracy of every method of a comparison; that of the linear readout too where it is another."""
+    """Plot the test accuracy of every method of a comparison, and of the linear readout if it differs."""
     found = measured(name)
     if not found:
         return
@@ -556,12 +556,12 @@ def plot_compared(name: str) -> None:
 
 
 def comparisons() -> list[str]:
-    """The comparisons that have results."""
+    """Return the comparisons that have results."""
     return sorted(path.stem for path in (RESULTS / "compare").glob("*.csv"))
 
 
 def plot_readouts() -> None:
-    """CIFAR-10, the seed that has every sampler: accuracy of the readouts against what an image costs."""
+    """Plot accuracy of the readouts against cost per image on CIFAR-10, for the seed with every sampler."""
     figure = Figure(figsize=(7, 3.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

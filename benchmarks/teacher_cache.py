@@ -1,9 +1,9 @@
-"""Seconds of an epoch with a teacher that answers each batch and with one that is read from its cache.
+"""Seconds per epoch with a teacher that computes each batch and with one read from its cache.
 
 CIFAR-10 as JPEGs, ResNet-56 → ResNet-20, one view of each image; loading, augmentation and optimiser
 included. Every repeat takes one epoch of every training, in turns; a ratio is the median over repeats of
-seconds divided by those of the student alone in the same repeat. `cpu_ratio` is that of the processor's
-seconds, which other work on the machine changes less.
+seconds divided by those of the student alone in the same repeat. `cpu_ratio` is the ratio of processor
+seconds, which are less affected by other work on the machine.
 
     OMP_NUM_THREADS=1 python benchmarks/teacher_cache.py DATA
 """
@@ -34,7 +34,7 @@ RESULTS = Path(__file__).parent / "results"
 FIELDS = ["method", "teacher", "storage", "seconds", "ratio", "lowest", "highest", "cpu_ratio", "megabytes"]
 FIELDS += ["images", "batch", "precision", "repeats", "threads", "machine", "torch"]
 CPU = torch.device("cpu")
-# method, how the teacher is asked, how its answers are kept
+# method, how the teacher is called, how its answers are stored
 CASES = {
     "supervised": ("supervised", "none", ""),
     "kd": ("kd", "asked", ""),
@@ -76,7 +76,7 @@ def configuration(data: Path, images: int, method: str, storage: str) -> RunConf
 
 
 class Training:
-    """Epochs of a method, as its training takes them."""
+    """Epochs of a method, as in training."""
 
     def __init__(self, config: RunConfig) -> None:
         if config.training.cache_teacher:
@@ -94,7 +94,7 @@ class Training:
         self.number = 0
 
     def epoch(self) -> tuple[float, float]:
-        """Seconds of the clock and of the processor."""
+        """Run an epoch and return wall-clock and processor seconds."""
         start, cpu = time.perf_counter(), time.process_time()
         module = self.module
         for number, batch in enumerate(module.epoch(self.number)):
@@ -114,7 +114,7 @@ class Training:
 
     @property
     def megabytes(self) -> float | str:
-        """Of what the cache holds."""
+        """Return the size of the cache."""
         if self.module.cached is None:
             return ""
         answers, asked = self.module.cached.answers, self.module.method.asks
@@ -126,7 +126,7 @@ class Training:
 
 
 def measure(data: Path, images: int, repeats: int) -> list[dict[str, Any]]:
-    """A row a case."""
+    """Return one row per case."""
     trainings = {
         name: Training(configuration(data, images, method, storage))
         for name, (method, _, storage) in CASES.items()
@@ -135,7 +135,7 @@ def measure(data: Path, images: int, repeats: int) -> list[dict[str, Any]]:
     for training in trainings.values():
         training.epoch()
     for repeat in range(repeats):
-        # in another order each time
+        # in a different order each time
         names = [*CASES][repeat % len(CASES) :] + [*CASES][: repeat % len(CASES)]
         for name in names:
             taken[name].append(trainings[name].epoch())

