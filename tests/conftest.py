@@ -1,4 +1,4 @@
-"""One tiny finished run on digits, made once through the command line, which the other tests read."""
+"""Shared fixtures; above all a tiny finished run on digits, made once through the command line."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
     from gendd.config import DataConfig, ReadoutName
     from gendd.deploy.export import Exported
 
-# before torch is loaded: sums in the same order here and in the processes that tests start
+# before torch is imported, so that sums have the same order here and in processes that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# a shell that starts the tests in the background has Ctrl-C ignored, which the processes they start inherit
+# a shell that runs the tests in the background ignores Ctrl-C, which child processes would inherit
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 TINY = [
@@ -49,7 +49,7 @@ TINY = [
 ]
 
 
-# what takes longest begins first, so that no worker is left with it at the end
+# the longest tests start first, so that no worker is left with one at the end
 LONG = (
     *("test_processes.py", "test_cli.py", "test_export.py", "test_compare_runs.py", "test_shards.py"),
     *("test_teacher_cache.py", "test_snippets.py", "test_other_teachers.py", "test_resume.py"),
@@ -63,7 +63,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @dataclass(frozen=True)
 class Finished:
-    """A run that ``gendd distill`` finished, and what it said."""
+    """A run finished by ``gendd distill``, and its output."""
 
     folder: Path
     code: int
@@ -72,7 +72,7 @@ class Finished:
 
 
 def load_fails(config: DataConfig, *words: str) -> None:
-    """Loading the images is refused in one line, which holds the words."""
+    """Assert that loading the images fails with a one-line error that contains the words."""
     from gendd.data import load_data
     from gendd.errors import UserError
 
@@ -86,7 +86,7 @@ def load_fails(config: DataConfig, *words: str) -> None:
 
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
-    """PyTorch computes in one thread."""
+    """Use one thread in PyTorch."""
     import torch
 
     threads = torch.get_num_threads()
@@ -97,7 +97,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """Trained teachers are kept for the session, and apart from the user's."""
+    """Cache trained teachers for the session, separately from the user's."""
     folder = tmp_path_factory.mktemp("cache")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("GENDD_CACHE", str(folder))
@@ -106,7 +106,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory: pytest.TempPathFactory) -> Finished:
-    """GenDD beside all of its baselines, with the teacher trained on the way."""
+    """GenDD with all of its baselines, including the training of the teacher."""
     from gendd.cli import main
 
     folder = tmp_path_factory.mktemp("runs") / "digits"
@@ -130,7 +130,7 @@ def small_run(digits_run: Finished, tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="session")
 def exported(small_run: Path) -> Callable[[str, ReadoutName], Exported]:
-    """Exports a readout of the run where no test has yet; two steps of dpm-solver for ``sample``."""
+    """Export a readout of the run, once for all tests; with two steps of dpm-solver for ``sample``."""
     from gendd.deploy.export import export
 
     made: dict[tuple[str, ReadoutName], Exported] = {}
@@ -146,7 +146,7 @@ def exported(small_run: Path) -> Callable[[str, ReadoutName], Exported]:
 
 @pytest.fixture(autouse=True)
 def no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs without drawing, which takes longer than they do; not those of fixtures and of tests marked so."""
+    """Skip drawing reports, which takes longer than the runs, except in fixtures and marked tests."""
     if request.node.get_closest_marker("report") is None:
         monkeypatch.setattr("gendd.report.write_report", lambda content, path: None)
 

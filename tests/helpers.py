@@ -1,4 +1,4 @@
-"""What several tests build: random images, generators, small students, exact heads."""
+"""Shared test objects: random images, generators, small students, exact heads."""
 
 from __future__ import annotations
 

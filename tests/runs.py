@@ -1,4 +1,4 @@
-"""Runs that tests make, and what of them can be compared."""
+"""Helpers to make and compare runs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ TIMES = {"latency_ms", "latency_quartiles_ms", "train_seconds", "loading_seconds
 
 
 def untimed(value: Any) -> Any:
-    """Metrics without what differs from one repetition to the next, and without the folder's name."""
+    """Metrics without values that differ between repetitions, and without the folder's name."""
     if isinstance(value, dict):
         return {key: untimed(item) for key, item in value.items() if key not in TIMES | {"name"}}
     return value
@@ -27,7 +27,7 @@ def distil(folder: Path, *options: str, code: int = 0) -> dict[str, Any]:
 
 
 def teacher_of(cache: Path) -> Path:
-    """The one folder of a teacher trained by ``digits_run``."""
+    """The folder of the only teacher trained by ``digits_run``."""
     (folder,) = [
         path.parent
         for path in cache.glob("teachers/*/config.yaml")

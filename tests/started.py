@@ -1,4 +1,4 @@
-"""Functions in processes of their own, forked from one that has loaded torch and gendd once."""
+"""Run functions in separate processes, forked from one that has already imported torch and gendd."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FORKS.set_forkserver_preload(
         *("matplotlib.backends.backend_svg", "sklearn.datasets", "torch.utils.flop_counter"),
     ]
 )
-# a hang, not a slow machine
+# seconds after which a process is considered hung, even on a slow machine
 PATIENCE = 400
 
 
 class Started(ForkServerProcess):
-    """A function that runs, of arguments that can be pickled; what it says goes to files of a folder."""
+    """A running function with picklable arguments; its output goes to files in a folder."""
 
     def __init__(
         self, folder: Path, function: Callable[..., Any], *given: Any, env: Mapping[str, str] | None = None
@@ -35,14 +35,14 @@ class Started(ForkServerProcess):
         self.start()
 
     def ended(self) -> tuple[int | None, str]:
-        """Its exit code, once it has ended: a signal's is negative; and what it said on stderr."""
+        """Wait for the end; return the exit code, negative for a signal, and stderr."""
         self.join(PATIENCE)
         self.kill()
         return self.exitcode, self.files[1].read_text(encoding="utf-8")
 
     @property
     def out(self) -> str:
-        """What it said on stdout."""
+        """Its stdout."""
         return self.files[0].read_text(encoding="utf-8")
 
 
@@ -64,14 +64,14 @@ def run_gendd(*words: str | Path) -> NoReturn:
     """``python -m gendd WORDS``."""
     import gendd.__main__ as program
 
-    # what a training starts again for its other processes
+    # the program that a training restarts for its other processes
     sys.modules["__main__"] = program
     sys.argv = ["gendd", *map(str, words)]
     sys.exit(program.main())
 
 
 def together(count: int) -> list[dict[str, str]]:
-    """The variables by which a launcher tells each of several processes that they train together."""
+    """The environment variables a launcher sets for each of several processes that train together."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]

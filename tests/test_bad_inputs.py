@@ -1,4 +1,4 @@
-"""Some of the mistakes that benchmarks/bad_inputs.py makes, in this process."""
+"""Some of the user errors of benchmarks/bad_inputs.py, run in this process."""
 
 from __future__ import annotations
 

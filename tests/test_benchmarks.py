@@ -1,4 +1,4 @@
-"""The tables in the docs are what the committed results say, and scripts measure what they say."""
+"""The tables in the docs match the committed results, and the scripts measure what they claim."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_a_row_that_does_not_fit_leaves_the_file_as_it_was(records: ModuleType, 
 
 @pytest.fixture
 def scripts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[ModuleType, ModuleType]:
-    """benchmarks/uncertainty.py and tables.py, with results of their own."""
+    """benchmarks/uncertainty.py and tables.py, with a separate results folder."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     measuring, tables = importlib.import_module("uncertainty"), importlib.import_module("tables")
     monkeypatch.setattr(measuring, "RESULTS", tmp_path / "uncertainty.csv")
@@ -107,7 +107,7 @@ def scripts(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> tuple[ModuleType
 
 
 def saved_pair(folder: Path, channels: int) -> Path:
-    """Students of random weights: one of labels alone, one that generates, saved in a run's folder."""
+    """Save students with random weights in a run folder: one trained on labels alone, one generative."""
     for method in ("supervised", "gendd"):
         torch.manual_seed(0)
         backbone = gendd.create_backbone("cifar/resnet8x0.25", 10, in_channels=channels)
@@ -139,7 +139,7 @@ def test_uncertainty_of_digits(
     told = [(row["method"], row["readout"], row["n"]) for row in found if not row["score"]]
     generated = [("gendd", "linear", ""), ("gendd", "mean", ""), *(("gendd", "mixture", n) for n in "23")]
     assert told == [("supervised", "linear", ""), *generated]
-    # a softmax of each of those, and four scores of either number of samples, for each of the other sets
+    # a softmax score of each, and four scores for either number of samples, for each out-of-distribution set
     scored = [row for row in found if row["score"]]
     assert len(scored) == 2 * (1 + 4 + 2 * 4)
     assert {row["out"] for row in scored} == {"uniform noise", "shifted 3 px"}
@@ -164,7 +164,7 @@ def test_uncertainty_of_digits(
     )
     assert own == pytest.approx(roc_auc_score([1] * 60 + [0] * 60, confidence.numpy()), abs=1e-5)
 
-    # what has rows is not measured again
+    # students with rows are not measured again
     measuring.main(["digits", str(folder), "--seeds", "1", "--images", "60"])
     assert rows_of(tmp_path / "uncertainty.csv") == found
     calibrated, detected = tables.calibrated("digits").splitlines(), tables.detected("digits").splitlines()
@@ -198,7 +198,7 @@ def test_uncertainty_of_cifar(scripts: tuple[ModuleType, ModuleType], tmp_path: 
 
 @pytest.fixture
 def exports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """benchmarks/exports.py, with results of its own."""
+    """benchmarks/exports.py, with a separate results folder."""
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     measuring, tables = importlib.import_module("exports"), importlib.import_module("tables")
     monkeypatch.setattr(measuring, "RESULTS", tmp_path / "exports.csv")
@@ -216,7 +216,7 @@ def test_exports_of_every_format_are_measured(exports: ModuleType, tmp_path: Pat
     tables = importlib.import_module("tables")
     assert tables.exports() == "Not measured yet."
     place, data = saved_timm(tmp_path / "timm"), load_data(DataConfig(image_size=32))
-    for _ in range(2):  # what has rows is not measured again
+    for _ in range(2):  # students with rows are not measured again
         exports.measure("digits", iter([("timm", place)]), data, 40)
         found = rows_of(tmp_path / "exports.csv")
         assert [row["format"] for row in found] == [

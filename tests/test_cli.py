@@ -32,19 +32,19 @@ from gendd.run import Run
 
 Capture = pytest.CaptureFixture[str]
 
-# what of it 'gendd train' takes
+# the options of TINY that 'gendd train' accepts
 TINY_ALONE = [word for word in TINY if word.startswith(("--student.", "--data.", "--training."))]
 
 
 def refused(capsys: Capture, *words: str) -> str:
-    """The one line that a mistake costs."""
+    """Run a command that must fail, and return its one-line error."""
     capsys.readouterr()
     assert main(list(words)) == 2
     captured = capsys.readouterr()
     lines = captured.err.splitlines()
     assert captured.out == ""
     assert lines[-1].startswith("gendd: ")
-    # before it there may be said which images and which teacher were found
+    # lines about the images and teacher found may precede it
     said = r"(digits|folder): [\d,]+ train|teacher .*: (cached|feature = )"
     assert all(re.match(said, line) for line in lines[:-1])
     assert "Traceback" not in captured.err
@@ -89,7 +89,7 @@ def test_help_of_a_run_tells_flags_and_settings(capsys: Capture) -> None:
     options = ["--recipe NAME", "--resume", "--overwrite", "--precision {auto,fp32,bf16,fp16}"]
     for option in [*options, "--training.epochs", "--gendd.contraction", "--method"]:
         assert option in out
-    # a section that is like another is told once
+    # a section that repeats another is listed once
     assert re.findall(r"--teacher_training\S*", out) == ["--teacher_training.KEY"]
     assert parsed("--teacher_training.epochs=3").teacher_training.epochs == 3
     assert main(["train", "--help-all"]) == 0
@@ -190,7 +190,7 @@ def test_other_images_do_not_start_from_the_recipe_digits(tmp_path: Path) -> Non
         assert dump(config) == dump(plain)
         assert config.out == f"runs/distill-{config.data.name}"
     assert dump(parsed("--data.name=demo")) == dump(parsed())
-    # asked for, it is taken
+    # requested explicitly, it is used
     assert parsed("--recipe=digits", "--data.name=cifar10").teacher.name == "cifar/resnet14"
 
 
@@ -200,7 +200,7 @@ def test_without_labels_a_recipe_s_baselines_that_need_them_are_left_out(
     assert parsed("--data.labels=false").baselines == ["kl"]
     assert capsys.readouterr().err == "gendd: left out the recipe's baselines that need labels: supervised\n"
     assert parsed().baselines == ["supervised", "kl"]
-    # what the user gave is not touched: the run tells what is wrong with it
+    # the user's own value is not changed, so the run reports what is wrong with it
     assert parsed("--data.labels=false", "--baselines=[kd]").baselines == ["kd"]
     file = tmp_path / "given.yaml"
     file.write_text("baselines: [supervised]\n")
@@ -237,9 +237,9 @@ def test_precision_has_a_short_form(capsys: Capture) -> None:
 
 def test_recipes_are_laid_over_one_another() -> None:
     config = parsed("--recipe", "digits", "--recipe", "published")
-    assert config.teacher.name == "cifar/resnet14"  # of the first alone
-    assert config.gendd.learned_variance is True  # of the second alone
-    assert config.gendd.head_width == 1024  # of both: the second's
+    assert config.teacher.name == "cifar/resnet14"  # only in the first
+    assert config.gendd.learned_variance is True  # only in the second
+    assert config.gendd.head_width == 1024  # in both: the second wins
 
 
 def test_print_config_round_trips(tmp_path: Path, capsys: Capture) -> None:
@@ -260,13 +260,13 @@ def test_later_settings_win(tmp_path: Path) -> None:
     second.write_text("training: {epochs: 6}\n")
     files = ["--recipe", "digits", "--config", str(first), "--config", str(second)]
     config = parsed(*files, "--training.weight_decay=0.125", "--seed", "9")
-    assert config.training.epochs == 6  # of the second file
-    assert config.training.lr == 0.25  # of the first, beside the second's
+    assert config.training.epochs == 6  # from the second file
+    assert config.training.lr == 0.25  # from the first file, kept alongside the second's
     assert config.training.weight_decay == 0.125
-    assert config.seed == 9  # of the option, not of the first file
+    assert config.seed == 9  # from the option, not the first file
     assert config.baselines == []  # not the recipe's
-    assert config.teacher.name == "cifar/resnet14"  # of the recipe
-    assert config.gendd.timesteps == 1000  # of nobody
+    assert config.teacher.name == "cifar/resnet14"  # from the recipe
+    assert config.gendd.timesteps == 1000  # the default
     assert config.out == "runs/second"
     # a file alone starts from the defaults, not from the recipe
     assert parsed("--config", str(first)).teacher.name == "cifar/resnet20"
@@ -349,7 +349,7 @@ def test_a_student_may_begin_from_weights_of_other_classes(
             f"student cifar/resnet8x0.25: {weights} of 7 classes, not 10: its classifier is a new one"
         ]
         assert gendd.load(tmp_path / command).num_classes() == 10
-    # of a teacher's the classes are the file's
+    # a teacher has the classes of its file
     words = ["distill", "--out", str(tmp_path / "run"), *TINY, "--teacher.name=cifar/resnet8x0.25"]
     assert refused(capsys, *words, f"--teacher.weights={weights}", "--teacher.classes=10").startswith(
         f"Teacher: {weights}: its cifar/resnet8x0.25 has 7 classes, not the expected 10"
@@ -432,7 +432,7 @@ def test_a_moved_run_is_resumed_where_it_is(digits_run: Finished, tmp_path: Path
 
 
 def old_run(folder: Path) -> Path:
-    """A folder with something of all that runs write."""
+    """A folder with everything that runs write."""
     for name in ("student", "checkpoints", "logs/version_0", "baselines/kl/checkpoints", "stage1"):
         (folder / name).mkdir(parents=True)
         (folder / name / "old").write_text("old")
@@ -760,7 +760,7 @@ def test_images_without_labels(
         "teacher.weights: expected a trained teacher for images without labels; give its file."
     )
     assert not (tmp_path / "run").exists()
-    # a teacher that needs none will do, and that there are none is told
+    # a teacher that needs no training is accepted, and the missing labels are reported
     words += ["--teacher.name=cifar/resnet8x0.25", f"--teacher.weights={digits_run.folder}"]
     words += ["--data.validation=0", "--data.batch_size=4", "--data.workers=0", "--training.epochs=1"]
     assert main([*words, "--teacher.classifier=false"]) == 0
@@ -989,7 +989,7 @@ def test_predict_refuses_an_uncertainty_that_is_not_to_be_had(
             "ask for 8 or more, or for 0 to do without."
         )
     gendd.Student(gendd.load(digits_run.folder).backbone).save(tmp_path / "alone")
-    # said at once, whatever is the matter with the files
+    # reported first, whatever is wrong with the files
     assert refused(capsys, "predict", str(tmp_path / "alone"), "none.png", "--uncertainty", "8") == (
         "Uncertainty: expected a student with a generator, got one without; distil one with method gendd."
     )

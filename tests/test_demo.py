@@ -1,4 +1,4 @@
-"""What ``gendd distill`` does without arguments: a small part of it, through the command line."""
+"""``gendd distill`` without arguments: a small version of it, through the command line."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_the_teacher_that_comes_with_it_knows_the_test_images() -> None:
     images = data.test.images(range(200)).float() / 255
     with torch.no_grad():
         right = teacher.eval()(images)[1].argmax(-1) == data.test.labels[:200]  # type: ignore[index]
-    # nine of ten, less three standard errors
+    # 90 %, minus three standard errors
     assert right.float().mean() > 0.84
 
 

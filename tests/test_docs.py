@@ -1,4 +1,4 @@
-"""The documentation: its navigation, its links, and the reference that is written from the code."""
+"""The documentation: its navigation, its links, and the reference generated from the code."""
 
 from __future__ import annotations
 

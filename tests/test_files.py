@@ -55,7 +55,7 @@ def test_a_lock_that_is_held_is_refused_until_its_process_dies(
         pytest.fail("held by two")
     holder.kill()
     holder.communicate()
-    assert lock.is_file()  # left by the killed process, and no hindrance
+    assert lock.is_file()  # left by the killed process, without effect
     with locked(lock, "busy"):
         pass
     assert not lock.exists()

@@ -1,4 +1,4 @@
-"""What is said while something happens, and the log of it."""
+"""Progress messages and the log."""
 
 from __future__ import annotations
 
@@ -121,7 +121,7 @@ def test_a_run_is_never_silent_and_its_folder_has_the_log(
     ):
         assert any(re.fullmatch(pattern, line) for line in said), pattern
     logged = [line[21:] for line in (tmp_path / "logs" / "console.log").read_text().splitlines()]
-    # what to do next is of the command, not of the run
+    # the suggestion comes from the command, not from the run
     assert [*logged, said[-1]] == said and said[-1].startswith(f"next: gendd predict {tmp_path} ")
     assert main(["probe", str(tmp_path)]) == 0
     said = capsys.readouterr().err.splitlines()

@@ -18,7 +18,7 @@ ALONE = [word for word in TINY if word.startswith(("--student.", "--data.", "--t
 
 
 def told_next(capsys: Capture, *words: str) -> str:
-    """What the last line of a command that ends well says."""
+    """Return the last line of a command that succeeds."""
     capsys.readouterr()
     assert main(list(words)) == 0
     last = capsys.readouterr().err.splitlines()[-1]

@@ -40,7 +40,7 @@ class Net(nn.Sequential):
 
 
 class Net(nn.Module):
-    """Says nothing of its feature."""
+    """A network that does not expose its feature."""
 
     def __init__(self, width: int = 8, channels: int = 1, classes: int = 10) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ def test_a_module_for_other_images_or_classes_is_refused(tmp_path: Path) -> None
         distil(tmp_path / "run", teacher=made(classes=7), method="kd")
     with pytest.raises(UserError, match=r"student\.feature: expected a module before the classifier"):
         distil(tmp_path / "run", teacher=made(), student={"feature": "layer1"})
-    # what it was pretrained on is the past of a network that is given
+    # pretraining of a network passed in does not matter
     tuned = gendd.create_backbone("timm/test_resnet", 10, 1)
     assert tuned.pretrained_classes == 1000
     distil(tmp_path / "tuned", teacher=tuned, student="cifar/resnet8x0.25", method="kl")

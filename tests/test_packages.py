@@ -1,4 +1,4 @@
-"""What is published and how it is installed: wheel and sdist, the image, and what ``make`` sets up."""
+"""Packaging and installation: wheel and sdist, the container image, and the ``make`` setup."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def test_the_packages_are_well_formed(built: Path) -> None:
 def test_the_wheel_works_alone(built: Path, tmp_path: Path) -> None:
     venv.create(tmp_path / "venv", with_pip=True)
     python = tmp_path / "venv" / "bin" / "python"
-    # what gendd needs is that of the environment of the tests; gendd itself is the wheel
+    # dependencies come from the test environment; gendd itself is installed from the wheel
     home = Path(call(python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))").strip())
     needed = sysconfig.get_path("purelib")
     (home / "needed.pth").write_text(f"import site; site.addsitedir({needed!r})\n", encoding="utf-8")
@@ -84,7 +84,7 @@ def test_the_image_is_made_of_what_there_is(capsys: pytest.CaptureFixture[str]) 
     assert set(extras.split(",")) <= set(project["optional-dependencies"])
     copied = [name for step, value in steps if step == "COPY" for name in value.split()[:-1]]
     assert all((ROOT / name).exists() for name in copied)
-    # what the build reads of the project is there
+    # the files that the build reads are copied
     needed = [project["readme"], "LICENSE", "pyproject.toml", "src"]
     assert set(needed) <= set(copied)
     (entry,), (words,) = (json.loads(value) for step, value in steps if step in ("ENTRYPOINT", "CMD"))

@@ -1,7 +1,7 @@
-"""Every recipe runs: its true networks on images of the true layout, resolution and number of classes.
+"""Every recipe runs: its real networks on data of the real layout, resolution and number of classes.
 
-Two steps of each training, evaluation and a reload. Only the epochs, the numbers of images and steps and the
-steps of the sampler are less than the recipe's, and pretrained weights are random ones.
+Two steps of each training, evaluation and a reload. Only epochs, numbers of images and steps, and sampling
+steps are reduced, and pretrained weights are replaced by random ones.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ EXPERIMENTS = sorted(
     if not is_base(name) and name.split("/")[0] not in ("demo", "digits", "published")
 )
 EXPERIMENTS.remove("linear_probe")
-# run always: residual, wide and plain networks, λ below 0.9 and this project's defaults
+# always run: residual, wide and plain networks, λ below 0.9 and this project's defaults
 QUICK = {
     "cifar100/resnet56_resnet20",
     "cifar100/vgg13_mobilenetv2",
@@ -73,7 +73,7 @@ def few_tests(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def jpeg(number: int) -> bytes:
-    """A photograph's stand-in: smooth, in colour, not square."""
+    """A substitute for a photograph: smooth, in colour, not square."""
     rng = np.random.default_rng(number)
     coarse = Image.fromarray(rng.integers(0, 256, (4, 5, 3), np.uint8))
     content = io.BytesIO()
@@ -176,7 +176,7 @@ def shortened(config: RunConfig, data: dict[str, Any]) -> RunConfig:
     else:
         values["data"] |= {"train_images": BATCH * STEPS, "in_memory": False}
     for section in ("training", "teacher_training"):
-        # a warmup is shorter than its training
+        # the warmup has to be shorter than the training
         values[section] |= {"epochs": 1, "warmup_epochs": 0.0, "loggers": ["csv"], "progress": False}
         values[section]["stage1_epochs"] = min(1, values[section]["stage1_epochs"])
     values["readout"]["steps"] = STEPS

@@ -1,4 +1,4 @@
-"""The words of 'gendd distill' beside its dotted options."""
+"""Flags and positional arguments of 'gendd distill'."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_the_help_is_short_and_tells_where_the_rest_is(command: str, word: str, 
     assert {"--student", "--data", "--data.path", "--training.epochs", "--out", "--resume"} <= told
     assert ("--teacher" in told) == ("--baselines" in told) == (command == "distill")
     assert not any(option.startswith(("--teacher_training", "--gendd", "--readout")) for option in told)
-    # each is an option indeed
+    # each is an existing option
     assert main([command, "--help-all"]) == 0
     everything = capsys.readouterr().out
     assert all(f"  {option}" in everything for option in told) and len(everything.splitlines()) > 300
@@ -102,7 +102,7 @@ def test_the_images_may_be_the_path_of_a_folder(tmp_path: Path, monkeypatch: pyt
     for word in ("./digits", "photos", str(tmp_path / "digits")):
         data = parsed("--data", word, "--teacher=cifar/resnet20").data
         assert (data.name, data.path) == ("folder", word)
-    # what is called as a set is that
+    # the name of a data set takes precedence over a folder
     assert (parsed("--data", "digits").data.name, parsed("--data", "digits").data.path) == ("digits", None)
 
 
@@ -140,7 +140,7 @@ def test_a_shell_completes_commands_and_options(capsys: Capture, tmp_path: Path)
         ask += '_shtab_gendd gendd "${COMP_WORDS[COMP_CWORD]}" > /dev/null 2>&1; echo "${COMPREPLY[@]}"'
         done = subprocess.run(["bash", "-c", ask, "bash", *words], capture_output=True, text=True, check=True)
         assert done.stdout.split() == found
-    # the parsers of runs are as they were
+    # the parsers of runs are unaffected
     assert parsed("--training.epochs=3").training.epochs == 3
 
 

@@ -1,9 +1,9 @@
-"""The commands and snippets of README and docs, page by page, in a folder that has what they name.
+"""The commands and snippets of README and docs, page by page, in a folder with the files they name.
 
-Commands are parsed by the real parser and run, trainings that don't say how long on few images for an epoch.
-A comment before a fence tells what is not: ``<!-- slow: why -->`` is run by ``make test-slow``;
-``<!-- needs: what -->`` is parsed alone. A fence whose first line is ``# NAME.py`` or ``# NAME.yaml`` is that
-file.
+Commands are parsed by the real parser and run; trainings that don't set their length use few images and one
+epoch. A comment before a fence marks exceptions: ``<!-- slow: why -->`` is run by ``make test-slow``;
+``<!-- needs: what -->`` is only parsed. A fence whose first line is ``# NAME.py`` or ``# NAME.yaml`` is
+written to that file.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ PAGES = [
 ]
 MARKS = ("slow", "needs")
 _FENCE = re.compile(r"(?:^<!-- ([^>]*) -->\n)?^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-# what commands call once their words are parsed
+# library functions that commands call after parsing
 LIBRARY = {
     "gendd.run.execute": ("distill", "train"),
     "gendd.run.fill_cache": ("cache",),
@@ -101,7 +101,7 @@ def fences(page: Path) -> Iterator[Fence]:
 
 
 def command_lines(code: str) -> Iterator[list[str]]:
-    """The words of every command of a block, without comments and ellipses."""
+    """Yield the arguments of every command of a block, without comments and ellipses."""
     for line in code.replace("\\\n", " ").splitlines():
         words = [word for word in shlex.split(line, comments=True) if word != "…"]
         while "&&" in words:
@@ -116,7 +116,7 @@ class ParsedError(Exception):
 
 
 def parse(words: list[str]) -> None:
-    """Let the real parser read a command, which goes no further than its call of the library."""
+    """Parse a command with the real parser, stopping at its call of the library."""
     assert words[0] in COMMANDS, f"no command {words[0]!r}"
     reached = [name for name, commands in LIBRARY.items() if words[0] in commands]
     with pytest.MonkeyPatch.context() as patch:
@@ -138,14 +138,14 @@ def parse(words: list[str]) -> None:
 
 
 def run(words: list[str]) -> None:
-    """Run a command, a training on few images for an epoch unless it says for how long."""
+    """Run a command; a training uses few images and one epoch unless it sets its length."""
     if words[0] in ("distill", "train", "cache") and "--training.epochs" not in words:
         words = [*words, *SMALL, *([] if words[0] == "train" else SMALL_DISTILLED)]
     assert main(words) == 0, f"gendd {shlex.join(words)}"
 
 
 def other(words: list[str], runs: bool) -> None:
-    """A command of another program: what it names exists; of a Python file it is run."""
+    """Check a command of another program: the files it names exist; Python files are run."""
     if words[0] == "export":
         os.environ.update(word.split("=", 1) for word in words[1:])
     elif words[0] == "make":

@@ -1,4 +1,4 @@
-"""What a folder or file from someone else names is never run unasked."""
+"""Code named by someone else's folder or file is never run without consent."""
 
 from __future__ import annotations
 
@@ -42,13 +42,13 @@ def net(num_classes, in_channels):
 
 @pytest.fixture
 def marker(tmp_path: Path) -> Path:
-    """A file that code makes as soon as it runs."""
+    """A file that the code creates as soon as it runs."""
     return tmp_path / "was-run"
 
 
 @pytest.fixture
 def stranger(small_run: Path, tmp_path: Path, marker: Path) -> Path:
-    """A finished run whose student, method and teacher are of a Python file in its folder."""
+    """A finished run whose student, method and teacher come from a Python file in its folder."""
     run = tmp_path / "run"
     shutil.copytree(small_run, run)
     code = run / "net.py"
@@ -66,7 +66,7 @@ def refused(capsys: Capture, *words: str) -> str:
     capsys.readouterr()
     assert main(list(words)) == 2
     said = capsys.readouterr().err
-    # what was said before the mistake is not of it
+    # lines before the error don't belong to it
     return said.splitlines()[-1]
 
 
@@ -341,7 +341,7 @@ def test_an_image_that_pillow_would_give_to_another_program(tmp_path: Path) -> N
 
 def test_plain_values_are_no_code() -> None:
     check_code({"name": "cifar/resnet20", "path": "folder/of.py/images", "n": [1, None, "a.py"]}, "here")
-    assert DataConfig(path="pipe:cat a.tar").path is not None  # of the caller's own Python
+    assert DataConfig(path="pipe:cat a.tar").path is not None  # given in the caller's own Python code
 
 
 def test_nothing_of_slurm_s_is_written_or_gone_on_from(

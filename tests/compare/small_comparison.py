@@ -1,4 +1,4 @@
-"""A comparison small enough to be run in a test, and what of it can be compared."""
+"""A comparison small enough to run in a test, and helpers to compare results."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ SMALL: dict[str, Any] = {
 
 
 def small(**changes: Any) -> dict[str, Any]:
-    """The file with keys replaced; those of None are left out."""
+    """Return the file with keys replaced; keys set to None are removed."""
     return {key: value for key, value in copy.deepcopy(SMALL | changes).items() if value is not None}
 
 
 def steady(path: Path) -> list[dict[str, Any]]:
-    """The rows of a results file without what differs from one repetition to the next."""
+    """Read the rows of a results file without columns that differ between repetitions."""
     return [{key: value for key, value in row.items() if key not in VARYING} for row in read_rows(path)]
 
 
 def run_without_pages(file: dict[str, Any], out: str) -> None:
-    """Run a comparison in a process that a test kills; without reports, which take longer than the runs."""
+    """Run a comparison in a process to be killed, without reports, which take longer than the runs."""
     from gendd import report
     from gendd.compare import compare
 

@@ -1,4 +1,4 @@
-"""Comparisons that are run, failed, killed and gone on with."""
+"""Comparisons that run, fail, are killed and are resumed."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ def test_rates_are_chosen_by_validation_and_a_failing_method_is_a_row(
     assert len(best["curve"]) == 2 and max(best["curve"]) == best["validation"]
     assert best["parameters"] > 0 and best["multiply_adds"] > 0 and best["peak_memory_mb"] > 0
     assert "torch" in best["versions"] and best["machine"]
-    # kl saw the batches of kd: the teacher was not asked again
+    # kl had the same batches as kd, so the teacher did not compute them again
     (ledger,) = (folder / "cells").glob("kl-lr0.01-seed0-*/logs/teacher_seconds.txt")
     assert len(ledger.read_text().splitlines()) == 6
     before = {path: path.stat().st_mtime_ns for path in (folder / "cells").glob("k*/metrics.json")}
-    # the method is repaired: what failed is tried again, and nothing else
+    # after the method is fixed, only failed cells run again
     text = Path("own.py").read_text(encoding="utf-8")
     repaired = "return gendd.StepOutput(self.backbone(images)[1].square().mean(), self.backbone(images)[1])"
     Path("own.py").write_text(text.replace("raise RuntimeError('not\\nyet')", repaired), encoding="utf-8")
@@ -145,7 +145,7 @@ def test_committed_rows_are_not_run_again_and_others_are_kept(
         assert [row["method"] for row in dry.rows] == ["kd", "gendd"]
     more = compare(small(seeds=[0, 1]), tmp_path / "second", results=results, only=["kd"])
     assert [(row["method"], row["seed"]) for row in more.rows] == [("kd", 0), ("kd", 1), ("gendd", 0)]
-    # other settings: the old rows make way for the new ones as these come
+    # with other settings new rows replace the old ones as they finish
     changed = small(budget={"epochs": 2})
     other = compare(changed, tmp_path / "second", results=results, only=["kd"])
     assert [(row["method"], row["epochs"], row["chosen"]) for row in other.rows] == [
@@ -195,7 +195,7 @@ def test_a_budget_of_seconds_is_epochs_by_step_times_side_by_side(tmp_path: Path
     again = Measured(tmp_path / "measured.json", plan)
     again.measure(plan.groups, 2)
     assert again.step_seconds(gendd) == measured.step_seconds(gendd)
-    # elsewhere: from a committed row
+    # on another machine: from an existing row
     epochs = measured.epochs(kd)
     cell = plan.cell(kd, 0, 0.02, epochs)
     told = {"data": "", "pair": "", "method": "kd", "seed": 0, "rate": 0.02, "epochs": epochs, "error": None}
@@ -234,7 +234,7 @@ def test_a_cell_in_a_process_of_its_own_ends_as_one_in_this(tmp_path: Path) -> N
     assert not list((tmp_path / "apart" / "jobs").iterdir())
 
 
-# stands for the module that runs a cell: it tells what it was given, fails for one rate and dies for another
+# replaces the module that runs a cell: reports its input, fails for one rate and dies for another
 _WORKER = """
 import json, os, pathlib, signal, sys, time
 path = pathlib.Path(sys.argv[-1])
@@ -286,7 +286,7 @@ def test_ctrl_c_ends_the_processes(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         ):
             raise KeyboardInterrupt
 
-    # of that module alone: processes are waited for by sleeping too
+    # only in that module, as waiting for processes also uses sleep
     clock = SimpleNamespace(sleep=stopped, monotonic=time.monotonic)
     monkeypatch.setattr("gendd.compare.running.time", clock)
     with pytest.raises(KeyboardInterrupt):

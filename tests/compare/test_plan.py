@@ -1,4 +1,4 @@
-"""The file of a comparison: what it may say, and the cells it asks for."""
+"""The file of a comparison: its validation, and the resulting cells."""
 
 from __future__ import annotations
 

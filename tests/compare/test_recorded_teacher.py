@@ -1,4 +1,4 @@
-"""A recorded teacher answers as the teacher it records, once for each batch."""
+"""A recorded teacher answers like the original, computing each batch once."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_a_map_is_rounded_alike_when_it_is_computed_and_when_it_is_found(
 ) -> None:
     exact = teacher.with_map(images())
     recorded = RecordedTeacher(teacher, tmp_path)
-    # what was asked without a map is asked again for it, and has no part in what comes back
+    # an answer without a map is computed again with it, independently of the recorded one
     recorded(images())
     computed, found = recorded.with_map(images()), recorded.with_map(images())
     assert (recorded.computed, recorded.found) == (2, 1)
@@ -57,7 +57,7 @@ def test_a_map_is_rounded_alike_when_it_is_computed_and_when_it_is_found(
     assert torch.equal(computed[2], found[2])
     assert found[2].dtype == exact[2].dtype
     torch.testing.assert_close(found[2], exact[2], rtol=2**-11, atol=1e-7)
-    # those of stages begin with the map, and answer for it
+    # recorded stage maps include the map, and serve requests for it
     *_, last, stages = recorded.with_stages(images())
     exact_stages = teacher.with_stages(images())[3]
     again = recorded.with_stages(images())
@@ -67,7 +67,7 @@ def test_a_map_is_rounded_alike_when_it_is_computed_and_when_it_is_found(
         torch.testing.assert_close(first, exact_one, rtol=2**-11, atol=1e-7)
         assert torch.equal(first, second)
     assert (recorded.computed, recorded.found) == (3, 2)
-    # feature and logits of a batch asked for its map answer one without
+    # an answer with a map also serves requests without one
     fresh = RecordedTeacher(teacher, tmp_path)
     fresh(images())
     assert fresh.found == 1
@@ -118,15 +118,15 @@ def test_seconds_of_training_are_those_without_the_record(
     # start, pass from 2 to 3, end at 4: three seconds were spent where one would have been
     first(images())
     assert first.saved == 1 - 3
-    # found: start and end a second apart, in the place of the pass
+    # found on disk: start and end a second apart, instead of the pass
     second = RecordedTeacher(teacher, tmp_path, ledger=ledger)
     second(images(0))
     assert second.saved == 1 - 1
-    # the same batch again, as after an interruption: it counts once, by its last entry
+    # a batch repeated after an interruption counts once, by its last entry
     assert ledger_seconds(ledger) == 0.0
     first(images(1))
     assert ledger_seconds(ledger) == -2.0
-    # validation is not among the seconds of a training
+    # validation is not part of the training seconds
     with torch.no_grad():
         first(images(2))
     assert ledger_seconds(ledger) == -2.0

@@ -1,4 +1,4 @@
-"""What rows come to, against numbers computed by hand."""
+"""Summaries of rows against values computed by hand."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_means_spreads_and_paired_differences_are_those_by_hand() -> None:
         row("kd", 0, 70.0, test_linear=70.0, curve=[50.0, 60.0], monitor="val/linear", train_seconds=10.0),
         row("kd", 1, 72.0, test_linear=72.0, curve=[50.0, 62.0], monitor="val/linear", train_seconds=14.0),
         row("kd", 2, 71.0, test_linear=71.0, curve=[50.0, 61.0], monitor="val/linear", train_seconds=12.0),
-        # seed 1 is missing: the pairs are seeds 0 and 2
+        # seed 1 is missing, so the pairs are seeds 0 and 2
         row(
             "gendd",
             0,
@@ -74,12 +74,12 @@ def test_means_spreads_and_paired_differences_are_those_by_hand() -> None:
     assert (kd["linear"], kd["linear_sd"], kd["mean"], kd["mean_sd"]) == (71.0, 1.0, None, None)
     assert kd["difference"] is None and kd["pairs"] is None
     assert kd["train_seconds"] == 12.0
-    # its own last figure is reached by its last epoch
+    # its own final value is reached in its last epoch
     assert kd["seconds_to_reference"] == 12.0
     assert (gendd["test"], gendd["seeds"], gendd["errors"]) == (75.0, 2, 1)
     assert gendd["test_sd"] == pytest.approx(8**0.5)
     assert (gendd["pairs"], gendd["difference"]) == (2, 4.5)
-    # of two values a quarter of the resamples is one of them alone
+    # with two values a quarter of the resamples contain only one of them
     assert (gendd["difference_low"], gendd["difference_high"]) == (3.0, 6.0)
     # 12.7062 is the 97.5 % quantile of Student's t with one degree of freedom
     half = 12.7062 * (4.5 / 2**0.5) / 2**0.5 / 1.5

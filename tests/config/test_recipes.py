@@ -1,6 +1,6 @@
-"""Every recipe: what it says, that it resolves to the published settings, that its networks can be built.
+"""Every recipe: its content, that it resolves to the published settings, that its networks can be built.
 
-The tables below are written from the published settings, not from the recipes.
+The tables below were written from the published settings, not from the recipes.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from gendd.errors import UserError
 from gendd.models import create_backbone
 from gendd.recipes import is_base, recipe_path, recipes
 
-# stated whatever the defaults are: what a reader looks for first, and the sampler's figures
+# stated even if equal to the defaults: what readers look for first, and the sampler's settings
 STATED = {"method", "data.name", "data.validation", "readout.steps", "readout.num_samples"}
-# laid over others; holds every setting of the method, so that it outlasts changed defaults
+# applied on top of others; states every setting of the method, so that changed defaults don't affect it
 LAYER = "published"
-# laid over others too, whose settings it replaces
+# also applied on top of others, replacing their settings
 LAYERS = {LAYER, "linear_probe"}
 NAMES = sorted(name for name in recipes() if not is_base(name))
 BASES = sorted(set(recipes()) - set(NAMES))

@@ -1,4 +1,4 @@
-"""Changes of single images against the libraries they come from, under equal draws."""
+"""Single-image augmentations against their original libraries, with the same draws."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def generator(seed: int = 0) -> torch.Generator:
 
 
 def image(channels: int = 3, side: int = 24) -> Tensor:
-    # smooth, so that a blend shows in every pixel
+    # smooth, so that blending changes every pixel
     ramp = torch.linspace(20, 220, side)
     rows = torch.stack(
         [ramp[:, None].expand(side, side), ramp.expand(side, side), ramp.flip(0).expand(side, side)]
@@ -63,7 +63,7 @@ def test_color_jitter_blends_by_factors_in_its_range() -> None:
     flat = torch.full((3, 8, 8), 100, dtype=torch.uint8)
     values = []
     for seed in range(200):
-        # contrast and saturation leave an even gray alone: what is left is the brightness
+        # contrast and saturation don't change a uniform gray, so only brightness remains
         out = Appearance(color_jitter=0.4)(flat, generator(seed))
         assert out.unique().numel() == 1
         values.append(int(out[0, 0, 0]))
@@ -88,7 +88,7 @@ def test_erasing_replaces_one_rectangle_by_noise() -> None:
         changed = (out != 7).any(0)
         rows, columns = changed.any(1).nonzero().flatten(), changed.any(0).nonzero().flatten()
         box = changed[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        # noise of 7 in all three channels is as good as none
+        # the noise practically never equals 7 in all three channels
         assert box.float().mean() > 0.95
         areas.append(box.numel() / changed.numel())
         noise.append(out[:, changed].flatten())

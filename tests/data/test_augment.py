@@ -1,4 +1,4 @@
-"""Crops and flips against answers worked out by hand or by torchvision."""
+"""Crops and flips against results computed by hand or by torchvision."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_none_leaves_images_alone() -> None:
 
 @pytest.mark.parametrize("side, padding", [(4, 1), (8, 1), (28, 3), (32, 4)])
 def test_crop_pads_by_an_eighth_and_reaches_every_offset(side: int, padding: int) -> None:
-    # One lit pixel in the middle tells the offset.
+    # A single lit pixel in the middle reveals the offset.
     images = torch.zeros((2000, 1, side, side), dtype=torch.uint8)
     images[:, :, side // 2, side // 2] = 1
     seen = augment(images, "crop", _generator()).sum((0, 1)).nonzero()
@@ -98,7 +98,7 @@ def test_crop_pads_by_an_eighth_and_reaches_every_offset(side: int, padding: int
 
 @pytest.mark.parametrize("kind, expected", [("crop", 0.0), ("crop-flip", 0.5), ("resized-crop", 0.5)])
 def test_share_of_flips(kind: str, expected: float) -> None:
-    # Brightness grows to the right, so that the sign of its slope tells a flip.
+    # Brightness increases to the right, so the sign of its slope reveals a flip.
     images = (torch.arange(16) * 10 + 50).to(torch.uint8).expand(2000, 1, 16, 16)
     out = augment(images, kind, _generator()).float()[:, 0, 4:12]
     flipped = out[..., 5] > out[..., 9]
@@ -128,5 +128,5 @@ def test_one_box_is_that_of_many(shape: tuple[int, int]) -> None:
         one, many = _generator(seed), _generator(seed)
         box = draw_box(*shape, (0.08, 1.0), one)
         assert draw_boxes(1, *shape, (0.08, 1.0), many).tolist() == [[*box]]
-        # and leaves the generator as it was left
+        # and leaves the generator in the same state
         assert torch.equal(torch.rand(3, generator=one), torch.rand(3, generator=many))

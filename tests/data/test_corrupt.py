@@ -43,7 +43,7 @@ def _data(images: ImageSet, augment: str = "none") -> Data:
 
 
 def _shown(batches: list[Batch]) -> list[tuple[int, int]]:
-    """What a batch shows (the tens of its pixels) and says (its labels)."""
+    """The image numbers (tens of the pixels) and labels of a batch."""
     found = []
     for batch in batches:
         assert batch.labels is not None
@@ -95,7 +95,7 @@ def test_damaged_bytes_raise_nothing_else(tmp_path: Path) -> None:
 def test_evaluation_leaves_them_out(tmp_path: Path, workers: int, capsys: pytest.CaptureFixture[str]) -> None:
     images = _files(tmp_path, (0, 4, 5))
     wanted = [(number, number) for number in range(COUNT) if number not in (0, 4, 5)]
-    # the batch of 4 and 5 alone is none
+    # the batch of only 4 and 5 is left out
     batches = list(eval_loader(images, 2, workers=workers))
     assert [len(batch.images) for batch in batches] == [1, 2, 2, 2, 2]
     assert _shown(batches) == wanted

@@ -1,4 +1,4 @@
-"""How many images are validated and scored on."""
+"""Numbers of validation and scored images."""
 
 from __future__ import annotations
 

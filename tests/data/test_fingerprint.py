@@ -1,4 +1,4 @@
-"""What tells images from others: everything that changes what is trained on, and nothing else."""
+"""Fingerprints: they change with everything that affects training, and nothing else."""
 
 from __future__ import annotations
 

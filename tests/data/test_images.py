@@ -111,7 +111,7 @@ def test_a_crop_of_a_large_jpeg_has_the_pixels_it_becomes(
     monkeypatch.setattr(variation, "draw_box", whole)
     Variation("resized-crop", (area, 1.0), 0, 0).streamed(ImageSet(Files([str(path)]), None, 3, 32), 0, 0)
     assert given == [(side, side * 4 // 3)]
-    # of which the smallest crop is
+    # so that the smallest crop has enough pixels
     assert side * area**0.5 >= 32
 
 

@@ -176,7 +176,7 @@ def test_ranks_augment_differently() -> None:
 def test_more_processes_than_images() -> None:
     with pytest.raises(UserError, match="got 3 for 2") as caught:
         train_loader(_data(2), DataConfig(), seed=0, epoch=0, world_size=3)
-    # No key of the config decides this.
+    # No config key determines this.
     assert "training." not in str(caught.value)
 
 
@@ -230,7 +230,7 @@ def test_appearance_is_of_seed_epoch_and_image(tmp_path: Path, augment: str, cha
         ]
         return dict(rows)
 
-    # whatever batch an image is in, and whichever process it is given to
+    # independent of the batch and process an image is in
     alone = by_label(batches(batch_size=1))
     assert all(torch.equal(image, alone[label]) for label, image in by_label(first).items())
     shares = [train_loader(data, config, seed=0, epoch=0, rank=rank, world_size=2) for rank in range(2)]
@@ -246,7 +246,7 @@ def test_appearance_is_the_same_in_memory(augment: str) -> None:
     assert _equal(held, list(train_loader(data, replace(config, workers=2), seed=0, epoch=0)))
     pixels = (held[0].images * 255).round()
     assert pixels.shape == (8, 1, 8, 8) and not torch.equal(pixels[:, 0, 0, 0].long(), _of(held[0]))
-    # what is held is not written to, and evaluation sees it as it is
+    # images in memory are not modified, and evaluation sees the originals
     assert torch.equal(data.train.images(range(200))[:, 0, 3, 3], torch.arange(200, dtype=torch.uint8))
     shown = torch.cat([batch.images for batch in eval_loader(data.test, 50)])
     assert torch.equal((shown[:, 0, 0, 0] * 255).round().long(), torch.arange(200))

@@ -1,4 +1,4 @@
-"""Mixing against timm under equal draws, and against answers worked out by hand."""
+"""Mixing against timm with the same draws, and against results computed by hand."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def test_mixups_labels_weigh_as_its_images_do() -> None:
 
 
 def test_cutmixs_labels_weigh_by_area() -> None:
-    # image i is filled with i, so that what was pasted is counted
+    # image i is filled with i, so that pasted pixels can be counted
     images = torch.arange(4.0).view(4, 1, 1, 1).expand(4, 2, 10, 14).contiguous()
     for seed in range(20):
         out, soft = mixed(Mixing(4, cutmix=1.0), images, torch.arange(4), seed)

@@ -1,4 +1,4 @@
-"""Sets and pictures that are odd but readable: taken as what they are, or counted in one line."""
+"""Unusual but readable data sets and images: used as they are, or counted in one line."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def test_a_file_of_the_folders_names_tells_their_order(tmp_path: Path) -> None:
     for value, label in zip((0, 40, 80), (0, 1, 2), strict=True):  # folders 1, 2 and 10
         rows = (data.test.labels == label).nonzero().flatten().tolist()
         assert bool((data.test.images(rows) == value).all())
-    names.write_text("one\ntwo\nten\n", encoding="utf-8")  # names of their own, by number
+    names.write_text("one\ntwo\nten\n", encoding="utf-8")  # custom names, by number
     assert load_data(config).class_names == ["one", "two", "ten"]
 
 
@@ -119,7 +119,7 @@ def test_names_of_parquet_files_agree(tmp_path: Path) -> None:
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_pictures_are_upright_in_every_format(form: str, tmp_path: Path) -> None:
     image = Image.new("RGB", (16, 8), (0, 0, 0))
-    image.paste((255, 0, 0), (0, 0, 4, 4))  # the upper left corner of what the camera held turned
+    image.paste((255, 0, 0), (0, 0, 4, 4))  # the upper left corner as stored by the rotated camera
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned clockwise
     content = io.BytesIO()

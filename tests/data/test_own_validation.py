@@ -1,4 +1,4 @@
-"""Sets that bring validation images of their own, whatever the folders of their parts are called."""
+"""Data sets with their own validation images, with different folder names."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from gendd.config import DataConfig
 from gendd.data import Data, load_data
 
 Capture = pytest.CaptureFixture[str]
-# training, validation and test images of each class, of one gray value a part
+# training, validation and test images of each class, one gray value per part
 COUNTS = {"train": 5, "val": 3, "test": 2}
 VALUES = {"train": 40, "val": 80, "test": 120}
 
@@ -85,7 +85,7 @@ WRITERS = {"folder": write_folder, "parquet": write_parquet, "hf": write_hf, "we
 
 
 def parts(data: Data) -> list[tuple[int, list[int]]]:
-    """Of the validation and the test images their number and their gray values."""
+    """Number and gray values of the validation and the test images."""
     return [
         (len(part), sorted({int(value) for value in part.images(range(len(part)))[:, 0, 0, 0]}))
         for part in (data.val, data.test)
@@ -123,7 +123,7 @@ def test_without_test_images_they_are_the_test_images(kind: str, tmp_path: Path)
         del_split.save_to_disk(str(path))
     data = load_data(DataConfig(kind, str(path), image_size=8, validation=0.2))
     assert [count for count, _ in parts(data)] == [2, 6] and len(data.train) == 8
-    # beside test images from elsewhere they are for validation
+    # with separate test images they are used for validation
     suffix = {"folder": "test", "parquet": "test-0.parquet", "hf": "", "webdataset": "test-0.tar"}[kind]
     data = load_data(DataConfig(kind, str(path), test_path=str(other / suffix), image_size=8))
     assert parts(data) == [(6, [80, 81]), (4, [120, 121])]

@@ -1,4 +1,4 @@
-"""Images of which some have a label and others none: -1."""
+"""Partly labelled images; unknown labels are -1."""
 
 from __future__ import annotations
 
@@ -88,7 +88,7 @@ def test_the_labelled_images_alone_make_as_many_steps(tmp_path: Path) -> None:
     times = torch.bincount(alone.train.images(range(len(labels)))[:, 0, 0, 0].long())
     assert set(times.tolist()) == {0, len(labels) // (2 * KNOWN), len(labels) // (2 * KNOWN) + 1}
     assert (labels >= 0).all() and torch.bincount(labels).tolist() == [19, 19]
-    # drawn anew each time an image comes
+    # augmentation differs each time an image is repeated
     batches = [*train_loader(alone, DataConfig(batch_size=19, augment="crop"), seed=0, epoch=0)]
     assert [len(batch.images) for batch in batches] == [19, 19]
     assert alone.labelled_alone() is alone
@@ -103,7 +103,7 @@ def test_mixed_rows_sum_to_what_is_known() -> None:
     assert smooth[1].tolist() == [0, 0, 0]
     _, mixed = Mixing(3, mixup=1.0)(images, labels, torch.Generator().manual_seed(0))
     assert mixed is not None
-    # each meets its mirror: known with unknown, both ways
+    # each image is mixed with its counterpart: known with unknown labels and vice versa
     torch.testing.assert_close(mixed.sum(1) + mixed.sum(1).flip(0), torch.ones(4))
     assert 0 < mixed[0].sum() < 1
 
@@ -115,7 +115,7 @@ def test_the_demo_is_balanced_and_few_of_it_are_labelled() -> None:
     assert torch.bincount(found.test.labels).tolist() == [200] * 10
     images = found.train.take(torch.arange(found.train.count))
     assert isinstance(images, torch.Tensor) and images.shape == (6000, 1, 28, 28)
-    # one image is not another's tile: all differ, and of the same class they look alike
+    # tiles are cut correctly: all images differ, and those of a class are similar
     assert len(images.flatten(1).unique(dim=0)) > 5990
     first, last = images[0, 0].float(), images[-1, 0].float()
     assert first[:, :2].mean() < 128 and last.std() > 10

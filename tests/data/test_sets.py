@@ -254,7 +254,7 @@ def test_folder(tmp_path: Path, in_memory: bool | None) -> None:
     )
     assert data.class_names == ["ant", "bee"] and data.channels == 3 and data.augment == "resized-crop"
     assert data.val is not None and data.val.labels is not None and data.val.labels.tolist() == [0, 1]
-    # Crops are taken from the originals, which are larger, wherever the set is held.
+    # Crops are taken from the larger originals, wherever the set is stored.
     assert not data.train.in_memory and data.train.original(0).shape == (3, 12, 10)
     assert data.val.in_memory == data.test.in_memory == (in_memory is not False)
     assert isinstance(data.train.source, Held) == (in_memory is True)
@@ -288,7 +288,7 @@ def test_where_images_are_held_never_changes_training(tmp_path: Path) -> None:
 
 
 def test_folder_of_the_final_size_is_decoded_ahead(tmp_path: Path) -> None:
-    # Forty images, of which sixteen are looked at first: the odd one out (the second) is not among them.
+    # Forty images, of which sixteen are inspected first; the odd one (the second) is not among them.
     files = [tmp_path / "train" / f"{number:02}.png" for number in range(40)]
     (tmp_path / "train").mkdir()
     for file in files:
@@ -464,7 +464,7 @@ def test_folder_of_loose_images_beside_a_test_set(tmp_path: Path) -> None:
     data = load_data(replace(config, validation=0.25))
     assert not data.labelled and data.class_names == ["ant", "bee"] and data.tested_on == "test"
     assert data.test.labels is not None
-    # an unlabelled test set leaves the classes to the training images
+    # with an unlabelled test set the training images determine the classes
     config = replace(config, path=str(tmp_path / "other" / "train"), test_path=str(tmp_path / "all"))
     data = load_data(replace(config, validation=0.25))
     assert data.labelled and data.test.labels is None and len(data.test) == 4
@@ -475,7 +475,7 @@ def test_folder_of_loose_images_beside_a_test_set(tmp_path: Path) -> None:
 
 
 def test_a_set_of_gray_and_colour_images_is_in_colour(tmp_path: Path) -> None:
-    # forty images, of which sixteen are looked at first: the coloured one (the second) is not among them
+    # forty images, of which sixteen are inspected first; the coloured one (the second) is not among them
     (tmp_path / "a").mkdir()
     for number in range(40):
         (tmp_path / "a" / f"{number:02}.png").write_bytes(_picture(number))

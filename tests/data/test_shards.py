@@ -46,7 +46,7 @@ SHARDS, EACH, SIDE = 8, 12, 8
 
 
 def picture(value: int, kind: str = "PNG") -> bytes:
-    """An image filled with a value that is unlike that of any other of these sets."""
+    """An image filled with a value unique in these sets."""
     stream = io.BytesIO()
     Image.new("RGB", (SIDE, SIDE), (value % 256, value // 256, 7)).save(stream, kind)
     return stream.getvalue()
@@ -78,7 +78,7 @@ def labelled(number: int, label: bytes | None = None) -> list[tuple[str, bytes]]
 def write_shards(
     folder: Path, sample: Callable[[int], list[tuple[str, bytes]]] = captioned, counts: Sequence[int] = ()
 ) -> list[Path]:
-    """Shards whose images are numbered through."""
+    """Write shards whose images are numbered consecutively."""
     paths, first = [], 0
     for shard, count in enumerate(counts or [EACH] * SHARDS):
         files = [file for number in range(first, first + count) for file in sample(number)]
@@ -97,7 +97,7 @@ def write_classes(folder: Path, classes: int = 4) -> Path:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> dict[str, Any]:
-    """Of a set of 8 unlabelled shards beside a folder of classes; nothing held out."""
+    """Settings of a set of 8 unlabelled shards with a folder of classes for testing; nothing held out."""
     write_shards(tmp_path / "train")
     return {
         "name": "webdataset",
@@ -182,7 +182,7 @@ def test_the_order_is_that_of_seed_epoch_and_process_alone(settings: dict[str, A
     loader = train_loader(data, config, seed=0, epoch=0)
     first = list(loader)
     assert equal(first, list(loader))
-    # as of a run that goes on: nothing before counts, nor how many workers there are
+    # as in a resumed run: independent of earlier epochs and the number of workers
     assert equal(first, epoch_of(load_data(config), config))
     assert equal(first, epoch_of(data, replace(config, workers=2)))
     assert torch.equal(state, torch.random.get_rng_state())
@@ -255,7 +255,7 @@ def test_a_sample_is_of_whole_images_each_once(
     batches = list(sample_loader(train, 5, 30, workers))
     assert [len(batch.images) for batch in batches] == [5] * 6
     taken = seen(batches)
-    # of three shards of twelve, as they are
+    # from three shards of twelve images, not augmented
     assert len(set(taken)) == 30 and len({number // EACH for number in taken}) == 3
     labels = [batch.labels for batch in batches if batch.labels is not None]
     assert torch.cat(labels).tolist() == [number % 4 for number in taken]
@@ -294,7 +294,7 @@ def test_resampled_epochs_take_the_steps_asked_for(settings: dict[str, Any]) -> 
     assert len(counts) > 90 and max(counts.values()) > 6
     assert first != second and first != seen(epoch_of(data, config, epoch=1, world_size=2))
     assert equal(parts[1], epoch_of(data, replace(config, workers=2), rank=1, world_size=2))
-    # no stream is another's
+    # all streams differ
     starts = [seen(parts[0][step : step + 1]) for step in range(STREAMS)]
     assert len({tuple(start) for start in starts}) > STREAMS // 2
 
@@ -334,7 +334,7 @@ def test_validation_images_are_held_out_by_their_keys(settings: dict[str, Any], 
     held = numbers(data.val.images(range(len(data.val))))
     assert len(held) == 24 and len(data.train) == 72
     assert sorted(held + seen(epoch_of(data, config))) == list(range(96))
-    # wherever the shards are, and whatever is beside them
+    # independent of the location of the shards and of other shards
     write_shards(tmp_path / "elsewhere", counts=[EACH] * 4)
     fewer = load_data(replace(config, path=str(tmp_path / "elsewhere"), in_memory=False))
     assert fewer.val is not None and not isinstance(fewer.val.source, Held)
@@ -507,7 +507,7 @@ def test_a_cut_shard_costs_its_end(
     assert [len(each) for each in data.skipped if each.part == "training"] == [6]
     data.train.skipped.record(tmp_path / "skipped.txt")
     assert (tmp_path / "skipped.txt").read_text().startswith(f"training: '{cut}'")
-    # 24 to 29 are there, 30 to 35 are not
+    # 24 to 29 can be read, 30 to 35 can't
     assert sorted(seen(epoch_of(data, config))) == [*range(30), *range(36, 96)]
     assert capsys.readouterr().err == ""
     load_fails(replace(config, max_corrupt=0.05), "0.05", "about 6 of 96", "0002.tar", "data.max_corrupt")
@@ -580,7 +580,7 @@ def test_unreadable_validation_images(
     said = capsys.readouterr().err.splitlines()
     assert len(said) == len(val.skipped) == 5 and all("the validation images" in line for line in said)
     load_fails(replace(config, max_corrupt=0.05), "data.max_corrupt", "at most 4 of 86 validation images")
-    # read where they lie, they are met when they are used
+    # with images on disk they are found when used
     lying = load_data(replace(config, in_memory=False)).val
     assert lying is not None and len(lying) == 86
     assert sum(len(batch.images) for batch in eval_loader(lying, 8)) == 81 and len(lying.skipped) == 5
@@ -714,7 +714,7 @@ def test_distillation_without_labels(
 
     monkeypatch.setattr(GenDD, "forward", stopped)
     assert main(["distill", "--out", str(tmp_path / "stopped"), *words]) == 130
-    # with another number of workers it goes on in the same order
+    # with another number of workers it resumes in the same order
     assert main(["distill", "--out", str(tmp_path / "stopped"), *words, "--data.workers=0", "--resume"]) == 0
     first, second = (
         load_file(tmp_path / name / "student" / "model.safetensors") for name in ("whole", "stopped")
@@ -803,7 +803,7 @@ def test_features_alone_and_no_class_known(
     cosine = metrics["student"]["embedding"]["generated"]["cosine"]
     assert -1 <= cosine <= 1
     assert evaluate_run(tmp_path / "run")["generated"]["cosine"] == pytest.approx(cosine, abs=1e-3)
-    # with its classifier the teacher tells the classes
+    # the teacher's classifier determines the classes
     assert main(["distill", "--out", str(tmp_path / "four"), *words, "--gendd.refit=teacher"]) == 0
     student = Run.open(tmp_path / "four").student()
     assert student.num_classes("linear") == 4 and student.class_names() == ["0", "1", "2", "3"]

@@ -42,7 +42,7 @@ def test_random_split() -> None:
 
 @pytest.mark.parametrize(
     "classes, each, factor, total",
-    # CIFAR-10-LT and CIFAR-100-LT as Cui et al. 2019 and all after them count them
+    # sizes of CIFAR-10-LT and CIFAR-100-LT as in Cui et al. 2019 and later papers
     [(10, 5000, 100, 12406), (10, 5000, 10, 20431), (100, 500, 100, 10847), (100, 500, 10, 19573)],
 )
 def test_long_tail_has_the_published_counts(classes: int, each: int, factor: int, total: int) -> None:
@@ -57,7 +57,7 @@ def test_long_tail_has_the_published_counts(classes: int, each: int, factor: int
 def test_long_tail_of_few_and_of_missing_ones() -> None:
     labels = torch.tensor([0] * 2 + [1] * 8 + [3] * 8)
     kept = long_tail(labels, 4, 8, _generator())
-    # 8, 4, 2 and 1 of four classes, the first of which has but two and the third none
+    # 8, 4, 2 and 1 for four classes, but the first has only two items and the third none
     assert torch.bincount(labels[kept], minlength=4).tolist() == [2, 4, 0, 1]
     kept = long_tail(labels, 4, 1000, _generator())
     assert torch.bincount(labels[kept], minlength=4).tolist() == [2, 1, 0, 1]

@@ -1,4 +1,4 @@
-"""What tars hold, by their headers and as a stream."""
+"""The index of tars, from their headers and as a stream."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ MIXED = [
 
 
 def columns(contents: Contents) -> dict[str, object]:
-    """All but where the images lie."""
+    """Everything except the byte offsets."""
     found = {field.name: getattr(contents, field.name) for field in fields(contents)}
     found = {name: value for name, value in found.items() if name not in ("url", "starts", "offsets")}
     return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in found.items()}
@@ -89,7 +89,7 @@ def test_streamed_tars_hold_the_same(tmp_path: Path, kind: str) -> None:
     assert without_name(contents) == without_name(walked)
     assert set(contents.starts.tolist()) == {-1}
     if kind != "gz":
-        # a file is known by its name wherever it comes from
+        # a file is identified by its name, wherever it is
         assert contents.hashes.tolist() == walked.hashes.tolist()
     rows = torch.tensor([0, 1, 4])
     held = images_at([contents], rows)
@@ -176,7 +176,7 @@ def test_tars_are_found_by_directory_glob_and_braces(tmp_path: Path, monkeypatch
 )
 def test_remote(url: str, remote: bool) -> None:
     assert is_remote(url) is remote
-    # what a teacher is cached by; a URL is no file of this machine
+    # used in a teacher's cache key; a URL is not a local file
     assert (absolute(url) == url) is (remote or url.startswith("/"))
 
 

@@ -19,7 +19,7 @@ from gendd.student.generator import FeatureGenerator
 
 
 def moved(backbone: Backbone) -> Backbone:
-    """In eval mode, its norms far from the identity that they start as."""
+    """Return a network in eval mode, with norms far from their initial identity."""
     random = torch.Generator().manual_seed(0)
     for module in backbone.modules():
         if isinstance(module, _BatchNorm) and module.running_var is not None:
@@ -51,7 +51,7 @@ def images(side: int = 32) -> Tensor:
         ("timm/tf_efficientnet_lite0", 0),
         ("timm/mobilenetv3_small_050", 0),
         ("torchvision/mobilenet_v2", 0),
-        # its norms come first: those before an activation and a convolution stay
+        # its norms come before activation and convolution, and can't be folded
         ("timm/densenet121", 62),
     ],
 )
@@ -70,7 +70,7 @@ def test_norms_become_part_of_convolutions(name: str, left: int) -> None:
 
 
 class Net(nn.Module):
-    """Two convolutions and norms, and a classifier, to be called in some way."""
+    """Two convolutions and norms, and a classifier, called in different ways."""
 
     def __init__(self, way: Callable[[Net, Tensor], Tensor]) -> None:
         super().__init__()
@@ -153,7 +153,7 @@ def test_layers_that_are_more_than_they_seem_stay(change: Callable[[Net], None],
     net = Net(straight)
     backbone = moved(wrap(net, in_channels=3, input_size=8))
     change(net)
-    # the first norm's statistics of now: in training mode each call would move them
+    # with the first norm's current statistics, which each call in training mode would change
     expected = copy.deepcopy(backbone)(images(8))[1]
     assert fold_batch_norms(backbone) == folded
     torch.testing.assert_close(backbone(images(8))[1], expected)
@@ -169,7 +169,7 @@ def test_a_network_with_hooks_stays_and_they_are_not_called() -> None:
 
 
 def lying(net: Net, x: Tensor) -> Tensor:
-    # what a tracer passes is no tensor
+    # a tracer passes proxies, not tensors
     found: Tensor = net.norm(net.first(x).relu() if isinstance(x, Tensor) else net.first(x))
     return found
 
@@ -229,7 +229,7 @@ def test_a_network_that_cannot_be_copied_stays() -> None:
 
 
 def test_a_network_of_one_size_of_images_is_folded() -> None:
-    # of its own size nothing is known, and 32 and 64 are too small
+    # its input size is unknown, and 32 and 64 are too small
     backbone = moved(create_backbone("timm/inception_v3", 3))
     assert backbone.image_size is None
     assert fold_batch_norms(backbone) == 94 and norms(backbone) == 0

@@ -48,7 +48,7 @@ def test_a_deployed_sampler_is_the_student_s_with_its_noise_fixed(settings: dict
     whole = rgb_images()
     logits = deployed(whole)
     assert logits.shape == (3, 5)
-    # nothing random is left, and an image is the same alone and in a batch
+    # deterministic, and independent of the batch
     assert torch.equal(deployed(whole), logits)
     alone = torch.cat([deployed(whole[index : index + 1]) for index in range(3)])
     torch.testing.assert_close(alone, logits, rtol=0, atol=1e-4 * float(logits.abs().max()))
@@ -72,7 +72,7 @@ def test_a_copy_is_deployed() -> None:
 def test_only_what_the_readout_needs_is_deployed() -> None:
     student = make_student()
     linear = deploy(student, "linear")
-    # of a norm's scale and shift, a convolution's bias is left
+    # of a norm's scale and shift only a convolution's bias remains
     norms = [module for module in student.backbone.modules() if isinstance(module, nn.BatchNorm2d)]
     scales = sum(norm.num_features for norm in norms)
     assert count_parameters(linear) == count_parameters(student.backbone) - scales
@@ -101,7 +101,7 @@ def test_noise_is_given_or_drawn() -> None:
 def test_a_deployed_sampler_can_be_traced(settings: dict[str, Any]) -> None:
     config = ReadoutConfig("sample", steps=2, num_samples=2, **settings)
     student = make_student(readout=config)
-    # what eager code keeps for later must not be of the trace
+    # tensors cached by eager code must not come from the trace
     _frequencies.cache_clear()
     deployed = deploy(student)
     batch = torch.export.Dim("batch")

@@ -21,7 +21,7 @@ REAL = huggingface_hub.HfApi
 
 
 class Hub:
-    """What HfApi was asked, by the signatures of the installed one, and what it was given."""
+    """Records the calls of HfApi, checked against the installed signatures, and the uploaded files."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

@@ -1,4 +1,4 @@
-"""What a saved student says of image files."""
+"""Classify image files with a saved student."""
 
 from __future__ import annotations
 

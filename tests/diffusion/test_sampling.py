@@ -132,12 +132,12 @@ def test_dpm_solver_takes_the_steps_of_diffusers(prediction: Prediction, steps: 
         algorithm_type="dpmsolver++",
         solver_order=2,
         final_sigmas_type="zero",
-        # a noise schedule of β near 1 would be cut off
+        # otherwise a noise schedule with β near 1 would be truncated
         lambda_min_clipped=-math.inf,
     )
     schedule = Schedule(theirs.betas).respace(steps)
     theirs.set_timesteps(steps)
-    # their spacing is another: give it ours
+    # diffusers spaces time steps differently, so set ours
     kept = schedule.timesteps.flip(0)
     theirs.timesteps = kept
     marginals = schedule.alphas_cumprod.flip(0)
@@ -258,7 +258,7 @@ def test_given_noise_is_used_noisiest_step_first(sampler: Sampler) -> None:
     )
     given = sampler(denoise, start(), schedule, **noise(sampler, 1.0), step_noise=drawn)
     assert torch.equal(given, expected)
-    # the last step takes none: an entry for it may be there, and is not used
+    # the last step uses no noise; an entry for it is ignored
     stacked = torch.stack([*drawn, torch.full((6, 4), math.nan, dtype=torch.float64)])
     longer = sampler(denoise, start(), schedule, **noise(sampler, 1.0), step_noise=stacked)
     assert torch.equal(longer, expected)

@@ -160,7 +160,7 @@ def test_one_step_has_every_coefficient() -> None:
     assert one.timesteps.tolist() == [19]
     tables = {name: table for name, table in vars(one).items() if isinstance(table, torch.Tensor)}
     assert {len(table) for table in tables.values()} == {1}
-    # nothing comes before it: the variance is 0, its clipped logarithm that of β
+    # the first step's variance is 0, and its clipped logarithm that of β
     assert one.posterior_variance.item() == 0
     assert one.posterior_log_variance_clipped.exp().item() == pytest.approx(one.betas.item())
 

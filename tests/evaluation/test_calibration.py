@@ -17,7 +17,7 @@ from gendd.evaluation.calibration import auroc, calibration, fpr
 def test_calibration_by_hand() -> None:
     probabilities = torch.tensor([[0.8, 0.2], [0.8, 0.2], [0.4, 0.6], [0.5, 0.5]])
     found = calibration(probabilities, torch.tensor([0, 1, 1, 0]))
-    # confidences 0.8 (half of them right), 0.6 and 0.5 (both right) are of three bins
+    # confidences 0.8 (half of them correct), 0.6 and 0.5 (both correct) fall into three bins
     assert found.ece == pytest.approx((2 * 0.3 + 0.4 + 0.5) / 4)
     assert found.nll == pytest.approx(-(math.log(0.8) + math.log(0.2) + math.log(0.6) + math.log(0.5)) / 4)
     assert found.brier == pytest.approx((0.08 + 1.28 + 0.32 + 0.5) / 4)
@@ -107,7 +107,7 @@ def test_detection_of_sets_apart_and_of_one_score_for_all() -> None:
     assert (auroc(high, low), fpr(high, low)) == (1, 0)
     assert (auroc(low, high), fpr(low, high)) == (0, 1)
     assert (auroc(torch.zeros(5), torch.zeros(4)), fpr(torch.zeros(5), torch.zeros(4))) == (0.5, 1)
-    # 19 of 20 are 95 %: the lowest, below all outside, is given up
+    # 19 of 20 are 95 %: the lowest, below all out-of-distribution scores, is not counted
     inside = torch.cat([torch.tensor([-1.0]), high[1:]])
     assert fpr(inside, low) == 0 and fpr(inside[:10], low) == 1
     assert auroc(high, low.double()) == 1

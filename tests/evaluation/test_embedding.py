@@ -68,7 +68,7 @@ def test_scores_are_those_of_the_features(data: Data) -> None:
 def test_the_teacher_s_own_feature_has_cosine_one(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = gendd.Student(flat(16, 1), FeatureGenerator(16, 16, GenDDConfig(token_width=8)), linear=False)
     assert whole.generator is not None
-    # one that generates what conditions it
+    # a generator that returns its condition
     monkeypatch.setattr(whole.generator, "condition", lambda features: features)
     monkeypatch.setattr(whole.generator, "mean", lambda condition: condition)
     teacher = Frozen(flat(16, 1, classifier=False))

@@ -47,7 +47,7 @@ def reader(classes: int, weight: Tensor) -> Backbone:
 
 
 def images(classes: list[int], labels: list[int] | None) -> ImageSet:
-    """Images of one lit pixel: the pixel says which class ``reader`` with an identity tells."""
+    """Images with one lit pixel, whose position is the class predicted by ``reader`` with an identity."""
     pixels = torch.zeros(len(classes), 16, dtype=torch.uint8)
     pixels[range(len(classes)), classes] = 255
     target = None if labels is None else torch.tensor(labels)
@@ -67,7 +67,7 @@ def test_accuracies_are_counts() -> None:
 
 
 def test_top5_counts_the_first_five() -> None:
-    # whatever the image, class 0 comes first, then 1, 2, …
+    # for every image class 0 ranks first, then 1, 2, …
     weight = torch.arange(7.0).flip(0)[:, None].expand(7, 16)
     student = gendd.Student(reader(7, weight)).eval()
     scores = evaluate(student, images([3] * 4, [0, 4, 5, 6]))["linear"]
@@ -122,7 +122,7 @@ def test_corrupt_images_are_in_no_figure(tmp_path: Path) -> None:
     teacher = Frozen(reader(3, torch.eye(3, 16)[[0, 2, 1]]))
     shots = Shots(torch.tensor([200, 50, 5]))
     scores = evaluate(student, some, teacher=teacher, shots=shots, workers=0)["linear"]
-    # right are the first and the third of three; the teacher says otherwise of the last two
+    # of three images the first and third are correct; the teacher disagrees on the last two
     assert scores.images == 3 and len(some.skipped) == 1
     assert scores.top1 == pytest.approx(200 / 3) and scores.agreement == pytest.approx(100 / 3)
     assert scores.as_dict()["groups"] == {
@@ -162,7 +162,7 @@ def test_scores_are_rounded_to_two_decimals() -> None:
 def test_the_cheapest_readout_near_the_best_is_picked(
     top1: dict[ReadoutName, float | None], picked: ReadoutName
 ) -> None:
-    # whatever the order they come in, and whatever the other figure says
+    # independent of the order, and of the other metric
     scores = {name: Scores(value, None, 50.0, None) for name, value in reversed(top1.items())}
     pick = pick_readout(scores, "top1")
     assert pick.name == picked

@@ -79,7 +79,7 @@ def test_soft_targets_of_a_classifier_give_it_back() -> None:
     came = fit_classifier(features, targets, l2=0.0, max_iterations=500)
     torch.testing.assert_close(came[0], weight, atol=1e-5, rtol=0)
     torch.testing.assert_close(came[1], bias, atol=1e-5, rtol=0)
-    # at the solution there is nothing to do
+    # starting from the solution changes nothing
     again = fit_classifier(features, targets, l2=0.0, max_iterations=1, start=came)
     torch.testing.assert_close(again[0], came[0], atol=1e-6, rtol=0)
 
@@ -162,7 +162,7 @@ def test_of_equals_the_stronger_penalty() -> None:
 
 @pytest.mark.parametrize("soft, part", [(False, 134), (True, 100)])
 def test_rows_too_many_to_hold_all_count(soft: bool, part: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A part of the rows shows the way, and the fit is that of all of them."""
+    """The fit starts on a subset of the rows, and ends as the fit of all of them."""
     features, labels = digits(600)
     train, held = slice(0, 400), slice(400, 600)
     targets = F.one_hot(labels, 10).double() if soft else labels

@@ -38,11 +38,11 @@ def test_the_better_readout_stays(target: str, labels: bool, data: Data) -> None
     assert (refit.target, refit.trained) == (target, round(100 * before, 2))
     assert refit.judged_by == ("labels" if labels else "teacher")
     assert (refit.images, refit.held_images) == (300, len(data.val))
-    if target == "mean":  # what an untrained generator says has little to do with the teacher
+    if target == "mean":  # an untrained generator's predictions have little to do with the teacher's
         assert round(100 * after, 2) == max(refit.trained, refit.refitted)
         return
     assert refit.kept == "refitted" and refit.refitted == round(100 * after, 2) > 80
-    # again there is nothing better
+    # a second fit finds nothing better
     again = refit_linear(whole, teacher, data, target, labels=labels)  # type: ignore[arg-type]
     assert again.kept == "trained" and again.trained == again.refitted == refit.refitted
 
@@ -81,7 +81,7 @@ def test_too_few_images_to_hold_some_out_are_refused(data: Data) -> None:
 
 
 def test_all_images_are_fitted_to_however_many(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows that are too many to hold come from files, and give what they give in memory."""
+    """Rows that don't fit in memory are read from files, with the same result."""
     teacher = Frozen(flat(16, 1))
     for target, labels, val in (("labels", True, data.val), ("teacher", False, None)):
         found = []
@@ -133,7 +133,7 @@ def test_a_student_without_a_linear_readout_gets_one(data: Data) -> None:
     assert (refit.trained, refit.kept) == (None, "refitted") and refit.refitted > 80
     assert whole.readouts == ("linear",) and whole.readout == "linear"
     assert str(refit).startswith("linear readout: none before, fitted anew to labels of 300 images ")
-    # one that reads what is generated keeps its choice
+    # a student that reads generated features keeps its readout
     other = student(classifier=True, linear=False)
     refit_linear(other, None, data, "mean", labels=False)
     assert other.readouts == ("linear", "mean", "sample") and other.readout == "mean"
@@ -174,7 +174,7 @@ def test_training_images_are_framed_as_those_of_the_test() -> None:
 
 
 def test_features_in_bf16_give_the_same_readout(data: Data) -> None:
-    """Autocast moves the rows that are fitted to, and nothing that decides."""
+    """Autocast changes the features of the fit slightly, but not its result."""
     exact, coarse = student(), student()
     wanted = refit_linear(exact, None, data, "labels", labels=True)
     came = refit_linear(coarse, None, data, "labels", labels=True, dtype=torch.bfloat16)

@@ -176,7 +176,7 @@ def test_pretraining_trains_backbone_and_map_and_leaves_the_classifier() -> None
     after = method.state_dict()
     for key in ("backbone.net.conv1.weight", "projection.weight", "projection.bias"):
         assert not torch.equal(after[key], before[key]), key
-    # the student's own classifier takes no part
+    # the student's own classifier is not trained
     assert torch.equal(after["backbone.net.fc.weight"], before["backbone.net.fc.weight"])
 
 

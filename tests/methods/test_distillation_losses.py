@@ -66,7 +66,7 @@ def draw(*shape: int, seed: int) -> Tensor:
 
 
 def outputs(teacher_grid: int = 4) -> tuple[Outputs, Outputs]:
-    """What a student and a teacher might give for 6 images."""
+    """Example outputs of a student and a teacher for 6 images."""
     student = Outputs(draw(6, WIDTH, seed=1), draw(6, CLASSES, seed=2), draw(6, WIDTH, 4, 4, seed=3))
     grid = (teacher_grid, teacher_grid)
     taught = draw(6, TEACHER_WIDTH, seed=4), draw(6, CLASSES, seed=5), draw(6, TEACHER_WIDTH, *grid, seed=6)
@@ -211,7 +211,7 @@ def test_a_distance_is_its_formula(
     assert wanted > 1e-3
     found = method.distance(student, teacher, target, None)
     np.testing.assert_allclose(found.item(), wanted, rtol=1e-4)
-    # of tensors in another type, and where matrices are multiplied in it, as in training
+    # with tensors of another dtype, and with matrix products in it, as in training
     with torch.autocast("cpu", torch.bfloat16):
         np.testing.assert_allclose(
             method.distance(student, teacher, target, None).item(),
@@ -221,7 +221,7 @@ def test_a_distance_is_its_formula(
 
 
 def mgd(method: Distilled, student: Tensor, teacher: Tensor, kept: Tensor) -> Tensor:
-    """The squared error for maps of one grid; weight left out."""
+    """The squared error for maps of the same grid, without the weight."""
     weights = {key: value.detach() for key, value in method.named_parameters() if "backbone" not in key}
     aligned = torch.einsum("bchw,dc->bdhw", student, weights["align.weight"][:, :, 0, 0])
     x = (aligned + weights["align.bias"][:, None, None]) * kept
@@ -278,14 +278,14 @@ def test_sp_takes_features_where_there_is_no_map() -> None:
 
 def test_numbers_worked_out_by_hand() -> None:
     nothing = torch.zeros(2, 1)
-    # one class turned round, images [p, q] and [q, p]: correlation -1 in every row and column
+    # classes swapped, images [p, q] and [q, p]: correlation -1 in every row and column
     turned = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     settings = {"temperature": 1.0, "beta": 1.0, "gamma": 3.0}
     found = built(DIST, **settings).distance(
         Outputs(nothing, turned), Outputs(nothing, turned.flip(0)), None, None
     )
     torch.testing.assert_close(found, torch.tensor(2.0 + 3 * 2.0))
-    # two classes: nothing to tell among the others; the target has 1/5, and 1/2 of the student
+    # with two classes the non-target part vanishes; the target class has 1/5, and 1/2 for the student
     student, teacher = torch.tensor([[0.0, 0.0]]), torch.tensor([[1.0, 4.0]]).log()
     found = built(DKD, temperature=1.0, alpha=2.0).distance(
         Outputs(nothing, student), Outputs(nothing, teacher), torch.tensor([0]), None
@@ -294,13 +294,13 @@ def test_numbers_worked_out_by_hand() -> None:
     torch.testing.assert_close(
         found, torch.tensor(2 * (p * np.log(2 * p) + (1 - p) * np.log(2 * (1 - p)))).float()
     )
-    # two images at right angles for the student, one for the teacher: rows (1, 0), (0, 1) and (1, 1)/√2
+    # orthogonal images for the student, equal ones for the teacher: rows (1, 0), (0, 1) and (1, 1)/√2
     student_map, teacher_map = torch.eye(2)[:, :, None, None], torch.ones(2, 1, 1, 1)
     found = built(SP, weight=1.0).distance(
         Outputs(nothing, nothing, student_map), Outputs(nothing, nothing, teacher_map), None, None
     )
     torch.testing.assert_close(found, torch.tensor(2 * ((1 - 0.5**0.5) ** 2 + 0.5) / 4))
-    # the same direction, and one at right angles
+    # the same direction, and an orthogonal one
     method = built(FeatureCosine)
     with torch.no_grad():
         method.get_parameter("projector.bias").zero_()

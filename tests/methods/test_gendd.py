@@ -21,7 +21,7 @@ from gendd.methods._moments import Moments
 from gendd.models import Backbone, Frozen, create_backbone
 
 CLASSES = 4
-# a gradient reaches the student from the first step on, and every part of the loss is there
+# settings where gradients reach the student from the first step, with every part of the loss
 TINY: dict[str, Any] = {
     "token_width": 16,
     "repeats": 2,
@@ -54,7 +54,7 @@ def teacher_of(method: GenDD) -> Frozen:
 
 @dataclass
 class Rows:
-    """What entered the head's loss."""
+    """Records the inputs of the head's loss."""
 
     targets: Tensor
     condition: Tensor
@@ -124,7 +124,7 @@ def test_a_deepcopy_computes_the_same_and_shares_the_teacher_alone() -> None:
     assert torch.equal(
         twin(images(), labels(), generator=seeded()).loss, method(images(), labels(), generator=seeded()).loss
     )
-    assert twin.teacher is method.teacher  # frozen, and as large as it likes
+    assert twin.teacher is method.teacher  # shared, as it is frozen and may be large
     with torch.no_grad():
         twin.backbone.classifier.weight.zero_()
     assert method.backbone.classifier.weight.abs().sum() > 0
@@ -342,13 +342,13 @@ def test_what_labels_need_of_the_teacher_is_said_at_once(
     with pytest.raises(UserError) as caught:
         taught(teacher, **settings)
     assert str(caught.value) == message
-    # where no labels come nothing is wrong
+    # without labels there is no error
     assert taught(teacher, False, **settings)(images()).loss.isfinite()
 
 
 def test_a_teacher_without_a_classifier_and_no_labels() -> None:
     method = taught(embedding(), False)
-    out = method(images(), labels(), generator=seeded())  # which it does not look at
+    out = method(images(), labels(), generator=seeded())  # labels are ignored
     assert list(out.parts) == ["diffusion"]
     assert torch.equal(out.loss, method(images(), None, generator=seeded()).loss)
     feature, logits = teacher_of(method)(images())
@@ -399,7 +399,7 @@ def test_the_nearest_class_mean_reads_in_place_of_a_classifier(
 
 
 def test_the_means_that_read_are_moved_as_the_features_are() -> None:
-    """Scaled centres are no means: what is generated of class c has mean (1-λ) μ_c + λ c_c."""
+    """Scaled centres are not means: generated features of class c have mean (1-λ) μ_c + λ c_c."""
     torch.manual_seed(1)
     plain = taught(embedding(), centres="means", contraction=0.4)
     matched = taught(teacher_of(plain).backbone, centres="means", contraction=0.4, centre_scale="match")
@@ -545,7 +545,7 @@ class Batched:
 
 
 def prepared(**settings: Any) -> tuple[GenDD, np.ndarray]:
-    """A method that has seen 24 images in three batches of both forms, and its teacher's features."""
+    """A method prepared on 24 images in three batches of both forms, and its teacher's features."""
     method = build(**{"standardise": True, **settings})
     every = images(24, seed=5)
     method.prepare(
@@ -717,7 +717,7 @@ def test_prepare_takes_no_more_batches_than_it_needs(monkeypatch: pytest.MonkeyP
     build(standardise=True).prepare(batches())
     assert taken == [0, 1, 2]
     taken.clear()
-    build(centres="means").prepare(batches())  # a mean is of all images of its class
+    build(centres="means").prepare(batches())  # a class mean is over all images of the class
     assert taken == [0, 1, 2, 3, 4]
 
 

@@ -1,4 +1,4 @@
-"""Dense supervision: what GenDD and SimKD regress of maps, and the students they deploy."""
+"""Dense supervision: regression of feature maps in GenDD and SimKD, and the deployed students."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ def test_projecting_leaves_the_network_whole_and_shares_its_weights() -> None:
     torch.testing.assert_close(backbone(images(6))[1], before, rtol=0, atol=0)
     names = dict(projected.named_parameters())
     assert names["net.body.net.conv1.weight"] is dict(backbone.named_parameters())["net.conv1.weight"]
-    assert not [name for name in names if name.startswith("net.body.net.fc")]  # nothing that is not used
+    assert not [name for name in names if name.startswith("net.body.net.fc")]  # no unused parameters
 
 
 def test_a_projected_student_is_saved_and_loaded(tmp_path: Path) -> None:
     student = gendd.Student(project(network(), 12, 8, CLASSES, rectified=False)).eval()
     student.save(tmp_path)
     torch.testing.assert_close(gendd.load(tmp_path)(images(6)), student(images(6)), rtol=0, atol=0)
-    again = gendd.load(tmp_path, backbone=network())  # its network made in Python
+    again = gendd.load(tmp_path, backbone=network())  # its network is built in Python
     torch.testing.assert_close(again(images(6)), student(images(6)), rtol=0, atol=0)
 
 
@@ -222,7 +222,7 @@ def test_labels_reach_the_student_by_themselves_where_the_teacher_lacks_the_clas
     assert not distiller()._for_probe(feature, labels).requires_grad
     other = GenDD(network(), network("cifar/resnet8", 9), **{**SMALL, "contraction": 0.0})
     assert other._for_probe(feature, labels).requires_grad
-    assert not other._for_probe(feature, None).requires_grad  # what is not seen teaches nothing
+    assert not other._for_probe(feature, None).requires_grad  # no gradient without labels
 
 
 # --- the student ---

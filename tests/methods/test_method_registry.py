@@ -1,4 +1,4 @@
-"""Every method by its name: those that come with gendd, and those in a file of the user's."""
+"""Every method by name: those that come with gendd, and those in a user's file."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Mine(gendd.Method):
 
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch: pytest.MonkeyPatch) -> None:
-    """No test leaves methods of its own behind."""
+    """Unregister the methods that a test registers."""
     monkeypatch.setattr(registry, "_OWN", {})
 
 

@@ -32,7 +32,7 @@ def test_the_gradient_of_contracted_targets_is_that_of_two_tasks(
     centres = torch.randn(CLASSES, WIDTH, generator=random, dtype=torch.float64)
     condition = torch.randn(ROWS, 6, generator=random, dtype=torch.float64)
     x_t = torch.randn(ROWS, WIDTH, generator=random, dtype=torch.float64)
-    # t = 0 leaves the noise all but undetermined by a fixed input
+    # at t near 0 a fixed input barely determines the noise
     t = torch.randint(50, 1000, (ROWS,), generator=random)
     token = torch.zeros(ROWS, dtype=torch.int64)
 
@@ -40,7 +40,7 @@ def test_the_gradient_of_contracted_targets_is_that_of_two_tasks(
         schedule = network.schedule
         signal = schedule.at("sqrt_alphas_cumprod", t).double()
         sigma = schedule.at("sqrt_one_minus_alphas_cumprod", t).double()
-        noise = (x_t - signal * target) / sigma  # the noise that makes this input of this target
+        noise = (x_t - signal * target) / sigma  # the noise that leads from this target to this input
         output = network.head(x_t, t, condition, token)
         channels = target.shape[-1]
         assert output.shape[-1] == channels

@@ -1,4 +1,4 @@
-"""What methods make of labels that are unknown: -1."""
+"""Methods with unknown labels, -1."""
 
 from __future__ import annotations
 

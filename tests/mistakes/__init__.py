@@ -1,4 +1,4 @@
-"""Mistakes of a user, by kind; each must cost one line and exit code 2, and nothing that was written."""
+"""User errors, by kind; each must print one line, exit with code 2, and leave existing files unchanged."""
 
 from __future__ import annotations
 
@@ -9,5 +9,5 @@ __all__ = ["Case", "Made", "Place", "cases"]
 
 
 def cases() -> list[Case]:
-    """All mistakes there are."""
+    """All user errors."""
     return [case for each in (settings, paths, images, networks, folders, commands) for case in each.cases()]

@@ -1,4 +1,4 @@
-"""A mistake of a user, and the place it is made in."""
+"""A user error, and the folder it occurs in."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-# words of the command line, or a call of the library
+# command-line arguments, or a call of the library
 Made = list[str] | Callable[[], object]
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a mistake is made.
+    """Environment of a user error.
 
     Attributes:
-        folder: Its own, empty.
+        folder: An empty folder of its own.
         run: A finished run, which is read only.
         images: A folder of images with train/ and test/, of two classes, which is read only.
         out: A finished run that must stay as it is.
@@ -35,7 +35,7 @@ class Place:
         return str(file)
 
     def copy(self, of: Path, name: str = "copy") -> Path:
-        """A copy of a folder, to be spoiled."""
+        """A copy of a folder, to be damaged."""
         return Path(shutil.copytree(of, self.folder / name))
 
     def distill(self, *words: str, command: str = "distill") -> list[str]:
@@ -45,14 +45,14 @@ class Place:
 
 @dataclass(frozen=True)
 class Case:
-    """A mistake.
+    """A user error.
 
     Attributes:
-        kind: What it is one of.
-        name: It alone.
-        make: Makes it, and gives what is called.
-        quick: Whether it is one of the short test.
-        unprivileged: Whether it is none for root.
+        kind: Its group.
+        name: Its name within the group.
+        make: Sets it up, and returns the call.
+        quick: Whether it is part of the short test.
+        unprivileged: Whether it is not an error for root.
     """
 
     kind: str

@@ -1,4 +1,4 @@
-"""Words that a command does not take, and comparisons that can't be."""
+"""Invalid arguments of commands, and invalid comparisons."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import yaml
 
 from mistakes.case import Case, Made, Place
 
-# RUN, IMAGES and OUT stand for those of the place
+# RUN, IMAGES and OUT are replaced by those of the place
 _WORDS = [
     "nothing",
     "distil",

@@ -1,4 +1,4 @@
-"""Finished runs and students that were cut, garbled or edited."""
+"""Finished runs and students that were truncated, corrupted or edited."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COMMANDS: dict[str, Callable[[Place, str], list[str]]] = {
 }
 _STUDENT, _CONFIG, _METRICS = "student/config.json", "config.yaml", "metrics.json"
 _WEIGHTS = "student/model.safetensors"
-# which commands read a file of it
+# the commands that read each file
 _READERS = {
     _STUDENT: ("predict", "evaluate", "export", "probe", "--student", "--teacher"),
     _WEIGHTS: ("predict", "evaluate", "export", "probe", "--student", "--teacher", "--student.weights"),
@@ -45,7 +45,7 @@ _SPOILED: dict[str, Callable[[bytes], bytes | None]] = {
     "deep": lambda _: b"[" * 5000,
 }
 
-# values that are no good by the dotted place in the student's config.json
+# invalid values, by dotted key in the student's config.json
 _FIELDS: dict[str, list[Any]] = {
     "format": [None, 2, "1", [1]],
     "backbone": [None, "cifar/resnet8", [], {}],
@@ -131,7 +131,7 @@ def _lacking(place: Place) -> str:
 
 
 def _configured(dotted: str, value: Any) -> Callable[[Place], str]:
-    """A copy whose config.yaml says something that is no more, or never was."""
+    """A copy whose config.yaml names something that no longer exists, or never did."""
 
     def make(place: Place) -> str:
         run = place.copy(place.run)

@@ -1,4 +1,4 @@
-"""Images and sets of them that nothing can be learned from."""
+"""Images and data sets that can't be trained on."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _bomb() -> bytes:
     return bytes(whole)
 
 
-# by file name, contents that are no image
+# contents that are not images, by file name
 _NONE: dict[str, Callable[[], bytes]] = {
     **{f"cut.{suffix}": lambda form=form: picture(form)[:40] for suffix, form in _FORMATS.items()},  # type: ignore[misc]
     **{f"text.{suffix}": lambda: b"no image at all" for suffix in _FORMATS},
@@ -65,7 +65,7 @@ _NONE: dict[str, Callable[[], bytes]] = {
 
 
 def fill(folder: Path, content: bytes | None = None, count: int = 6, suffix: str = "png") -> None:
-    """A folder of images, or of something else."""
+    """Fill a folder with images, or with something else."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(count):
         (folder / f"{number}.{suffix}").write_bytes(picture() if content is None else content)

@@ -1,4 +1,4 @@
-"""Networks that are not there or can't be, and weights files that hold something else."""
+"""Networks that don't exist or can't be built, and weights files with other content."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def _npz() -> bytes:
 
 
 def _header(described: dict[str, object], content: bytes = b"") -> bytes:
-    """A safetensors file of any header."""
+    """A safetensors file with a given header."""
     text = json.dumps(described).encode()
     return struct.pack("<Q", len(text)) + text + content
 

@@ -1,4 +1,4 @@
-"""Paths that are no good, wherever a path is given."""
+"""Invalid paths, wherever a path is given."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def _loop(place: Place) -> str:
 
 
 def _closed(place: Place) -> str:
-    """A file in a folder that is closed to others."""
+    """A file in an inaccessible folder."""
     path = Path(place.write("closed/file", "x"))
     path.parent.chmod(0)
     return str(path)
@@ -84,7 +84,7 @@ _TAKEN: dict[str, Callable[[Place, str], list[str]]] = {
     ],
     "verify": lambda _, path: ["verify", "--reference", path],
 }  # fmt: skip
-# what is a good path there, or asks for nothing
+# paths that are valid there, or mean none
 _GOOD = {
     ("--out", "missing"),
     ("export --out", "an empty folder"),
@@ -94,7 +94,7 @@ _GOOD = {
     ("data.root", "empty text"),
     ("predict's images", "a newline"),
 }
-# of these each, of the others every third one
+# for these each path, for the others every third one
 _ALL = ("--config", "--out", "predict's images", "--student.weights")
 _QUICK = ("evaluate", "predict", "predict's images", "compare")
 

@@ -1,4 +1,4 @@
-"""Wrong values of every setting, made from the types and rules of the configuration, and settings at odds."""
+"""Wrong values for every setting, generated from its type and rule, and contradictory settings."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _NAN, _INFINITE = float("nan"), float("inf")
 
 
 def _of_type(hint: Any) -> list[Any]:
-    """Values that are no value of a type."""
+    """Values that are not of a type."""
     origin, inner = get_origin(hint), get_args(hint)
     if origin is Literal:
         return ["nonsense", str(inner[0])[:-1] + "_", 3]
@@ -47,13 +47,13 @@ def _of_type(hint: Any) -> list[Any]:
 
 
 def _of_rule(rule: Rule | None, hint: Any) -> list[Any]:
-    """A value of the type that is out of range, where anything is."""
+    """A value of the type that is out of range, if there is one."""
     if rule is None:
         return []
     pair = get_origin(hint) is tuple
     for value in (-1, 0, 2, -0.5, 1.5, "x") if not pair else ([-1, -1], [2, 1], [0.5, 0.1]):
         try:
-            # what the rule can't compare is of another type
+            # values that the rule can't compare are of another type
             if not rule.ok(value):
                 return [value]
         except TypeError:
@@ -99,13 +99,13 @@ def _generated() -> Iterator[Case]:
     number = 0
     for section, key, hint, rule in _fields():
         values = [*_of_rule(rule, hint), *_of_type(hint)]
-        # one of what is twice in a run
+        # only one of two sections of the same type
         twins = section in ("teacher", "teacher_training")
         for value in values[:1] if twins else values[number % 3 :: 3]:
             if (value is None and type(None) in get_args(hint)) or (section, key) == ("", "out"):
                 continue
             number += 1
-            # any text is text on the command line, and null the text null
+            # on the command line anything is a valid string, and null is the string null
             text = hint is str or str in get_args(hint)
             way = ways[number % 3] if not text else ways[1 + number % 2]
 
@@ -118,7 +118,7 @@ def _generated() -> Iterator[Case]:
             yield Case("settings", f"{dotted} = {value!r} ({way})", make, quick=number % 200 == 0)
 
 
-# dotted options, each group wrong in itself
+# groups of dotted options that contradict each other
 _AT_ODDS = [
     ["--training.epochs=5", "--training.warmup_epochs=5"],
     ["--training.precision=fp16"],
@@ -205,7 +205,7 @@ _FILES = [
     ("an unknown alias", "seed: *a\n"),
 ]
 
-# of Python
+# calls from Python
 _CALLS: dict[str, Callable[[Place], object]] = {
     "an unknown section": lambda place: gendd.distill(**_over(place), dato={}),
     "a section that is text": lambda place: gendd.distill(**_over(place), training="fast"),

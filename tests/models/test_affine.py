@@ -54,7 +54,7 @@ def net(request: Any) -> nn.Module:
 @pytest.fixture
 def backbone(net: nn.Module) -> Backbone:
     found = wrap(net)
-    # the norms gave the same when the network was looked at
+    # the norms agreed when the network was inspected
     net.norms[1].running_mean.add_(1)  # type: ignore[index,union-attr,operator]
     return found
 

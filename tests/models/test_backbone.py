@@ -11,7 +11,7 @@ from gendd.models import Backbone, Frozen, create_backbone
 
 
 class Pool(nn.Module):
-    """The mean of every channel, then a Linear layer: every output is known by hand."""
+    """The mean of every channel, then a Linear layer: every output can be computed by hand."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()

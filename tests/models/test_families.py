@@ -42,7 +42,7 @@ def built(name: str, side: int, folder: Path) -> Backbone:
 
 @torch.no_grad()
 def stir(net: nn.Module) -> None:
-    """Norms that do something, and two that follow one layer differ."""
+    """Randomise norms, so that they have an effect and differ after the same layer."""
     for name, value in net.named_buffers():
         if name.endswith("running_mean"):
             value.normal_(0, 0.1)

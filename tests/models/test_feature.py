@@ -14,7 +14,7 @@ from gendd.models.module import wrap
 
 
 class Plain(nn.Module):
-    """A convolution, a norm, an average and a Linear layer, with nothing of timm's."""
+    """A convolution, a norm, an average and a Linear layer, without timm's interface."""
 
     def __init__(self, channels: int = 3, classes: int = 5) -> None:
         super().__init__()
@@ -28,7 +28,7 @@ class Plain(nn.Module):
 
 
 class Tokens(nn.Module):
-    """Patches as tokens, the first of which is classified."""
+    """Patches as tokens, with the first one classified."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -57,7 +57,7 @@ def test_a_graphed_teacher_says_what_it_says_without(kind: str, autocast: bool) 
             found, expected = getattr(graphed, kind)(images), getattr(plain, kind)(images)
             kept.append((_tensors(found), _tensors(expected)))
     assert len(graphed._passes._captured) == 1
-    # what was given stays as it is: later passes don't overwrite it
+    # returned outputs are not overwritten by later passes
     for found, expected in kept:
         assert len(found) == len(expected) > 1
         for one, other in zip(found, expected, strict=True):
@@ -81,7 +81,7 @@ def test_graphs_follow_weights_that_change_and_networks_that_move() -> None:
 
 
 class _Waits(nn.Module):
-    """A network that asks the device for a number."""
+    """A network that synchronises with the device."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -69,7 +69,7 @@ def test_a_model_of_a_folder(
     with torch.no_grad():
         feature, logits = backbone(images)
         torch.testing.assert_close(logits, net((images - 0.1) / 0.5).logits, rtol=0, atol=0)
-    # rebuilt from what it says of itself, without the folder
+    # rebuilt from its own description, without the folder
     described = json.loads(json.dumps(backbone.config()))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").rename(tmp_path / "other")
@@ -126,7 +126,7 @@ def test_weights_without_a_classifier_are_an_embedding_s(tmp_path: Path) -> None
     with torch.no_grad():
         expected = net((images - 0.5) / 0.25).last_hidden_state
         torch.testing.assert_close(embedding(images)[0], expected[:, 0], rtol=0, atol=0)
-        # of a module with several outputs the first
+        # the first output of a module with several
         mean = create_backbone(f"hf/{tmp_path}", 5, pretrained=True, feature="vit").eval()
         torch.testing.assert_close(mean(images)[0], expected.mean(1))
     assert not embedding.has_classifier and not mean.has_classifier

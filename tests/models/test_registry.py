@@ -139,7 +139,7 @@ def test_grey_images_reach_a_network_of_three_channels(tmp_path: Path) -> None:
     torch.testing.assert_close(grey(images), colour(images.expand(-1, 3, -1, -1)), rtol=0, atol=0)
     again = create_backbone(**grey.config())
     assert (again.in_channels, again.channels) == (1, 3)
-    # a run that had it so says so
+    # a saved run keeps its channels and normalisation
     Student(grey).save(tmp_path / "student")
     found = build_model(ModelConfig("cifar/resnet8", str(tmp_path)), 4, 1)
     assert (found.channels, found.input_mean) == (3, [0.1, 0.2, 0.3])
@@ -239,7 +239,7 @@ def test_a_failed_download_is_one_line(there: bool, reason: str, monkeypatch: py
         f"Pretrained weights of timm/resnet18 could not be fetched: {reason}. Check the connection, or give "
         "them as a file (--teacher.weights or --student.weights FILE, in Python weights=FILE)."
     )
-    # without a connection nothing is tried again and again
+    # without a connection there are no repeated attempts
     assert offline == [not there]
     assert not constants.HF_HUB_OFFLINE
 

@@ -25,7 +25,7 @@ def weights(tmp_path: Path) -> str:
 
 @pytest.fixture
 def pretrained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """timm's weights are of as many classes as the first entry; nothing is downloaded, each build noted."""
+    """Simulate timm weights with as many classes as the first entry; no downloads, each build is recorded."""
     create = timm.create_model
     built: list[Any] = [1000]
 

@@ -19,7 +19,7 @@ IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
 @pytest.fixture
 def untrained(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The weights torchvision is asked for; nothing is downloaded."""
+    """Record the weights requested from torchvision; nothing is downloaded."""
     asked: list[Any] = []
     get_model = torchvision.models.get_model
 
@@ -124,7 +124,7 @@ def test_a_network_that_ends_in_no_affine_layer_is_read_at_its_output(tmp_path: 
     own = backbone.net(backbone.prepare(images))
     torch.testing.assert_close(backbone(images), (own, own), rtol=0, atol=0)
     assert torch.equal(backbone.classifier.weight, torch.eye(5)) and "output of the" in backbone.describe()
-    # a file of torchvision's has no such classifier, one of a student has its own
+    # torchvision's files lack this classifier, a student's file has its own
     state = {key: value for key, value in backbone.net.state_dict().items() if "gendd" not in key}
     torch.save(state, tmp_path / "theirs.pt")
     other = create_backbone(name, 5).eval()
@@ -179,7 +179,7 @@ def test_without_a_connection_no_download_is_told_of(
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     monkeypatch.setattr("gendd.models.downloads.reachable", lambda host: host != "download.pytorch.org")
-    # what torch tries is not to leave this machine
+    # torch must not access the network
     monkeypatch.setattr("torch.hub.urlopen", lambda *_, **__: pytest.fail("a download was tried"))
     with pytest.raises(UserError) as caught:
         create_backbone("torchvision/resnet18", 10, pretrained=True)

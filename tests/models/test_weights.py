@@ -201,7 +201,7 @@ def test_the_way_out_takes_a_pickled_network(trained: Backbone, tmp_path: Path) 
 
 
 class Gadget:
-    """Its pickle runs code where it is loaded."""
+    """An object whose pickle runs code on loading."""
 
     def __reduce__(self) -> Any:
         return exec, ("raise SystemExit",)

@@ -73,7 +73,7 @@ def vector(arrays: dict[str, Tensor]) -> Backbone:
 
 
 def names_of_the_head() -> dict[str, str]:
-    """Of a head of two blocks, our names to the released code's."""
+    """Map our parameter names of a head of two blocks to the released code's."""
     with np.load(PUBLIC_REFERENCE) as archive:
         prefix = "state/diffloss.net."
         released = [name.removeprefix(prefix) for name in archive.files if name.startswith(prefix)]
@@ -82,7 +82,7 @@ def names_of_the_head() -> dict[str, str]:
 
 
 def checkpoint(stage: int = 2, projected: bool = True, student: str = STUDENT) -> tuple[State, Backbone]:
-    """What the released code would save, and the student in it."""
+    """A checkpoint as the released code saves it, and its student."""
     torch.manual_seed(0)
     backbone = create_backbone(student, CLASSES, in_channels=1)
     state = {f"model.{key}": value for key, value in backbone.net.state_dict().items()}
@@ -120,7 +120,7 @@ def refused(call: Callable[[], object]) -> str:
 
 
 def assert_near(ours: Tensor, reference: Tensor) -> None:
-    """Entries pass through zero: equal up to 1e-5 of the largest."""
+    """Assert equality up to 1e-5 of the largest entry, as entries cross zero."""
     torch.testing.assert_close(ours, reference, rtol=0, atol=1e-5 * float(reference.abs().max()))
 
 
@@ -315,7 +315,7 @@ def test_stage_1_of_cifar_is_normalised_as_it_was(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("projected", [True, False])
 def test_stage_1_gives_its_own_logits_and_starts_stage_2(projected: bool, tmp_path: Path) -> None:
-    # without a projection where both features are as wide
+    # no projection if both features have the same width
     name = STUDENT if projected else TEACHER
     state, backbone = checkpoint(1, projected, name)
     run = import_released(write(tmp_path, {"model": state}), name, TEACHER, out=tmp_path / "run")
@@ -352,14 +352,14 @@ def test_the_options_in_the_file_are_the_settings(tmp_path: Path) -> None:
     file = write(tmp_path, {"model": state, "opt": options})
     config = import_released(file, STUDENT, TEACHER, out=tmp_path / "run", gendd={"contraction": 0.8}).config
     method, training = config.gendd, config.training
-    # what is given comes before what the file says
+    # arguments override the file
     assert (method.contraction, method.mixup, method.repeats) == (0.8, 0.5, 20)
-    # without dropout nothing can be guided
+    # without dropout guidance is impossible
     assert (method.condition_dropout, config.readout.guidance) == (0.0, 1.0)
     assert (training.epochs, training.lr, training.weight_decay) == (240, 2e-3, 0.01)
     assert (training.warmup_epochs, training.milestones, training.schedule) == (50, [150, 180], "step")
     assert config.data.batch_size == 32
-    # the tensors tell the sizes, whatever is given
+    # sizes are taken from the tensors, whatever is given
     file = write(tmp_path, {"model": state, "opt": argparse.Namespace(epochs=10, warmup_epochs=20)})
     again = import_released(file, STUDENT, TEACHER, out=tmp_path / "again", gendd={"head_width": 8}).config
     assert (again.gendd.head_width, again.training.warmup_epochs) == (24, None)

@@ -91,7 +91,7 @@ def test_a_changed_number_is_noticed_in_its_groups_alone(
     values = arrays()
     changed = (values[name] * damage).astype(values[name].dtype)
     if np.isnan(damage) and changed.size > 1:
-        # one NaN among good numbers, not in the last place
+        # one NaN among finite values, not in the last position
         changed = values[name].copy()
         changed.flat[1] = np.nan
     found = verify(write({**values, name: changed}))
@@ -110,7 +110,7 @@ def test_a_perturbed_head_is_noticed_wherever_the_head_is_used(write: Callable[[
     assert found["schedule"] < 1e-9 and found["full/hard/probe"] < 1e-5
 
 
-# a table less of the schedule is a comparison less, and the token index and the classifier serve no number
+# required arrays: other tables of the schedule only add comparisons, token index and classifier are not used
 NEEDED = [
     name
     for name in arrays()

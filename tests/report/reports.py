@@ -1,4 +1,4 @@
-"""What the tests of reports write them from, and a page read back."""
+"""Data for the tests of reports, and a parser of pages."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def unlabelled() -> dict[str, Any]:
 
 
 def agreed() -> dict[str, Any]:
-    """Of a teacher of other classes: agreement alone."""
+    """Metrics with a teacher of other classes: agreement only."""
     plain = unlabelled()
     for index, entry in enumerate([*plain["student"]["readouts"].values(), *plain["baselines"].values()]):
         entry["agreement"] = 60.0 + index
@@ -71,7 +71,7 @@ def agreed() -> dict[str, Any]:
 
 
 def embedded(readouts: bool = False) -> dict[str, Any]:
-    """Of a teacher without a classifier."""
+    """Metrics with a teacher without a classifier."""
     plain = metrics()
     plain["teacher"] |= {"top1": None, "top5": None, "embedding": {"knn": 70.0, "linear_probe": 71.0}}
     plain["student"]["embedding"] = {
@@ -122,13 +122,13 @@ def full() -> ReportData:
 
 
 def answered(right: Sequence[bool], labels: torch.Tensor, confidence: float = 0.8) -> Answers:
-    """Of three classes; what is wrong is the class after the right one."""
+    """Predictions of three classes; wrong ones are the class after the true one."""
     predicted = torch.where(torch.tensor(right), labels, (labels + 1) % 3)
     return Answers(predicted, torch.full((len(labels),), confidence), labels)
 
 
 def judged() -> ReportData:
-    """With what was said of twelve images, four a class: the student errs five times, the teacher twice."""
+    """A report of twelve images, four per class: the student makes five errors, the teacher two."""
     labels = torch.arange(12) % 3
     own, teacher, alone = [True] * 12, [True] * 12, [True] * 12
     for row in (0, 3, 6, 1, 4):

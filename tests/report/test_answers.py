@@ -1,4 +1,4 @@
-"""What the page makes of the answers: verdict, tiles, reliability, hardest classes, mistakes."""
+"""Sections of the page made from predictions: verdict, tiles, calibration, hardest classes, errors."""
 
 from __future__ import annotations
 
@@ -87,7 +87,7 @@ def test_answers_fall_into_bins_of_confidence() -> None:
 def test_the_page_tells_how_far_the_student_can_be_believed(html: str) -> None:
     told = section(html, "Reliability")
     assert "mean confidence is 80.0 %, and 58.3 % of its answers" in told
-    # of twelve images that may be luck
+    # with twelve images this may be chance
     assert "as sure as it should be, as far as these images tell" in told
     assert "Share of right answers by their confidence" in Page(html).figures()
     labels = torch.arange(1200) % 3

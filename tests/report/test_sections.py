@@ -1,4 +1,4 @@
-"""The mathematics of the figures."""
+"""The computations behind the figures."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reports as files: complete or not there, and written anew."""
+"""Reports as files: written atomically, and updated."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_sections_that_are_new_take_the_place_of_what_they_replace(tmp_path: Pat
     content = full()
     data = ReportData("x", metrics(), confusion=content.confusion, class_names=content.class_names)
     text = update_report(data, path).read_text(encoding="utf-8")
-    # agreement against cost is not true any more
+    # agreement against cost is no longer valid
     assert re.findall(r"<h2>(.*?)</h2>", text) == [
         "Comparison",
         "Accuracy against inference cost",

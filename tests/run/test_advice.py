@@ -1,4 +1,4 @@
-"""What a finished run warns of, and what it leaves of its baselines."""
+"""Warnings of a finished run, and the files of its baselines."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is said before anything is trained."""
+"""Validation of a run before training starts."""
 
 from __future__ import annotations
 
@@ -120,7 +120,7 @@ def test_a_setting_that_cannot_work_costs_no_training(
             "training starts",
         ),
         (10, ["--teacher.name=timm/test_resnet", "--teacher.pretrained=true"], "training starts"),
-        # a student's classifier is made anew
+        # a student's classifier is replaced
         (1000, ["--student.name=timm/test_resnet", "--student.pretrained=true"], "training starts"),
     ],
 )

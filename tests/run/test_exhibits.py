@@ -1,4 +1,4 @@
-"""What a report shows of a run beside its figures."""
+"""What a report shows of a run besides its metrics."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def test_val_top1_of_a_curve_is_of_the_readout_in_use(tmp_path: Path) -> None:
     file.write_text("step,val/linear,val/mean\n5,0.25,0.5\n")
     assert [row["val/top1"] for row in curves(tmp_path)] == [50.0]
     assert [row["val/top1"] for row in curves(tmp_path, "linear")] == [25.0]
-    # agreement is no accuracy
+    # agreement is not accuracy
     file.write_text("step,val/agreement\n5,0.75\n")
     assert curves(tmp_path) == [{"step": 5.0, "val/agreement": 75.0}]
 

@@ -1,4 +1,4 @@
-"""A run as a whole: what it leaves, and what its methods learn."""
+"""A whole run: its files, and what its methods learn."""
 
 from __future__ import annotations
 
@@ -169,7 +169,7 @@ def test_without_labels_none_reaches_training(
     assert {name for name, _ in seen} == {"GenDD", "KL", "prepare"}
     assert all(labels is None for _, labels in seen)
     assert metrics["run"]["labels_used"] is False
-    # labels still measure it
+    # labels are still used for scoring
     assert metrics["student"]["readouts"]["mean"]["top1"] > 0
     assert json.loads((tmp_path / "checkpoints" / "finished.json").read_text())["monitor"] == "val/agreement"
     assert metrics["student"]["validation"]["metric"] == "val/agreement"
@@ -204,7 +204,7 @@ def test_the_readout_is_picked_on_validation(
     near = [name for name, value in percent.items() if value >= round(max(percent.values()) - 0.1, 2)]
     assert found["readout"] == near[0] == gendd.load(tmp_path).readout
     assert f"readout {near[0]}, the cheapest near the best; right on validation" in capsys.readouterr().err
-    # the readouts of one pass say on the validation images what they said in training
+    # the one-pass readouts reproduce their validation results of the training
     best = found["validation"]
     assert best["metric"] == "val/best" and best["percent"] == max(percent.values())
     assert metrics["baselines"]["kd"]["validation"]["metric"] == "val/linear"
@@ -216,7 +216,7 @@ def test_without_validation_images_the_mean_is_the_readout(
     digits_run: Finished, tmp_path: Path, no_report: None
 ) -> None:
     options = ["--baselines=[]", "--readout.name=auto", "--training.epochs=1", "--data.validation=0"]
-    # another number of images: the teacher is another too
+    # another number of images requires another teacher
     options.append("--data.train_images=100")
     assert distil(tmp_path, *options)["student"]["readout"] == "mean"
 
@@ -237,7 +237,7 @@ def test_a_baseline_is_the_same_as_the_method_itself(
     metrics = distil(tmp_path, f"--method={method}", "--baselines=[]", "--readout.name=mean")
     baseline = Run.open(digits_run.folder).metrics["baselines"][method]
     student = metrics["student"]
-    assert student["readout"] == "linear"  # it has no other, whatever is asked for
+    assert student["readout"] == "linear"  # it has no other, whatever is requested
     assert set(student["readouts"]) == {"linear"}
     assert untimed(student["readouts"]["linear"]) == {
         key: value for key, value in untimed(baseline).items() if key != "validation"
@@ -265,7 +265,7 @@ def test_stage_one_trains_the_backbone_first(
     monkeypatch.setattr(Pretraining, "forward", pretraining)
     monkeypatch.setattr(GenDD, "__init__", started)
     distil(tmp_path, "--baselines=[]", "--training.stage1_epochs=2", "--training.epochs=1")
-    # the first builds the method to check it
+    # the first is from building the method for validation
     assert calls == ["gendd", *["stage1"] * 12, "gendd"]
     saved = torch.load(tmp_path / "stage1" / "checkpoints" / "best.ckpt", weights_only=False)["state_dict"]
     assert torch.equal(weights["net.conv1.weight"], saved["method.backbone.net.conv1.weight"])

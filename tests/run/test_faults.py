@@ -24,7 +24,7 @@ Capture = pytest.CaptureFixture[str]
 
 @contextmanager
 def largest_file(size: int) -> Iterator[None]:
-    """Files can't grow beyond so many bytes: what a full disk or a quota does, at one file at a time."""
+    """Limit the size of files, which simulates a full disk or a quota for each file."""
     held = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, held[1]))
     try:
@@ -167,7 +167,7 @@ def test_a_run_that_is_being_replaced_is_set_aside_until_the_new_one_is_complete
 
     with monkeypatch.context() as patch:
         patch.setattr("gendd.run.experiment.prepared_teacher", broken)
-        for _ in range(2):  # what is set aside is the last finished one
+        for _ in range(2):  # the run set aside is the last finished one
             assert main([*words, "--overwrite"]) == 2
             assert kept(folder / ".replaced") == before
     assert main([*words, "--overwrite"]) == 0
@@ -211,5 +211,5 @@ def test_a_process_that_is_killed_while_it_sets_a_run_aside_loses_nothing(
         restore(folder)
         assert kept(folder) == before
     else:
-        assert done == 3  # the figures, the student, the whole
+        assert done == 3  # the metrics, the student, everything
         assert kept(folder / ".replaced") == before

@@ -1,4 +1,4 @@
-"""Runs that are interrupted, killed or gone astray."""
+"""Runs that are interrupted, killed or diverge."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_resume_after_ctrl_c_ends_as_if_nothing_had_happened(
 
     assert main(["distill", "--resume", "--out", str(folder), *TINY, "--seed=1", "--baselines=[]"]) == 2
     assert "but seed was 0 and is 1. Give the same, or another --out." in capsys.readouterr().err
-    # nothing but the folder: the rest is in its config
+    # only the folder is given; the rest is in its config
     assert main(["distill", "--resume", "--out", str(folder)]) == 0
     assert steps == 9 + 6 * 2
     metrics = Run.open(folder).metrics
@@ -211,7 +211,7 @@ def test_a_signal_in_a_destructor_is_not_lost(capsys: pytest.CaptureFixture[str]
 
 
 def deaf(ready: Any) -> None:
-    """A loader process whose end nobody waits for."""
+    """A loader process that ignores signals."""
     ignore_interrupts(0)
     ready.set()
     time.sleep(60)

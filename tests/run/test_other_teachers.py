@@ -68,7 +68,7 @@ def test_a_teacher_of_features_alone_and_no_labels(
     student = gendd.load(folder)
     assert student.readouts == () and student.backbone.num_classes == 10
     assert student.embed(torch.rand(2, 1, 8, 8)).shape == (2, 32)
-    # computed anew it is the same
+    # evaluating again gives the same
     again = evaluate_run(folder)
     for name in ("feature", "generated"):
         assert all(own["embedding"][name][key] == value for key, value in again[name].items())

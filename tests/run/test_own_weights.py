@@ -1,4 +1,4 @@
-"""A student that begins from a file of weights of other classes, or of none."""
+"""A student that starts from a weights file with other classes, or without a classifier."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gendd.models import load_weights, save_weights
 from gendd.models.weights import read_checkpoint
 
 NAME = "timm/test_resnet"
-# grey images, a network of colour
+# gray images, a network for colour
 IMAGES = [
     *(word for word in TINY if word.startswith(("--data.", "--training."))),
     "--training.epochs=1",

@@ -1,4 +1,4 @@
-"""What a run would be, told without running it."""
+"""Plan a run without running it."""
 
 from __future__ import annotations
 

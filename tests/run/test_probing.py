@@ -1,4 +1,4 @@
-"""`gendd probe`: the linear readout of a finished run, fitted anew."""
+"""`gendd probe`: refit the linear readout of a finished run."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def without_labels(config: RunConfig) -> RunConfig:
 
 
 def refused(capsys: Capture, *words: str) -> str:
-    """What the command line says of a mistake, in one line."""
+    """Run a command that must fail, and return its one-line error."""
     capsys.readouterr()
     assert main(["probe", *words]) == 2
     out, err = capsys.readouterr()
@@ -58,7 +58,7 @@ def refused(capsys: Capture, *words: str) -> str:
 
 @pytest.fixture
 def run(digits_run: Finished, tmp_path: Path) -> Path:
-    """The finished run without its report, and with a classifier that knows nothing."""
+    """The finished run without its report, and with an untrained classifier."""
     folder = tmp_path / "run"
     ignored = shutil.ignore_patterns("report.html", "checkpoints", "baselines", "logs")
     shutil.copytree(digits_run.folder, folder, ignore=ignored)
@@ -76,7 +76,7 @@ def spoil(folder: Path) -> None:
 def probed(
     digits_run: Finished, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, bytes], str]:
-    """A run that was probed, what was in its folder before, and what was said."""
+    """A probed run, its files before the probe, and the output."""
     folder = tmp_path_factory.mktemp("probed") / "digits"
     shutil.copytree(digits_run.folder, folder)
     spoil(folder)
@@ -101,7 +101,7 @@ def test_the_better_readout_is_in_the_run(probed: tuple[Path, dict[str, bytes], 
     linear = old["student"]["readouts"].pop("linear")
     assert probe["before"] == {name: linear[name] for name in ("top1", "top5", "agreement")}
     assert probe["trained_along"] == probe["before"] and probe["labels_seen_by"] == "training"
-    # the figures are those of what is on the disk now
+    # the metrics are those of the files on disk
     scores = evaluate_run(folder, "linear")["linear"]
     came = new["student"]["readouts"].pop("linear")
     assert {name: came[name] for name in ("top1", "top5")} == {
@@ -112,7 +112,7 @@ def test_the_better_readout_is_in_the_run(probed: tuple[Path, dict[str, bytes], 
     assert {name: came[name] for name in ("parameters", "multiply_adds", "latency_ms")} == {
         name: linear[name] for name in ("parameters", "multiply_adds", "latency_ms")
     }
-    # and all others are as they were
+    # and all others are unchanged
     assert new == old
     assert said.splitlines() == [
         f"held-out top-1                        {probe['trained']:>6.2f} % → {probe['refitted']:.2f} %  "
@@ -160,7 +160,7 @@ def test_card_and_report_tell_the_new_figures(probed: tuple[Path, dict[str, byte
     assert titles[0] == titles[1] and len(titles[0]) == 13
     sections = [dict(re.findall(r"(?s)<section><h2>(.*?)</h2>(.*?)</section>", text)) for text in (page, old)]
     changed = {title for title in sections[0] if sections[0][title] != sections[1][title]}
-    # the readout in use is mean: what is told of it stays
+    # the chosen readout is mean, whose sections are kept
     assert changed == {"Comparison", "Accuracy against inference cost", "Settings"}
     assert f'<td class="n">{linear:.2f}</td>' in page and f'<td class="n">{mean:.2f}</td>' in page
     assert "<dt>Linear readout</dt><dd>fitted anew to labels</dd>" in page
@@ -182,11 +182,11 @@ def test_what_is_not_better_leaves_the_student(
     assert metrics == first
     assert probe["kept"] == "trained" and probe["trained"] == probe["refitted"] == last["refitted"]
     assert probe["before"] == probe["after"] == last["after"]
-    # what the run left is still known
+    # the classifier from training is still recorded
     assert probe["trained_along"] == last["trained_along"] != probe["before"]
     assert told == {name: probe[name] for name in told}
     assert set(probe) - set(told) == {"trained_along", "labels_seen_by", "fit"}
-    # as is what the readout that stays was fitted to
+    # as is the target of the readout that is kept
     assert probe["fit"] == last["fit"] == {"target": "labels", "images": last["images"]}
     assert fit_of(probe) == probe["fit"]
 
@@ -195,13 +195,13 @@ def test_what_is_not_better_leaves_the_student(
 def test_other_targets(run: Path, target: str, least: float, capsys: Capture) -> None:
     assert main(["probe", str(run), "--target", target, "--train-images", "150", "--device", "cpu"]) == 0
     probe = figures(run)["student"]["probe"]
-    # labels may be seen: they judge
+    # labels may be used, so they judge the fit
     assert (probe["target"], probe["judged_by"], probe["images"]) == (target, "labels", 150)
     assert probe["refitted"] >= least
     assert (probe["kept"] == "refitted") == (probe["refitted"] > probe["trained"])
     said = {"teacher": "the teacher's answers", "mean": "the answers of readout mean"}[target]
     assert f"fitted to {said} of 150 images, weight decay " in capsys.readouterr().out
-    # there was no report to keep true
+    # there was no report to update
     assert not (run / "report.html").exists()
 
 
@@ -219,7 +219,7 @@ def test_from_python(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     probed = Run.open(run).probe(backbone=net, train_images=200)
     assert probed.refit.kept == "refitted" and probed.after["top1"] is not None
     assert seen == [torch.channels_last]
-    # it was given to be looked into, and has been trained in place
+    # the network passed in now has the run's weights
     with torch.no_grad():
         assert torch.equal(net.conv1.weight, gendd.load(run).backbone.net.body.net.conv1.weight)
 
@@ -252,7 +252,7 @@ def test_auto_says_where_it_does_not_pick_anew(run: Path, capsys: Capture) -> No
     pick = {"metric": "agreement", "percent": {"linear": 9.0, "mean": 20.0, "sample": 19.0}}
     metrics["student"]["readout_pick"] = pick
     (run / "metrics.json").write_text(json.dumps(metrics))
-    # judged by labels now: not to be compared with what the others' agreement was
+    # judged by labels now, which is not comparable with the others' agreement
     assert main(["probe", str(run)]) == 0
     own = figures(run)["student"]
     assert own["probe"]["kept"] == "refitted" and own["readout_pick"] == pick
@@ -264,7 +264,7 @@ def test_auto_says_where_it_does_not_pick_anew(run: Path, capsys: Capture) -> No
 
 
 def test_what_was_not_measured_before_is_measured(run: Path, capsys: Capture) -> None:
-    """As of a checkpoint that was imported without images."""
+    """As for a checkpoint imported without images."""
     metrics = figures(run)
     first = metrics["student"]["readouts"]["linear"]
     unknown = dict.fromkeys(("top1", "top5", "agreement", "parameters"))
@@ -315,7 +315,7 @@ def test_labels_are_refused_to_a_run_that_saw_none_unless_they_are_allowed(
     assert (probe["target"], probe["judged_by"], probe["labels_seen_by"]) == ("labels", "labels", "readout")
     assert metrics["run"]["labels_used"] is True
     assert ", without labels but for the linear readout, " in (run / "student" / "README.md").read_text()
-    # that holds as long as this readout is there
+    # this holds as long as this readout is in use
     assert main(["probe", str(run), "--target", "labels", "--allow-labels"]) == 0
     metrics = figures(run)
     assert metrics["student"]["probe"]["kept"] == "trained"
@@ -338,7 +338,7 @@ def test_a_teacher_that_is_gone(
         f"the run in '{tmp_path}/empty/teachers/"
     )
     assert message.endswith("found none; set GENDD_CACHE to the cache folder of that time.")
-    # its agreement is not told as if it were known
+    # its agreement is not reported as if it were known
     assert main(["probe", str(run)]) == 0
     assert "the agreement with the teacher is not known any more: Teacher: " in capsys.readouterr().err
     assert figures(run)["student"]["readouts"]["linear"]["agreement"] is None

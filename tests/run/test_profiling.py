@@ -1,4 +1,4 @@
-"""Where the time of a step goes."""
+"""Profile of a training step."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_what_takes_longer_is_charged_to_its_part(
     call = getattr(owner, name)
 
     def slow(self: object, *given: object, **options: object) -> object:
-        # of the teacher's own network the student's part knows nothing
+        # the teacher's own network does not count as student
         if not (part == "student" and isinstance(self, Backbone) and not self.training):
             time.sleep(0.3)
         return call(self, *given, **options)

@@ -1,4 +1,4 @@
-"""What may change where a run goes on, and what may not."""
+"""Settings that may change when a run is resumed, and those that may not."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def resume(folder: Path, *options: str, code: int = 0) -> dict[str, Any]:
 
 
 def rates(folder: Path) -> list[float]:
-    """The learning rate of every optimiser step that the last checkpoint knows of."""
+    """The learning rate of every optimiser step up to the last checkpoint."""
     saved = torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     return [float(group["lr"]) for group in saved["optimizer_states"][0]["param_groups"]]
 
@@ -84,7 +84,7 @@ def test_training_may_go_on_in_another_way(
     assert getattr(training, option[11:].partition("=")[0]) == value
     assert rates(tmp_path / "run")[0] == pytest.approx(training.lr)
     assert steps["taken"] == 9 + 6 * ((training.epochs or 0) - 1)
-    # and again from there, by the folder alone
+    # and resumed once more, given only the folder
     before = Run.open(tmp_path / "run").metrics
     assert untimed(resume(tmp_path / "run")) == untimed(before)
 

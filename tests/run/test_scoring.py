@@ -1,4 +1,4 @@
-"""Scores without a training: of a network by its name and weights."""
+"""Scores without training: of a network by name and weights."""
 
 from __future__ import annotations
 
@@ -98,7 +98,7 @@ def test_evaluation_images_bound_what_is_scored(
     assert top1 == pytest.approx(2 * round(top1 / 2))  # of 50 images
     assert main(["evaluate", str(tmp_path), "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["linear"]["top1"] == top1
-    # all of them, by the training there is
+    # all images, with the existing training
     assert main(["train", *words, "--resume", "--evaluation.images=null"]) == 0
     assert "--resume: evaluation.images 50 → None from here on" in capsys.readouterr().err
     assert Run.open(tmp_path).metrics["run"]["test_images"] == 359

@@ -1,4 +1,4 @@
-"""Teachers that are trained on the way, and kept."""
+"""Teachers trained as part of a run, and cached."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_the_teacher_is_trained_once(
     assert (teacher_of(cache) / "student" / "model.safetensors").stat().st_mtime_ns == before
     first = Run.open(digits_run.folder).metrics
     assert metrics["teacher"]["top1"] == first["teacher"]["top1"]
-    # the baselines beside it change nothing: the same seed gives the same student
+    # baselines have no effect: the same seed gives the same student
     assert untimed(metrics["student"]) == untimed(first["student"])
 
 
@@ -77,7 +77,7 @@ def test_an_interrupted_teacher_goes_on_by_resume(
 
 @pytest.fixture
 def teacher_folder(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Tells under which name the teacher of a configuration is cached; none is trained."""
+    """Return the cache name of a configuration's teacher, without training it."""
     from gendd.data import Data, load_data
 
     monkeypatch.setattr("gendd.run.experiment.execute", lambda config, **flags: None)
@@ -129,7 +129,7 @@ def test_another_teacher_has_another_name(teacher_folder: Callable[..., str]) ->
     names = [teacher_folder(change) for change in (lambda data: data, relabelled, renamed, fewer)]
     names += [teacher_folder(teacher={"lr": 0.5}), teacher_folder(batch_size=7), teacher_folder(split_seed=1)]
     assert len(set(names)) == len(names)
-    # what "auto" stands for here
+    # what "auto" resolves to here
     precisions = {name: teacher_folder(teacher={"precision": name}) for name in ("fp32", "bf16")}
     assert len(set(precisions.values())) == 2
     assert names[0] == precisions[resolve_precision("auto", torch.device("cpu"))]

@@ -1,4 +1,4 @@
-"""A run that is followed."""
+"""Follow a run while it trains."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run's folder, and which one a run may take."""
+"""Run folders, and which folder a run may use."""
 
 from __future__ import annotations
 

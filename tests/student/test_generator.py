@@ -42,7 +42,7 @@ def conditions(images: int = 3) -> Tensor:
 
 
 class FakeHead(nn.Module):
-    """A head that is told everything when it denoises."""
+    """A head that receives all inputs when denoising."""
 
     def forward(self, x: Tensor, t: Tensor, condition: Tensor, token: Tensor) -> Tensor:
         return self.denoise(x, self.modulate(t, condition, token))
@@ -196,7 +196,7 @@ def test_the_mean_is_the_conditional_mean_of_a_linear_gaussian(prediction: Predi
     model.set_statistics(mean, scale)
     z = conditions()
     signal = float(model.schedule.alphas_cumprod[model.mean_time])
-    # at x_t = 0 and the time of an ε head, which knows something of x_0 there, it is drawn towards 0
+    # at x_t = 0 and an ε head's time step, where x_t is informative about x_0, the estimate shrinks towards 0
     shrunk = (1 - signal) / (signal * 0.5**2 + 1 - signal) if prediction == "epsilon" else 1.0
     torch.testing.assert_close(model.mean(z), shrunk * (z @ matrix) * scale + mean, rtol=1e-4, atol=1e-4)
 
@@ -328,7 +328,7 @@ def test_guidance_one_is_unguided_and_costs_one_branch() -> None:
     model.sample(z, steps=3, guidance=1.0, generator=seeded())
     model.sample(z, steps=3, guidance=2.0, generator=seeded())
     assert [len(call[0]) for call in recorder.calls] == [9] * 3 + [18] * 3
-    # with a condition, then without, else alike
+    # with a condition, then without, otherwise equal
     x, _, condition, token = (part.unflatten(0, (2, 9)) for part in recorder.calls[-1])
     assert torch.equal(x[0], x[1]) and torch.equal(token[0], token[1])
     assert torch.equal(condition[0], z.repeat_interleave(3, 0)) and not condition[1].any()
@@ -388,7 +388,7 @@ def test_guidance_of_a_generator_without_dropout_is_refused() -> None:
 
 
 def estimating(zeroed: bool = False, **changed: Any) -> FeatureGenerator:
-    """A generator of differences to the student's estimate (6), in tokens of 4, the last one padded."""
+    """A generator of residuals of the student's estimate (6), in tokens of 4, the last one padded."""
     torch.manual_seed(0)
     settings = {"token_width": 4, "head_width": 16, "head_depth": 1, "timesteps": 1000, "residual": True}
     settings |= {"prediction": "sample", "condition_dropout": 0.1, "zero_init": zeroed}
@@ -403,7 +403,7 @@ def test_a_silent_head_leaves_the_students_estimate(sampler: SamplerName) -> Non
     z = model.condition(features)
     assert z.shape == (5, 12)
     torch.testing.assert_close(model.mean(z), features, rtol=1e-4, atol=1e-4)
-    # x_0 ~ N(estimate, scale²): what is sampled is spread around it
+    # x_0 ~ N(estimate, scale²): samples scatter around it
     samples = model.sample(z, steps=50, num_samples=4000, sampler=sampler, generator=seeded())
     torch.testing.assert_close(samples.mean(0), features, rtol=0, atol=0.12)
     spread = samples.std(0) / model.feature_scale

@@ -106,7 +106,7 @@ def test_the_time_of_the_mean_is_where_it_agrees_most_with_the_teacher(amplified
 
     assert share == agreed(chosen)
     tried = {time: agreed(time) for time in range(100, 1000, 50)}
-    # the head's error is amplified the more, the later; without one, the later the better
+    # later time steps amplify the head's error; without error, later is better
     assert share >= max(tried.values()) - 0.02
     assert tried[950] > 0.99 if amplified == 0 else tried[950] < share - 0.2
     if amplified == 0:

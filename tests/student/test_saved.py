@@ -1,4 +1,4 @@
-"""The config.json of a student: what in it is refused before anything is built."""
+"""The config.json of a student: invalid values are rejected before anything is built."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_what_a_student_says_of_itself_is_taken() -> None:
     assert found.generator is not None and found.generator.settings.token_width == 4
     assert checked({**described(), "generator": None}).generator is None
     assert checked(changed("generator.mean_time", None)).generator is not None
-    # a number that is written as text is one
+    # numbers written as strings are accepted
     assert checked(changed("backbone.num_classes", "5")).backbone["num_classes"] == 5
 
 
@@ -128,7 +128,7 @@ def test_a_network_is_checked_where_it_is_named_by_its_run_too(tmp_path: Path) -
     with pytest.raises(UserError, match=r"^Student '.*run': backbone\.name: expected text, got 5\.$"):
         saved_backbone(folder)
     config.write_text(json.dumps({"backbone": "resnet50"}), encoding="utf-8")
-    assert saved_backbone(folder) is None  # of another library
+    assert saved_backbone(folder) is None  # from another library
     config.write_bytes(b"{")
     with pytest.raises(UserError, match="expected a readable JSON file"):
         saved_backbone(folder)

@@ -104,12 +104,12 @@ def test_the_time_of_the_mean_is_kept(tmp_path: Path) -> None:
     assert student.generator is not None
     before = student(rgb_images())
     student.generator.mean_time = 7
-    assert (student(rgb_images()) - before).abs().max() > 1e-5  # what was folded is folded anew
+    assert (student(rgb_images()) - before).abs().max() > 1e-5  # constants are folded again
     back = load(student.save(tmp_path))
     assert back.generator is not None and back.generator.mean_time == 7
     assert torch.equal(back(rgb_images()), student(rgb_images()))
     described = json.loads((tmp_path / "config.json").read_text(encoding="utf-8"))
-    del described["generator"]["mean_time"]  # as written before there was one
+    del described["generator"]["mean_time"]  # as in older files without this entry
     assert Student.from_config(described).generator.mean_time == 19  # type: ignore[union-attr]
 
 

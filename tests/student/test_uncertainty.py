@@ -51,7 +51,7 @@ def test_samples_that_agree_have_no_mutual_information() -> None:
     torch.testing.assert_close(found.mixture, one)
     torch.testing.assert_close(found.total, -(one * one.log()).sum(-1))
     torch.testing.assert_close(found.aleatoric, found.total)
-    # of the rounding nothing is left below 0
+    # rounding leaves nothing below 0
     assert found.mutual_information.min() >= 0 and found.mutual_information.max() < 1e-5
 
 
@@ -96,7 +96,7 @@ def test_without_uncertainty_it_is_the_readouts_softmax(name: str, monkeypatch: 
     expected = student.logits(student.features(images()), generator=seeded()).softmax(-1)
     sure = student.predict(images(), 4, seeded())
     if name != "sample":
-        # nothing is generated where nothing of it is asked for
+        # nothing is generated unless requested
         monkeypatch.setattr(FeatureGenerator, "sample", None)
     found = student.predict(images(), generator=seeded())
     assert torch.equal(found.probabilities, expected) and found == PredictiveDistribution(found.probabilities)
@@ -145,7 +145,7 @@ def test_the_spread_of_a_generator_that_is_known() -> None:
         assert spreads is not None
         found[steps] = float(spreads.square().mean().sqrt())
     assert found[100] == pytest.approx(0.5, abs=0.02)
-    # few steps make what is sampled too narrow
+    # with few steps the samples are too narrow
     assert 0.38 < found[10] < 0.46
 
 

@@ -1,4 +1,4 @@
-"""A training, and scores, whatever the number of processes; what each finds is saved by the first."""
+"""A training and its scores in any number of processes; the first saves the results of all."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from gendd.processes import is_first, rank
 from gendd.training import fit, join
 from gendd.training.sharding import shard_teacher
 
-# kd has one process without validation images, mgd none at all and steps of two batches
+# kd has one process without validation images; mgd has none at all, and steps of two batches
 METHODS = ("gendd", "kd", "mgd", "kd_average")
 STEPS = 20
 # within the second epoch
@@ -80,7 +80,7 @@ def methods() -> dict[str, Method]:
 
 
 def command(folder: Path, *words: str | Path) -> None:
-    """``python -m gendd WORDS``, which returns where that ends well; FOLDER/RANK.pid tells its process."""
+    """Run ``python -m gendd WORDS`` and return if it succeeds; the process id is in FOLDER/RANK.pid."""
     (folder / f"{os.environ['RANK']}.pid").write_text(str(os.getpid()))
     try:
         run_gendd(*words)
@@ -92,7 +92,7 @@ def command(folder: Path, *words: str | Path) -> None:
 
 
 def find(folder: Path, batch_size: int, *strategies: str) -> None:
-    """Train by each strategy; what comes of it is in FOLDER/STRATEGY.pt."""
+    """Train with each strategy and save the result to FOLDER/STRATEGY.pt."""
     torch.set_num_threads(1)
     gradients: list[dict[str, Tensor]] = []
     torch.optim.AdamW.step = watched(torch.optim.AdamW.step, gradients)  # type: ignore[method-assign]
@@ -126,7 +126,7 @@ def trained(
         training = dataclasses.replace(
             whole_training, accumulate=accumulate, ema=0.9 if name == "kd_average" else None
         )
-        # of 3 validation images one process has none
+        # with 3 validation images one process has none
         held = {"kd": 3, "mgd": 0}.get(name, 150)
         config = DataConfig(
             batch_size=batch_size // accumulate,
@@ -158,7 +158,7 @@ def trained(
             with contextlib.suppress(StoppedError):
                 fit(methods()[name], data, often, config, seed=0, folder=folder / "again" / name)
             again = methods()[name]
-            # kd goes on under the other strategy
+            # kd is resumed with the other strategy
             other = dataclasses.replace(training, strategy="ddp" if name == "kd" else "fsdp")
             fit(again, data, other, config, seed=0, folder=folder / "again" / name, resume=True)
             found[name]["resumed"] = again.state_dict()
@@ -168,7 +168,7 @@ def trained(
 
 
 def sharded(name: str) -> dict[str, Any]:
-    """What a network says whole and sharded, and this process's share of its weights."""
+    """A network's outputs whole and sharded, and this process's share of its weights."""
     torch.manual_seed(5)
     whole = Frozen(create_backbone(name, 10))
     images = torch.rand(3, 3, 64, 64, generator=torch.Generator().manual_seed(rank()))
@@ -179,7 +179,7 @@ def sharded(name: str) -> dict[str, Any]:
 
 
 def watched(step: Any, gradients: list[dict[str, Tensor]]) -> Any:
-    """An optimiser's step that notes the gradients."""
+    """Wrap an optimiser's step to record the gradients."""
 
     def noted(self: torch.optim.Optimizer, closure: Any = None) -> Any:
         if closure is not None:
@@ -201,5 +201,5 @@ def watched(step: Any, gradients: list[dict[str, Tensor]]) -> Any:
 
 
 def whole(value: Tensor) -> Tensor:
-    """A copy of a tensor, of one that is shared out all of it."""
+    """Copy a tensor; a sharded one is gathered first."""
     return value.full_tensor() if isinstance(value, DTensor) else value.clone()

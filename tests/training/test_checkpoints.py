@@ -27,7 +27,7 @@ def flip(path: Path) -> None:
 
 
 def killed_writing(number: int, path: Path, renamed: str) -> None:
-    """Write a checkpoint in a process that is killed before the file of a name is there."""
+    """Write a checkpoint in a process that is killed before the file of this name exists."""
     replace = Path.replace
 
     def replaced(self: Path, target: Path) -> Path:
@@ -73,7 +73,7 @@ def test_a_damaged_one_gives_way_to_the_one_before(
     damage(last)
     assert value(usable(last)) == 2
     assert "going on from the one before it" in capsys.readouterr().err
-    # not even by a process that is killed now
+    # not even by a process killed at this moment
     killed_writing(4, last, "last.ckpt")
     assert value(usable(last)) == 2
     flip(previous(last))
@@ -127,7 +127,7 @@ def test_a_process_that_is_killed_while_it_writes_leaves_a_whole_one(
         done += 1
         return replace(self, target)
 
-    # the digests, the one before, this one
+    # the digests, the previous checkpoint, this one
     monkeypatch.setattr(Path, "replace", replaced)
     if step == 3:
         write(content(4), last)

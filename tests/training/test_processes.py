@@ -1,4 +1,4 @@
-"""Several processes train as one would, and are told apart from several trainings."""
+"""Several processes train like one, and are distinguished from several trainings."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_one_process_needs_nobody() -> None:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What one process finds, and two, by strategy and method."""
+    """The results of one process and of two, by strategy and method."""
     folder = tmp_path_factory.mktemp("shared")
     two = [
         Started(folder / str(rank), find, folder, 32, "ddp", "fsdp", env=env)
@@ -106,7 +106,7 @@ def test_weights_that_are_shared_out_are_saved_whole(method: str, shared: dict[s
     for name, value in shared["ddp"][method]["weights"].items():
         assert type(found["weights"][name]) is torch.Tensor
         torch.testing.assert_close(found["weights"][name], value, rtol=0, atol=1e-4)
-        # of a training that was interrupted within an epoch; kd's went on with ddp
+        # a training interrupted within an epoch; kd's was resumed with ddp
         tolerance = 1e-5 if method == "kd" else 0
         torch.testing.assert_close(found["resumed"][name], found["weights"][name], rtol=0, atol=tolerance)
 
@@ -148,7 +148,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     code, said = run.ended()
     assert code == 0, said[-2000:]
     assert "supervised: 2 processes x 32 images per step, 20 steps per epoch" in said
-    # each line once, the table too
+    # each line is printed once, and so is the table
     assert said.count("epoch 2/2") == 1 and run.out.count("trained on labels") == 1
     return place / "run"
 
@@ -187,7 +187,7 @@ def test_what_is_interrupted_within_an_epoch_ends_bit_equal(undisturbed: Path, t
     last = folder / "checkpoints" / "last.ckpt"
     words = (*SMALL, "--training.devices", "2", "--out", folder)
 
-    # whoever starts them, and whichever is asked to stop
+    # whatever launches them, and whichever process is asked to stop
     first, second = launched(tmp_path / "asked", *words)
     until(last.exists, second.is_alive)
     assert second.pid is not None
@@ -219,7 +219,7 @@ def launched(place: Path, *words: str | Path) -> list[Started]:
 @gloo
 def test_torchrun_starts_a_killed_process_again(undisturbed: Path, tmp_path: Path) -> None:
     folder = tmp_path / "run"
-    # torchrun itself, but for its own command line and programs that are started anew
+    # torchrun, without its command line and without restarted programs
     torchrun = elastic_launch(
         LaunchConfig(
             *(1, 1, 2),
@@ -286,7 +286,7 @@ def test_the_place_within_an_epoch_is_converted(steps: int, new: dict[str, int],
 
 
 def at_step(steps: int, layout: dict[str, int]) -> dict[str, Any]:
-    """The parts of a checkpoint within an epoch that tell its place."""
+    """The parts of a mid-epoch checkpoint that encode its position."""
     within = steps % layout["steps"]
 
     def counts(*keys: str) -> dict[str, dict[str, int]]:

@@ -1,4 +1,4 @@
-"""A cached teacher answers as the teacher itself, about the very pixels, whatever happens to its files."""
+"""A cached teacher answers like the teacher itself, for the same pixels, whatever happens to its files."""
 
 from __future__ import annotations
 
@@ -178,7 +178,7 @@ def test_gradients_of_several_batches_are_accumulated(data: Data, tmp_path: Path
     found = steps[:]
     steps.clear()
     train(made("kd", teacher()), data, tmp_path / "plain", accumulate=2)
-    # of three batches one is left over
+    # three batches leave one over
     assert (source.computed, source.found) == (4, 4) and len(found) == 8
     assert [parts for _, parts in found] == [parts for _, parts in steps]
 
@@ -277,7 +277,7 @@ def test_numbers_come_back(storage: Storage) -> None:
             torch.testing.assert_close(own, other, rtol=2**-11 if storage == "fp16" else 0.0, atol=0)
         elif other.numel() > 0:
             largest = other.float().flatten(1).abs().amax(1)
-            # half a step, and what bf16 rounds
+            # half a quantisation step, plus bf16 rounding
             most = largest / 127 * 0.501 + (largest * 2**-8 if other.dtype == torch.bfloat16 else 0)
             assert bool(((own - other).float().flatten(1).abs().amax(1) <= most).all())
 
@@ -308,7 +308,7 @@ def test_a_cache_is_the_same_bytes_wherever_filling_it_was_killed(
     count, share_written = 0, 0.0
 
     class Cut:
-        """Writes a part of what it is given and is killed, at its last call."""
+        """At its last call, writes a part of the data and is killed."""
 
         def __init__(self, stream: Any) -> None:
             self.stream = stream
@@ -371,7 +371,7 @@ def test_a_file_that_is_cut_short_is_filled_again(data: Data, tmp_path: Path) ->
         name = "float32-fp16/1-map.npy"
         os.truncate(tmp_path / name, size)
         assert 0 < filled(tmp_path, data).computed <= BATCHES
-        # to the rows that no batch has
+        # except for rows that are in no batch
         assert files(tmp_path)[name].rstrip(b"\0") == whole[name].rstrip(b"\0")
 
 
@@ -389,7 +389,7 @@ def test_other_pixels_at_the_same_place_are_noticed(
     steps.clear()
     train(made("kd", cached(tmp_path / "anew", data)), other, tmp_path / "third", PLAIN)
     assert [parts for _, parts in found] == [parts for _, parts in steps]
-    # the image is in at most one batch of each view
+    # an image is in at most one batch per view
     assert 0 < source.computed <= 2
     assert "is of other pixels than the images have now" in capsys.readouterr().err
 
@@ -418,7 +418,7 @@ def test_a_full_disk_costs_no_result(
         one_line(error)
     assert len(told) == 1 and "No space left on device" in told[0]
     assert [parts for _, parts in steps] == [parts for _, parts in whole]
-    # what was written is used
+    # complete rows are used
     assert filled(tmp_path / "cache", data, "kd").computed == 2 * BATCHES - 2
     assert files(tmp_path / "cache") == files(tmp_path / "whole")
 
@@ -536,14 +536,14 @@ def test_a_run_reads_what_was_computed_ahead(
     assert "all there" in out
     assert main(["distill", *CACHED, "--out", str(tmp_path / "run")]) == 0
     assert "all there, in" in capsys.readouterr().err
-    # other views are refused where the run goes on
+    # a resumed run refuses a different number of views
     assert main(["distill", "--resume", "--out", str(tmp_path / "run"), "--training.cache_teacher=1"]) == 2
     assert "training.cache_teacher was 2 and is 1" in capsys.readouterr().err
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy")} == written
 
 
 def test_processes_build_one_cache_together(cache: Path, tmp_path: Path) -> None:
-    # once, with the teacher
+    # fills the cache, training the teacher first
     assert main(["cache", *CACHED]) == 0
     more = ["--training.cache_teacher=3", "--training.cache_dtype=int8"]
     words = ["cache", *CACHED, *more]

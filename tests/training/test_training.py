@@ -104,7 +104,7 @@ def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
 
 
 class Stopping(Supervised):
-    """Does something once, when a step begins."""
+    """Calls a function once, at the start of a step."""
 
     def __init__(self, backbone: Backbone, step: int, action: Any) -> None:
         super().__init__(backbone)
@@ -279,7 +279,7 @@ def headless(name: str = "cifar/resnet8x0.5") -> Backbone:
 
 
 def taught(teacher: str, labels: bool, **changes: Any) -> GenDD:
-    """GenDD of a teacher of the ``same`` classes, of ``other`` ones, or of ``none``."""
+    """GenDD with a teacher of the ``same`` classes, of ``other`` ones, or of ``none``."""
     network_ = (
         headless()
         if teacher == "none"
@@ -287,7 +287,7 @@ def taught(teacher: str, labels: bool, **changes: Any) -> GenDD:
     )
     classes = 15 if teacher == "other" and not labels else 10
     small: dict[str, Any] = {"token_width": 16, "repeats": 2, "head_width": 16, "head_depth": 1}
-    # after so few steps BatchNorm's averages are not those of the maps that the estimate is made of
+    # after so few steps BatchNorm's running averages don't match the maps behind the estimate
     small["residual"] = False
     student = create_backbone("cifar/resnet8x0.25", classes, in_channels=1)
     return GenDD(student, network_, labels=labels, **{**small, **changes})
@@ -299,7 +299,7 @@ def taught(teacher: str, labels: bool, **changes: Any) -> GenDD:
         ("same", True, {}, {"auto": "mean", "top1": "mean", "agreement": "agreement"}),
         ("same", False, {}, {"auto": "agreement", "top1": None, "agreement": "agreement"}),
         ("other", False, {}, {"auto": "agreement", "top1": None, "agreement": "agreement"}),
-        # the means read the data's classes, the teacher's classifier its own
+        # the means predict the data's classes, the teacher's classifier its own
         ("other", True, {"centres": "means"}, {"auto": "mean", "top1": "mean", "agreement": None}),
         ("other", True, {}, {"auto": "linear", "top1": "linear", "agreement": None}),
         ("none", True, {"centres": "means"}, {"auto": "mean", "top1": "mean", "agreement": None}),
@@ -325,7 +325,7 @@ def test_a_baseline_is_judged_by_what_it_has() -> None:
     kl = KD(network(), network("cifar/resnet8x0.5", 1), KDConfig(1.0, 1.0))
     assert choose_monitor(kl, "diffusion", False, 10) == "val/agreement"
     assert choose_monitor(kl, "agreement", True, 10) == "val/agreement"
-    # nothing to judge it by: its last weights stay
+    # without a metric the last weights are kept
     assert choose_monitor(Supervised(network()), "auto", False, 10) is None
     silent = FeatureMSE(network(), create_backbone("cifar/resnet8x0.5", 10, in_channels=1, classifier=False))
     with pytest.raises(UserError, match="expected a readout of the data's or the teacher's classes"):
@@ -345,7 +345,7 @@ def test_the_smallest_diffusion_loss_chooses(teacher: str, data: Data, tmp_path:
         losses = [float(row["val/diffusion"]) for row in csv.DictReader(file) if row["val/diffusion"]]
     assert len(losses) == 3 and losses[-1] < losses[0]
     assert result.monitor == "val/diffusion" and result.best == pytest.approx(min(losses))
-    # on the same noise whenever it is taken: the weights that were chosen give the loss that was logged
+    # validation always uses the same noise, so the chosen weights reproduce the logged loss
     assert data.val is not None
     images = data.val.images(range(len(data.val))).float() / 255
     seed = derive_seed(0, "validation", 0, 0)
@@ -409,7 +409,7 @@ def test_training_lowers_the_loss_and_logs_it(done: Done) -> None:
     accuracies = [float(row["val/mean"]) for row in rows if row["val/mean"]]
     assert len(accuracies) == 4 and max(accuracies) == pytest.approx(done.result.best)
     rates = [float(row["lr"]) for row in rows if row["lr"]]
-    # logged when the last step of an epoch is done, with the rate that it had
+    # logged after the last step of an epoch, with that step's learning rate
     wanted = [1e-2 * learning_rate_factor(2 * epoch + 1, STEPS, done.config) for epoch in range(4)]
     assert rates == pytest.approx(wanted)
     assert all(float(row["images/s"]) > 0 for row in rows if row["images/s"])
@@ -615,7 +615,7 @@ def test_the_average_of_the_weights_is_what_is_saved(data: Data, tmp_path: Path)
     for name, value in averages[-1].items():
         torch.testing.assert_close(last[name], value, rtol=1e-5, atol=1e-7)
     assert not torch.equal(path[-1]["backbone.net.conv1.weight"], last["backbone.net.conv1.weight"])
-    # the checkpoint chosen by the validation of the average holds the average of its epoch
+    # the checkpoint chosen by validating the average holds the average of its epoch
     epoch = checkpoint(tmp_path, "best")["epoch"]
     best = weights(tmp_path, "best")
     for name, value in averages[STEPS * (epoch + 1) - 1].items():
@@ -667,7 +667,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(step: int, validation: float, t
     message = str(error.value)
     assert f"not finite at step {step} (part 'bad')" in message and "\n" not in message
     kept = tmp_path / "checkpoints" / "last.ckpt"
-    # the last step of an epoch counts before the epoch's checkpoint is written
+    # a bad last step of an epoch is noticed before the epoch's checkpoint is written
     assert kept.exists() == (step >= STEPS)
     if kept.exists():
         assert checkpoint(tmp_path, "last")["global_step"] == STEPS
@@ -788,7 +788,7 @@ def test_what_is_left_over_of_a_step_is_dropped(tmp_path: Path) -> None:
         method, data, settings(epochs=3, accumulate=2, precision="fp32"), config, seed=0, folder=tmp_path
     )
     assert (result.steps, method.steps) == (3 * 2, 3 * 4)
-    # fewer batches than a step has are one smaller step
+    # fewer batches than accumulated per step make one smaller step
     whole, parts = (Supervised(plain()) for _ in range(2))
     for method, accumulate in ((whole, 5), (parts, 50)):
         folder = tmp_path / str(accumulate)
@@ -861,7 +861,7 @@ def test_a_method_sees_batches_mixed_by_seed_epoch_and_batch(data: Data, tmp_pat
     seen = iter(method.seen)
     for epoch in range(2):
         for index, batch in enumerate(train_loader(data, MIXED, seed=3, epoch=epoch)):
-            # the loader's own are as they were
+            # the loader's own labels are unchanged
             assert batch.labels is not None and batch.labels.dtype == torch.int64
             key = torch.Generator().manual_seed(derive_seed(3, "mixing", epoch, 0, index))
             images, labels = mixing(batch.images, batch.labels, key)
@@ -910,7 +910,7 @@ def test_methods_train_on_mixed_labels(kind: str, data: Data, tmp_path: Path) ->
     result = fit(method, data, settings(epochs=1), MIXED, seed=0, folder=tmp_path / "mixed")
     assert result.steps == STEPS
     if isinstance(method, GenDD):
-        # statistics and class means are those of images as they are
+        # statistics and class means are computed without mixing
         other = gendd(contraction=0.5, centres=method.config.centres)
         fit(other, data, settings(epochs=1), DATA, seed=0, folder=tmp_path / "unmixed")
         assert torch.equal(other.centres, method.centres)

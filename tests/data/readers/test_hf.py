@@ -1,4 +1,4 @@
-"""Folders written by the library itself."""
+"""Folders written by Hugging Face's datasets."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_mistakes(tmp_path: Path) -> None:
 def test_a_row_without_an_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = {"image": [{"bytes": _png(1), "path": None}, None, {"bytes": None, "path": "/nowhere.png"}]}
     split = datasets.Dataset.from_dict(rows, features=datasets.Features({"image": datasets.Image()}))
-    # what save_to_disk would refuse to write, as the file is not there
+    # save_to_disk would refuse to write this, as the file is missing
     monkeypatch.setattr(datasets, "load_from_disk", lambda path: datasets.DatasetDict(train=split))
     source = read_hf(DataConfig("hf", str(tmp_path))).train.take(torch.arange(3))
     assert not isinstance(source, torch.Tensor)

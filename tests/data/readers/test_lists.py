@@ -80,7 +80,7 @@ def test_a_class_that_is_only_tested_has_to_be_named(tmp_path: Path) -> None:
         f"that are only tested), got 2 in line 2 of '{tmp_path / 'lists' / 'test.txt'}'; correct it."
     )
     assert load_data(replace(config, classes=str(names))).num_classes == 3
-    # what the labels of the training images are is of no matter then
+    # the training labels don't matter then
     assert load_data(replace(config, labels=False, validation=0.5)).num_classes == 3
 
 

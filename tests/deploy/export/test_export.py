@@ -130,7 +130,7 @@ def test_samplers_with_noise_are_exported_with_it(settings: dict[str, Any], tmp_
     expected = deploy(student, seed=3)(images)
     torch.testing.assert_close(run_file(result, images), expected, rtol=1e-5, atol=1e-5)
     assert (deploy(student, seed=4)(images) - expected).abs().max() > 1e-3
-    # what tracing computed is of no effect on the student
+    # tracing has no effect on the student
     assert not torch.equal(student(images), student(images))
 
 
@@ -333,7 +333,7 @@ def test_images_are_spread_over_the_test_set(small_run: Path) -> None:
 
 
 class Deciding(nn.Module):
-    """Looks at its numbers to decide what to do, which no graph can."""
+    """A network with data-dependent control flow, which no graph can express."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -413,7 +413,7 @@ def test_students_that_cannot_be_exported(small_run: Path, tmp_path: Path) -> No
     file.write_text(json.dumps(config), encoding="utf-8")
     with pytest.raises(UserError, match=r"images in .*run/student/config\.json \(info\.image_size\)"):
         gendd.export(run, "safetensors")
-    # as it says
+    # the size in its config.json
     config["info"]["image_size"] = 8
     file.write_text(json.dumps(config), encoding="utf-8")
     assert gendd.export(run, "safetensors").path.exists()
