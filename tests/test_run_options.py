@@ -25,7 +25,7 @@ def parsed(*words: str) -> RunConfig:
 def test_the_help_is_short_and_tells_where_the_rest_is(command: str, word: str, capsys: Capture) -> None:
     assert main([command, word]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert len(lines) < 45 and lines[-1].startswith("--help-all tells every setting")
+    assert len(lines) < 45 and lines[-1].startswith("--help-all lists every setting")
     told = {found[1] for line in lines if (found := re.match(r"  (--[\w.-]+)", line))}
     assert {"--student", "--data", "--data.path", "--training.epochs", "--out", "--resume"} <= told
     assert ("--teacher" in told) == ("--baselines" in told) == (command == "distill")

@@ -175,7 +175,7 @@ def _help() -> str:
             *lines,
             "",
             "gendd COMMAND --help prints a command's options; gendd --version the version.",
-            'A shell completes commands and options after: eval "$(gendd --print-completion bash)" (or zsh).',
+            'Shell completion of commands and options: eval "$(gendd --print-completion bash)" (or zsh).',
             "Files and folders that name Python files or shell commands are refused without --trust-code.",
         ]
     )

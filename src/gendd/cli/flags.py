@@ -18,20 +18,20 @@ _SHORT = {
     "teacher": ("teacher.name", "NETWORK", "the teacher: a name (gendd models lists them) or a run's folder"),
     "student": ("student.name", "NETWORK", "the student: a name or a run's folder"),
     "data": ("data.name", "SET", "the images: digits, cifar10, …, or the path of a folder"),
-    "readout": ("readout.name", "{linear,mean,sample,auto}", "how the finished student gives its logits"),
-    "precision": ("training.precision", "{auto,fp32,bf16,fp16}", "numbers the student is trained in"),
+    "readout": ("readout.name", "{linear,mean,sample,auto}", "how the finished student computes its logits"),
+    "precision": ("training.precision", "{auto,fp32,bf16,fp16}", "training precision of the student"),
 }
 # positional arguments
 _PLACES = {"distill": ("DIR", "TEACHER", "STUDENT"), "train": ("DIR", "STUDENT")}
 # settings that the short help lists besides the flags: placeholder, help
 _OFTEN = {
-    "data.path": ("DIR", "where they are: for a folder train/CLASS/, test/CLASS/"),
+    "data.path": ("DIR", "their location; a folder of images has train/CLASS/ and test/CLASS/"),
     "data.labels": ("{true,false}", "whether training may see the labels (default: true)"),
-    "method": ("NAME", "what trains the student (gendd methods lists them; default: gendd)"),
-    "baselines": ("NAME,…", "methods trained beside it for the table"),
+    "method": ("NAME", "training method (gendd methods lists them; default: gendd)"),
+    "baselines": ("NAME,…", "methods to train as well, for comparison"),
     "training.epochs": ("N", "passes over the training images (default: 30 or more)"),
     "training.lr": ("RATE", "peak learning rate (default: 0.003)"),
-    "training.device": ("{auto,cpu,cuda,mps}", "where it is trained"),
+    "training.device": ("{auto,cpu,cuda,mps}", "training device"),
 }
 # flags that only the full help lists
 _SELDOM = ("readout", "precision", "print_config", "fresh_teacher")
@@ -81,7 +81,7 @@ def run_flags(command: str) -> Parser:
         metavar="NAME",
         action="append",
         default=[],
-        help="start from a shipped recipe (gendd recipes lists them); a further one is laid over it",
+        help="start from a shipped recipe (gendd recipes lists them); repeat to apply another on top",
     )
     parser.add_argument(
         "--config",
@@ -98,16 +98,18 @@ def run_flags(command: str) -> Parser:
     )
     for name, (key, takes, told) in _short(command).items():
         parser.add_argument(f"--{name}", metavar=takes, help=f"{told} (short for --{key})")
-    parser.add_argument("--resume", action="store_true", help="go on with the run in the output folder")
+    parser.add_argument("--resume", action="store_true", help="resume the run in the output folder")
     parser.add_argument("--overwrite", action="store_true", help="replace the run in the output folder")
     if command == "distill":
         parser.add_argument(
             "--fresh-teacher",
             action="store_true",
-            help="train the teacher again that was trained before and kept",
+            help="train the teacher again even if it is cached",
         )
     parser.add_argument(
-        "--dry-run", action="store_true", help="tell what would be trained and how long it takes, and stop"
+        "--dry-run",
+        action="store_true",
+        help="print what would be trained and how long it would take, and stop",
     )
     parser.add_argument("--print_config", action="store_true", help="print the resolved settings and stop")
     return parser
@@ -127,8 +129,8 @@ def short_help(command: str) -> str:
         if key not in fixed(command) and (command, key) != ("train", "data.labels"):
             parser.add_argument(f"--{key}", metavar=takes, help=told)
     networks = "two networks" if command == "distill" else "a network"
-    parser.epilog = f"{places}: a folder of images and {networks}, in the place of their options."
-    return f"{parser.format_help()}\n--help-all tells every setting, --print_config what they are."
+    parser.epilog = f"{places}: a folder of images and {networks}, instead of their options."
+    return f"{parser.format_help()}\n--help-all lists every setting, --print_config prints their values."
 
 
 def placed(command: str, flags: argparse.Namespace, words: list[str]) -> list[str]:

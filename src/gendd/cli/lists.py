@@ -20,12 +20,12 @@ def push_command(words: list[str]) -> int:
     parser = Parser(
         prog="gendd push",
         description=COMMANDS["push"],
-        epilog="The account is that of 'hf auth login', or of HF_TOKEN in the environment.",
+        epilog="Log in with 'hf auth login', or set HF_TOKEN in the environment.",
     )
     parser.add_argument("run", metavar="RUN", help="a run's folder, or a student's")
     parser.add_argument("repository", metavar="REPO_ID", help="NAME/REPOSITORY on the Hub")
-    parser.add_argument("--private", action="store_true", help="make the repository a private one")
-    parser.add_argument("--message", metavar="TEXT", help="of the commit")
+    parser.add_argument("--private", action="store_true", help="create a private repository")
+    parser.add_argument("--message", metavar="TEXT", help="commit message")
     given = parser.parse_args(words)
     from gendd.deploy.hub import push_to_hub
 

@@ -239,8 +239,8 @@ def _help(command: str) -> str:
     more = (
         ""
         if command == "train"
-        else "\nHow a teacher is trained that comes without weights: --teacher_training.KEY for each "
-        "--training.KEY.\nThe settings of other methods, --kd.temperature: gendd methods NAME.\n"
+        else "\nTraining of a teacher without weights: --teacher_training.KEY for each --training.KEY.\n"
+        "Settings of other methods, such as --kd.temperature: gendd methods NAME.\n"
     )
     return f"{flags}\nEvery setting is an option too, by its dotted name:\n\n{body}{more}"
 

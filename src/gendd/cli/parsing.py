@@ -10,21 +10,21 @@ from gendd.errors import UserError
 from gendd.messages import say
 
 COMMANDS = {
-    "distill": "distil a teacher into a student; without arguments the recipe 'demo', end to end",
+    "distill": "distil a teacher into a student; without arguments run the recipe 'demo', end to end",
     "train": "train a model on labels alone (a teacher, or a recipe's student for comparison)",
-    "cache": "compute what a run's teacher says of its training images ahead of the run",
+    "cache": "precompute the teacher's outputs on the training images of a run",
     "profile": "time the parts of a run's training step",
-    "evaluate": "score a finished run on its test images, or a network by its name and weights",
-    "watch": "follow a run that is being trained, in the terminal",
-    "probe": "fit the linear readout of a finished run anew and keep the better one",
+    "evaluate": "score a finished run on its test images, or a network by name and weights",
+    "watch": "follow the progress of a running training in the terminal",
+    "probe": "refit the linear readout of a finished run and keep the better one",
     "predict": "classify image files with a student",
-    "export": "write a finished student as ONNX, for torch.export, for timm or as plain safetensors",
+    "export": "export a finished student to ONNX, torch.export, timm or plain safetensors",
     "push": "upload a finished student to the Hugging Face Hub",
-    "recipes": "list the recipes, the published experiments among them",
+    "recipes": "list the recipes, including the published experiments",
     "models": "list the networks",
-    "methods": "list the methods, or what can be set of one",
-    "compare": "compare methods as a file says: rates, seeds, tables and a report",
-    "import-released": "make a run of a checkpoint of the authors' released code",
+    "methods": "list the methods, or the settings of one",
+    "compare": "compare methods as described in a file: learning rates, seeds, tables and a report",
+    "import-released": "import a checkpoint of the authors' released code as a run",
     "verify": "recompute the method's reference numbers on this machine",
 }
 

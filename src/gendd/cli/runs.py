@@ -68,10 +68,10 @@ def cache_command(words: list[str]) -> int:
         add_help=False,
         allow_abbrev=False,
         usage="gendd cache [DIR TEACHER STUDENT] [OPTION …]",
-        description=f"{COMMANDS['cache']}: of training.cache_teacher views of each. The run reads it then, "
-        "as does any other on these views of these images with this teacher. Ended at any moment, the same "
-        "command goes on; several at once share the work.",
-        epilog="The options are those of gendd distill, whose --dry-run tells how large the cache becomes.",
+        description=f"{COMMANDS['cache']}: for training.cache_teacher views of each image. The run then "
+        "reads them, as does any other run with the same teacher, images and views. If interrupted, the "
+        "same command continues; several at once share the work.",
+        epilog="The options are those of gendd distill, whose --dry-run reports the size of the cache.",
     )
     _, config = _of_a_run(parser, words)
     if config is None:
@@ -94,7 +94,7 @@ def profile_command(words: list[str]) -> int:
         allow_abbrev=False,
         usage="gendd profile [DIR TEACHER STUDENT] [--steps N] [--json] [OPTION …]",
         description=f"{COMMANDS['profile']}: loading, augmentation, teacher, student, head, backward and "
-        "optimiser, beside a step of KD or, without labels, KL. Nothing is trained or written.",
+        "optimiser, compared with a step of KD or, without labels, KL. Nothing is trained or written.",
         epilog="The other options are those of gendd distill.",
     )
     parser.add_argument("--steps", metavar="N", type=int, default=20, help="steps timed (default: 20)")
@@ -126,27 +126,27 @@ def watch_command(words: list[str]) -> int:
 def probe_command(words: list[str]) -> int:
     parser = Parser(
         prog="gendd probe",
-        description=f"{COMMANDS['probe']}: the student stays as it is, a linear classifier is fitted to its "
-        "features of the training images, and the better of the two on the validation images stays. Its "
-        "figures, model card and report follow.",
-        epilog="A run that saw no labels (data.labels false) is fitted to its teacher's predictions, else to "
-        "those of readout mean. Labels are refused there unless --allow-labels is given, and the figures of "
-        "its readout linear, and its model card, are then those of a student that saw labels.",
+        description=f"{COMMANDS['probe']}: the student is frozen, a linear classifier is fitted to its "
+        "features of the training images, and the better classifier on the validation images is kept. "
+        "Metrics, model card and report are updated.",
+        epilog="A run trained without labels (data.labels false) is fitted to its teacher's predictions, or "
+        "else to those of readout mean. Labels require --allow-labels; the metrics of readout linear and the "
+        "model card are then those of a student trained with labels.",
     )
     parser.add_argument("run", metavar="RUN", help="the run's folder")
     parser.add_argument(
         "--target",
         metavar="{labels,teacher,mean}",
-        help="what it is fitted to (default: labels where the run may see them, else teacher, else mean)",
+        help="target of the fit (default: labels if the run may see them, else teacher, else mean)",
     )
     parser.add_argument(
-        "--allow-labels", action="store_true", help="--target labels for a run that saw no labels"
+        "--allow-labels", action="store_true", help="allow --target labels for a run trained without labels"
     )
     parser.add_argument(
-        "--train-images", metavar="N", type=int, help="at most so many training images (default: all)"
+        "--train-images", metavar="N", type=int, help="maximum number of training images (default: all)"
     )
     parser.add_argument(
-        "--device", metavar="{auto,cpu,cuda,mps}", help="where to compute (default: as the run was)"
+        "--device", metavar="{auto,cpu,cuda,mps}", help="where to compute (default: as in the run)"
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
@@ -174,13 +174,14 @@ def predict_command(words: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="a run's folder, a student's folder, or a Hub id")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files or directories of them")
     parser.add_argument("--readout", help="linear, mean or sample; the student's own by default")
-    parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
+    parser.add_argument("--top", type=int, default=5, help="classes per image (default: 5)")
     parser.add_argument(
         "--uncertainty",
         metavar="N",
         type=int,
         default=0,
-        help="tell the entropy, its parts (nats) and the spread of N generated features too, such as 32",
+        help="also estimate the uncertainty from N generated features, such as 32: entropy, its parts "
+        "(in nats) and spread",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
@@ -221,15 +222,17 @@ def export_command(words: list[str]) -> int:
         help="onnx, torch-export, timm or safetensors, or path/to/file.py:NAME",
     )
     parser.add_argument("--readout", help="linear, mean or sample; the student's own by default")
-    parser.add_argument("--quantize", metavar="int8", help="an ONNX file of 8-bit weights and activations")
+    parser.add_argument("--quantize", metavar="int8", help="an ONNX file with 8-bit weights and activations")
     parser.add_argument(
-        "--calibration", type=int, default=256, metavar="N", help="training images it looks at (default: 256)"
+        "--calibration", type=int, default=256, metavar="N", help="calibration images of int8 (default: 256)"
     )
     parser.add_argument("--out", metavar="PATH", help="the file or folder (default: in RUN/export/)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise of readout sample (default: 0)")
+    parser.add_argument(
+        "--seed", type=int, default=0, help="seed of the noise of readout sample (default: 0)"
+    )
     parser.add_argument("--steps", type=int, help="sampling steps of readout sample")
-    parser.add_argument("--sampler", help="ddpm, ddim or dpm-solver, of readout sample")
-    parser.add_argument("--overwrite", action="store_true", help="replace what is there")
+    parser.add_argument("--sampler", help="sampler of readout sample: ddpm, ddim or dpm-solver")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing export")
     given = vars(parser.parse_args(words))
     check_student(given["run"])
     from gendd.deploy.export import export
@@ -245,12 +248,12 @@ def import_released_command(words: list[str]) -> int:
         prog="gendd import-released",
         allow_abbrev=False,
         description=COMMANDS["import-released"],
-        epilog="The dotted options of gendd distill hold too: --data.name and --data.path of the images to "
+        epilog="The dotted options of gendd distill also apply: --data.name and --data.path of the images to "
         "evaluate on (without them nothing is measured), --readout.steps, --gendd.contraction, …",
     )
-    parser.add_argument("checkpoint", metavar="CKPT", help="the file, of stage 1 or 2")
+    parser.add_argument("checkpoint", metavar="CKPT", help="the checkpoint file, of stage 1 or 2")
     parser.add_argument(
-        "--student", metavar="NAME", required=True, help="the student network, cifar/resnet20"
+        "--student", metavar="NAME", required=True, help="the student network, such as cifar/resnet20"
     )
     parser.add_argument("--teacher", metavar="NAME", required=True, help="the teacher network")
     parser.add_argument("--teacher-weights", metavar="FILE", help="its weights, to measure agreement with it")
@@ -281,19 +284,23 @@ def compare_command(words: list[str]) -> int:
     parser = Parser(
         prog="gendd compare",
         description=COMMANDS["compare"],
-        epilog="The same command goes on with a comparison that was interrupted; finished cells are kept. "
+        epilog="The same command resumes an interrupted comparison; finished cells are kept. "
         "docs/compare.md describes the file.",
     )
     parser.add_argument("file", metavar="FILE.yaml", help="methods, pairs, data, rates, seeds and budget")
     parser.add_argument("--out", metavar="DIR", help="output folder (default: runs/compare/ and its name)")
     parser.add_argument("--jobs", metavar="N", type=int, default=1, help="cells at a time (default: 1)")
     parser.add_argument(
-        "--results", metavar="CSV", help="the rows, read and written (default: results.csv in the folder)"
+        "--results",
+        metavar="CSV",
+        help="table of results, read and written (default: results.csv in the folder)",
     )
-    parser.add_argument("--dry-run", action="store_true", help="say what would be run and stop")
-    parser.add_argument("--only", metavar="METHOD", nargs="+", default=[], help="methods of the file to run")
+    parser.add_argument("--dry-run", action="store_true", help="print what would be run, and stop")
     parser.add_argument(
-        "--time", metavar="STEPS", type=int, help="time so many training steps of all methods side by side"
+        "--only", metavar="METHOD", nargs="+", default=[], help="run only these methods of the file"
+    )
+    parser.add_argument(
+        "--time", metavar="STEPS", type=int, help="time this many training steps of all methods side by side"
     )
     given = parser.parse_args(words)
     from gendd.compare import compare

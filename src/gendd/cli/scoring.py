@@ -43,7 +43,7 @@ def evaluate_command(words: list[str]) -> int:
         usage="gendd evaluate [RUN | --network NAME --weights FILE --data SET] [--readout NAME] [--json]",
         description=COMMANDS["evaluate"],
         epilog="With --network every setting of the network and the images is an option too: --network.mean, "
-        "--network.pretrained, --data.path, … (gendd distill --help-all tells them of teacher and data).",
+        "--network.pretrained, --data.path, … (listed as teacher and data by gendd distill --help-all).",
     )
     for name, (key, takes, told) in _SHORT.items():
         parser.add_argument(f"--{name}", metavar=takes, help=f"{told} (short for --{key})")
