@@ -48,8 +48,8 @@ def write_of(data: object) -> str:
 def test_the_verdict_is_in_words_and_tells_chance(html: str) -> None:
     (told,) = re.findall(r'<p class="verdict">(.*?)</p>', html)
     assert told == (
-        "The student is right about 72.1 % of the test images: 3.0 points better than the same network "
-        "trained on the labels alone; no different from KL distillation as far as these test images tell "
+        "The student classifies 72.1 % of the test images correctly: 3.0 points better than the same network "
+        "trained on the labels alone; not measurably different from KL distillation on these test images "
         "(+1.40); 0.2 points below its teacher, with 3.4× fewer parameters."
     )
     data = judged()
@@ -65,13 +65,13 @@ def test_tiles_tell_size_latency_agreement_and_intervals(html: str) -> None:
             r'<span class="name">(.*?)</span><b>(.*?)</b><span>(.*?)</span>', html
         )
     }
-    assert cards["Size"] == ("1.00 MB <small></small>", "teacher 3.42 MB, as 32-bit numbers")
+    assert cards["Size"] == ("1.00 MB <small></small>", "teacher 3.42 MB, in 32-bit precision")
     assert cards["Latency"] == (
         "1.00 <small>ms</small>",
-        "an image, in batches of 32 on cpu; half of the calls 0.900 to 1.20",
+        "per image, in batches of 32 on cpu; half of the calls 0.900 to 1.20",
     )
     assert cards["Agreement"][0] == "81.50 <small>%</small>"
-    assert cards["Gain on student alone"][1].endswith("69.06 %; 95 % interval +2.00 to +4.10")
+    assert cards["Gain over student alone"][1].endswith("69.06 %; 95 % interval +2.00 to +4.10")
     assert (megabytes(250), megabytes(2_500_000), megabytes(1e8)) == ("0.00 MB", "10.0 MB", "400 MB")
 
 
@@ -86,15 +86,15 @@ def test_answers_fall_into_bins_of_confidence() -> None:
 
 def test_the_page_tells_how_far_the_student_can_be_believed(html: str) -> None:
     told = section(html, "Reliability")
-    assert "mean confidence is 80.0 %, and 58.3 % of its answers" in told
+    assert "mean confidence is 80.0 %, and 58.3 % of its predictions" in told
     # with twelve images this may be chance
-    assert "as sure as it should be, as far as these images tell" in told
-    assert "Share of right answers by their confidence" in Page(html).figures()
+    assert "neither overconfident nor underconfident, as far as these images show" in told
+    assert "Accuracy of the predictions by confidence" in Page(html).figures()
     labels = torch.arange(1200) % 3
     for share, words in (
-        (7, "too sure of itself"),
-        (8, "as far as these images tell"),
-        (9, "surer than it says"),
+        (7, "is overconfident: its mean"),
+        (8, "as far as these images show"),
+        (9, "is underconfident: its mean"),
     ):
         right = [row % 10 < share for row in range(1200)]
         assert words in reliability(answered(right, labels), "gendd")
@@ -121,10 +121,10 @@ def test_mistakes_are_counted_beside_the_teachers(html: str) -> None:
     rows = re.findall(r'<td>(.*?)</td><td class="n">(.*?)</td>', told)
     assert rows == [
         ("Both right", "6"),
-        ("The teacher alone right", "4"),
-        ("The student alone right", "1"),
-        ("Both wrong, with the same answer", "1"),
-        ("Both wrong, each in its own way", "0"),
+        ("Only the teacher right", "4"),
+        ("Only the student right", "1"),
+        ("Both wrong, with the same class", "1"),
+        ("Both wrong, with different classes", "0"),
     ]
     assert told.count("<figure") == 4
 

@@ -156,7 +156,7 @@ def test_without_readouts_the_diffusion_loss_is_drawn(tmp_path: Path) -> None:
 def test_page_tells_accuracy_by_shots(tmp_path: Path) -> None:
     page = Page(write_report(ReportData("t", by_shots()), tmp_path / "r.html").read_text(encoding="utf-8"))
     text = " ".join(page.text)
-    assert "Accuracy by training images a class" in text
+    assert "Accuracy by training images per class" in text
     assert "many: more than 100 training images (35 classes, 7,000 test images)" in text
     assert "medium: 20 to 100 training images (64 classes, 3,000 test images)" in text
 

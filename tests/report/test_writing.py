@@ -33,7 +33,7 @@ def test_figures_that_change_leave_the_rest_of_the_report(tmp_path: Path) -> Non
         "Accuracy against inference cost",
         "Settings",
     ]
-    assert "77.77" in found[1]["Comparison"] and "fitted anew to labels" in found[1]["Settings"]
+    assert "77.77" in found[1]["Comparison"] and "refitted to labels" in found[1]["Settings"]
 
 
 def test_sections_that_are_new_take_the_place_of_what_they_replace(tmp_path: Path) -> None:

@@ -140,7 +140,7 @@ def _table(title: str, rows: Sequence[Row], plan: Plan, drawn: Mapping[str, _Loo
         label = drawn[plan.reference].label
         note += (
             f" Differences are to {escape(label)}, in points, paired by seed. A bootstrap over few seeds is "
-            "too narrow; the t interval beside it is not."
+            "too narrow; the t interval next to it is not."
         )
     shown = [heading[:1].upper() + heading[1:] for heading in columns.values()]
     return section(title or "Methods", table(["Method"], shown, lines), note)
@@ -225,14 +225,14 @@ def _costs(title: str, rows: Sequence[Row], drawn: Mapping[str, _Look]) -> str:
                     capsize=3,
                     label=look.label,
                 )
-            axes.set_xlabel(f"multiply-adds of an image, {unit}")
+            axes.set_xlabel(f"multiply-adds per image, {unit}")
             axes.set_ylabel("test, %")
             axes.set_xlim(left=0)
 
         return _figure(fill)
 
     heading = _titled(title, "Test accuracy over inference multiply-adds")
-    note = "Each student by its own readout; bars are a standard deviation over seeds to each side."
+    note = "Each student with its chosen readout; bars are ± one standard deviation over seeds."
     return section(heading, picture(draw, heading), note)
 
 

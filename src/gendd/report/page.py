@@ -71,8 +71,8 @@ def _next(folder: str) -> str:
     run = shlex.quote(folder)
     commands = {
         f"gendd predict {run} IMAGE…": "classify image files",
-        f"gendd evaluate {run}": "score it again, as it was saved",
-        f"gendd export {run} --to onnx": "a file that runs without PyTorch",
+        f"gendd evaluate {run}": "score the saved student again",
+        f"gendd export {run} --to onnx": "export a file that runs without PyTorch",
     }
     told = "".join(
         f"<div><code>{escape(words)}</code><span>{does}</span></div>" for words, does in commands.items()
@@ -90,7 +90,7 @@ def _verdict(metrics: dict[str, Any], table: Sequence[Row]) -> str:
     for name, (points, low, high) in ((name, _interval(gains[name])) for name in gains if name != "teacher"):
         beaten = label(name) if name != "supervised" else "the same network trained on the labels alone"
         if low <= 0 <= high:
-            parts.append(f"no different from {beaten} as far as these test images tell ({signed(points)})")
+            parts.append(f"not measurably different from {beaten} on these test images ({signed(points)})")
         else:
             word = "better" if points > 0 else "worse"
             parts.append(f"{abs(points):.1f} points {word} than {beaten}")
@@ -100,7 +100,7 @@ def _verdict(metrics: dict[str, Any], table: Sequence[Row]) -> str:
         size = "" if factor is None or factor[1] != "fewer" else f", with {factor[0]} fewer parameters"
         side = f"{abs(points):.1f} points {'below' if points < 0 else 'above'} its teacher{size}"
         parts.append(side)
-    share = f"The student is right about {own['top1']:.1f} % of the test images"
+    share = f"The student classifies {own['top1']:.1f} % of the test images correctly"
     return f'<p class="verdict">{escape(share + ": " + "; ".join(parts) + ".")}</p>'
 
 
@@ -148,7 +148,7 @@ def _cards(metrics: dict[str, Any], table: Sequence[Row]) -> str:
         cards = [_card(f"{whose}, {subject}", f"{own[measure]:.2f}", unit, detail, own=True)]
         for key, row in others.items():
             if row[measure] is not None:
-                name = "Gap to the teacher" if key == "teacher" else f"Gain on {label(key)}"
+                name = "Gap to the teacher" if key == "teacher" else f"Gain over {label(key)}"
                 change = signed(own[measure] - row[measure])
                 detail = f"{row['method']} {row[measure]:.2f} %"
                 if measure == "top1" and key in (gains := metrics.get("gains") or {}):
@@ -161,17 +161,17 @@ def _cards(metrics: dict[str, Any], table: Sequence[Row]) -> str:
         if factor is not None:
             cards.append(_card(name, *factor, f"{count(own[column])}, teacher {count(teacher[column])}"))
     if measure != "agreement" and own["agreement"] is not None:
-        cards.append(_card("Agreement", f"{own['agreement']:.2f}", "%", "says what the teacher says"))
+        cards.append(_card("Agreement", f"{own['agreement']:.2f}", "%", "same class as the teacher"))
     if own["parameters"]:
         size = f"teacher {megabytes(teacher['parameters'])}" if teacher.get("parameters") else "of weights"
-        cards.append(_card("Size", megabytes(own["parameters"]), "", f"{size}, as 32-bit numbers"))
+        cards.append(_card("Size", megabytes(own["parameters"]), "", f"{size}, in 32-bit precision"))
     cards += _latency(own, metrics.get("run", {}))
     seconds, device = metrics["student"].get("train_seconds"), metrics.get("run", {}).get("device")
     if seconds is not None:
         loading = metrics["student"].get("loading_seconds") or 0.0
         told = [f"on {device}"] if device else []
         if seconds > 0 and loading >= 0.01 * seconds:
-            told.append(f"{loading / seconds:.0%} of it waiting for images")
+            told.append(f"{loading / seconds:.0%} of it spent waiting for images")
         cards.append(_card("Training", duration(seconds), "", ", ".join(told)))
     return f'<div class="cards">{"".join(cards)}</div>'
 
@@ -181,7 +181,7 @@ def _latency(own: Row, run: dict[str, Any]) -> list[str]:
     if own["latency_ms"] is None:
         return []
     batch, device = run.get("latency_batch"), run.get("device")
-    told = "" if batch is None else f"an image, in batches of {batch}" + (f" on {device}" if device else "")
+    told = "" if batch is None else f"per image, in batches of {batch}" + (f" on {device}" if device else "")
     if own["latency_quartiles_ms"]:
         low, high = map(milliseconds, own["latency_quartiles_ms"])
         told += f"; half of the calls {low} to {high}"

@@ -39,14 +39,14 @@ def confusion(matrix: Tensor | Array | None, names: Sequence[str]) -> str:
     if errors:
         listing = table(["True", "Predicted"], ["Images", "Share"], errors)
         listing = f"<div><h3>Most frequent errors</h3>{listing}</div>"
-    numbers = "the stronger the colour the larger the share of the row (square-root scale)"
+    numbers = "colour shows the share of the row (square-root scale)"
     if len(names) <= _MAX_ANNOTATED:
         numbers = "numbers are percent of the row"
     drawn = picture(_draw_confusion(shares_of_rows(counts), names), "Confusion matrix of the student")
     return section(
         TITLE,
         f'<div class="pair">{drawn}{listing}</div>',
-        f"A row is a true class and a column what the student called it; {numbers}, "
+        f"Rows are true classes and columns predicted ones; {numbers}, "
         "and everything off the diagonal is an error.",
     )
 

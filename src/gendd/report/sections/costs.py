@@ -33,7 +33,7 @@ def costs(rows: Sequence[Row]) -> str:
             draw_costs(shown, measure),
             f"{sentence(MEASURES[measure].words)} of every method against its multiply-adds",
         ),
-        f"Up is {better} and left is cheaper; the outlined point is the readout this run ships.",
+        f"Up is {better} and left is cheaper; the outlined point is the readout of the finished student.",
     )
 
 
@@ -49,7 +49,7 @@ def draw_costs(rows: Sequence[Row], measure: str = "top1") -> Draw:
         axes = figure.subplots()
         figure.subplots_adjust(left=0.07, right=0.985, top=0.97, bottom=0.12)
         axes.set_xscale("log")
-        axes.set_xlabel("multiply-adds an image (log scale)")
+        axes.set_xlabel("multiply-adds per image (log scale)")
         axes.set_ylabel(f"{MEASURES[measure].words}, %")
         axes.set_xlim(min(costs) / beside, max(costs) * beside)
         axes.set_ylim(min(values) - above, max(values) + above)

@@ -24,7 +24,7 @@ def examples(found: Sequence[Example]) -> str:
     shown = found[:_MAX_SHOWN]
     if not shown:
         return ""
-    note = "Below each image: the student's answer and its confidence"
+    note = "Below each image: the predicted class and its confidence"
     if any(example.true is not None for example in shown):
         note += "; errors are outlined and marked ✗, with the true class under them"
     return section(TITLE, figures(shown), note + ".")

@@ -49,8 +49,8 @@ def features(data: ReportData) -> str:
         TITLE,
         picture(draw, "Teacher and generated features on two principal components"),
         "The same images in both panels, on the teacher's two main directions and the same axes: "
-        "the closer the right looks to the left, the better the student generates"
-        + ("; one colour a class." if labels is not None else "."),
+        "the more similar the two, the better the generated features"
+        + ("; one colour per class." if labels is not None else "."),
     )
 
 

@@ -36,7 +36,7 @@ def hardest(data: ReportData, method: str) -> str:
         parts.append(f"<h3>{name} <small>{told}</small></h3>{_pictures(data, said, teacher, wrong)}")
     if not parts:
         return ""
-    note = "" if data.picture is None else "The pictures are those that the student is surest of and wrong."
+    note = "" if data.picture is None else "The images shown are the most confident wrong predictions."
     return section(HARDEST, "".join(parts), note)
 
 
@@ -53,15 +53,15 @@ def beside(data: ReportData, method: str) -> str:
         line([words], [f"{int(rows.sum()):,}", f"{100 * rows.mean():.1f} %"])
         for words, rows in (
             ("Both right", own & taught),
-            ("The teacher alone right", ~own & taught),
-            ("The student alone right", own & ~taught),
-            ("Both wrong, with the same answer", ~own & ~taught & same),
-            ("Both wrong, each in its own way", ~own & ~taught & ~same),
+            ("Only the teacher right", ~own & taught),
+            ("Only the student right", own & ~taught),
+            ("Both wrong, with the same class", ~own & ~taught & same),
+            ("Both wrong, with different classes", ~own & ~taught & ~same),
         )
     ]
     lost = _surest(array(said.confidence), ~own & taught)
     shown = _pictures(data, said, teacher, lost)
-    note = "The pictures are those that the teacher knows and the student is surest of otherwise."
+    note = "The images shown are those that only the teacher got right, the student's most confident first."
     return section(BESIDE, table(["Test images"], ["Number", "Share"], lines) + shown, note if shown else "")
 
 

@@ -19,18 +19,18 @@ def reliability(said: Answers | None, method: str) -> str:
     if said is None or said.right is None or len(said.right) == 0:
         return ""
     bins, error = by_confidence(array(said.confidence), array(said.right))
-    leaning = "too sure of itself" if error["lean"] > 0 else "surer than it says"
+    leaning = "overconfident" if error["lean"] > 0 else "underconfident"
     share = error["right"] / 100
     # two standard errors of the accuracy
     if abs(error["lean"]) < max(0.5, 200 * (share * (1 - share) / len(said.right)) ** 0.5):
-        leaning = "as sure as it should be, as far as these images tell"
+        leaning = "neither overconfident nor underconfident, as far as these images show"
     return section(
         TITLE,
-        picture(_draw(bins, method), "Share of right answers by their confidence"),
-        f"On the diagonal an answer of 80 % confidence is right 8 times of 10; below it the student is too "
-        f"sure. It is {leaning}: its mean confidence is {error['confidence']:.1f} %, and "
-        f"{error['right']:.1f} % of its answers are right; their distance over the bins is "
-        f"{error['distance']:.1f} points. The bars below are the share of all answers.",
+        picture(_draw(bins, method), "Accuracy of the predictions by confidence"),
+        f"On the diagonal, predictions of 80 % confidence are right 8 times out of 10; below it the student "
+        f"is overconfident. It is {leaning}: its mean confidence is {error['confidence']:.1f} %, and "
+        f"{error['right']:.1f} % of its predictions are right; the mean distance over the bins is "
+        f"{error['distance']:.1f} points. The bars below show the share of all predictions.",
     )
 
 
@@ -61,7 +61,7 @@ def _draw(bins: Array, method: str) -> Draw:
         axes.plot(bins[:, 0], bins[:, 1], color=theme.color(method), marker="o", linewidth=2)
         axes.set_xlim(0, 100)
         axes.set_ylim(0, 102)
-        axes.set_ylabel("right answers, %")
+        axes.set_ylabel("right, %")
         below.bar(bins[:, 0], bins[:, 2], width=7, color=theme.color(method), alpha=0.6)
         below.set_ylabel("of all, %")
         below.set_xlabel("confidence, %")

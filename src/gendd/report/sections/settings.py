@@ -39,5 +39,5 @@ def _facts(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     probe = metrics["student"].get("probe")
     if probe is not None and probe["kept"] == "refitted":
-        facts.append(("Linear readout", f"fitted anew to {probe['target']}"))
+        facts.append(("Linear readout", f"refitted to {probe['target']}"))
     return facts + [(name, str(version)) for name, version in (run.get("versions") or {}).items()]

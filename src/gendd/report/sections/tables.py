@@ -24,13 +24,13 @@ def comparison(rows: Sequence[Row], run: dict[str, Any]) -> str:
         numbers = [number(row[name]) for name in columns]
         numbers += [count(row["parameters"]), count(row["multiply_adds"]), milliseconds(row["latency_ms"])]
         lines.append(line([_method(row), escape(str(row["network"]))], numbers, own=row["chosen"]))
-    note = "The highlighted row is the readout this run ships; cost and latency are those of one image."
+    note = "The highlighted row is the readout of the finished student; cost and latency are per image."
     own, images = next((row["top1"] for row in rows if row["chosen"]), None), run.get("test_images")
     if own is not None and images:
         error = 100 * math.sqrt(own / 100 * (1 - own / 100) / images)
         note += (
-            f" With {images:,} test images one standard error of the student's top-1 is "
-            f"{error:.2f} points, before the spread between seeds."
+            f" With {images:,} test images the standard error of the student's top-1 is "
+            f"{error:.2f} points, not counting the spread between seeds."
         )
     headings = [*columns.values(), "Parameters", "Multiply-adds", "Latency, ms"]
     return section("Comparison", table(["Method", "Network"], headings, lines), note)
@@ -50,16 +50,16 @@ def groups(rows: Sequence[Row], run: dict[str, Any]) -> str:
         for row in shown
     ]
     few, many = run["shot_thresholds"]
-    sizes = {"many": f"more than {many}", "medium": f"{few} to {many}", "few": f"less than {few}"}
+    sizes = {"many": f"more than {many}", "medium": f"{few} to {many}", "few": f"fewer than {few}"}
     found = shown[0]["groups"]
     told = "; ".join(
         f"{name}: {sizes[name]} training images ({group['classes']} classes, {group['images']:,} test images)"
         for name, group in found.items()
     )
     return section(
-        "Accuracy by training images a class",
+        "Accuracy by training images per class",
         table(["Method"], [f"{name.capitalize()}, %" for name in found], lines),
-        f"Over all test images of a group's classes alike. {told}.",
+        f"Over all test images of the classes in a group. {told}.",
     )
 
 

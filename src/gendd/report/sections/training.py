@@ -74,8 +74,8 @@ def losses(log: Log, method: str) -> str:
     return section(
         f"{LOSSES}{label(method)}",
         picture(_draw_losses(parts, method), "Training loss and its parts over optimiser steps"),
-        "Faint is every logged value and bold its running mean; each part has its own scale, "
-        "logarithmic where it falls far.",
+        "Faint lines are the logged values, bold ones their running means; each part has its own scale, "
+        "logarithmic if it decreases by much.",
     )
 
 
