@@ -346,7 +346,7 @@ def test_a_student_may_begin_from_weights_of_other_classes(
         assert main([command, "--out", str(tmp_path / command), *options, *one]) == 0
         said = [line for line in capsys.readouterr().err.splitlines() if "its classifier is" in line]
         assert said == [
-            f"student cifar/resnet8x0.25: {weights} of 7 classes, not 10: its classifier is a new one"
+            f"student cifar/resnet8x0.25: {weights} of 7 classes, not 10: its classifier is newly initialised"
         ]
         assert gendd.load(tmp_path / command).num_classes() == 10
     # a teacher has the classes of its file
@@ -484,7 +484,7 @@ def test_overwrite_deletes_nothing_but_runs(capsys: Capture, tmp_path: Path) -> 
     (folder / "config.yaml").write_text("model: mine\n")
     before = contents(folder)
     assert refused(capsys, *words) == (
-        f"--overwrite: expected a run in {str(folder)!r}, but its config.yaml is of none "
+        f"--overwrite: expected a run in {str(folder)!r}, but its config.yaml is not a run's "
         f"(Unknown config key 'model'. Did you mean 'method'?) {end}"
     )
     assert contents(folder) == before
@@ -560,7 +560,7 @@ def test_ctrl_c_ends_with_130_and_a_hint(digits_run: Finished, tmp_path: Path) -
         (
             ["distill", "--data.path", "images"],
             "data.path: expected none for data.name 'digits', whose images come with a package, got "
-            "'images'; for a folder of pictures give --data folder too.",
+            "'images'; for a folder of images give --data folder too.",
         ),
         (["distill", "--overwrit"], "Unknown option '--overwrit'. Did you mean '--overwrite'?"),
         (
@@ -637,7 +637,7 @@ def test_an_output_folder_in_use_is_left_alone(digits_run: Finished, capsys: Cap
     (foreign / "thesis.txt").write_text("mine")
     for path in (digits_run.folder, file, foreign):
         assert refused(capsys, "distill", "--out", str(path), *TINY) == (
-            f"Output folder {str(path)!r} exists: give another --out, --resume to go on with its run, "
+            f"Output folder {str(path)!r} exists: give another --out, --resume to continue its run, "
             "or --overwrite to replace it."
         )
     for path in (file, foreign):
@@ -807,7 +807,7 @@ def test_nothing_but_images(
     assert main(["distill", "--out", str(out), *TINY, *words]) == 0
     said = capsys.readouterr().err
     assert "the classes of the teacher" not in said and "10 classes (training images unlabelled)" in said
-    assert "skipped an image of the training images that can't be decoded: '" in said
+    assert "skipped a training image that can't be decoded: '" in said
     metrics = Run.open(out).metrics
     assert metrics["run"]["tested_on"] == "validation" and metrics["teacher"]["top1"] is None
     skipped = metrics["run"]["skipped"]
@@ -910,7 +910,7 @@ def test_a_long_tail_is_told_by_shots(capsys: Capture, tmp_path: Path) -> None:
     out = str(tmp_path / "run")
     assert main(["distill", "--out", out, *settings, "--method=kl", "--data.shot_thresholds=[20, 60]"]) == 0
     said = capsys.readouterr()
-    assert "long-tailed (128 to 13 training images a class)" in said.err
+    assert "long-tailed (128 to 13 training images per class)" in said.err
     assert re.search(r"top-1 % by shots +many \(3\) +medium \(5\) +few \(2\)", said.out)
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())
     assert metrics["run"]["shot_thresholds"] == [20, 60]
@@ -985,7 +985,7 @@ def test_predict_refuses_an_uncertainty_that_is_not_to_be_had(
     (file,) = digit_files(1)
     for count in ("1", "-2"):
         assert refused(capsys, "predict", str(digits_run.folder), file, "--uncertainty", count) == (
-            f"Uncertainty: expected 2 to 10,000 generated features an image, got {count}; "
+            f"Uncertainty: expected 2 to 10,000 generated features per image, got {count}; "
             "ask for 8 or more, or for 0 to do without."
         )
     gendd.Student(gendd.load(digits_run.folder).backbone).save(tmp_path / "alone")

@@ -101,9 +101,7 @@ def test_evaluation_leaves_them_out(tmp_path: Path, workers: int, capsys: pytest
     assert _shown(batches) == wanted
     assert list(images.skipped.names) == [repr(str(tmp_path / f"{number:02}.png")) for number in (0, 4, 5)]
     told = capsys.readouterr().err.splitlines()
-    assert told[0] == (
-        f"skipped an image of the test images that can't be decoded: {str(tmp_path / '00.png')!r}"
-    )
+    assert told[0] == (f"skipped a test image that can't be decoded: {str(tmp_path / '00.png')!r}")
     list(eval_loader(images, 2, workers=workers))
     assert len(told) == 3 and capsys.readouterr().err == ""
     loaded = images.loaded("x")
@@ -212,7 +210,7 @@ def test_they_are_named_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     lines = ["training: 'a'", *(f"training: {number}" for number in range(12)), "test: 'b'"]
     assert file.read_text().splitlines() == lines
     told = capsys.readouterr().err.splitlines()
-    assert len(told) == 12 and told[10] == f"further skipped training images are named in {file}"
+    assert len(told) == 12 and told[10] == f"further skipped training images are listed in {file}"
     again = Skipped("training")
     again.add("5")
     again.record(file)
@@ -220,7 +218,7 @@ def test_they_are_named_in_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     again.add("'c'")
     assert len(again) == 14 and file.read_text().splitlines() == [*lines, "training: 'c'"]
     list(map((alone := Skipped()).add, map(str, range(12))))
-    assert capsys.readouterr().err.splitlines()[-1] == "further skipped set images are not told here"
+    assert capsys.readouterr().err.splitlines()[-1] == "further skipped set images are not listed"
     assert len(alone) == 12
 
 

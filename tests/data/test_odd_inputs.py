@@ -73,7 +73,7 @@ def test_files_that_are_no_images_are_counted(tmp_path: Path, capsys: Capture) -
     (tmp_path / "test" / "b" / "Makefile").touch()
     load_data(config)
     said = capsys.readouterr().err
-    assert said == f"left out 2 of the files in '{tmp_path}', by their suffixes no images (.txt, none)\n"
+    assert said == f"left out 2 of the files in '{tmp_path}' that have no image suffix (.txt, none)\n"
 
 
 @pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".jp2", ".JPG"])

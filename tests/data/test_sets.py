@@ -104,7 +104,7 @@ def test_imbalance_leaves_validation_and_test_as_they_are() -> None:
     assert few.class_counts is not None and int(few.class_counts.sum()) == 100
     # drawn from the tail
     assert int(few.class_counts[0]) > int(few.class_counts[9])
-    assert "long-tailed (128 to 13 training images a class)" in describe(tail)
+    assert "long-tailed (128 to 13 training images per class)" in describe(tail)
     total = sum(wanted)
     load_fails(
         DataConfig(imbalance=10, train_images=1200),
@@ -493,7 +493,7 @@ def test_names_of_classes(tmp_path: Path) -> None:
     _write_folder(tmp_path / "set")
     names = tmp_path / "names.txt"
     config = DataConfig("folder", str(tmp_path / "set"), classes=str(names), image_size=8)
-    load_fails(config, f"data.classes: expected a file of class names, one a line, got '{names}'")
+    load_fails(config, f"data.classes: expected a file of class names, one per line, got '{names}'")
     names.write_text("Formica rufa\n")
     load_fails(
         config,
@@ -503,7 +503,7 @@ def test_names_of_classes(tmp_path: Path) -> None:
     names.write_text("\ufeffFormica rufa\n\nApis\n")
     load_fails(
         config,
-        f"data.classes: expected one class name a line in '{names}', got an empty line 2; name it.",
+        f"data.classes: expected one class name per line in '{names}', got an empty line 2; name it.",
     )
     names.write_text("\ufeffFormica rufa\nApis mellifera\n")
     assert load_data(config).class_names == ["Formica rufa", "Apis mellifera"]

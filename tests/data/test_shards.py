@@ -444,7 +444,7 @@ def test_long_tailed_shards_are_told_by_shots(settings: dict[str, Any], tmp_path
     config = DataConfig(**settings | {"path": str(tmp_path / "tail"), "shot_thresholds": (10, 50)})
     data = load_data(config)
     assert data.class_counts is not None and data.class_counts.tolist() == [61, 28, 7, 0]
-    assert "long-tailed (61 to 0 training images a class)" in describe(data)
+    assert "long-tailed (61 to 0 training images per class)" in describe(data)
     shots = shots_of(data, config)
     assert shots is not None
     assert {name: mask.tolist() for name, mask in shots.masks().items()} == {
@@ -528,7 +528,7 @@ def test_undecodable_images_are_skipped_counted_and_named(
     assert len(batches) == 24 and all(len(batch.images) == 4 for batch in batches)
     assert set(seen(batches)) == set(range(96)) - {3, 5}
     names = {f"image '{key}' of '{tmp_path}/train/0000.tar'" for key in ("00003", "00005")}
-    begin = "skipped an image of the training images that can't be decoded: "
+    begin = "skipped a training image that can't be decoded: "
     assert set(capsys.readouterr().err.splitlines()) == {begin + name for name in names}
     assert isinstance(data.train, Shards) and set(data.train.skipped.names) == names
     assert set(seen(epoch_of(data, config, epoch=1))) == set(range(96)) - {3, 5}
@@ -578,7 +578,7 @@ def test_unreadable_validation_images(
     assert val is not None
     assert numbers(val.images(range(81))) == held[:10] + held[15:]
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == len(val.skipped) == 5 and all("the validation images" in line for line in said)
+    assert len(said) == len(val.skipped) == 5 and all("a validation image" in line for line in said)
     load_fails(replace(config, max_corrupt=0.05), "data.max_corrupt", "at most 4 of 86 validation images")
     # with images on disk they are found when used
     lying = load_data(replace(config, in_memory=False)).val

@@ -176,7 +176,7 @@ def test_a_pick_says_what_it_compared() -> None:
         "mean": Scores(None, None, 71.234, None),
     }
     assert str(pick_readout(scores, "agreement")) == (
-        "readout mean, the cheapest near the best; as the teacher says on validation images: "
+        "readout mean, the cheapest one close to the best; agreement with the teacher on validation images: "
         "linear 70.00 %, mean 71.23 %"
     )
     with pytest.raises(UserError, match="expected linear, mean or sample where no readout can be judged"):

@@ -132,7 +132,9 @@ def test_a_student_without_a_linear_readout_gets_one(data: Data) -> None:
     refit = refit_linear(whole, None, data, "labels", labels=True)
     assert (refit.trained, refit.kept) == (None, "refitted") and refit.refitted > 80
     assert whole.readouts == ("linear",) and whole.readout == "linear"
-    assert str(refit).startswith("linear readout: none before, fitted anew to labels of 300 images ")
+    assert str(refit).startswith(
+        "linear readout on held-out images: none before, refitted to labels of 300 images "
+    )
     # a student that reads generated features keeps its readout
     other = student(classifier=True, linear=False)
     refit_linear(other, None, data, "mean", labels=False)

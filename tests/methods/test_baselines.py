@@ -118,7 +118,7 @@ def test_kd_needs_a_teacher_of_the_same_classes() -> None:
 def test_kd_needs_a_teacher_with_a_classifier() -> None:
     whole = network()
     teacher = Backbone(whole.net, name=whole.name, in_channels=1, mean=[0.5], std=[0.25], classifier=False)
-    with pytest.raises(UserError, match="expected a teacher with a classifier, got one of features alone"):
+    with pytest.raises(UserError, match="a teacher with a classifier, got one that gives features only"):
         KD(network(), teacher)
     with pytest.raises(UserError, match=r"got one without a classifier\. Set training\.stage1_epochs 0\."):
         Pretraining(network(), teacher)

@@ -160,7 +160,7 @@ def test_other_channels_are_not_made_of_one_another() -> None:
         create_backbone("cifar/resnet8", 4, 4, channels=3)
     assert str(caught.value) == (
         "channels: expected 4, as the images have, for cifar/resnet8, got 3; "
-        "only 1 and 3 are turned into one another."
+        "only 1 and 3 can be converted into each other."
     )
 
 

@@ -72,8 +72,8 @@ def test_classes_that_nothing_tells(weights: str) -> None:
     with pytest.raises(UserError) as caught:
         build_teacher(ModelConfig(NAME), 0, 1)
     assert str(caught.value) == (
-        f"teacher.weights: expected weights for {NAME}, whose classes the images don't tell, got none that "
-        "tell them; give a file, or name the classes with data.classes."
+        f"teacher.weights: expected weights for {NAME} that determine its classes, as the images don't, got "
+        "none; give a file, or name the classes with data.classes."
     )
     with pytest.raises(UserError, match="expected the weights of timm/test_vit, got "):
         build_teacher(ModelConfig("timm/test_vit", weights), 0, 1)

@@ -43,7 +43,7 @@ def test_a_long_training_that_waited_for_its_images_is_told_what_to_do() -> None
         return "\n".join(advice(RunConfig(), found, even(), 5000))
 
     assert told(100.0, 19.0) == told(29.0, 20.0) == told(0.0, 0.0) == ""
-    assert told(100.0, 37.0).startswith("37% of the training time went into waiting for images; give the ")
+    assert told(100.0, 37.0).startswith("37% of the training time was spent waiting for images; give the ")
 
 
 def even(classes: int = 4) -> torch.Tensor:
@@ -77,11 +77,11 @@ def test_a_cheaper_readout_that_is_better_is_told() -> None:
 def test_few_steps_name_the_epochs_that_make_more() -> None:
     text = warned(steps=FEW_STEPS - 1)
     assert text.startswith(
-        f"the student was trained for {FEW_STEPS - 1} steps only; try --training.epochs 20"
+        f"the student was trained for only {FEW_STEPS - 1} steps; try --training.epochs 20"
     )
     assert warned(steps=FEW_STEPS) == ""
     alone = advice(RunConfig(method="supervised"), figures(80.0), None, 10)
-    assert alone[0].startswith("the network was trained for 10 steps only")
+    assert alone[0].startswith("the network was trained for only 10 steps;")
 
 
 def test_one_class_that_takes_nearly_all_is_told_unless_the_images_are_like_that() -> None:
@@ -96,7 +96,7 @@ def test_one_class_that_takes_nearly_all_is_told_unless_the_images_are_like_that
 
 def test_a_better_baseline_is_told_with_where_it_is() -> None:
     text = warned(80.0, kd=81.5, kl=80.5)
-    assert text.startswith("KD, trained beside it, is better on the test images (81.50 against 80.00 %)")
+    assert text.startswith("KD, a baseline of this run, is better on the test images (81.50 against 80.00 %)")
     assert "baselines/kd" in text
 
 
@@ -105,7 +105,7 @@ def test_a_student_below_the_one_trained_on_labels_alone_is_told_first() -> None
     assert first.startswith(
         "the student is below the same network trained on labels alone (80.00 against 80.50 % on the test"
     )
-    assert "baselines/supervised" in first and second.startswith("KD, trained beside it, is better")
+    assert "baselines/supervised" in first and second.startswith("KD, a baseline of this run, is better")
     assert warned(80.0, supervised=79.9) == ""
 
 
@@ -156,8 +156,8 @@ def test_a_baseline_is_a_finished_run_of_its_own(digits_run: Finished) -> None:
 
 def test_a_run_says_what_it_warns_of_and_points_at_the_best(digits_run: Finished) -> None:
     metrics = Run.open(digits_run.folder).metrics
-    assert "steps only" in metrics["run"]["warnings"][0]
-    assert "warning: the student was trained for 18 steps only" in digits_run.err
+    assert "only 18 steps" in metrics["run"]["warnings"][0]
+    assert "warning: the student was trained for only 18 steps;" in digits_run.err
     best = metrics["run"]["best"]
     if best["method"] != "gendd":
         assert f"best on validation images: {best['method']}" in digits_run.out

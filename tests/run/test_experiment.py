@@ -203,7 +203,10 @@ def test_the_readout_is_picked_on_validation(
     assert list(percent) == ["linear", "mean"]
     near = [name for name, value in percent.items() if value >= round(max(percent.values()) - 0.1, 2)]
     assert found["readout"] == near[0] == gendd.load(tmp_path).readout
-    assert f"readout {near[0]}, the cheapest near the best; right on validation" in capsys.readouterr().err
+    assert (
+        f"readout {near[0]}, the cheapest one close to the best; top-1 on validation"
+        in capsys.readouterr().err
+    )
     # the one-pass readouts reproduce their validation results of the training
     best = found["validation"]
     assert best["metric"] == "val/best" and best["percent"] == max(percent.values())

@@ -76,7 +76,7 @@ def test_a_teacher_of_features_alone_and_no_labels(
     assert re.search(
         r"generated  knn [\d.]+ %   linear_probe [\d.]+ %   cosine -?0\.\d{3}\n", capsys.readouterr().out
     )
-    with pytest.raises(UserError, match="expected one that classifies, got one of features alone"):
+    with pytest.raises(UserError, match="expected one that classifies, got one that gives features only"):
         predict(folder, digit_files(1))
     assert "Diffusion loss of the validation images" in (folder / "report.html").read_text()
 
@@ -106,7 +106,7 @@ def test_a_teacher_of_other_classes_without_labels(
     metrics = distil(tmp_path, *options, "--baselines=[kl]", "--training.epochs=2")
     out, err = capsys.readouterr()
     assert out.splitlines()[0].split()[:3] == ["method", "agree", "%"]
-    assert "linear readout: before " in err
+    assert "linear readout on held-out images: before " in err
     readouts = metrics["student"]["readouts"]
     for figures in [*readouts.values(), metrics["baselines"]["kl"]]:
         assert (figures["top1"], figures["top5"]) == (None, None) and figures["agreement"] is not None
@@ -171,12 +171,12 @@ def test_kd_without_a_share_of_labels_is_a_baseline_without_them(
         (
             "abcdefghji",
             2,
-            "class 8 is 'j' to the teacher, 'i' in the data; give its names, one a line, in a file",
+            "class 8 is 'j' to the teacher, 'i' in the data; give its names, one per line, in a file",
         ),
         (
             "bacdefghij",
             2,
-            "class 0 is 'b' to the teacher, 'a' in the data; give its names, one a line, in a file",
+            "class 0 is 'b' to the teacher, 'a' in the data; give its names, one per line, in a file",
         ),
     ],
 )

@@ -53,7 +53,7 @@ def test_the_file_that_a_failed_download_recommends_is_trained_on(
     last = capsys.readouterr().err.splitlines()[-1]
     assert "give them as a file (--teacher.weights or --student.weights FILE, " in last
     assert main([*words, f"--student.weights={weights}"]) == 0
-    assert f"student {NAME}: {weights} of 1,000 classes, not 10: its classifier is a new one" in (
+    assert f"student {NAME}: {weights} of 1,000 classes, not 10: its classifier is newly initialised" in (
         capsys.readouterr().err.splitlines()
     )
     assert gendd.load(tmp_path / "run").num_classes() == 10
@@ -63,7 +63,7 @@ def test_weights_without_a_classifier_are_taken_too(weights: Path, tmp_path: Pat
     file = headless(weights)
     words = ["train", *IMAGES, "--student", NAME, f"--student.weights={file}", "--dry-run"]
     assert main([*words, f"--out={tmp_path / 'run'}"]) == 0
-    assert f"student {NAME}: {file} without a classifier: its classifier is a new one" in (
+    assert f"student {NAME}: {file} without a classifier: its classifier is newly initialised" in (
         capsys.readouterr().err.splitlines()
     )
     network = gendd.create_backbone(NAME, 5, weights=file)

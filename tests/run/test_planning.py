@@ -68,7 +68,7 @@ def test_what_would_be_refused_is_refused(small_run: Path, capsys: Capture) -> N
     before = json.loads((small_run / "metrics.json").read_text())
     for more, message in (
         ([], f"Output folder {str(small_run)!r} exists: "),
-        (["--resume"], "--dry-run: expected a run that begins, got --resume"),
+        (["--resume"], "--dry-run: expected a new run, got --resume"),
     ):
         capsys.readouterr()
         assert main([*words, *more]) == 2

@@ -163,7 +163,7 @@ def test_card_and_report_tell_the_new_figures(probed: tuple[Path, dict[str, byte
     # the chosen readout is mean, whose sections are kept
     assert changed == {"Comparison", "Accuracy against inference cost", "Settings"}
     assert f'<td class="n">{linear:.2f}</td>' in page and f'<td class="n">{mean:.2f}</td>' in page
-    assert "<dt>Linear readout</dt><dd>fitted anew to labels</dd>" in page
+    assert "<dt>Linear readout</dt><dd>refitted to labels</dd>" in page
 
 
 def test_what_is_not_better_leaves_the_student(
@@ -236,7 +236,8 @@ def test_auto_picks_its_readout_anew(run: Path, digits_run: Finished, capsys: Ca
     assert own["readout_pick"]["percent"] == pick["percent"] | {"linear": own["probe"]["refitted"]}
     assert own["readout"] == gendd.load(run).readout == "linear"
     assert (
-        "readout linear, the cheapest near the best; right on validation images: " in capsys.readouterr().err
+        "readout linear, the cheapest one close to the best; top-1 on validation images: "
+        in capsys.readouterr().err
     )
     assert "| linear (default) |" in (run / "student" / "README.md").read_text()
     page = (run / "report.html").read_text()
@@ -334,13 +335,13 @@ def test_a_teacher_that_is_gone(
     monkeypatch.setenv("GENDD_CACHE", str(tmp_path / "empty"))
     message = refused(capsys, str(run), "--target", "teacher")
     assert message.startswith(
-        "--target: expected labels or mean, got 'teacher': Teacher: expected the one that was trained for "
+        "--target: expected labels or mean, got 'teacher': Teacher: expected the one trained for "
         f"the run in '{tmp_path}/empty/teachers/"
     )
-    assert message.endswith("found none; set GENDD_CACHE to the cache folder of that time.")
+    assert message.endswith("found none; set GENDD_CACHE to the cache folder used then.")
     # its agreement is not reported as if it were known
     assert main(["probe", str(run)]) == 0
-    assert "the agreement with the teacher is not known any more: Teacher: " in capsys.readouterr().err
+    assert "the agreement with the teacher is no longer known: Teacher: " in capsys.readouterr().err
     assert figures(run)["student"]["readouts"]["linear"]["agreement"] is None
     # without labels the mean readout stands in for it
     spoil(run)
@@ -438,13 +439,12 @@ def test_options_that_are_wrong(run: Path, words: list[str], message: str, capsy
 
 def test_folders_that_are_no_run(run: Path, tmp_path: Path, capsys: Capture) -> None:
     assert refused(capsys, str(run / "student")) == (
-        f"Expected a run's folder, got that of a student alone, '{run}/student'; give '{run}'."
+        f"Expected a run's folder, got only a student's, '{run}/student'; give '{run}'."
     )
     alone = tmp_path / "alone"
     shutil.copytree(run / "student", alone)
     assert refused(capsys, str(alone)) == (
-        f"Expected a run's folder, got that of a student alone, '{alone}'; "
-        "the run's config.yaml tells the images."
+        f"Expected a run's folder, got only a student's, '{alone}'; the images are in the run's config.yaml."
     )
     assert refused(capsys, str(tmp_path / "none")) == (
         f"No run at '{tmp_path}/none': expected a folder with config.yaml, written by gendd."

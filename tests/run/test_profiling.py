@@ -101,7 +101,7 @@ def test_a_step_that_waits_for_its_images_is_told_what_to_do(monkeypatch: pytest
     found = profiled(steps=1)
     assert found.loader == pytest.approx(16 / 0.2, rel=0.2)
     advice = str(found).splitlines()[-1]
-    told = r"The step waits for its images \d+% of the time, without which it would take [\d,]+ a second\. "
+    told = r"\d+% of the step is spent waiting for images; without that it would reach [\d,]+ images/s\. "
     assert re.match(told, advice)
     assert "--data.workers" in advice
 

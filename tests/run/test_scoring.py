@@ -76,7 +76,10 @@ def test_weights_of_other_classes_leave_the_classifier_new(
 ) -> None:
     network = gendd.create_backbone(NAME, 4, 1, weights=weights)
     assert network.num_classes == 4
-    assert capsys.readouterr().err == f"{NAME}: {weights} of 10 classes, not 4: its classifier is a new one\n"
+    assert (
+        capsys.readouterr().err
+        == f"{NAME}: {weights} of 10 classes, not 4: its classifier is newly initialised\n"
+    )
     trained = gendd.create_backbone(NAME, 10, 1, weights=weights).net.state_dict()
     assert all(
         torch.equal(value, trained[key])

@@ -191,7 +191,7 @@ def refused(student: Student, samples: int) -> str:
 @pytest.mark.parametrize("samples", [1, -3, 10_001, 10**30, 2.5, "8"])
 def test_numbers_of_samples_that_tell_nothing(samples: Any) -> None:
     assert refused(make(), samples) == (
-        f"Uncertainty: expected 2 to 10,000 generated features an image, got {samples!r}; "
+        f"Uncertainty: expected 2 to 10,000 generated features per image, got {samples!r}; "
         "ask for 8 or more, or for 0 to do without."
     )
     check_samples(2, True, True)

@@ -360,7 +360,7 @@ def test_a_damaged_byte_is_noticed(data: Data, tmp_path: Path, capsys: pytest.Ca
             train(method, data, tmp_path / "run", PLAIN, epochs=2)
             assert 0 < source.computed <= BATCHES, (name, place)
             told = [line for line in capsys.readouterr().err.splitlines() if "teacher cache" in line]
-            assert len(told) == 1 and f"{name} is damaged; what is so is computed anew" in told[0]
+            assert len(told) == 1 and f"{name} is damaged; it is computed again" in told[0]
             assert files(tmp_path) == whole
 
 
@@ -391,7 +391,7 @@ def test_other_pixels_at_the_same_place_are_noticed(
     assert [parts for _, parts in found] == [parts for _, parts in steps]
     # an image is in at most one batch per view
     assert 0 < source.computed <= 2
-    assert "is of other pixels than the images have now" in capsys.readouterr().err
+    assert "was computed for images with other pixels" in capsys.readouterr().err
 
 
 def test_a_full_disk_costs_no_result(
@@ -486,11 +486,11 @@ def test_a_new_cache_says_what_the_nearest_has(
     assert first == f"teacher cache: 2 views of 96 images, 18 kB in fp16, in {own}"
     assert len(opened(config, teacher())) == 1
     mixed = dataclasses.replace(config, data=dataclasses.replace(PLAIN, augment="none"), seed=1)
-    assert opened(mixed, teacher())[1:] == [f"teacher cache: a new one: {own.name} has seed 0 (now 1)"], (
+    assert opened(mixed, teacher())[1:] == [f"teacher cache: a new one, as {own.name} has seed 0 (now 1)"], (
         "augment is the data's"
     )
     (_, told) = opened(config, Frozen(network("cifar/resnet8x0.5", 5)))
-    assert told == f"teacher cache: a new one: {own.name} has another teacher.weights"
+    assert told == f"teacher cache: a new one, as {own.name} has another teacher.weights"
 
 
 def test_too_little_room_is_told_before_anything_is_written(
@@ -529,13 +529,13 @@ def test_a_run_reads_what_was_computed_ahead(
     assert "next: gendd distill" in err
     written = {path: path.stat().st_mtime_ns for path in folder.rglob("*.npy")}
     assert main(["cache", *CACHED]) == 0
-    assert "teacher cache: all is there" in capsys.readouterr().err
+    assert "teacher cache: complete" in capsys.readouterr().err
     assert main(["distill", *CACHED, "--dry-run"]) == 0
     out = capsys.readouterr().out
-    assert "ms while the teacher answers" in out and "teacher cache of 2 views of 192 images" in out
-    assert "all there" in out
+    assert "ms while the cache is filled" in out and "teacher cache of 2 views of 192 images" in out
+    assert ", complete" in out
     assert main(["distill", *CACHED, "--out", str(tmp_path / "run")]) == 0
-    assert "all there, in" in capsys.readouterr().err
+    assert "complete, in" in capsys.readouterr().err
     # a resumed run refuses a different number of views
     assert main(["distill", "--resume", "--out", str(tmp_path / "run"), "--training.cache_teacher=1"]) == 2
     assert "training.cache_teacher was 2 and is 1" in capsys.readouterr().err
@@ -565,7 +565,7 @@ def test_processes_build_one_cache_together(cache: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["cache", *TINY], "training.cache_teacher: expected how many views"),
+        (["cache", *TINY], "training.cache_teacher: expected the number of views"),
         (["cache", *CACHED, "--dry-run"], "gendd cache: expected no --dry-run"),
         (
             ["distill", *CACHED, "--method=supervised"],

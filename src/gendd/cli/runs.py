@@ -31,7 +31,7 @@ def execute_command(command: str, words: list[str]) -> int:
 
     if flags.dry_run:
         if flags.resume:
-            raise UserError("--dry-run: expected a run that begins, got --resume; leave one of them out.")
+            raise UserError("--dry-run: expected a new run, got --resume; leave one of them out.")
         print("\n".join(plan_run(config, overwrite=flags.overwrite)))
         say_next("dry run")
         return 0

@@ -147,7 +147,7 @@ class _Table:
         keys = [self._key(*place) for place in self._wanted()]
         done = sum(key in self.finished for key in keys)
         self.write()
-        say(f"{self.plan.name}: {self._total()} cells, {done} finished; what they say is in {self._logs}")
+        say(f"{self.plan.name}: {self._total()} cells, {done} finished; their logs are in {self._logs}")
         start, count = time.monotonic(), 0
         if jobs == 1:
             ended = run_here(self._next, self._job)
@@ -198,13 +198,13 @@ class _Table:
             cell = self._cells.get(key)
             title = f"{group.title} · rate {rate:g} · seed {seed}"
             if cell is None:
-                say(f"{title}: to run, for the epochs that its measured steps tell")
+                say(f"{title}: to run, with epochs that follow from timed steps")
                 continue
             state = "finished" if key in self.finished else "to run"
             if key in self.failed:
                 state = f"to run again ({self.failed[key]['error']})"
             elif state == "to run" and (self._place(cell) / "config.yaml").is_file():
-                state = "to go on with"
+                state = "to resume"
             if state != "finished" and group.method not in self.only:
                 state = "left out"
             epochs = cell.config.training.epochs
@@ -212,7 +212,9 @@ class _Table:
         later = [group for group in self.plan.groups if self._chosen(group) is None]
         if later and len(self.plan.seeds) > 1:
             seeds = ", ".join(map(str, self.plan.seeds[1:]))
-            say(f"then seeds {seeds} at the chosen rate: {', '.join(group.title for group in later)}")
+            say(
+                f"then seeds {seeds} at the chosen learning rate: {', '.join(group.title for group in later)}"
+            )
 
     def _wanted(self) -> Iterator[tuple[Group, int, float]]:
         """Yield the cells known so far, in the order of the rows."""
@@ -297,7 +299,7 @@ class _Table:
     def _enter_unmeasured(self, group: Group) -> None:
         """Add a row with the error that kept a group's epochs from being determined."""
         key = self._key(group, self.plan.seeds[0], group.rates[0])
-        error = self.measured.errors.get(group.title, "its steps are not measured")
+        error = self.measured.errors.get(group.title, "its steps were not timed")
         self.failed[key] = self._row(group, key, {"error": error})
 
     def _enter(self, cell: Cell, figures: Row) -> None:
@@ -378,8 +380,8 @@ def _alone(folder: Path) -> Iterator[int | None]:
                     told = True
                 if time.monotonic() > deadline:
                     raise UserError(
-                        f"--out: expected a folder of no other comparison, got {str(folder)!r}, where one is "
-                        "running; wait for it, or give another --out."
+                        f"--out: expected a folder without another comparison, got {str(folder)!r}, where "
+                        "one is running; wait for it, or give another --out."
                     ) from error
                 time.sleep(0.1)
         yield stream.fileno()

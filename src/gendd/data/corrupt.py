@@ -54,9 +54,9 @@ class Skipped:
             self._write([name])
         self._told += 1
         if self._told <= _TOLD:
-            say(f"skipped an image of the {self.part} images that can't be decoded: {name}")
+            say(f"skipped a {self.part} image that can't be decoded: {name}")
         elif self._told == _TOLD + 1:
-            rest = "not told here" if self._file is None else f"named in {self._file}"
+            rest = "not listed" if self._file is None else f"listed in {self._file}"
             say(f"further skipped {self.part} images are {rest}")
 
     def record(self, file: Path) -> None:

@@ -32,7 +32,7 @@ def describe(data: Data) -> str:
     spread = data.class_counts
     if data.long_tailed and spread is not None:
         low, high = int(spread.min()), int(spread.max())
-        classes += f", long-tailed ({high:,} to {low:,} training images a class)"
+        classes += f", long-tailed ({high:,} to {low:,} training images per class)"
     return (
         f"{data.name}: {', '.join(counts)} images of {data.channels}x{data.image_size}x{data.image_size}, "
         f"{classes if data.num_classes else 'the classes of the teacher'}{_unlabelled(data)}, "

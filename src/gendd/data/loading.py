@@ -252,7 +252,7 @@ def train_loader(
     own = len(data.train) // world_size
     if own == 0:
         raise UserError(
-            f"Expected at most one training process an image, got {world_size} for {len(data.train)} "
+            f"Expected at most one training process per image, got {world_size} for {len(data.train)} "
             "training images; start fewer processes, or give more images."
         )
     order = torch.randperm(len(data.train), generator=keyed_generator(seed, epoch, "order"))

@@ -77,7 +77,7 @@ def predict(
     framing = float(student.info.get("framing") or 1.0)
     if not student.readouts:
         raise UserError(
-            f"Student {str(path)!r}: expected one that classifies, got one of features alone; "
+            f"Student {str(path)!r}: expected one that classifies, got one that gives features only; "
             "use its embed(images) from Python."
         )
     if uncertainty != 0:

@@ -59,8 +59,8 @@ class Refit:
     def __str__(self) -> str:
         before = "none before" if self.trained is None else f"before {self.trained:.2f} %"
         return (
-            f"linear readout: {before}, fitted anew to {SAID[self.target]} of {self.images:,} images "
-            f"{self.refitted:.2f} % of held-out images; kept the one {self.kept}"
+            f"linear readout on held-out images: {before}, refitted to {SAID[self.target]} of "
+            f"{self.images:,} images {self.refitted:.2f} %; kept the {self.kept} one"
         )
 
 

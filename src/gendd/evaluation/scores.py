@@ -209,9 +209,11 @@ class ReadoutPick:
     percent: dict[ReadoutName, float]
 
     def __str__(self) -> str:
-        judged = "right" if self.metric == "top1" else "as the teacher says"
+        judged = "top-1" if self.metric == "top1" else "agreement with the teacher"
         shown = ", ".join(f"{name} {value:.2f} %" for name, value in self.percent.items())
-        return f"readout {self.name}, the cheapest near the best; {judged} on validation images: {shown}"
+        return (
+            f"readout {self.name}, the cheapest one close to the best; {judged} on validation images: {shown}"
+        )
 
 
 def pick_readout(

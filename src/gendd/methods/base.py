@@ -121,7 +121,7 @@ class Method(nn.Module):
         """Raise :class:`UserError` where the teacher's classes are not the student's."""
         if not teacher.has_classifier:
             raise UserError(
-                f"{self.label}: expected a teacher with a classifier, got one of features alone. "
+                f"{self.label}: expected a teacher with a classifier, got one that gives features only. "
                 "Use method gendd, or another that needs no logits."
             )
         if teacher.num_classes != self.backbone.num_classes:

@@ -187,7 +187,7 @@ def _tried(net: nn.Module, images: Tensor, name: str, reading: Reading) -> Readi
     known = reading.of_input and all(map(is_affine, layers))
     if feature.shape[0] != len(images) or (known and width != sum(map(width_of, layers))):
         raise UserError(
-            f"{name}: expected one feature an image, got {tuple(feature.shape)} for {len(images)} images at "
+            f"{name}: expected one feature per image, got {tuple(feature.shape)} for {len(images)} images at "
             f"{where!r}; give another module as feature.{_candidates(net, images)}"
         )
     skipping = replace(reading, skips=True)

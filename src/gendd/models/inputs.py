@@ -23,12 +23,12 @@ def check_normalisation(
     if channels != in_channels and {channels, in_channels} != {1, 3}:
         raise UserError(
             f"channels: expected {in_channels}, as the images have, for {name}, got {channels}; "
-            "only 1 and 3 are turned into one another."
+            "only 1 and 3 can be converted into each other."
         )
     for key, values in (("mean", mean), ("std", std)):
         if len(values) != channels:
             raise UserError(
-                f"{key}: expected {channels} numbers, one a channel, got {list(values)}; "
+                f"{key}: expected {channels} numbers, one per channel, got {list(values)}; "
                 f"give as many as {name} has channels."
             )
     if min(std) <= 0:

@@ -149,7 +149,7 @@ def new_classifier(backbone: Backbone, source: str | Path) -> str | None:
     if theirs in (None, own):
         return None
     kind = f"of {theirs:,} classes, not {own:,}" if theirs else "without a classifier"
-    return f"{backbone.name}: {source} {kind}: its classifier is a new one"
+    return f"{backbone.name}: {source} {kind}: its classifier is newly initialised"
 
 
 def check_name(name: str) -> None:
@@ -197,7 +197,7 @@ def _create(name: str, wanted: Wanted) -> Network:
         return huggingface.create(rest, wanted)
     if family == module.FAMILY:
         raise UserError(
-            f"{name}: expected an architecture known by name, got one that was made in Python; pass the "
+            f"{name}: expected an architecture known by name, got one that was built in Python; pass the "
             "module itself: gendd.load(path, backbone=module), or gendd.distill(teacher=module)."
         )
     raise _unknown(name, list_models())

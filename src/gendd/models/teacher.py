@@ -42,8 +42,8 @@ def build_teacher(
         # a network that knows of no number of classes got the one that stands for none
         if classes is None and own == 1 and not (num_classes or config.classes):
             raise UserError(
-                f"teacher.weights: expected weights for {config.name}, whose classes the images don't tell, "
-                "got none that tell them; give a file, or name the classes with data.classes."
+                f"teacher.weights: expected weights for {config.name} that determine its classes, as "
+                "the images don't, got none; give a file, or name the classes with data.classes."
             )
     if backbone.has_classifier and config.classes not in (None, own):
         raise UserError(

@@ -353,7 +353,7 @@ def _read(path: Path) -> Any:
             ) from error
         raise UserError(
             f"{path}: expected a .safetensors file or a state dict saved by torch, got a file that can't be "
-            "read as one; is it whole and of the right suffix?"
+            "read as one; is it complete, with the right suffix?"
         ) from error
 
 

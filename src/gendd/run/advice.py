@@ -36,7 +36,7 @@ def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None,
         epochs = config.training.num_epochs(1)
         more = max(epochs + 1, round(epochs * FEW_STEPS * 2 / max(1, steps)))
         who = "student" if learns_from_teacher(config.method) else "network"
-        lines.append(f"the {who} was trained for {steps} steps only; try --training.epochs {more}")
+        lines.append(f"the {who} was trained for only {steps} steps; try --training.epochs {more}")
     if (waits := _waits(metrics["student"])) is not None:
         lines.append(waits)
     if confusion is not None and len(confusion) > 2 and int(confusion.sum()) > 0:
@@ -69,15 +69,15 @@ def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None,
     if alone is not None:
         lines.append(
             f"the student is below the same network trained on labels alone ({own:.2f} against {alone:.2f} % "
-            f"{images}): as it is, the distillation is not worth it; the other one is in "
-            "baselines/supervised, or try more epochs or another --training.lr"
+            f"{images}): distillation does not help here; use that network, in baselines/supervised, or "
+            "try more epochs or another --training.lr"
         )
     if better:
         name = max(better, key=lambda each: better[each])
         assert own is not None
         lines.append(
-            f"{label(name)}, trained beside it, is better {images} ({better[name]:.2f} against "
-            f"{own:.2f} %); its student is in baselines/{name}, or try more epochs or another --training.lr"
+            f"{label(name)}, a baseline of this run, is better {images} ({better[name]:.2f} against "
+            f"{own:.2f} %); use its student, in baselines/{name}, or try more epochs or another --training.lr"
         )
     return lines
 
@@ -88,7 +88,7 @@ def _waits(student: dict[str, Any]) -> str | None:
     if trained < _LONG or loading <= WAITS * trained:
         return None
     return (
-        f"{loading / trained:.0%} of the training time went into waiting for images; give the loader more "
+        f"{loading / trained:.0%} of the training time was spent waiting for images; give the loader more "
         "processes (--data.workers), keep images in memory (--data.in_memory true) or store them smaller: "
         "gendd profile shows what a step takes"
     )
@@ -101,7 +101,7 @@ def _apart(student: dict[str, Any], measure: str | None, images: str) -> str | N
         return None
     return (
         f"readout linear is far behind readout mean ({found['linear']:.2f} against {found['mean']:.2f} % "
-        f"{images}); use mean, or fit linear anew with gendd probe"
+        f"{images}); use mean, or refit linear with gendd probe"
     )
 
 

@@ -54,7 +54,7 @@ def fill_cache(config: RunConfig) -> Path:
     config = with_settings(config)
     if not config.training.cache_teacher:
         raise UserError(
-            "training.cache_teacher: expected how many views of each image to keep answers of, got 0; set "
+            "training.cache_teacher: expected the number of views of each image to cache, got 0; set "
             "it, for the training too."
         )
     with trusted_code(named_code(config)):
@@ -99,18 +99,16 @@ class _Filling:
 
     def run(self) -> None:
         """Compute the missing answers."""
-        chunks = followed(
-            self.chunks, len(self.chunks), f"{_TITLE}, what is there", unit="parts", bar=self.bar
-        )
+        chunks = followed(self.chunks, len(self.chunks), f"{_TITLE}, checking", unit="parts", bar=self.bar)
         missing = [chunk for chunk in chunks if not self._is_there(*chunk)]
         total = sum(last - first for _, first, last in missing)
         if total == 0:
-            say(f"{_TITLE}: all is there")
+            say(f"{_TITLE}: complete")
             return
         say(f"{_TITLE}: {total:,} batches to compute, about {duration(total * self._seconds(*missing[0]))}")
         for _ in followed(self._filled(missing), total, _TITLE, bar=self.bar):
             pass
-        say(f"{_TITLE}: all is there; {self.cached.computed:,} batches were computed here")
+        say(f"{_TITLE}: complete; {self.cached.computed:,} batches were computed here")
 
     def _filled(self, chunks: list[tuple[int, int, int]]) -> Iterator[None]:
         """Compute chunks, those not claimed by another process first."""

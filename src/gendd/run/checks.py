@@ -45,7 +45,7 @@ def check_place(config: DataConfig) -> None:
     if not reader(config.name).located and config.path is not None:
         raise UserError(
             f"data.path: expected none for data.name {config.name!r}, whose images come with a package, got "
-            f"{config.path!r}; for a folder of pictures give --data folder too."
+            f"{config.path!r}; for a folder of images give --data folder too."
         )
 
 
@@ -115,8 +115,8 @@ def check_class_names(config: ModelConfig, data: Data, teacher: Backbone | None)
     differs = f"class {number} is {names[number]!r} to the teacher, {data.class_names[number]!r} in the data"
     if sorted(names) == sorted(data.class_names):
         raise UserError(
-            f"Teacher: expected its classes in the order of the data's, but {differs}; give its names, one a "
-            "line, in a file data.classes, which orders the data's."
+            f"Teacher: expected its classes in the order of the data's, but {differs}; give its names, one "
+            "per line, in a file data.classes, which orders the data's."
         )
     say(f"warning: the teacher's class names are not the data's: {differs}; check that they mean the same")
 

@@ -148,7 +148,7 @@ def _run(
         kept = " (a folder of images holds train/CLASS/)" if data.name == "folder" else ""
         say(
             f"data.labels is true, but the training images of {data.name!r} have no labels{kept}: training "
-            "without; data.labels false says that it is meant"
+            "without labels; set data.labels false if that is intended"
         )
 
     def begin() -> None:

@@ -50,8 +50,8 @@ def student_network(
         )
     if classes and backbone.num_classes != classes:
         raise UserError(
-            f"Student: expected {backbone.name} with {classes} classes, those of the data or of the teacher "
-            f"that it learns from without labels, got one with {backbone.num_classes}; build it anew."
+            f"Student: expected {backbone.name} with {classes} classes, as the data or, without labels, its "
+            f"teacher has, got one with {backbone.num_classes}; rebuild it."
         )
     return backbone if given is None else copy.deepcopy(backbone)
 

@@ -113,7 +113,7 @@ def check_images(folder: Path, data: Data, resume: bool) -> None:
             continue
         before, after = was.get("images", 0), now.get("images", 0)
         raise UserError(
-            f"--resume: expected the {before:,} {name} images that the run in {str(folder)!r} began with, "
+            f"--resume: expected the {before:,} {name} images that the run in {str(folder)!r} started with, "
             f"got {'others' if after == before else f'{after:,}'}; restore them, or start again with "
             "--overwrite."
         )
@@ -170,7 +170,7 @@ def check_folder(folder: Path, config: RunConfig, overwrite: bool, resume: bool)
     ):
         if not overwrite:
             raise UserError(
-                f"Output folder {str(folder)!r} exists: give another --out, --resume to go on with its run, "
+                f"Output folder {str(folder)!r} exists: give another --out, --resume to continue its run, "
                 "or --overwrite to replace it."
             )
         _check_replaceable(folder, config)
@@ -208,7 +208,8 @@ def _check_replaceable(folder: Path, config: RunConfig) -> None:
         pass
     except UserError as error:
         raise UserError(
-            f"--overwrite: expected a run in {str(folder)!r}, but its config.yaml is of none ({error}) {end}"
+            f"--overwrite: expected a run in {str(folder)!r}, but its config.yaml is not a run's ({error}) "
+            f"{end}"
         ) from error
     foreign = sorted(entry.name for entry in folder.iterdir() if not _is_written(entry))
     if foreign:

@@ -88,12 +88,12 @@ def _plan(config: RunConfig, networks: Mapping[str, nn.Module]) -> list[str]:
         told, spent = _timed(dataclasses.replace(config, method=name), data, teacher, device, networks)
         lines, seconds = [*lines, f"{name:7}  {told}"], seconds + spent
     if config.training.stage1_epochs and config.method == "gendd":
-        lines.append(f"stage 1  {config.training.stage1_epochs} epochs more, not timed here")
+        lines.append(f"stage 1  {config.training.stage1_epochs} more epochs, not timed here")
     return [
         *lines,
         f"memory   {peak_memory():,.0f} MB at the peak of these steps, on {device}",
-        f"in all   about {duration(seconds)} for the training steps; validation, scoring and the report come "
-        "on top; nothing was written",
+        f"in all   about {duration(seconds)} for the training steps; validation, scoring and the report not "
+        "included; nothing was written",
     ]
 
 
@@ -120,7 +120,7 @@ def _timed(
         later = steps.seconds()
         first = views_of(config) * module.steps_per_epoch
         seconds = first * each + (total - first) * later
-        took = f"{1000 * later:,.0f} ms ({1000 * each:,.0f} ms while the teacher answers)"
+        took = f"{1000 * later:,.0f} ms ({1000 * each:,.0f} ms while the cache is filled)"
         cache = f"; teacher cache of {told(module.cached, config, data, module.method)[0]}"
     return (
         f"{epochs:,} epochs of {module.steps_per_epoch:,} steps of {batch:,} images{of_head}: "

@@ -241,7 +241,7 @@ class _Update:
         fresh = "multiply_adds" not in entry
         teacher = ask() if fresh or before["agreement"] is not None else None
         if ask.missing is not None and before["agreement"] is not None:
-            say(f"the agreement with the teacher is not known any more: {ask.missing}")
+            say(f"the agreement with the teacher is no longer known: {ask.missing}")
         scores = evaluate(
             student,
             data.test,

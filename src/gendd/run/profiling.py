@@ -106,8 +106,8 @@ class Profile:
         if waits > WAITS:
             computes = self.images / (whole - self.parts["loading"])
             lines.append(
-                f"The step waits for its images {waits:.0%} of the time, without which it would take "
-                f"{computes:,.0f} a second. Give the loader more processes (--data.workers), keep images in "
+                f"{waits:.0%} of the step is spent waiting for images; without that it would reach "
+                f"{computes:,.0f} images/s. Give the loader more processes (--data.workers), keep images in "
                 "memory (--data.in_memory true) or store them smaller."
             )
         return "\n".join(lines)

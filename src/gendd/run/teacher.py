@@ -56,7 +56,7 @@ def open_teacher(
         )
     if given is None and config.teacher.name.startswith("module/"):
         raise UserError(
-            f"Teacher: expected {config.teacher.name!r}, which was made in Python; give it there."
+            f"Teacher: expected {config.teacher.name!r}, which was built in Python; pass it from Python."
         )
     network = teacher_network(config, data, {} if given is None else {"teacher": given})
     assert network is not None
@@ -64,8 +64,8 @@ def open_teacher(
         folder, _ = teacher_run(config, data, network, device)
         if not (folder / "metrics.json").is_file():
             raise UserError(
-                f"Teacher: expected the one that was trained for the run in {str(folder)!r}, found none; set "
-                "GENDD_CACHE to the cache folder of that time."
+                f"Teacher: expected the one trained for the run in {str(folder)!r}, found none; set "
+                "GENDD_CACHE to the cache folder used then."
             )
         load_weights(network, folder)
     return freeze(network, config, device)

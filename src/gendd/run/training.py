@@ -182,8 +182,8 @@ def _settle_mean_time(student: Student, config: RunConfig, data: Data, teacher: 
         assert held.teacher is not None
         share = choose_mean_time(generator, classifier, held.own.to(device), held.teacher.to(device))
         say(
-            f"readout mean: asked of the noise-predicting head at t = {generator.mean_time}, where it says "
-            f"what the teacher says of {100 * share:.2f} % of validation images"
+            f"readout mean: the noise-predicting head is evaluated at t = {generator.mean_time}, where it "
+            f"agrees with the teacher on {100 * share:.2f} % of validation images"
         )
 
 
@@ -219,7 +219,8 @@ def settle_readout(
         # after training with labels the readout has to predict the data's classes, not the teacher's
         other = sees_labels(config, data) and student.num_classes(name) != data.num_classes
         if other and "linear" in student.readouts:
-            say(f"readout linear: readout {name} is of the teacher's {student.num_classes(name)} classes")
+            theirs = f"the teacher's {student.num_classes(name)} classes"
+            say(f"using readout linear, as readout {name} predicts {theirs}")
             name = "linear"
         student.readout = name
     return pick

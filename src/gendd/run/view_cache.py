@@ -52,15 +52,15 @@ def open_cache(cached: CachedTeacher, config: RunConfig, data: Data, method: Met
         free = _free(folder)
         if missing > free:
             raise UserError(
-                f"training.cache_teacher: expected {size(missing)} free in {str(folder)!r} for what the "
-                f"teacher says of {config.training.cache_teacher} views, got {size(free)}; lower it, make "
-                "room, set training.cache_dtype int8, or GENDD_CACHE to another place."
+                f"training.cache_teacher: expected {size(missing)} free in {str(folder)!r} for the teacher's "
+                f"outputs on {config.training.cache_teacher} views, got {size(free)}; lower it, make room, "
+                "set training.cache_dtype int8, or GENDD_CACHE to another place."
             )
         say(f"teacher cache: {line}, in {folder}")
         if not (folder / _KEY).is_file():
             key = _key(config, data, cached.source)
             if (nearest := _nearest(folder.parent, key)) is not None:
-                say(f"teacher cache: a new one: {nearest}")
+                say(f"teacher cache: a new one, as {nearest}")
             folder.mkdir(parents=True, exist_ok=True)
             write_json(folder / _KEY, key)
 
@@ -78,7 +78,7 @@ def told(cached: CachedTeacher, config: RunConfig, data: Data, method: Method) -
         file = images * row
         whole += views * file
         held += sum(min(file, answers.held(arithmetic, view, part)) for view in range(views))
-    there = "" if not held else ", all there" if held == whole else f", {size(held)} there"
+    there = "" if not held else ", complete" if held == whole else f", {size(held)} done"
     word = "view" if views == 1 else "views"
     return f"{views} {word} of {images:,} images, {size(whole)} in {answers.storage}{there}", whole - held
 

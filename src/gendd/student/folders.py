@@ -33,8 +33,8 @@ class RunFolder:
         folder = user_path(path)
         if os.path.isfile(folder / "config.json") and not os.path.isfile(folder / "config.yaml"):
             of_run = (folder.resolve().parent / "config.yaml").is_file()
-            way = f"give {str(folder.parent)!r}" if of_run else "the run's config.yaml tells the images"
-            raise UserError(f"Expected a run's folder, got that of a student alone, {str(path)!r}; {way}.")
+            way = f"give {str(folder.parent)!r}" if of_run else "the images are in the run's config.yaml"
+            raise UserError(f"Expected a run's folder, got only a student's, {str(path)!r}; {way}.")
         if not os.path.isfile(folder / "config.yaml"):
             raise UserError(f"No run at {str(path)!r}: expected a folder with config.yaml, written by gendd.")
         if not (folder / "metrics.json").is_file():

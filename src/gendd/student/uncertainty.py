@@ -104,7 +104,7 @@ def check_samples(samples: int, generates: bool, reads: bool) -> None:
     """
     if not isinstance(samples, int) or not 2 <= samples <= MAX_SAMPLES:
         raise UserError(
-            f"Uncertainty: expected 2 to {MAX_SAMPLES:,} generated features an image, got {samples!r}; "
+            f"Uncertainty: expected 2 to {MAX_SAMPLES:,} generated features per image, got {samples!r}; "
             "ask for 8 or more, or for 0 to do without."
         )
     if not generates:

@@ -20,7 +20,7 @@ from gendd.training.answers import Answers, Fault, decode, encode
 _ASKED: tuple[Asked, ...] = ("feature", "map", "stages")
 _TOLD: dict[Fault, str] = {
     "damaged": "is damaged",
-    "of other pixels": "is of other pixels than the images have now",
+    "of other pixels": "was computed for images with other pixels",
 }
 
 
@@ -146,7 +146,7 @@ class CachedTeacher(Frozen):
         if fault in _TOLD and fault not in self._told:
             self._told.add(fault)
             path = self.answers.path(_arithmetic(about.images.device), about.view, part)
-            say(f"teacher cache: a part of {path} {_TOLD[fault]}; what is so is computed anew")
+            say(f"teacher cache: a part of {path} {_TOLD[fault]}; it is computed again")
 
     def _keep(self, about: _About, parts: dict[str, list[Tensor]]) -> list[Tensor]:
         found = []
@@ -160,7 +160,7 @@ class CachedTeacher(Frozen):
                     self.error = error
                     say(
                         f"teacher cache: {error.strerror or error}: {str(self.answers.folder)!r}; what is "
-                        "there stays, and the teacher answers the rest"
+                        "cached is kept, and the teacher computes the rest"
                     )
             found += decode(rows, about.images.device)
         return found

@@ -300,7 +300,7 @@ def _load_weights(module: LightningMethod, path: Path) -> None:
 def _foreign(path: Path) -> UserError:
     return UserError(
         f"Checkpoint {str(path)!r}: expected one of this configuration, got another's. "
-        "Resume with the config.yaml of its run, or start anew with --overwrite."
+        "Resume with the config.yaml of its run, or start again with --overwrite."
     )
 
 

@@ -130,7 +130,7 @@ def test_a_long_tail_of_a_list(tmp_path: Path) -> None:
             "0.png 1000000\n",
             "Expected labels below 1000000, got 1000000 in line 1 of '{train}'; correct it.",
         ),
-        ("\n \n", "data.path: expected a line an image in '{train}', found none; give another list."),
+        ("\n \n", "data.path: expected one line per image in '{train}', found none; give another list."),
         (
             "0.png 0\n1.png 0\n2.png\n",
             "Expected a label in every line of '{train}' or in none, got line 1 with one and line 3 without; "

@@ -219,12 +219,12 @@ def test_an_export_never_replaces_the_student_it_is_made_of(small_run: Path, tmp
     shutil.copytree(small_run, run, ignore=shutil.ignore_patterns("export"))
     before = {file.name: file.read_bytes() for file in (run / "student").iterdir()}
     for source, out in ((run, run / "student"), (run, run), (run / "student", run / "student")):
-        with pytest.raises(UserError, match="expected another place than that of the student"):
+        with pytest.raises(UserError, match="expected a path other than that of the exported student"):
             gendd.export(source, "safetensors", readout="linear", out=out, overwrite=True)
     assert {file.name: file.read_bytes() for file in (run / "student").iterdir()} == before
     home = timm_student("test_resnet").save(tmp_path / "timm")
     weights = (home / "model.safetensors").read_bytes()
-    with pytest.raises(UserError, match=r"expected another place .* got '.*model\.safetensors'"):
+    with pytest.raises(UserError, match=r"expected a path other .* got '.*model\.safetensors'"):
         gendd.export(home, "timm", out=home / "model.safetensors", overwrite=True)
     assert (home / "model.safetensors").read_bytes() == weights
 

@@ -163,7 +163,7 @@ def left_out(directory: Path) -> str | None:
         return None
     kinds = sorted({os.path.splitext(file)[1].lower() or "none" for file in others})
     shown = ", ".join(kinds[:5]) + (", …" if len(kinds) > 5 else "")
-    return f"left out {len(others):,} of the files in '{directory}', by their suffixes no images ({shown})"
+    return f"left out {len(others):,} of the files in '{directory}' that have no image suffix ({shown})"
 
 
 def file_part(files: list[str], labels: Tensor | None) -> Part:
@@ -194,11 +194,11 @@ def read_text(path: Path, key: str) -> str:
 
 def read_names(value: str) -> list[str]:
     """Read the class names in the file ``data.classes``; raise :class:`UserError` if there are none."""
-    path = existing_path(value, "data.classes", "a file of class names, one a line")
+    path = existing_path(value, "data.classes", "a file of class names, one per line")
     lines = [line.strip() for line in read_text(path, "data.classes").rstrip().splitlines()]
     if not lines or "" in lines:
         came = f"an empty line {lines.index('') + 1}" if lines else "an empty file"
-        raise UserError(f"data.classes: expected one class name a line in '{path}', got {came}; name it.")
+        raise UserError(f"data.classes: expected one class name per line in '{path}', got {came}; name it.")
     return lines
 
 

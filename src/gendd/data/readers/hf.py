@@ -122,7 +122,7 @@ def _splits(path: Path, key: str) -> tuple[_Split, _Split | None, _Split | None]
         reason = " ".join(str(error).split())
         raise UserError(
             f"{key}: expected a folder written by save_to_disk of Hugging Face's datasets, got '{path}' "
-            f"({reason}); save it anew."
+            f"({reason}); save it again."
         ) from error
     if isinstance(loaded, datasets.Dataset):
         return (loaded, f"'{path}'"), None, None

@@ -91,7 +91,7 @@ def _read(
             )
         paths.append(full)
     if not paths:
-        raise UserError(f"{key}: expected a line an image in '{file}', found none; give another list.")
+        raise UserError(f"{key}: expected one line per image in '{file}', found none; give another list.")
     return file_part(paths, torch.tensor(labels) if max(labels, default=-1) >= 0 else None)
 
 

@@ -104,8 +104,8 @@ def export(
     run, folder, student = opened(source, backbone)
     if not student.readouts:
         raise UserError(
-            "Export: expected a student that classifies, got one of features alone; use its embed(images) "
-            "from Python."
+            "Export: expected a student that classifies, got one that gives features only; use its "
+            "embed(images) from Python."
         )
     readout = kind.readout(student, readout)
     changed = _resample(student, readout, steps, sampler)

@@ -85,7 +85,7 @@ def _check_free(path: Path, folder: Path | None, overwrite: bool) -> None:
     own = {each.resolve() for home in homes for each in (home, *(home / name for name in FILES))}
     if path.resolve() in own:
         raise UserError(
-            f"--out: expected another place than that of the student that is exported, got {str(path)!r}; "
+            f"--out: expected a path other than that of the exported student, got {str(path)!r}; "
             "give one beside it."
         )
     if not path.exists():
