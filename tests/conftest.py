@@ -145,7 +145,7 @@ def exported(small_run: Path) -> Callable[[str, ReadoutName], Exported]:
 
 
 @pytest.fixture(autouse=True)
-def no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs without drawing, which takes longer than they do; not those of fixtures and of tests marked so."""
     if request.node.get_closest_marker("report") is None:
         monkeypatch.setattr("gendd.report.write_report", lambda content, path: None)
