@@ -46,7 +46,7 @@ class GraphedPasses:
         self._met.clear()
 
     def __call__(self, name: str, function: Callable[[Tensor], Outputs], images: Tensor) -> Outputs:
-        """Return ``function(images)``, tensors or lists and tuples of them; ``name`` identifies the function."""
+        """Return ``function(images)``: tensors or nested lists of them; ``name`` identifies the function."""
         if images.device.type != "cuda" or self._refused or torch.cuda.is_current_stream_capturing():
             return function(images)
         key = (

@@ -107,7 +107,7 @@ class Mapped(nn.Module):
         return self._map_shape
 
     def on_noise(self) -> tuple[Tensor, Tensor | None]:
-        """Output of :meth:`with_map` for noise, in eval mode, at an image size that gives a map if any does."""
+        """Output of :meth:`with_map` for noise, in eval mode, at an image size that gives a map, if any."""
         last: tuple[Tensor, Tensor | None] | None = None
         for size in self._sizes():
             with still(self.net):
