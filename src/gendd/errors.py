@@ -1,4 +1,4 @@
-"""The error raised for user mistakes, and helpers for its wording."""
+"""Exceptions for user errors, and helpers for their messages."""
 
 from __future__ import annotations
 

@@ -93,7 +93,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def first_then_all(make: Callable[[], T]) -> T:
-    """Call ``make`` in every process, first in the first one, so that the others find what it downloads."""
+    """Call ``make`` in the first process, then in the others, which find what the first one downloaded."""
     if is_first():
         found: list[T] = []
         from_first(lambda: found.append(make()))

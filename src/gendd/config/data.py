@@ -111,8 +111,8 @@ class DataConfig:
         mixup_prob: Probability that a batch is mixed at all.
         mixup_switch_prob: Probability that a mixed batch uses CutMix instead of mixup, if both are on.
         label_smoothing: s in [0, 1): labels become (1-s) p + s/K. No effect if training uses no labels.
-        batch_size: Batch size per process (per accumulated batch with ``training.accumulate``); null: 128,
-            or for fewer than 2,560 training images a twentieth of them, rounded down to a power of two of at
+        batch_size: Batch size per process; ``training.accumulate`` such batches make a step. Null: 128, or
+            for fewer than 2,560 training images a twentieth of them, rounded down to a power of two of at
             least 16.
         workers: Loader processes for sets that stream from disk and for augmentation done per image
             (randaugment, color_jitter, erase_prob, bicubic crops); null: one per core, at most 8.
@@ -123,12 +123,12 @@ class DataConfig:
             in [0, 1). They are listed in ``logs/skipped.txt``; in training each is replaced by the next image
             of the set (for shards, by another one), in evaluation it is left out. With 0 the first unreadable
             image is an error. For training shards, also the fraction that may be missing from damaged shards.
-        shot_thresholds: Thresholds for accuracy by class size: classes have few training images (fewer than
-            the first number), many (more than the second) or a medium number. Null: [20, 100], if one class
-            has at least three times the training images of another.
+        shot_thresholds: Thresholds for reporting accuracy by class size: few-shot classes have fewer training
+            images than the first number, many-shot ones more than the second, medium-shot ones neither. Null:
+            [20, 100], if one class has at least three times the training images of another.
         resampled: Draw shards with replacement instead of reading each once per epoch (webdataset).
-        steps_per_epoch: Steps per epoch (accumulated batches with ``training.accumulate``); null: one
-            pass over the training images (webdataset).
+        steps_per_epoch: Steps per epoch, counted in batches (``training.accumulate`` of which make one
+            optimiser step); null: one pass over the training images (webdataset).
         shuffle_buffer: Encoded images in each process's shuffle buffer (webdataset).
     """
 

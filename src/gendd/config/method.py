@@ -74,14 +74,15 @@ class GenDDConfig:
             predictions), ``none``, or ``auto``: labels if training may use them, else the teacher.
         map_weight: Weight of the regression from the student's last feature map to the teacher's, at every
             position. 0: learn from the pooled feature alone, as published. Networks without maps always do.
-        stage_weight: Weight of the same regression for the finer feature maps of the two stages before the
-            last.
+        stage_weight: Weight of the regression of the teacher's finer feature maps, those of the two stages
+            before the last.
         projector: Hidden channels of the convolutional projector from the student's last feature map to the
             teacher's. It is part of the student: the student's feature, which conditions the head, is the
             mean of the projected map. 0: use a projector in training only. Null: half the teacher's width,
             or less if it would cost more than a quarter of the student's multiply-adds.
-        residual: Generate the residual to the feature estimated by the student and its projector. Null: on if
-            the feature is split into tokens, there is a projector and ``prediction`` is ``sample``.
+        residual: Generate the difference between the teacher's feature and the projected student's estimate
+            of it. Null: if the feature is split into tokens, there is a projector and ``prediction`` is
+            ``sample``.
         diffusion_weight: Weight of the diffusion loss.
         label_weight: Weight with which the linear readout's cross-entropy also trains the student itself, if
             training uses labels; null: 1 if the teacher does not have the labels' classes, else 0.

@@ -24,8 +24,8 @@ class ModelConfig:
             of transformers (a local folder as ``hf/./FOLDER`` or ``hf//FOLDER``), or
             ``path/to/file.py:factory``, a function that returns a network.
         weights: A .safetensors file (``gendd:PATH``: one in gendd's own folder), a state dict saved by torch,
-            or a run folder; null for random weights. If its classes are not the student's, everything but
-            the classifier is loaded, and the classifier is new.
+            or a run folder; null for random weights. For a student with other classes than the file's,
+            everything but the classifier is loaded, and the classifier is new.
         pretrained: Load the library's pretrained weights; for a network from a Python file: it comes trained.
         mean: Per-channel mean for normalising the network's input, for images in [0, 1]; null: the network's
             own (timm, torchvision, hf), 0 for a network from a Python file, else 0.5.
@@ -45,7 +45,7 @@ class ModelConfig:
         dtype: Weights and arithmetic of the frozen teacher: ``fp32`` or ``bf16``.
         compile: Compile the frozen teacher.
         license: Licence of the teacher's weights, or of the finished student, for the model card; null: the
-            one that timm gives for its pretrained weights, or a run for its student.
+            one given by timm for its pretrained weights, or by a run for its student.
     """
 
     name: str = "cifar/resnet8"

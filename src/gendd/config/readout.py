@@ -29,7 +29,7 @@ class ReadoutConfig:
     Args:
         name: ``linear`` (the probe on the student's feature), ``mean`` (one pass of the head: E[f | z]),
             ``sample`` (generated features) or ``auto``: linear or mean, whichever is better on the
-            validation images, linear if it is within 0.1 point; mean if there are none.
+            validation images (linear if it is within 0.1 point; mean without validation images).
         sampler: ``ddpm`` (ancestral, as published), ``ddim`` or ``dpm-solver`` (DPM-Solver++(2M)).
         steps: Steps of the respaced schedule.
         guidance: Scale of classifier-free guidance; 1 is none.

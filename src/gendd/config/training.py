@@ -96,8 +96,8 @@ class TrainingConfig:
         checkpoint_every: Epochs between checkpoints.
         checkpoint_minutes: Minutes of training between checkpoints within an epoch; null: none.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        devices: Number of devices to train on, one process each, or a list of CUDA devices ([0, 2]).
-            ``auto``: as many as torchrun, srun or PyTorchJob has started processes, else one.
+        devices: Number of processes to train with, one per CUDA device, or a list of CUDA devices ([0, 2]).
+            ``auto``: as many as torchrun, srun or PyTorchJob has started, else one.
         strategy: How several processes share the networks: each holds them in full (``ddp``), or a shard of
             every weight, gradient and optimiser state, gathered block by block when needed (``fsdp``; for
             students and teachers too large for one device; without ``ema``, fp16 or ``cache_teacher``).

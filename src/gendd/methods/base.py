@@ -169,7 +169,7 @@ class Method(nn.Module):
 
     @property
     def asks(self) -> Asked:
-        """Teacher outputs that it uses for training batches, for the teacher cache; others work too."""
+        """Teacher outputs that it uses for training batches; other outputs can be requested too."""
         return "map" if self.needs_maps else "feature"
 
     @property

@@ -223,7 +223,7 @@ class Backbone(Mapped):
         return self._as_feature(self._reader()(x))
 
     def body(self) -> Backbone:
-        """This network without its classifier, sharing all weights; this one is unchanged."""
+        """Return this network without its classifier, sharing all weights; the original is unchanged."""
         if not self.has_classifier:
             return self
         # a network that can't run without its classifiers keeps them

@@ -121,7 +121,7 @@ class Mapped(nn.Module):
         return last if last is not None else (self.mean.new_zeros(1, self._feature_dim), None)
 
     def expect(self, size: tuple[int, int]) -> Self:
-        """Set the size (H, W) of the images to come, which maps and costs are then measured at."""
+        """Set the image size (H, W) at which maps and costs are measured."""
         self.noise_size, self._map_shape = size, "unknown"
         self._stage_names = self._stage_dims = None
         return self

@@ -41,7 +41,7 @@ def verify(reference: Path | None = None, device: torch.device | str = "cpu") ->
     """Compute the largest relative deviation from the reference in each group; infinite if one is NaN.
 
     Deviations are relative to the reference value itself for losses and coefficients, and to the largest
-    entry for vectors, whose entries may be close to zero.
+    entry for vectors, some of whose entries are close to zero.
 
     Args:
         reference: The file; by default the one shipped with the package.

@@ -14,8 +14,8 @@ Layout = dict[str, int]
 def convert(checkpoint: dict[str, Any], layout: Layout) -> None:
     """Convert a checkpoint's position in the training to steps of another size.
 
-    Completed epochs are unchanged; within an epoch, training resumes after the images already seen, up to
-    less than one step.
+    Completed epochs are unchanged; within an epoch, training resumes after the images already seen, to
+    within one step.
 
     Args:
         checkpoint: Lightning's checkpoint, with the layout of its steps as ``layout``; changed in place.

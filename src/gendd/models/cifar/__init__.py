@@ -62,9 +62,7 @@ _FAMILIES: dict[str, Callable[[str, int, int], Network]] = {
 
 
 def create(name: str, num_classes: int, in_channels: int = 3) -> Network:
-    """Build one of :data:`NAMES`, ``resnet{depth}x{multiplier}`` or ``wrn_{depth}_{width}``.
-
-    Weights are random.
+    """Build one of :data:`NAMES`, ``resnet{depth}x{multiplier}`` or ``wrn_{depth}_{width}``, untrained.
 
     Raises:
         KeyError: there is no network of that name (see :func:`canonical` for other spellings).

@@ -111,8 +111,8 @@ def create(name: str, num_classes: int, in_channels: int) -> Network:
     """Build ``resnet{depth}``, ``resnet{depth}x{multiplier}`` or ``ResNet50`` with random weights.
 
     Raises:
-        KeyError: the name does not have that form, the depth is not 6n + 2 or above 1,208, or the multiplier
-            is not above 0 and at most 64.
+        KeyError: the name does not have that form, the depth is not 6n + 2 or exceeds 1,208, or the
+            multiplier is not above 0 and at most 64.
     """
     if name == "ResNet50":
         return BottleneckResNet((3, 4, 6, 3), num_classes, in_channels)
