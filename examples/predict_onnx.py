@@ -140,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="the exported .onnx file")
     parser.add_argument("images", nargs="+", help="image files")
-    parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
+    parser.add_argument("--top", type=int, default=5, help="classes per image (default: 5)")
     given = parser.parse_args()
     if given.top < 1:
         parser.error(f"--top: expected a positive integer, got {given.top}")

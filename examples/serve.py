@@ -66,9 +66,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="the exported .onnx file")
-    parser.add_argument("--host", default="127.0.0.1", help="address (default: this machine alone)")
+    parser.add_argument("--host", default="127.0.0.1", help="address (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
-    parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
+    parser.add_argument("--top", type=int, default=5, help="classes per image (default: 5)")
     given = parser.parse_args()
     try:
         app = create_app(given.model, given.top)

@@ -174,7 +174,7 @@ def predict_command(words: list[str]) -> int:
     parser.add_argument("run", metavar="RUN", help="a run's folder, a student's folder, or a Hub id")
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files or directories of them")
     parser.add_argument("--readout", help="linear, mean or sample; the student's own by default")
-    parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
+    parser.add_argument("--top", type=int, default=5, help="classes per image (default: 5)")
     parser.add_argument(
         "--uncertainty",
         metavar="N",
