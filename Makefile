@@ -1,9 +1,9 @@
-# Each target sets up what it needs, once: a virtual environment in .venv, made with PYTHON.
+# Each target sets up what it needs, once, in a virtual environment in .venv created with PYTHON.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 CHECKED := src tests benchmarks examples docs
-# PyTorch's wheels without CUDA, which are gigabytes smaller than those of PyPI
+# CPU-only PyTorch wheels, gigabytes smaller than those on PyPI
 CPU_WHEELS ?= https://download.pytorch.org/whl/cpu
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
@@ -39,7 +39,7 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 
 setup: $(VENV)/.installed  ## install gendd into .venv
 
-demo: setup  ## distil a teacher with 200 labels and 6,000 embedded pictures, and write a report
+demo: setup  ## distil a teacher with 200 labels and 6,000 bundled images, and write a report
 	$(BIN)/gendd distill --out runs/demo --overwrite
 
 TESTS := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
@@ -53,7 +53,7 @@ coverage: $(VENV)/.installed-dev  ## run the tests with coverage, which takes tw
 test-slow: $(VENV)/.installed-dev  ## run every recipe's own networks for two steps (half an hour)
 	$(BIN)/python -m pytest -m slow
 
-lint: $(VENV)/.installed-dev $(if $(CI),,.venv-lowest/.passed)  ## style, types, imports, lower bounds (CI=1: without these)
+lint: $(VENV)/.installed-dev $(if $(CI),,.venv-lowest/.passed)  ## check style, types, imports and lower bounds (CI=1: skip the lower bounds)
 	$(BIN)/ruff check $(CHECKED)
 	$(BIN)/ruff format --check $(CHECKED)
 	$(BIN)/mypy
@@ -65,12 +65,12 @@ lowest: .venv-lowest/.passed  ## run the commands with every dependency at its l
 	$(BIN)/python benchmarks/lower_bounds.py .venv-lowest
 	@touch $@
 
-docs: $(VENV)/.installed-docs  ## build the documentation's site in build/site
+docs: $(VENV)/.installed-docs  ## build the documentation in build/site
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
-format: $(VENV)/.installed-dev  ## rewrite the code in the house format
+format: $(VENV)/.installed-dev  ## apply the code style
 	$(BIN)/ruff check --fix $(CHECKED)
 	$(BIN)/ruff format $(CHECKED)
 
-clean:  ## remove the environment and what was built
+clean:  ## remove the environments and build outputs
 	rm -rf $(VENV) .venv-lowest build dist .mypy_cache .ruff_cache .pytest_cache .coverage

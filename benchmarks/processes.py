@@ -4,21 +4,21 @@
 a random moment of its training, and the run is resumed as a user would. `restart`: two torchrun agents, "two
 nodes" on this machine; one loses its process, and they restart all of them. Both pass if the run ends
 bit-identical to an undisturbed one: weights, metrics except times, logged curves. `speed`: images per second
-of a training with 64 images per process and step, ResNet-56 to ResNet-20 at 32 pixels, one thread per
-process: in one process, in two, and of two independent trainings at once, in turns.
+of a training in one process, in two that share its batch, and of two independent trainings at once, in turns,
+one thread per process; `small`: ResNet-56 to ResNet-20 at 32 pixels; `wide`: ResNet-50 to ResNet-18 at 224.
 
     python benchmarks/processes.py kill --count 4
     python benchmarks/processes.py restart --count 3
-    python benchmarks/processes.py speed --repeats 5
+    python benchmarks/processes.py speed --case wide --repeats 5
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import os
 import platform
 import random
-import re
 import shutil
 import signal
 import socket
@@ -36,7 +36,31 @@ from disturbed import DATA, RUN, images, outcome
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ["kind", "data", "processes", "case", "after_s", "step", "code", "lost"]
 SPEED_RESULTS = RESULTS / "processes_speed.csv"
-SPEED = ["repeat", "method", "arm", "images_per_s", "machine"]
+SPEED = ["case", "repeat", "method", "arm", "images_per_s", "machine"]
+# the batch size is the total over all processes
+CASES: dict[str, dict[str, Any]] = {
+    "small": {
+        "teacher": "cifar/resnet56",
+        "student": "cifar/resnet20",
+        "data.image_size": 32,
+        "data.batch_size": 128,
+        "data.train_images": 1280,
+        "training.epochs": 3,
+    },
+    "wide": {
+        "teacher": "timm/resnet50",
+        "student": "timm/resnet18",
+        "data.image_size": 224,
+        "data.batch_size": 16,
+        "data.train_images": 64,
+        "training.epochs": 3,
+    },
+}
+ARMS = {
+    "one process": {"processes": 1},
+    "two processes": {"processes": 2},
+    "two trainings": {"at_once": 2},
+}
 # seconds after which a process is considered hung, even on a slow machine
 PATIENCE = 900
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}
@@ -221,60 +245,77 @@ def note(
     print(*row.values(), flush=True)
 
 
-def speed(repeats: int) -> None:
+def speed(case: str, repeats: int, arms: list[str]) -> None:
     """Measure images per second of one training in one process and in two, and of two at once, in turns."""
-    ratios: dict[tuple[str, str], list[float]] = {}
+    rates: dict[tuple[str, str], list[float]] = {}
     with tempfile.TemporaryDirectory() as root:
+        options = CASES[case] | common(case, Path(root))
         for repeat in range(repeats):
             for method in ("kd", "gendd"):
-                alone = trained(Path(root), method, 1)
-                two = trained(Path(root), method, 2)
-                both = trained(Path(root), method, 1, at_once=2)
-                for arm, rate in (("one process", alone), ("two processes", two), ("two trainings", both)):
-                    row = (repeat, method, arm, f"{rate:.1f}", platform.processor() or platform.machine())
+                for arm in arms:
+                    rate = trained(Path(root), options, method, **ARMS[arm])
+                    rates.setdefault((method, arm), []).append(rate)
+                    row = (
+                        case,
+                        repeat,
+                        method,
+                        arm,
+                        f"{rate:.4g}",
+                        platform.processor() or platform.machine(),
+                    )
                     records.append(SPEED_RESULTS, SPEED, [dict(zip(SPEED, row, strict=True))])
-                for what, ratio in (("of one", two / alone), ("of what two trainings get", two / both)):
-                    ratios.setdefault((method, what), []).append(ratio)
-                print(
-                    f"{repeat} {method}: {alone:.1f}, {two:.1f}, {both:.1f} images/s: {two / alone:.2f} of "
-                    f"one, {two / both:.2f} of what two trainings at once get",
-                    flush=True,
-                )
-    for (method, what), values in ratios.items():
-        print(method, what, f"median {statistics.median(values):.3f} of {len(values)}")
+                    print(*row, flush=True)
+    for (method, arm), values in rates.items():
+        for other in arms:
+            if other != arm:
+                ratios = [one / two for one, two in zip(values, rates[method, other], strict=True)]
+                print(f"{method}: {arm} / {other}: {statistics.median(ratios):.2f}")
 
 
-def trained(root: Path, method: str, processes: int, at_once: int = 1) -> float:
-    """Return images per second of the last two of three epochs, summed over simultaneous trainings."""
+def common(case: str, root: Path) -> dict[str, Any]:
+    """Return the options of all arms; a teacher that would take long to train has random weights."""
+    options: dict[str, Any] = {
+        "baselines": "[]",
+        "data.validation_images": 32,
+        "training.loggers": "[csv]",
+        "training.precision": "fp32",
+        "teacher_training.epochs": 1,
+        "evaluation.images": 32,
+        "readout.name": "linear",
+    }
+    if case == "wide":
+        from safetensors.torch import save_file
+
+        from gendd.models import create_backbone
+
+        path = root / "teacher.safetensors"
+        save_file(create_backbone(CASES[case]["teacher"], 10).net.state_dict(), path)
+        options["teacher.weights"] = path
+    return options
+
+
+def trained(root: Path, given: dict[str, Any], method: str, processes: int = 1, at_once: int = 1) -> float:
+    """Return images per second of the epochs after the first, summed over simultaneous trainings."""
+    batch = given["data.batch_size"]
 
     def begun(number: int) -> subprocess.Popen[str]:
-        options = {
+        options = given | {
             "method": method,
             "out": root / f"run{number}",
-            "baselines": "[]",
-            "teacher": "cifar/resnet56",
-            "student": "cifar/resnet20",
-            "data.batch_size": 64,
-            "data.train_images": 1280,
-            "data.image_size": 32,
-            "data.validation_images": 32,
-            "training.epochs": 3,
-            "training.loggers": "[csv]",
-            "training.precision": "fp32",
+            "data.batch_size": batch // processes // at_once,
             "training.devices": processes,
-            "teacher_training.epochs": 1,
-            "evaluation.images": 32,
-            "readout.name": "linear",
         }
         words = [f"--{name}={value}" for name, value in options.items()]
         return start(["distill", "--overwrite", *words], root / f"cache{number}")
 
     found = 0.0
-    for code, said in [ended(each) for each in [begun(number) for number in range(at_once)]]:
-        rates = re.findall(rf"{method}: epoch [23]/3 · \D.*loss .* ([\d,]+) images/s", said)
-        if code or len(rates) != 2:
+    for number, (code, said) in enumerate([ended(each) for each in [begun(each) for each in range(at_once)]]):
+        if code:
             sys.exit(said)
-        found += statistics.mean(float(rate.replace(",", "")) for rate in rates)
+        (log,) = (root / f"run{number}" / "logs").rglob("metrics.csv")
+        with log.open() as file:
+            rates = {row["epoch"]: float(row["images/s"]) for row in csv.DictReader(file) if row["images/s"]}
+        found += statistics.mean([rate for epoch, rate in rates.items() if epoch != "0"])
     return found
 
 
@@ -285,6 +326,8 @@ def main() -> None:
     parser.add_argument("what", choices=["kill", "restart", "speed"])
     parser.add_argument("--count", type=int, default=4, help="cases of each kind")
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--case", choices=[*CASES], default="small")
+    parser.add_argument("--arms", choices=[*ARMS], nargs="+", default=[*ARMS])
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     if given.what == "kill":
@@ -292,7 +335,7 @@ def main() -> None:
     elif given.what == "restart":
         restart(given.count, given.seed)
     else:
-        speed(given.repeats)
+        speed(given.case, given.repeats, given.arms)
 
 
 if __name__ == "__main__":

@@ -45,11 +45,11 @@ LABELS = {
     "gendd_dropout": "GenDD, condition dropout 0.2",
 }
 DEMO = {
-    "teacher": "teacher (52,000 labels of other pictures)",
+    "teacher": "teacher (52,000 other labelled images)",
     "supervised": "student alone, 200 labels",
-    "kl": "KL, 6,000 pictures, no labels",
-    "gendd_no_labels": "GenDD, 6,000 pictures, no labels",
-    "gendd": "GenDD, 6,000 pictures, 200 labels",
+    "kl": "KL, 6,000 images, no labels",
+    "gendd_no_labels": "GenDD, 6,000 images, no labels",
+    "gendd": "GenDD, 6,000 images, 200 labels",
 }
 SCORES = {
     "max_softmax": "max softmax",
@@ -157,7 +157,7 @@ def recipes() -> str:
         cells = [f"`{row['recipe']}`", *(f"{int(part) / 1e6:.2f} M" if part else "–" for part in parts)]
         cells += [row["batch"], f"{int(row['rows']):,}" if row["rows"] else "–"]
         rows.append([*cells, f"{int(row['peak_mib']) / 1024:.1f}", row["batch_measured"]])
-    head = ["recipe", "teacher", "student", "head", "batch", "rows a step", "peak GiB", "at batch"]
+    head = ["recipe", "teacher", "student", "head", "batch", "rows per step", "peak GiB", "at batch"]
     return table(head, rows)
 
 
@@ -276,7 +276,11 @@ def samplers(data: str) -> str:
 
 def probes() -> str:
     """Top-1 of the linear readout before and after refitting, by target."""
-    fitted = {"labels": "the labels", "teacher": "the teacher's answers", "mean": "readout mean's answers"}
+    fitted = {
+        "labels": "the labels",
+        "teacher": "the teacher's predictions",
+        "mean": "predictions of readout mean",
+    }
     groups: dict[tuple[str, str], list[dict[str, str]]] = defaultdict(list)
     for row in read("probes.csv"):
         groups[row["method"], row["target"]].append(row)
@@ -363,7 +367,7 @@ def faults() -> str:
         "replace": "killed while `--overwrite` replaces a finished run",
         "full": "a disk of 4 KiB to 4 MiB",
         "damage": "the last checkpoint: a bit flipped in each of its regions, or cut short",
-        "signal": "Ctrl-C, SIGTERM, SIGHUP, once and twice; a reader that is gone",
+        "signal": "Ctrl-C, SIGTERM, SIGHUP, once and twice; a closed pipe",
     }
     data = {
         "digits": "in memory",
@@ -379,12 +383,12 @@ def faults() -> str:
             held = sum(int(row["held"]) for row in mine)
             codes = sorted({int(row["code"]) for row in mine})
             lines.append([named[fault], data[kind], ", ".join(map(str, codes)), str(len(mine)), str(held)])
-    return table(["what happens", "images", "exit codes", "runs", "as if nothing had happened"], lines)
+    return table(["event", "images", "exit codes", "runs", "same result as undisturbed"], lines)
 
 
 def teacher_cache() -> str:
     """Epochs with a teacher that computes its answers and with a cached one."""
-    told = {"none": "–", "asked": "answers each batch", "cached": "read from its cache, {}"}
+    told = {"none": "–", "asked": "run on each batch", "cached": "read from its cache, {}"}
     lines = [
         [
             LABELS[row["method"]],
@@ -396,7 +400,7 @@ def teacher_cache() -> str:
         ]
         for row in read("teacher_cache.csv")
     ]
-    head = ["method", "teacher", "seconds an epoch", "× the student alone", "of the processor's time", "MB"]
+    head = ["method", "teacher", "seconds per epoch", "× the student alone", "CPU time, ×", "MB"]
     return table(head, lines)
 
 
@@ -409,7 +413,7 @@ def throughput() -> str:
     for row in rows:
         kd = of_kd[tuple(row[key] for key in place)]
         memory = float(row["peak_memory_mb"]) / float(kd["peak_memory_mb"]) if row["peak_memory_mb"] else None
-        machine = row["machine"] if "NVIDIA" in row["machine"] else "a processor's core"
+        machine = row["machine"] if "NVIDIA" in row["machine"] else "one CPU core"
         lines.append(
             [
                 " → ".join(row[role].partition("/")[2] for role in ("teacher", "student"))
@@ -452,7 +456,7 @@ def families(library: str) -> str:
         cells = [row["family"], f"`{row['model']}`" if row["model"] != row["family"] else "", parameters]
         cells += [row[key] or "–" for key in ("size", "width", "feature", "difference", "step")]
         if "averaged" in row["classifier"]:
-            cells[5] += "; two layers' mean"
+            cells[5] += "; mean of two layers"
         cells.append(f"{int(row['multiply_adds']) / 1e6:,.0f} M" if row["multiply_adds"] else "–")
         lines.append([*cells, row["note"]])
     lines.sort(key=lambda cells: cells[:2])
@@ -463,7 +467,7 @@ def families(library: str) -> str:
         "px",
         "D",
         "feature",
-        "differs by",
+        "max. difference",
         "step",
         "multiply-adds",
         "",
@@ -579,7 +583,7 @@ def plot_readouts() -> None:
     for readout, mark in marks.items():
         axes.plot([], [], mark, color="#555555", label=readout)
     axes.set_xscale("log")
-    axes.set_xlabel("multiply-adds an image, millions")
+    axes.set_xlabel("multiply-adds per image, millions")
     axes.set_ylabel("test top-1, % (one seed)")
     axes.legend(fontsize=8, frameon=False, ncols=2, loc="center")
     axes.spines[["top", "right"]].set_visible(False)

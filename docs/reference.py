@@ -59,7 +59,7 @@ def configuration() -> str:
         "Every key is an option of `gendd distill` by its dotted name (`--data.path pictures`), a key of a "
         "`--config` file and, by section, an argument of `gendd.distill`. `--print_config` shows what a run "
         "would take. Unknown keys are errors.",
-        "## Of the run",
+        "## Run",
         settings(RunConfig, "", left_out={"settings", *(" ".join(SECTIONS).replace(",", "").split())}),
     ]
     for section, kind in SECTIONS.items():
@@ -80,7 +80,7 @@ def settings(kind: type[Any], prefix: str, left_out: typing.Collection[str] = ()
     """A table of a dataclass's keys."""
     told = {each.arg_name: each.description or "" for each in _docstring(kind).params}
     hints = typing.get_type_hints(kind)
-    lines = ["| key | takes | default | meaning |", "|---|---|---|---|"]
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for entry in dataclasses.fields(kind):
         if entry.name in left_out:
             continue
@@ -106,7 +106,7 @@ def takes(hint: Any) -> str:
 
 def options() -> str:
     """What every command says of itself."""
-    parts = ["# Options of every command", "But for the [settings](configuration.md) of a run."]
+    parts = ["# Options of every command", "All options except the [settings](configuration.md) of a run."]
     parts.append(f"```text\n{_help()}\n```")
     parts += [f"## gendd {command}\n\n```text\n{_help(command)}\n```" for command in COMMANDS]
     return "\n\n".join(parts) + "\n"

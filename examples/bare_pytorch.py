@@ -1,4 +1,4 @@
-"""GenDD in a bare PyTorch loop: digits, from a teacher trained by the same loop to a smaller student."""
+"""GenDD in a plain PyTorch loop on the digits; the same loop trains the teacher and the smaller student."""
 
 import torch
 from sklearn.datasets import load_digits

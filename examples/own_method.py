@@ -1,4 +1,4 @@
-"""A baseline of one's own, attention transfer, in one file.
+"""A custom method, attention transfer, in one file.
 
 gendd distill --method examples/own_method.py:AttentionTransfer --attention_transfer.weight 500
 """
@@ -50,6 +50,6 @@ class AttentionTransfer(gendd.Method):
 
 
 def attention(found: Tensor, grid: list[int]) -> Tensor:
-    """Map (B, E, h, w) -> the mean square over E on the grid, as vectors (B, positions) of length 1."""
+    """Attention map: mean square over E, pooled to the grid; (B, E, h, w) -> unit vectors (B, positions)."""
     energy = F.adaptive_avg_pool2d(found.float().pow(2).mean(1, keepdim=True), grid)
     return F.normalize(energy.flatten(1), dim=1)

@@ -1,9 +1,9 @@
-"""Classify image files with an exported student: NumPy, Pillow and ONNX Runtime, no torch.
+"""Classify image files with an exported student, using NumPy, Pillow and ONNX Runtime, without torch.
 
     gendd export runs/mine --to onnx
     python examples/predict_onnx.py runs/mine/export/student-mean.onnx image.jpg …
 
-Images are prepared as ``gendd predict`` does it, to the last bit. Shapes: B images · C channels · S side ·
+Images are prepared exactly as by ``gendd predict``, bit for bit. Shapes: B images · C channels · S side ·
 K classes · h height and w width before resizing.
 """
 
@@ -19,20 +19,20 @@ from PIL import Image, ImageOps
 
 # a small file may hold a very large image
 MOST_PIXELS = 50_000_000
-# times the shorter side: how much of a longer one is looked at
+# the longer side is cropped to at most this many times the shorter one
 LONG = 8
 
 
 class Classifier:
-    """A student that ``gendd export --to onnx`` wrote, with what its file tells of itself.
+    """A student exported by ``gendd export --to onnx``, with the metadata of its file.
 
-    Raises ValueError where ``path`` is no such file.
+    Raises ValueError if ``path`` is not such a file.
     """
 
     def __init__(self, path: str | Path) -> None:
         try:
             self.session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-        except Exception as error:  # ONNX Runtime raises many kinds
+        except Exception as error:  # ONNX Runtime raises many types
             raise ValueError(f"{path}: expected an ONNX file, got {' '.join(str(error).split())}") from error
         told = self.session.get_modelmeta().custom_metadata_map
         if "class_names" not in told:
@@ -43,30 +43,30 @@ class Classifier:
         self.readout = told["readout"]
 
     def prepare(self, data: bytes) -> np.ndarray:
-        """An encoded image -> float32 (C, S, S) in [0, 1]. Raises ValueError where it is none."""
+        """Prepare an encoded image: float32 (C, S, S) in [0, 1]. Raises ValueError if it is not an image."""
         framed = frame(decode(data, self.channels), self.size, self.framing)
         pixels: np.ndarray = framed.transpose(2, 0, 1).astype(np.float32)
         return pixels / 255
 
     def probabilities(self, images: np.ndarray) -> np.ndarray:
-        """float32 (B, C, S, S) in [0, 1] -> (B, K)."""
+        """Class probabilities: float32 (B, C, S, S) in [0, 1] -> (B, K)."""
         logits = self.session.run(["logits"], {"images": images})[0]
         odds: np.ndarray = np.exp(logits - logits.max(axis=1, keepdims=True))
         return odds / odds.sum(axis=1, keepdims=True)
 
     def best(self, probabilities: np.ndarray, top: int = 5) -> list[tuple[str, float]]:
-        """The most likely classes of one image's (K,)."""
+        """Return the most likely classes, given one image's probabilities (K,)."""
         order = np.argsort(-probabilities, kind="stable")[:top]
         return [(self.class_names[index], round(float(probabilities[index]), 4)) for index in order]
 
 
 def decode(data: bytes, channels: int) -> np.ndarray:
-    """An encoded image -> uint8 (h, w, C), gray or RGB. Raises ValueError where it is none, or too large."""
+    """Decode an image to uint8 (h, w, C), gray or RGB. Raises ValueError if it is no image or too large."""
     try:
         with Image.open(io.BytesIO(data)) as image:
             width, height = image.size
             pixels = values(image, channels) if width * height <= MOST_PIXELS else None
-    except Exception as error:  # Pillow raises many kinds at damaged files
+    except Exception as error:  # Pillow raises many types for damaged files
         raise ValueError("expected an image, got a file that can't be decoded") from error
     if pixels is None:
         raise ValueError(f"expected at most {MOST_PIXELS:,} pixels, got {width}×{height}")
@@ -74,7 +74,7 @@ def decode(data: bytes, channels: int) -> np.ndarray:
 
 
 def values(image: Image.Image, channels: int) -> np.ndarray:
-    """An image of any mode -> uint8 (h, w, C), upright."""
+    """Convert an image of any mode to uint8 (h, w, C), with its EXIF orientation applied."""
     ImageOps.exif_transpose(image, in_place=True)
     if image.mode == "F" or (image.mode == "I" and image.format != "PNG"):
         numbers = np.asarray(image).astype(np.float32)
@@ -107,13 +107,13 @@ def frame(pixels: np.ndarray, size: int, framing: float) -> np.ndarray:
 
 
 def centre_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The middle of (h, w, C)."""
+    """Crop the centre of (h, w, C)."""
     top, left = round((pixels.shape[0] - height) / 2), round((pixels.shape[1] - width) / 2)
     return pixels[top : top + height, left : left + width]
 
 
 def resize(pixels: np.ndarray, side: int, axis: int) -> np.ndarray:
-    """One axis of uint8 pixels to another length: bilinear and antialiased, in PyTorch's integers."""
+    """Resize one axis of uint8 pixels: bilinear and antialiased, with PyTorch's integer arithmetic."""
     length = pixels.shape[axis]
     if length == side:
         return pixels
@@ -126,11 +126,11 @@ def resize(pixels: np.ndarray, side: int, axis: int) -> np.ndarray:
         last = min(int(centre + support + 0.5), length)
         near = np.maximum(1 - np.abs(np.arange(first, last) + 0.5 - centre) * (1 / support), 0)
         weights[row, first:last] = near / near.sum()
-    # as many bits as 16-bit weights have room for
+    # as many bits as fit into 16-bit weights
     largest = weights.max()
     bits = next((bits for bits in range(21) if int(0.5 + largest * 2 ** (bits + 1)) >= 2**15), 21)
     whole = np.floor(weights * 2**bits + 0.5)
-    # floating point, but of whole numbers that it holds exactly
+    # floating point, but with integers that it represents exactly
     mixed = np.tensordot(whole, pixels.astype(np.float64), axes=(1, axis))
     mixed = np.floor((mixed + 2 ** (bits - 1)) / 2**bits).clip(0, 255).astype(np.uint8)
     return np.moveaxis(mixed, 0, axis)
@@ -140,7 +140,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="the exported .onnx file")
     parser.add_argument("images", nargs="+", help="image files")
-    parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
+    parser.add_argument("--top", type=int, default=5, help="classes per image (default: 5)")
     given = parser.parse_args()
     if given.top < 1:
         parser.error(f"--top: expected a positive integer, got {given.top}")

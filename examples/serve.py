@@ -1,10 +1,10 @@
-"""Serve an exported student over HTTP: FastAPI and ONNX Runtime, no torch.
+"""Serve an exported student over HTTP with FastAPI and ONNX Runtime, without torch.
 
     pip install 'gendd[serve]'
     python examples/serve.py runs/mine/export/student-mean.onnx --port 8000
     curl -F file=@image.jpg http://localhost:8000/predict
 
-Several files in one request (-F file=@a.jpg -F file=@b.jpg) are one batch; requests may come at once.
+Several files in one request (-F file=@a.jpg -F file=@b.jpg) form a batch; requests may be concurrent.
 """
 
 import argparse
@@ -20,7 +20,7 @@ BATCH = 16
 
 
 def create_app(model: str | Path, top: int = 5) -> FastAPI:
-    """The application for one exported student, telling the ``top`` classes of an image."""
+    """Create the application for an exported student; it returns the ``top`` classes of each image."""
     classifier = Classifier(model)
     app = FastAPI(title="gendd student")
 
@@ -28,7 +28,7 @@ def create_app(model: str | Path, top: int = 5) -> FastAPI:
     def healthz() -> dict[str, object]:
         return {"status": "ok", "readout": classifier.readout, "classes": len(classifier.class_names)}
 
-    # not async: requests are answered in threads of their own, which the session allows
+    # not async: each request runs in its own thread, which the session supports
     @app.post("/predict")
     def predict(file: list[UploadFile]) -> dict[str, object]:
         if len(file) > MOST_FILES:
@@ -66,9 +66,9 @@ def main() -> None:
 
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", help="the exported .onnx file")
-    parser.add_argument("--host", default="127.0.0.1", help="address (default: this machine alone)")
+    parser.add_argument("--host", default="127.0.0.1", help="address (default: this machine only)")
     parser.add_argument("--port", type=int, default=8000, help="port (default: 8000)")
-    parser.add_argument("--top", type=int, default=5, help="classes an image (default: 5)")
+    parser.add_argument("--top", type=int, default=5, help="classes per image (default: 5)")
     given = parser.parse_args()
     try:
         app = create_app(given.model, given.top)

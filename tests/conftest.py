@@ -145,7 +145,7 @@ def exported(small_run: Path) -> Callable[[str, ReadoutName], Exported]:
 
 
 @pytest.fixture(autouse=True)
-def no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _no_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Skip drawing reports, which takes longer than the runs, except in fixtures and marked tests."""
     if request.node.get_closest_marker("report") is None:
         monkeypatch.setattr("gendd.report.write_report", lambda content, path: None)

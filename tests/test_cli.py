@@ -320,7 +320,7 @@ def test_distill_prints_the_table_and_where_things_are(digits_run: Finished) -> 
 
 
 def test_train_makes_weights_that_distill_takes_as_a_teacher(
-    digits_run: Finished, tmp_path: Path, capsys: Capture, no_report: None
+    digits_run: Finished, tmp_path: Path, capsys: Capture
 ) -> None:
     assert main(["train", "--out", str(tmp_path / "teacher"), *TINY_ALONE]) == 0
     out = capsys.readouterr().out
@@ -337,7 +337,7 @@ def test_train_makes_weights_that_distill_takes_as_a_teacher(
 
 
 def test_a_student_may_begin_from_weights_of_other_classes(
-    digits_run: Finished, tmp_path: Path, capsys: Capture, no_report: None
+    digits_run: Finished, tmp_path: Path, capsys: Capture
 ) -> None:
     weights = tmp_path / "w.safetensors"
     save_weights(create_backbone("cifar/resnet8x0.25", 7, 1), weights)
@@ -442,7 +442,7 @@ def old_run(folder: Path) -> Path:
     return folder
 
 
-def test_overwrite_replaces_a_run(digits_run: Finished, tmp_path: Path, no_report: None) -> None:
+def test_overwrite_replaces_a_run(digits_run: Finished, tmp_path: Path) -> None:
     folder = old_run(tmp_path / "run")
     shared = tmp_path / "shared"
     shared.mkdir()
@@ -777,7 +777,6 @@ def test_nothing_but_images(
     digit_files: Callable[[int], list[str]],
     capsys: Capture,
     tmp_path: Path,
-    no_report: None,
 ) -> None:
     data = tmp_path / "data" / "deeper"
     data.mkdir(parents=True)
@@ -852,7 +851,7 @@ def test_unlabelled_test_images_need_a_teacher(
 
 
 def test_a_folder_of_mixed_colours_is_evaluated_as_it_was_trained(
-    digit_files: Callable[[int], list[str]], capsys: Capture, tmp_path: Path, no_report: None
+    digit_files: Callable[[int], list[str]], capsys: Capture, tmp_path: Path
 ) -> None:
     data = folder_of_images(tmp_path / "data", digit_files)
     colour = sorted((data / "train").rglob("*.png"))[0]
@@ -903,7 +902,6 @@ def test_predict_goes_on_after_a_bad_file(
     assert said.err.splitlines() == [f"gendd: {error}" for error in errors]
 
 
-@pytest.mark.usefixtures("no_report")
 def test_a_long_tail_is_told_by_shots(capsys: Capture, tmp_path: Path) -> None:
     settings = [word for word in TINY if "train_images" not in word and "epochs" not in word]
     settings += ["--teacher_training.epochs=1", "--training.epochs=1", "--data.imbalance=10"]

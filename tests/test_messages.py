@@ -102,7 +102,7 @@ def test_a_log_that_cannot_be_written_ends_nothing(tmp_path: Path, capsys: Captu
 
 
 def test_a_run_is_never_silent_and_its_folder_has_the_log(
-    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch, no_report: None
+    tmp_path: Path, capsys: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(messages, "EVERY", 0.0)
     threads = threading.active_count()

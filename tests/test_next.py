@@ -67,9 +67,7 @@ def test_after_a_look_at_what_there_is(capsys: Capture) -> None:
     assert told_next(capsys, "verify") == "gendd distill"
 
 
-def test_after_a_training_on_labels(
-    digits_run: Finished, tmp_path: Path, no_report: None, capsys: Capture
-) -> None:
+def test_after_a_training_on_labels(digits_run: Finished, tmp_path: Path, capsys: Capture) -> None:
     words = ["train", *ALONE, "--training.epochs=1", f"--out={tmp_path / 'a run'}"]
     assert told_next(capsys, *words, "--dry-run") == "the same command without --dry-run"
     assert not (tmp_path / "a run").exists()

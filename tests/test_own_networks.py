@@ -17,8 +17,6 @@ from gendd.errors import UserError
 from gendd.models import Frozen, save_weights
 from gendd.student import load
 
-pytestmark = pytest.mark.usefixtures("no_report")
-
 TRAINING = {"epochs": 1, "precision": "fp32", "loggers": ["csv"], "progress": False}
 SETTINGS: dict[str, Any] = {
     "data": {"train_images": 100, "batch_size": 50},

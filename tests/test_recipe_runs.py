@@ -27,7 +27,7 @@ from gendd.data import Data, load_data
 from gendd.recipes import is_base, recipe_path, recipes
 from gendd.run import execute
 
-pytestmark = pytest.mark.usefixtures("no_report", "no_downloads", "few_tests")
+pytestmark = pytest.mark.usefixtures("no_downloads", "few_tests")
 
 BATCH, STEPS = 2, 2
 TESTED = 4

@@ -219,9 +219,7 @@ def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def place(
-    tmp_path: Path, small_run: Path, pictures: Path, no_report: None, monkeypatch: pytest.MonkeyPatch
-) -> Path:
+def place(tmp_path: Path, small_run: Path, pictures: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A working directory with the runs and images that pages name."""
     for name in ("first", "mine", "teacher"):
         shutil.copytree(small_run, tmp_path / "runs" / name)

@@ -263,7 +263,6 @@ def test_images_of_a_stranger_run_nothing(
     tmp_path: Path,
     marker: Path,
     monkeypatch: pytest.MonkeyPatch,
-    no_report: None,
 ) -> None:
     monkeypatch.setenv("GENDD_CACHE", str(tmp_path / "cache"))
     (tmp_path / "images").mkdir()
@@ -307,7 +306,7 @@ def test_a_repository_of_the_hub_runs_nothing(
 
 
 def test_a_cache_that_someone_wrote_into_runs_nothing(
-    tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+    tmp_path: Path, marker: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache = tmp_path / "cache"
     monkeypatch.setenv("GENDD_CACHE", str(cache))
@@ -345,7 +344,7 @@ def test_plain_values_are_no_code() -> None:
 
 
 def test_nothing_of_slurm_s_is_written_or_gone_on_from(
-    digits_run: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+    digits_run: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     variables = {
         "NTASKS": "1",

@@ -1,6 +1,6 @@
 """Generative Distribution Distillation: knowledge distillation as conditional generation (arXiv 2507.14503).
 
-Names listed here are the public interface; everything else may move.
+The names listed here are the public interface; everything else may change.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 __version__ = version("gendd")
 
-# imported at first use: the command line answers --help without loading torch
+# imported lazily: the command line answers --help without loading torch
 _HOMES = {
     "gendd.config": (
         "DataConfig",

@@ -1,4 +1,4 @@
-"""The error a user's mistake raises, and the helpers that word it."""
+"""Exceptions for user errors, and helpers for their messages."""
 
 from __future__ import annotations
 
@@ -7,38 +7,38 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something the user gave can't be used.
+    """Invalid input from the user.
 
-    The message is one line: what was expected, what came, what to do. The command line prints it
+    The message is one line: what was expected, what was given and what to do. The command line prints it
     without a traceback and exits with code 2.
     """
 
     def __init__(self, message: str) -> None:
-        # names in it may hold anything
+        # names in the message may contain line breaks
         super().__init__(" ".join(message.splitlines()))
 
 
 class UntrustedCodeError(UserError):
-    """A file or folder names code, which was not run."""
+    """A file or folder names code that is not trusted and was not run."""
 
 
 class TrainingStopped(SystemExit):
-    """A training was asked to stop and has written a checkpoint; ends the program with exit code 0."""
+    """Training was asked to stop and has saved a checkpoint; ends the program with exit code 0."""
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what an exception says, of at most 300 characters; its type where it says nothing."""
+    """First line of an exception's message, at most 300 characters; its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 def typed_line(error: BaseException) -> str:
-    """The type of an exception and the first line of what it says, if anything."""
+    """Type of an exception and the first line of its message, if any."""
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
 
 
 def nearest(name: str, choices: Iterable[str]) -> str:
-    """The end of a sentence that listed the choices: ``" Did you mean 'x'?"``, or ``""``."""
+    """Suggestion to append to a message that lists the choices: ``" Did you mean 'x'?"``, or ``""``."""
     known = sorted(set(choices))
     # --lr is the last word of --training.lr
     last = f".{name.lstrip('-').replace('-', '_')}"
@@ -48,7 +48,7 @@ def nearest(name: str, choices: Iterable[str]) -> str:
 
 
 def did_you_mean(name: str, choices: Iterable[str]) -> str:
-    """The end of a sentence that names the choice nearest to ``name``, or lists the first few.
+    """Suggestion to append to a message: the choice nearest to ``name``, or the first few choices.
 
     Returns:
         ``" Did you mean 'x'?"``, else ``" Choose from: a, b, c."``, else ``""`` without choices.

@@ -1,4 +1,4 @@
-"""Atomic file writes, the cache folder, and Python files of the user's own."""
+"""Atomic file writes, the cache folder, and the user's own Python files."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from typing import Any
 from gendd.errors import UntrustedCodeError, UserError, did_you_mean, typed_line
 from gendd.messages import say
 
-# how a path begins that is below the folder of the package
+# prefix of paths relative to the package's folder
 _OWN = "gendd:"
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file by replacing it: a process that is killed leaves the old one or the new one."""
+    """Write a file atomically: a process that is killed leaves the old file or the new one."""
     temporary = path.with_name(path.name + ".tmp")
     try:
         with temporary.open("wb") as file:
@@ -40,25 +40,25 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """:func:`write_bytes` of text."""
+    """Write text atomically, see :func:`write_bytes`."""
     write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def write_json(path: Path, content: Any) -> None:
-    """:func:`write_text` of plain data."""
+    """Write plain data as JSON atomically, see :func:`write_bytes`."""
     write_text(path, json.dumps(content, indent=2) + "\n")
 
 
 @contextmanager
 def locked(path: Path, busy: str | None = None) -> Iterator[None]:
-    """Hold a lock file, which this process can't outlive; no lock on Windows.
+    """Hold a lock file, released at the latest when this process ends; no lock on Windows.
 
     Args:
-        path: The file, removed afterwards with the folders made for it that are still empty then.
-        busy: Error where another process holds it; None: wait until it lets go.
+        path: The lock file; removed afterwards, with any folders created for it that are still empty.
+        busy: Error message if another process holds the lock; None: wait until it is released.
 
     Raises:
-        UserError: it is held, and ``busy`` is given.
+        UserError: another process holds the lock and ``busy`` is given.
     """
     try:
         import fcntl
@@ -83,7 +83,7 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
                 told = True
             time.sleep(0.2)
             continue
-        # whoever held it may have removed the file since it was opened
+        # its holder may have removed the file since it was opened
         with suppress(FileNotFoundError):
             if os.fstat(stream.fileno()).st_ino == path.stat().st_ino:
                 break
@@ -104,7 +104,7 @@ def locked(path: Path, busy: str | None = None) -> Iterator[None]:
 
 
 def expanded(values: Any) -> Any:
-    """Values with ``~/`` at the start of any text in them replaced by the user's folder."""
+    """Replace ``~/`` at the start of any string in nested values by the user's home folder."""
     if isinstance(values, dict):
         return {key: expanded(value) for key, value in values.items()}
     if isinstance(values, list):
@@ -113,19 +113,19 @@ def expanded(values: Any) -> Any:
 
 
 def user_path(value: str | Path) -> Path:
-    """A path as a user spells it: ``~`` is the user's folder, where there is one, ``gendd:`` gendd's own."""
+    """Resolve a path given by the user: ``~`` is the home folder, if any, ``gendd:`` the package's folder."""
     if str(value).startswith(_OWN):
         return Path(__file__).parent / str(value).removeprefix(_OWN)
     return Path(os.path.expanduser(value))
 
 
 def file_stem(name: str) -> str:
-    """A network's name as the beginning of a file's or folder's: of a path its end."""
+    """Turn a network's name into the start of a file or folder name; of a path, its end is kept."""
     return re.sub(r"[^\w.+-]+", "-", name)[-100:].lstrip("-.")
 
 
 def student_folder(path: str | Path) -> Path | None:
-    """The student's folder at or in ``path``."""
+    """Folder of a saved student, ``path`` itself or ``student`` in it; None if there is none."""
     path = user_path(path)
     for folder in (path / "student", path):
         if all(os.path.isfile(folder / name) for name in ("config.json", "model.safetensors")):
@@ -134,14 +134,14 @@ def student_folder(path: str | Path) -> Path | None:
 
 
 def no_student(path: str | Path) -> UserError:
-    """The error where no student is at ``path``."""
+    """Error for a ``path`` without a saved student."""
     return UserError(
         f"No student at {str(path)!r}: expected a run folder, or one with config.json and model.safetensors."
     )
 
 
 def check_student(path: str | Path) -> bool:
-    """Whether a student is at ``path``, which is the id of a Hub repository else.
+    """Whether ``path`` is a local saved student (True) or the id of a Hub repository (False).
 
     Raises:
         UserError: it is neither.
@@ -155,7 +155,7 @@ def check_student(path: str | Path) -> bool:
 
 
 def check_path(path: str | Path, key: str) -> None:
-    """Raise :class:`UserError` of an option at a path that no file can have."""
+    """Raise :class:`UserError` naming the option ``key`` if its value can't be a file path."""
     try:
         os.stat(path)
     except ValueError as error:
@@ -166,7 +166,7 @@ def check_path(path: str | Path, key: str) -> None:
 
 
 def read_bytes(path: str | Path) -> bytes:
-    """The content of a file; an :class:`OSError` at a pipe or device, which may never end, or an odd name."""
+    """Read a file; raises :class:`OSError` for pipes and devices, which may never end, and invalid names."""
     try:
         mode = os.stat(path).st_mode
     except ValueError as error:
@@ -177,30 +177,30 @@ def read_bytes(path: str | Path) -> bytes:
 
 
 def read_text(path: str | Path) -> str:
-    """The text of a file in UTF-8; raises as :func:`read_bytes`, or ``UnicodeDecodeError``."""
+    """Read a UTF-8 text file; raises like :func:`read_bytes`, or ``UnicodeDecodeError``."""
     return read_bytes(path).decode("utf-8")
 
 
 def cache_folder() -> Path:
-    """Where what took long is kept: ``$GENDD_CACHE``, else ``gendd`` in the user's cache folder."""
+    """Folder for cached results: ``$GENDD_CACHE``, else ``gendd`` in the user's cache folder."""
     if "GENDD_CACHE" in os.environ:
         return Path(os.environ["GENDD_CACHE"])
     return Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "gendd"
 
 
-# names of code that may run though a file names it: all, or those that the user gave in this call
+# trusted names of code: all (True), or those that the user gave in this call
 _TRUSTED: ContextVar[bool | frozenset[str]] = ContextVar("trusted", default=False)
 
 
 @contextmanager
 def trusted_code(names: Iterable[str] | None = None) -> Iterator[None]:
-    """Let code run that a file or folder names: networks, methods, readers and shell commands.
+    """Allow running code named in a file or folder: networks, methods, readers and shell commands.
 
-    Without it, a run's or student's folder, a configuration file or a comparison that names
+    Outside this context, a run folder, saved student, configuration file or comparison that names
     ``path/to/file.py:NAME`` or ``pipe:COMMAND`` is refused.
 
     Args:
-        names: Exactly these; None: whatever is named.
+        names: Names to trust; None: trust all.
     """
     held = _TRUSTED.get()
     given = True if names is None else frozenset(names) | (held or frozenset()) if held is not True else True
@@ -212,14 +212,14 @@ def trusted_code(names: Iterable[str] | None = None) -> Iterator[None]:
 
 
 def check_code(values: Any, source: str) -> None:
-    """Refuse values that came from a file and name code, unless it is trusted.
+    """Refuse values from a file that name code, unless it is trusted.
 
     Args:
-        values: Text, or nested dictionaries and lists of text and numbers.
-        source: What they came from, for the error.
+        values: A string, or nested dictionaries and lists of strings and numbers.
+        source: Where the values came from, for the error message.
 
     Raises:
-        UntrustedCodeError: a text is ``path/to/file.py:NAME`` or ``pipe:COMMAND`` and is not trusted.
+        UntrustedCodeError: a string is ``path/to/file.py:NAME`` or ``pipe:COMMAND`` and is not trusted.
     """
     if isinstance(values, dict):
         values = list(values.values())
@@ -236,18 +236,18 @@ def check_code(values: Any, source: str) -> None:
 
 
 def is_python_name(name: str) -> bool:
-    """Whether a name is spelled ``path/to/file.py:NAME``."""
+    """Whether a name has the form ``path/to/file.py:NAME``."""
     path, colon, _ = name.rpartition(":")
     return bool(colon) and path.endswith(".py")
 
 
 def import_name(name: str, expected: str, fits: Callable[[object], bool]) -> Any:
-    """What ``path/to/file.py:NAME`` names.
+    """Import the object that ``path/to/file.py:NAME`` names.
 
     Args:
-        name: Spelled like that.
-        expected: What it should be, for errors: ``a function``.
-        fits: Whether something in the file is that.
+        name: A name of that form.
+        expected: What it should be, for error messages: ``a function``.
+        fits: Whether an object of the file is what is expected.
 
     Raises:
         UserError: no such file, it can't be imported, or NAME is something else.
@@ -262,26 +262,26 @@ def import_name(name: str, expected: str, fits: Callable[[object], bool]) -> Any
 
 
 def import_file(path: Path, name: str) -> ModuleType:
-    """Import a Python file by its path; anew each time, as it may have changed.
+    """Import a Python file by its path; imported again on each call, as it may have changed.
 
     Args:
         path: The file.
-        name: What it was asked by, for errors.
+        name: The name it was requested by, for error messages.
 
     Raises:
-        UserError: there is none, or it can't be imported.
+        UserError: the file does not exist or can't be imported.
     """
     path = user_path(path)
     if not os.path.isfile(path):
         raise UserError(f"{name}: expected a Python file, found none at {path}; check the path.")
-    # by its path: two files of one name are two modules
+    # named by its path: two files of the same name are two modules
     key = "gendd_file_" + hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:16]
     spec = importlib.util.spec_from_file_location(key, path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    # dataclasses and pickle look a class's module up there
+    # dataclasses and pickle look up a class's module there
     sys.modules[key] = module
-    # its neighbours can be imported as if it had been run
+    # files beside it can be imported as if it were run as a script
     folder = str(path.resolve().parent)
     sys.path.insert(0, folder)
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
@@ -130,40 +130,39 @@ def following(title: str, total: int, unit: str = "batches") -> Iterator[Steps]:
 
 
 def followed(
-    items: Iterable[T], total: int, title: str, *, unit: str = "batches", bar: bool = False
+    items: Iterable[T],
+    total: int,
+    title: str,
+    *,
+    unit: str = "batches",
+    bar: bool = False,
+    size: Callable[[T], int] = lambda _: 1,
 ) -> Iterator[T]:
-    """Pass items on, with lines as they go, or with a progress bar that is gone in the end."""
-    if bar:
-        from rich.console import Console
-        from rich.progress import Progress
+    """Pass items on and report the progress, on lines or, on a terminal, with a progress bar.
 
-        with Progress(console=Console(stderr=True), transient=True) as drawn:
-            yield from drawn.track(items, total=total, description=title)
-        return
-    with following(title, total, unit) as steps:
-        for item in items:
-            yield item
-            steps.add()
-
-
-def watched(steps: Iterable[int], total: int, title: str) -> Iterator[int]:
-    """Pass ``steps`` (amounts of work done) on, with lines as they go, or a bar once it takes a while."""
-    if not sys.stderr.isatty():
-        with following(title, total, "done") as told:
-            for step in steps:
-                told.add(step)
-                yield step
+    Args:
+        items: What is worked through.
+        total: Sum of their sizes.
+        title: Names the work.
+        unit: What is counted.
+        bar: Draw a bar on a terminal, once the work has taken a while.
+        size: Units of work of an item.
+    """
+    if not (bar and sys.stderr.isatty()):
+        with following(title, total, unit) as steps:
+            for item in items:
+                yield item
+                steps.add(size(item))
         return
     from rich.console import Console
     from rich.progress import Progress
 
-    began, done = time.monotonic(), 0
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task(title, total=total, visible=False)
-        for step in steps:
-            done += step
-            bar.update(task, completed=done, visible=time.monotonic() - began > _QUIET_SECONDS)
-            yield step
+    began = time.monotonic()
+    with Progress(console=Console(stderr=True), transient=True) as drawn:
+        task = drawn.add_task(title, total=total, visible=False)
+        for item in items:
+            yield item
+            drawn.update(task, advance=size(item), visible=time.monotonic() - began > _QUIET_SECONDS)
 
 
 def beat() -> None:

@@ -1,6 +1,6 @@
-"""The processes of one training: which one this is, and what they exchange.
+"""Distributed training: ranks and collective operations.
 
-All of them run the same program. The first one alone writes files and prints.
+All processes run the same program. Only the first one writes files and prints.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ T = TypeVar("T")
 
 
 def launched_size() -> int:
-    """How many processes torchrun, PyTorchJob, srun or the first of them has started."""
+    """Number of processes started by torchrun, PyTorchJob, srun or the first process."""
     if by_slurm():
         return int(os.environ["SLURM_STEP_NUM_TASKS"])
     return int(os.environ["WORLD_SIZE"]) if _told() else 1
 
 
 def launched_rank() -> int:
-    """Which of them this one is."""
+    """Rank of this process among those launched."""
     if by_slurm():
         return int(os.environ["SLURM_PROCID"])
     return int(os.environ["RANK"]) if _told() else 0
 
 
 def by_slurm() -> bool:
-    """Whether srun has started several; not where each of those is torchrun's."""
+    """Whether srun started several processes; False if each of them was started by torchrun."""
     return not _told() and int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
 
 
@@ -40,31 +40,31 @@ def _told() -> bool:
 
 
 def rank() -> int:
-    """The number of this process, from 0."""
+    """Rank of this process, from 0."""
     from torch import distributed
 
     return distributed.get_rank() if _joined() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     from torch import distributed
 
     return distributed.get_world_size() if _joined() else 1
 
 
 def is_first() -> bool:
-    """Whether this is the process that writes files."""
+    """Whether this is the first process, which writes files."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Wait until all processes are here."""
+    """Wait until all processes reach this point."""
     any_of(False)
 
 
 def any_of(value: bool) -> bool:
-    """Whether a value is true in any process; on the CPU, so that no device waits."""
+    """Whether a value is true in any process; reduced on the CPU, so that no device waits."""
     if world_size() == 1:
         return value
     import torch
@@ -75,12 +75,12 @@ def any_of(value: bool) -> bool:
 
 
 def from_first(make: Callable[[], T]) -> T:
-    """What the first process makes, in all of them; where that fails there, the others end silently."""
+    """Call ``make`` in the first process, return its result in all; if it fails, the others exit silently."""
     if world_size() == 1:
         return make()
     from torch import distributed
 
-    # whether it was made, and what
+    # whether it succeeded, and the result
     outcome: list[Any] = [False, None]
     try:
         if is_first():
@@ -93,7 +93,7 @@ def from_first(make: Callable[[], T]) -> T:
 
 
 def first_then_all(make: Callable[[], T]) -> T:
-    """What each process makes for itself, the first one before the others: what it downloads they find."""
+    """Call ``make`` in the first process, then in the others, which find what the first one downloaded."""
     if is_first():
         found: list[T] = []
         from_first(lambda: found.append(make()))
@@ -103,7 +103,7 @@ def first_then_all(make: Callable[[], T]) -> T:
 
 
 def same_state(module: Module) -> None:
-    """Give a module the parameters and buffers that it has in the first process."""
+    """Broadcast a module's parameters and buffers from the first process."""
     if world_size() == 1:
         return
     from torch import distributed
@@ -113,7 +113,7 @@ def same_state(module: Module) -> None:
 
 
 def total(counts: Tensor) -> Tensor:
-    """The sum of counts over the processes, on the device they came from."""
+    """Sum counts over the processes; returned on their original device."""
     if world_size() == 1:
         return counts
     from torch import distributed
@@ -124,7 +124,7 @@ def total(counts: Tensor) -> Tensor:
 
 
 def in_turn(rows: list[Tensor]) -> list[Tensor]:
-    """All processes' tensors on the CPU, in turn: the first of each, the second of each, …"""
+    """Gather all processes' tensors on the CPU, interleaved: the first of each, the second of each, …"""
     if world_size() == 1:
         return rows
     from torch import distributed
@@ -136,10 +136,10 @@ def in_turn(rows: list[Tensor]) -> list[Tensor]:
 
 
 def share(count: int, rank: int, world_size: int) -> Tensor:
-    """The places of a batch of ``count`` that are one process's, ascending int64 (count // world_size,).
+    """Indices of one process's share of a batch of ``count``, ascending int64 (count // world_size,).
 
-    With a place, its mirror image count - 1 - place is of the same process, so that a batch mixed with
-    itself in reverse order needs none of another's images (of an odd share the middle one is).
+    An index and its mirror image count - 1 - index belong to the same process, so that mixing a batch with
+    itself in reverse order needs no images of other processes (except for the middle one of an odd share).
     """
     import torch
 

@@ -27,7 +27,7 @@ from gendd.methods import GenDD
 
 
 @pytest.fixture
-def no_pages(no_report: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def no_pages(monkeypatch: pytest.MonkeyPatch) -> None:
     """Comparisons without drawing, which takes longer than they do."""
     monkeypatch.setattr("gendd.compare.comparison.write_page", lambda plan, rows, summary, path: None)
 
@@ -211,7 +211,6 @@ def test_a_method_that_is_new_is_scaled_to_those_that_were_timed_before() -> Non
     assert scaled({"a": 2.0, "b": 3.0}, {"a": 1.0}) == {"a": 1.0, "b": 1.5}
 
 
-@pytest.mark.usefixtures("no_report")
 def test_a_method_that_cannot_be_timed_is_a_row(tmp_path: Path) -> None:
     file = small(
         budget={"seconds": 0.001},

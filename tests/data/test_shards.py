@@ -681,7 +681,6 @@ def test_distillation_without_labels(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    no_report: None,
 ) -> None:
     torch.manual_seed(0)
     torch.save(create_backbone("cifar/resnet8x0.25", 4).net.state_dict(), tmp_path / "teacher.pt")
@@ -724,7 +723,7 @@ def test_distillation_without_labels(
 
 
 def test_a_teacher_is_trained_on_labelled_shards(
-    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], no_report: None
+    options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_shards(tmp_path / "labelled", labelled)
     words = [*options, f"--data.path={tmp_path}/labelled/{{0000..0007}}.tar", "--teacher_training.epochs=2"]
@@ -735,7 +734,7 @@ def test_a_teacher_is_trained_on_labelled_shards(
     assert "cached" in capsys.readouterr().err
 
 
-def test_a_run_names_what_it_skipped(options: list[str], tmp_path: Path, no_report: None) -> None:
+def test_a_run_names_what_it_skipped(options: list[str], tmp_path: Path) -> None:
     write_shards(tmp_path / "labelled", labelled)
     write_tar(tmp_path / "labelled" / "0000.tar", [*labelled(0), ("00001.png", b"none"), ("00001.cls", b"1")])
     (tmp_path / "val" / "class1" / "bad.png").write_bytes(b"none")
@@ -779,7 +778,7 @@ def without_tests(options: list[str], folder: Path) -> list[str]:
     ]
 
 
-def test_a_run_without_any_labels(options: list[str], tmp_path: Path, no_report: None) -> None:
+def test_a_run_without_any_labels(options: list[str], tmp_path: Path) -> None:
     words = without_tests(options, tmp_path)
     (tmp_path / "names.txt").write_text("a\nb\nc\nd\n")
     assert (
@@ -792,7 +791,7 @@ def test_a_run_without_any_labels(options: list[str], tmp_path: Path, no_report:
 
 
 def test_features_alone_and_no_class_known(
-    options: list[str], tmp_path: Path, no_report: None, monkeypatch: pytest.MonkeyPatch
+    options: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gendd.evaluation.embedding.BANK_IMAGES", 50)
     words = without_tests(options, tmp_path)

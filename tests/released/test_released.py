@@ -403,7 +403,7 @@ def test_the_command_measures_on_the_images_given(tmp_path: Path, capsys: pytest
     assert run.student().info["class_names"] == [str(digit) for digit in range(10)]
 
 
-def test_it_starts_a_training_and_is_not_resumed(tmp_path: Path, no_report: None) -> None:
+def test_it_starts_a_training_and_is_not_resumed(tmp_path: Path) -> None:
     state, _ = checkpoint(1)
     out = tmp_path / "run"
     run = import_released(write(tmp_path, state), STUDENT, TEACHER, out=out, data="digits")

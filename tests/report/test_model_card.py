@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,13 @@ def informed(**info: Any) -> gendd.Student:
 
 
 def test_the_front_matter_of_a_run(digits_run: Finished) -> None:
-    assert fields((digits_run.folder / "student" / "README.md").read_text(encoding="utf-8")) == {
+    found = fields((digits_run.folder / "student" / "README.md").read_text(encoding="utf-8"))
+    own = json.loads((digits_run.folder / "metrics.json").read_text())["student"]
+    (model,) = found.pop("model-index")
+    (result,) = model["results"]
+    assert model["name"].startswith("cifar/resnet8") and result["dataset"]["name"] == "digits"
+    assert result["metrics"][0]["value"] == round(own["readouts"][own["readout"]]["top1"], 2)
+    assert found == {
         "license": "unknown",
         "library_name": "gendd",
         "pipeline_tag": "image-classification",

@@ -22,9 +22,7 @@ def settings_of(finished: Finished) -> dict[str, Any]:
     return values
 
 
-def test_distill_from_python_takes_names_dicts_and_configs(
-    digits_run: Finished, tmp_path: Path, no_report: None
-) -> None:
+def test_distill_from_python_takes_names_dicts_and_configs(digits_run: Finished, tmp_path: Path) -> None:
     given = settings_of(digits_run)
     config = load_config(digits_run.folder / "config.yaml")
     run = gendd.distill(

@@ -144,7 +144,7 @@ def test_logits_of_the_loaded_student_give_the_run_s_top1(digits_run: Finished) 
 
 
 def test_without_labels_none_reaches_training(
-    digits_run: Finished, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+    digits_run: Finished, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[Any] = []
     for method in (GenDD, KL):
@@ -185,15 +185,13 @@ def test_with_labels_the_readout_is_monitored(digits_run: Finished) -> None:
     assert monitor(digits_run.folder / "baselines" / "kd") == "val/linear"
 
 
-def test_the_readout_in_use_chooses_the_checkpoint(
-    digits_run: Finished, tmp_path: Path, no_report: None
-) -> None:
+def test_the_readout_in_use_chooses_the_checkpoint(digits_run: Finished, tmp_path: Path) -> None:
     metrics = distil(tmp_path, "--baselines=[]", "--readout.name=linear", "--training.epochs=1")
     assert metrics["student"]["validation"]["metric"] == "val/linear"
 
 
 def test_the_readout_is_picked_on_validation(
-    digits_run: Finished, tmp_path: Path, no_report: None, capsys: pytest.CaptureFixture[str]
+    digits_run: Finished, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert RunConfig().readout.name == "auto"
     options = ["--baselines=[kd]", "--readout.name=auto", "--training.epochs=2"]
@@ -215,18 +213,14 @@ def test_the_readout_is_picked_on_validation(
     assert len(told) == 2 and max(told) == pytest.approx(best["percent"], abs=0.01)
 
 
-def test_without_validation_images_the_mean_is_the_readout(
-    digits_run: Finished, tmp_path: Path, no_report: None
-) -> None:
+def test_without_validation_images_the_mean_is_the_readout(digits_run: Finished, tmp_path: Path) -> None:
     options = ["--baselines=[]", "--readout.name=auto", "--training.epochs=1", "--data.validation=0"]
     # another number of images requires another teacher
     options.append("--data.train_images=100")
     assert distil(tmp_path, *options)["student"]["readout"] == "mean"
 
 
-def test_without_labels_the_better_readout_s_agreement_chooses(
-    digits_run: Finished, tmp_path: Path, no_report: None
-) -> None:
+def test_without_labels_the_better_readout_s_agreement_chooses(digits_run: Finished, tmp_path: Path) -> None:
     options = ["--baselines=[]", "--readout.name=auto", "--training.epochs=1", "--data.labels=false"]
     found = distil(tmp_path, *options)["student"]
     assert found["validation"]["metric"] == "val/agreement"
@@ -235,7 +229,7 @@ def test_without_labels_the_better_readout_s_agreement_chooses(
 
 @pytest.mark.parametrize("method", ["kd", "kl"])
 def test_a_baseline_is_the_same_as_the_method_itself(
-    digits_run: Finished, tmp_path: Path, method: str, no_report: None
+    digits_run: Finished, tmp_path: Path, method: str
 ) -> None:
     metrics = distil(tmp_path, f"--method={method}", "--baselines=[]", "--readout.name=mean")
     baseline = Run.open(digits_run.folder).metrics["baselines"][method]
@@ -250,7 +244,7 @@ def test_a_baseline_is_the_same_as_the_method_itself(
 
 
 def test_stage_one_trains_the_backbone_first(
-    digits_run: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+    digits_run: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights: dict[str, torch.Tensor] = {}
     calls: list[str] = []
@@ -275,7 +269,7 @@ def test_stage_one_trains_the_backbone_first(
 
 
 def test_stage_two_trains_in_training_mode(
-    digits_run: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, no_report: None
+    digits_run: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     modes: list[bool] = []
     forward = GenDD.forward
@@ -291,7 +285,7 @@ def test_stage_two_trains_in_training_mode(
 
 @pytest.mark.parametrize("method", ["gendd", "gendd_no_labels"])
 def test_the_linear_readout_is_fitted_by_the_method_s_own_settings(
-    method: str, digits_run: Finished, tmp_path: Path, no_report: None
+    method: str, digits_run: Finished, tmp_path: Path
 ) -> None:
     quick = ["--baselines=[]", "--training.epochs=1", f"--method={method}"]
     assert "refit" not in distil(tmp_path / "along", *quick)["student"]
@@ -303,7 +297,7 @@ def test_the_linear_readout_is_fitted_by_the_method_s_own_settings(
 PROBE = ["--recipe=linear_probe", "--training.epochs=2", "--training.lr=1"]
 
 
-def test_a_linear_probe_of_a_finished_run(digits_run: Finished, tmp_path: Path, no_report: None) -> None:
+def test_a_linear_probe_of_a_finished_run(digits_run: Finished, tmp_path: Path) -> None:
     options = [*PROBE, f"--student.weights={digits_run.folder}"]
     metrics = distil(tmp_path / "probe", *options)
     assert metrics["teacher"] is None and metrics["run"]["method"] == "linear_probe"

@@ -42,7 +42,6 @@ def last_line(capsys: Capture) -> str:
     return capsys.readouterr().err.splitlines()[-1]
 
 
-@pytest.mark.usefixtures("no_report")
 def test_a_checkpoint_that_does_not_fit_is_one_line_and_the_run_goes_on(
     words: list[str], tmp_path: Path, capsys: Capture
 ) -> None:
@@ -56,7 +55,6 @@ def test_a_checkpoint_that_does_not_fit_is_one_line_and_the_run_goes_on(
     assert gendd.Run.open(tmp_path / "run").metrics["student"]["readouts"]["linear"]["top1"] > 0
 
 
-@pytest.mark.usefixtures("no_report")
 def test_a_disk_that_is_full_again_and_again_loses_nothing(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:
@@ -154,7 +152,6 @@ def test_a_run_is_not_replaced_by_settings_that_can_not_be(
     assert last_line(capsys).startswith("gendd: ")
 
 
-@pytest.mark.usefixtures("no_report")
 def test_a_run_that_is_being_replaced_is_set_aside_until_the_new_one_is_complete(
     small_run: Path, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -175,7 +172,6 @@ def test_a_run_that_is_being_replaced_is_set_aside_until_the_new_one_is_complete
     assert gendd.Run.open(folder).config.method == "supervised"
 
 
-@pytest.mark.usefixtures("no_report")
 def test_a_run_killed_before_it_had_begun_is_started_again(words: list[str], tmp_path: Path) -> None:
     folder = tmp_path / "run"
     folder.mkdir()

@@ -32,7 +32,6 @@ def test_resume_after_ctrl_c_ends_as_if_nothing_had_happened(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    no_report: None,
 ) -> None:
     forward, steps = GenDD.forward, 0
 
@@ -64,9 +63,7 @@ def test_resume_after_ctrl_c_ends_as_if_nothing_had_happened(
     assert untimed(Run.open(folder).metrics) == untimed(metrics)
 
 
-def test_a_killed_run_resumes_to_the_same_metrics(
-    digits_run: Finished, cache: Path, tmp_path: Path, no_report: None
-) -> None:
+def test_a_killed_run_resumes_to_the_same_metrics(digits_run: Finished, cache: Path, tmp_path: Path) -> None:
     longer = ["--training.epochs=8", "--baselines=[]"]
     folder = tmp_path / "killed"
     last = folder / "checkpoints" / "last.ckpt"

@@ -81,7 +81,7 @@ def test_a_teacher_of_features_alone_and_no_labels(
     assert "Diffusion loss of the validation images" in (folder / "report.html").read_text()
 
 
-def test_a_teacher_of_features_alone_and_labels(other_teacher: str, tmp_path: Path, no_report: None) -> None:
+def test_a_teacher_of_features_alone_and_labels(other_teacher: str, tmp_path: Path) -> None:
     options = [f"--teacher.weights={other_teacher}", "--teacher.classifier=false", "--gendd.centres=means"]
     metrics = distil(tmp_path, *options, "--baselines=[]")
     readouts = metrics["student"]["readouts"]
@@ -134,7 +134,7 @@ def test_a_teacher_of_other_classes_without_labels(
 
 
 def test_names_of_the_teacher_s_classes_are_kept(
-    digits_run: Finished, other_teacher: str, tmp_path: Path, no_report: None, monkeypatch: pytest.MonkeyPatch
+    digits_run: Finished, other_teacher: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     names = [f"thing {index}" for index in range(15)]
     monkeypatch.setattr("gendd.run.experiment.teacher_class_names", lambda config, classes: names)
@@ -150,7 +150,7 @@ def test_names_of_the_teacher_s_classes_are_kept(
 
 
 def test_kd_without_a_share_of_labels_is_a_baseline_without_them(
-    digits_run: Finished, tmp_path: Path, no_report: None
+    digits_run: Finished, tmp_path: Path
 ) -> None:
     metrics = distil(
         tmp_path, "--data.labels=false", "--baselines=[kd]", "--kd.weight=1", "--training.epochs=1"
@@ -188,7 +188,6 @@ def test_names_of_a_teacher_s_classes(
     cache: Path,
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
-    no_report: None,
 ) -> None:
     teacher = tmp_path / "teacher"
     shutil.copytree(teacher_of(cache) / "student", teacher)

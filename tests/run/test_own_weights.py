@@ -41,7 +41,6 @@ def headless(weights: Path) -> Path:
     return file
 
 
-@pytest.mark.usefixtures("no_report")
 def test_the_file_that_a_failed_download_recommends_is_trained_on(
     weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture
 ) -> None:

@@ -74,7 +74,7 @@ def rates(folder: Path) -> list[float]:
 )
 def test_training_may_go_on_in_another_way(
     option: str, was: str, value: float, digits_run: Finished, tmp_path: Path, steps: dict[str, int],
-    no_report: None, capsys: Capture,
+    capsys: Capture,
 ) -> None:  # fmt: skip
     steps["stop"] = 9
     distil(tmp_path / "run", ALONE, "--training.schedule=constant", "--training.warmup_epochs=0", code=130)
@@ -89,9 +89,7 @@ def test_training_may_go_on_in_another_way(
     assert untimed(resume(tmp_path / "run")) == untimed(before)
 
 
-def test_a_rate_that_led_nowhere_is_lowered(
-    digits_run: Finished, tmp_path: Path, no_report: None, capsys: Capture
-) -> None:
+def test_a_rate_that_led_nowhere_is_lowered(digits_run: Finished, tmp_path: Path, capsys: Capture) -> None:
     distil(tmp_path / "run", ALONE, "--training.lr=1e30", code=2)
     assert "--resume and a lower training.lr" in capsys.readouterr().err.splitlines()[-1]
     found = resume(tmp_path / "run", "--training.lr=0.02")
@@ -100,7 +98,7 @@ def test_a_rate_that_led_nowhere_is_lowered(
 
 
 def test_a_finished_training_is_given_more_epochs(
-    digits_run: Finished, tmp_path: Path, steps: dict[str, int], no_report: None
+    digits_run: Finished, tmp_path: Path, steps: dict[str, int]
 ) -> None:
     options = [ALONE, "--training.schedule=constant", "--training.warmup_epochs=0"]
     options += ["--training.beta2=[0.99,0.99]"]
@@ -114,7 +112,7 @@ def test_a_finished_training_is_given_more_epochs(
 
 
 def test_the_sampling_of_a_finished_run_may_change(
-    digits_run: Finished, tmp_path: Path, steps: dict[str, int], no_report: None
+    digits_run: Finished, tmp_path: Path, steps: dict[str, int]
 ) -> None:
     distil(tmp_path / "run", ALONE, "--readout.name=sample")
     taken = steps["taken"]

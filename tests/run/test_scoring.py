@@ -89,7 +89,7 @@ def test_weights_of_other_classes_leave_the_classifier_new(
 
 
 def test_evaluation_images_bound_what_is_scored(
-    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_report: None
+    weights: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     alone = [word for word in TINY if word.startswith(("--student.", "--data.", "--training."))]
     words = [*alone, "--training.epochs=1", "--out", str(tmp_path)]

@@ -26,7 +26,7 @@ from gendd.training import resolve_precision
 
 
 def test_the_teacher_is_trained_once(
-    digits_run: Finished, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], no_report: None
+    digits_run: Finished, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "teacher cifar/resnet8x0.5: training" in digits_run.err
     assert f"(cached afterwards in {cache}" in digits_run.err
@@ -49,7 +49,6 @@ def test_an_interrupted_teacher_goes_on_by_resume(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    no_report: None,
 ) -> None:
     monkeypatch.setenv("GENDD_CACHE", str(tmp_path / "cache"))
     forward, steps = Supervised.forward, 0
@@ -148,7 +147,6 @@ def test_a_fresh_teacher_is_trained_again(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-    no_report: None,
 ) -> None:
     monkeypatch.setenv("GENDD_CACHE", str(tmp_path / "cache"))
     quick = ["--baselines=[]", "--training.epochs=1", "--teacher_training.epochs=1"]

@@ -242,7 +242,7 @@ def test_torchrun_starts_a_killed_process_again(undisturbed: Path, tmp_path: Pat
 
 @gloo
 def test_a_run_goes_on_in_another_number_of_processes(
-    undisturbed: Path, tmp_path: Path, no_report: None, capsys: pytest.CaptureFixture[str]
+    undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(undisturbed, folder)

@@ -519,7 +519,7 @@ CACHED = [*TINY, "--baselines=[]", "--training.cache_teacher=2"]
 
 
 def test_a_run_reads_what_was_computed_ahead(
-    cache: Path, tmp_path: Path, no_report: None, capsys: pytest.CaptureFixture[str]
+    cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["cache", *CACHED]) == 0
     out, err = capsys.readouterr()

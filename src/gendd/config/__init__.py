@@ -1,7 +1,7 @@
 """The typed run configuration, one section per file.
 
-Every section checks its own ranges when it is built. Loading is strict: an unknown key names its dotted path
-and the nearest valid one.
+Every section validates its values when it is built. Loading is strict: the error for an unknown key gives
+its dotted path and the nearest valid key.
 """
 
 from gendd.config.checks import check

@@ -1,4 +1,4 @@
-"""Range checks of the configuration: a rule per key, in a table per section."""
+"""Range checks of the configuration: one rule per key, one table of rules per section."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from gendd.errors import UserError
 
-# an integer beyond is a slip, and two of them overflow 64 bits
+# a larger integer is a mistake, and products of two overflow 64 bits
 MOST = 2**31
 
 
 class Rule(NamedTuple):
-    """What a value must be, as a predicate and in words."""
+    """Requirement on a value, as a predicate and in words."""
 
     ok: Callable[[Any], bool]
     expected: str
@@ -26,7 +26,7 @@ INTEGER = Rule(lambda value: value >= 0, "a non-negative integer")
 POSITIVE = Rule(lambda value: value > 0, "a positive number")
 NON_NEGATIVE = Rule(lambda value: value >= 0, "a non-negative number")
 SEED = Rule(lambda value: 0 <= value < 2**63, "an integer from 0 to 2**63 - 1")
-# larger images would fill the memory before a network saw them
+# larger images would exhaust memory before reaching a network
 SIDE = Rule(lambda value: 4 <= value <= 16_384, "an integer of 4 to 16,384")
 FRACTION = Rule(lambda value: 0 <= value < 1, "a fraction in [0, 1)")
 BELOW_ONE = Rule(lambda value: 0 <= value < 1, "a number in [0, 1)")
@@ -40,7 +40,7 @@ def or_null(rule: Rule) -> Rule:
 
 
 def at_most(limit: int, rule: Rule) -> Rule:
-    """The same rule up to a limit, beyond which a network would not be built but memory filled."""
+    """The same rule with an upper limit, beyond which building a network would exhaust memory."""
 
     def ok(value: Any) -> bool:
         return rule.ok(value) and value <= limit
@@ -49,18 +49,18 @@ def at_most(limit: int, rule: Rule) -> Rule:
 
 
 def one_of(choices: Sequence[str]) -> Rule:
-    """One of some words."""
+    """Rule for one of several strings."""
     return Rule(lambda value: value in choices, f"one of {', '.join(choices)}")
 
 
 def check(ok: bool, key: str, expected: str, came: object) -> None:
-    """Raise :class:`UserError` of a config key where what came is not as expected."""
+    """Raise :class:`UserError` for a config key unless ``ok``."""
     if not ok:
         raise UserError(f"{key}: expected {expected}, got {came!r}.")
 
 
 def check_usable(key: str, value: Any) -> None:
-    """Raise :class:`UserError` of a config key at a number or a text that nothing can use."""
+    """Raise :class:`UserError` for numbers and strings that are invalid for any config key."""
     for each in value if isinstance(value, (list, tuple)) else [value]:
         if isinstance(each, float):
             check(math.isfinite(each), key, "a finite number", each)
@@ -71,7 +71,7 @@ def check_usable(key: str, value: Any) -> None:
 
 
 def _is_text(value: str) -> bool:
-    """Whether the system can be given a text: one without NUL and halves of characters."""
+    """Whether a string can be passed to the operating system: no NUL, no lone surrogates."""
     try:
         return b"\0" not in os.fsencode(value)
     except UnicodeEncodeError:
@@ -79,12 +79,12 @@ def _is_text(value: str) -> bool:
 
 
 def check_section(section: Any, prefix: str, rules: Mapping[str, Rule]) -> None:
-    """Raise :class:`UserError` at the first value of a section that breaks its rule.
+    """Raise :class:`UserError` for the first value of a section that breaks its rule.
 
     Args:
         section: A dataclass.
-        prefix: What its keys begin with, ``data.``.
-        rules: By key.
+        prefix: Prefix of its keys, ``data.``.
+        rules: Rules by key.
     """
     for entry in dataclasses.fields(section):
         check_usable(prefix + entry.name, getattr(section, entry.name))
@@ -96,5 +96,5 @@ def check_section(section: Any, prefix: str, rules: Mapping[str, Rule]) -> None:
 def _holds(rule: Rule, value: Any) -> bool:
     try:
         return rule.ok(value)
-    except (TypeError, IndexError):  # from Python a value may be of any type
+    except (TypeError, IndexError):  # in Python a value may have any type
         return False

@@ -1,4 +1,4 @@
-"""Section ``data``: which images, and how they are loaded and augmented."""
+"""Section ``data``: the images, and how they are loaded and augmented."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gendd.config.checks import (
     or_null,
 )
 
-# the sections of timm's RandAugment strings
+# timm's syntax of RandAugment strings
 _RANDAUGMENT = re.compile(
     r"rand(-(m\d+|n[1-9]\d*|p\d+(\.\d+)?|mstd\d+(\.\d+)?|mmax[1-9]\d*|inc[01]|t(weights|3aw?)))*"
 )
@@ -58,77 +58,78 @@ _RULES = {
 
 @dataclass
 class DataConfig:
-    """Which images, and how they are fed.
+    """The images, and how they are loaded and augmented.
 
     Args:
         name: demo, digits, fashion-mnist, cifar10, cifar100, folder, list, parquet, hf or webdataset.
-        path: Root directory of the set (folder: holds ``train/`` and ``test/`` or ``val/``, both where there
-            are images for validation, or nothing but unlabelled images); for parquet the training file, for
-            list the training list (lines ``path label``, or ``path`` alone for unlabelled images), for hf a
-            folder that ``save_to_disk`` of Hugging Face's datasets wrote, for webdataset a directory, glob or
-            brace pattern of tar shards. Digits need none; fashion-mnist also finds Debian's package.
-        test_path: Test images where they are not below ``path`` (folder, list, parquet, hf; for webdataset
-            shards, a directory of images or parquet). Test images may be unlabelled, and may be missing
-            where the training images are unlabelled or ``labels`` is false: evaluation is then by
-            agreement with the teacher, on the validation images if need be.
-        root: Folder that the paths in lists are relative to; null: each list's own.
-        classes: A file of class names, one a line from class 0; null: those of the set, else numbers.
-            Unlabelled images without it have the classes of the teacher.
+        path: Root directory of the data set (folder: holds ``train/`` and ``test/`` or ``val/``, both if
+            there are separate validation images, or only unlabelled images). For parquet the training file,
+            for list the training list (lines ``path label``, or ``path`` alone for unlabelled images), for hf
+            a folder written by ``save_to_disk`` of Hugging Face's datasets, for webdataset a directory, glob
+            or brace pattern of tar shards. Digits need none; fashion-mnist is also found in Debian's package.
+        test_path: Test images that are not below ``path`` (folder, list, parquet, hf; for webdataset
+            shards, a directory of images or parquet). They may be unlabelled, or absent if the training
+            images are unlabelled or ``labels`` is false: evaluation then measures agreement with the
+            teacher, on the validation images if there are no test images.
+        root: Folder that the paths in lists are relative to; null: the folder of each list.
+        classes: A file of class names, one per line, starting with class 0; null: the set's own names, else
+            numbers. Unlabelled images without it have the teacher's classes.
         image_size: Side in pixels that images are resized to; null keeps the set's own size (folder and
-            list: 224, unless the images are squares of one side of at most 64; webdataset: 224).
-        validation: Fraction of the training set held out for choosing checkpoints, in [0, 1); by class
-            where ``labels`` is true, else at random; where labels are partly unknown, of the kind of images
-            that there are more of. A set with validation images of its own besides its test
-            images has them used instead; 0: none.
+            list: 224, unless all images are squares of the same side of at most 64; webdataset: 224).
+        validation: Fraction of the training set held out to choose checkpoints, in [0, 1); stratified by
+            class if ``labels`` is true, else random; where only some images are labelled, taken from the
+            labelled or the unlabelled ones, whichever are more. A set that has validation images of its own
+            besides its test images uses those instead. 0: no validation images.
         imbalance: Make the training set long-tailed: class c of K keeps at most n · imbalance^(-c/(K-1))
-            images, n those of the largest class (Cui et al. 2019), which ones by ``split_seed``, after the
-            validation images were held out, which stay as they are; at least 1, null leaves the set. Not of
-            webdataset.
-        train_images: Use this many training images, drawn at random by ``split_seed`` after the
-            validation images were held out and ``imbalance`` was applied; null uses all.
-        validation_images: Use this many validation images, drawn likewise (by class where ``labels`` is
-            true), or ``all`` of them; null: the share of them that ``train_images`` is of the training
-            images there are.
+            images, where n is the size of the largest class (Cui et al. 2019). They are drawn by
+            ``split_seed`` after the validation images were held out, which are unaffected. At least 1; null
+            leaves the set as it is. Not for webdataset.
+        train_images: Number of training images to use, drawn at random by ``split_seed`` after the
+            validation images were held out and ``imbalance`` was applied; null: all.
+        validation_images: Number of validation images to use, drawn likewise (by class if ``labels`` is
+            true), or ``all``; null: the same fraction as ``train_images`` is of the available training
+            images.
         split_seed: Seed of the split into training and validation images.
-        labels: Whether training may see the labels. Evaluation always does. A training image whose label is
-            -1, or that is in ``unlabelled/`` beside ``train/``, has none: it is distilled alone, and methods
-            that need labels learn from the others.
+        labels: Whether training may use the labels; evaluation always does. A training image labelled -1,
+            or in ``unlabelled/`` beside ``train/``, has no label: it is only distilled, and methods that
+            need labels learn from the other images.
         augment: ``crop-flip`` (random crop after padding by an eighth, horizontal flip), ``crop``,
             ``resized-crop`` (random area and ratio, flip), ``none``, or ``auto``: ``crop`` for digits,
-            ``resized-crop`` for sets of one's own of more than 64 pixels a side, else ``crop-flip``.
-        crop_scale: Range of the area of a resized crop.
-        crop_interpolation: How a resized crop is brought to size, ``bilinear`` or ``bicubic``.
-        randaugment: RandAugment of each image, in timm's words: ``rand-m7-n2-mstd0.5`` is magnitude 7
-            with standard deviation 0.5, two operations an image; null: none. What it uncovers is gray.
-        color_jitter: Brightness, contrast and saturation of each image are multiplied by factors from
-            [1-c, 1+c]; 0 is off. Applied beside RandAugment too (timm's own training then leaves it out).
+            ``resized-crop`` for your own sets of more than 64 pixels per side, else ``crop-flip``.
+        crop_scale: Range of the relative area of a resized crop.
+        crop_interpolation: Interpolation of resized crops, ``bilinear`` or ``bicubic``.
+        randaugment: RandAugment policy in timm's syntax: ``rand-m7-n2-mstd0.5`` is magnitude 7 with standard
+            deviation 0.5, two operations per image; null: none. Uncovered areas are filled with grey.
+        color_jitter: Strength c of colour jitter: brightness, contrast and saturation of each image are
+            multiplied by factors from [1-c, 1+c]; 0 is off. Unlike in timm's own training, it also applies
+            together with RandAugment.
         erase_prob: Probability that a rectangle of an image (2 % to a third of its area) is replaced by
-            noise, each pixel N(0.5, 0.25²) clipped to [0, 1].
-        mixup: α of image mixup's Beta(α, α), one weight a batch; 0 is off. Labels are mixed alike;
-            without labels the images alone are. Teacher and student see the same mixed images.
+            noise, each pixel drawn from N(0.5, 0.25²) and clipped to [0, 1].
+        mixup: α of image mixup's Beta(α, α), one weight per batch; 0 is off. Labels are mixed with the same
+            weight; without labels only the images are mixed. Teacher and student see the same mixed images.
         cutmix: α of CutMix, likewise; labels are mixed by area.
         mixup_prob: Probability that a batch is mixed at all.
-        mixup_switch_prob: Probability that a mixed batch is one of CutMix where both are on.
-        label_smoothing: s in [0, 1): labels become (1-s) p + s/K. Nothing where training sees no labels.
-        batch_size: Batch size per process (of a part of a step where ``training.accumulate`` says so);
-            null: 128, and of less than 2,560 training images a twentieth, as a power of two of at least 16.
-        workers: Loader processes for sets that stream from disk, and for what is done image by image
-            (randaugment, color_jitter, erase_prob, bicubic crops); null: as many as there are cores,
-            at most 8.
-        in_memory: Hold the decoded set in memory as uint8; null: when it fits in 2 GiB. It never
+        mixup_switch_prob: Probability that a mixed batch uses CutMix instead of mixup, if both are on.
+        label_smoothing: s in [0, 1): labels become (1-s) p + s/K. No effect if training uses no labels.
+        batch_size: Batch size per process; ``training.accumulate`` such batches make a step. Null: 128, or
+            for fewer than 2,560 training images a twentieth of them, rounded down to a power of two of at
+            least 16.
+        workers: Loader processes for sets that stream from disk and for augmentation done per image
+            (randaugment, color_jitter, erase_prob, bicubic crops); null: one per core, at most 8.
+        in_memory: Keep the decoded set in memory as uint8; null: if it fits in 2 GiB. It never
             changes the images: training images for ``resized-crop`` that are not all of the final
-            size are cropped from the originals, so true holds them encoded and null streams them.
-        max_corrupt: Share of the images of a part (of an epoch, while they stream) that may be unreadable,
-            in [0, 1). They are named in ``logs/skipped.txt``; in training the next image of the set takes
-            the place of one (of shards: another one), in evaluation it is left out. With 0 the first one is
-            an error. Of training shards it is also the share that may be missing from damaged ones.
-        shot_thresholds: Accuracy is also told for classes of few (less than the first number), many (more
-            than the second) and a medium number of training images. Null: [20, 100], where one class has
-            at least three times the training images of another.
-        resampled: Draw shards with replacement instead of reading each once an epoch (webdataset).
-        steps_per_epoch: Steps of an epoch (parts of them where ``training.accumulate`` says so); null: one
-            pass over the training images (webdataset).
-        shuffle_buffer: Encoded images each process holds to shuffle what it reads (webdataset).
+            size are cropped from the originals, so true keeps them encoded and null streams them.
+        max_corrupt: Fraction of the images of a split (of an epoch, when streaming) that may be unreadable,
+            in [0, 1). They are listed in ``logs/skipped.txt``; in training each is replaced by the next image
+            of the set (for shards, by another one), in evaluation it is left out. With 0 the first unreadable
+            image is an error. For training shards, also the fraction that may be missing from damaged shards.
+        shot_thresholds: Thresholds for reporting accuracy by class size: few-shot classes have fewer training
+            images than the first number, many-shot ones more than the second, medium-shot ones neither. Null:
+            [20, 100], if one class has at least three times the training images of another.
+        resampled: Draw shards with replacement instead of reading each once per epoch (webdataset).
+        steps_per_epoch: Steps per epoch, counted in batches (``training.accumulate`` of which make one
+            optimiser step); null: one pass over the training images (webdataset).
+        shuffle_buffer: Encoded images in each process's shuffle buffer (webdataset).
     """
 
     name: str = "digits"
@@ -173,7 +174,7 @@ class DataConfig:
             check(self.steps_per_epoch is None, "data.steps_per_epoch", f"null {alone}", self.steps_per_epoch)
 
     def batch_of(self, images: int) -> int:
-        """The batch size per process for so many training images: ``batch_size``, or what null becomes."""
+        """Batch size per process for a number of training images: ``batch_size``, or its default if null."""
         if self.batch_size is not None:
             return self.batch_size
         return max(16, min(128, 1 << int(math.log2(max(1, images / 20)))))

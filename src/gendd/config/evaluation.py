@@ -1,4 +1,4 @@
-"""Section ``evaluation``: what a finished student is scored on."""
+"""Section ``evaluation``: evaluation of the finished student."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ _RULES = {"images": or_null(POSITIVE_INTEGER)}
 
 @dataclass
 class EvaluationConfig:
-    """What a finished student, its teacher and its baselines are scored on.
+    """Evaluation of the finished student, its teacher and its baselines.
 
     Args:
-        images: At most so many test images, evenly spread over them; null: all. Training and the choice of
-            the checkpoint stay as they are.
+        images: Maximum number of test images to use, spread evenly over the set; null: all. Training and the
+            choice of the checkpoint are unaffected.
     """
 
     images: int | None = None

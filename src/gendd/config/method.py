@@ -39,53 +39,56 @@ _RULES = {
 
 @dataclass
 class GenDDConfig:
-    """The method. Symbols as in the paper: s student feature, f teacher feature, z condition.
+    """Settings of GenDD. Symbols as in the paper: s student feature, f teacher feature, z condition.
 
     Args:
-        contraction: λ in [0, 1]; f ← (1-λ) f + λ c_y. Without labels it is 0. Null: 0.3, or 0 where nothing
-            is a centre of the labels' classes (the teacher has others, and ``centres`` is not ``means``).
+        contraction: Strength λ of the contraction f ← (1-λ) f + λ c_y, in [0, 1]. Without labels it is 0.
+            Null: 0.3, or 0 if there are no centres for the labels' classes (the teacher has other classes
+            and ``centres`` is not ``means``).
         alpha: Weight of the label against the teacher's own prediction in the contraction's class
             probabilities, in [0, 1].
-        centres: What c_y is: ``classifier`` (row y of the teacher's classifier, as published) or
-            ``means`` (mean teacher feature of class y over the training images). Where the teacher has no
-            classifier, or one of other classes than the data, the means also read what is generated.
-        centre_scale: ``none`` takes the centres as they are; ``match`` scales them so that their
+        centres: Class centres c_y: ``classifier`` (row y of the teacher's classifier, as published) or
+            ``means`` (mean teacher feature of class y over the training images). If the teacher has no
+            classifier, or one for other classes than the data's, the means also classify generated features.
+        centre_scale: ``none`` uses the centres as they are; ``match`` scales them so that their
             mean squared norm equals that of the teacher's features.
         mixup: β of the feature mixup's Beta(β, β); 0 is off.
-        token_width: τ, at most the teacher's feature width; where it does not divide it, the last token is
-            padded.
-        repeats: M, rows a token and step, each with its own t and noise. Null: as many as make 8 rows an
-            image, at least 2.
-        condition_dropout: Probability that a row's condition is zeroed, in [0, 1). Guided sampling
-            needs it, and it costs the student as much of its gradient.
+        token_width: Token width τ, at most the teacher's feature width; if it does not divide that width, the
+            last token is padded.
+        repeats: M, training rows per token and step, each with its own t and noise. Null: as many as give 8
+            rows per image, at least 2.
+        condition_dropout: Probability that a row's condition is zeroed, in [0, 1). Needed for guided
+            sampling; it costs the student the same fraction of its gradient.
         prediction: What the head predicts: ``sample`` (x0), ``epsilon`` or ``v``.
         learned_variance: Also predict the variance (the VLB term), as published.
         standardise: Centre and scale the teacher's feature per dimension.
-        time_power: p in t = T (1 - (1-u)^p), u uniform: 1 is uniform, more is denser towards pure
-            noise, where only the condition tells what to generate.
-        head_width: Width of the head; null: 128, or less where a pass of it would cost more than a quarter of
-            the student's multiply-adds, or a training step's rows more than the student.
+        time_power: p in t = T (1 - (1-u)^p) with u uniform: 1 is uniform; larger values sample more times
+            near pure noise, where only the condition tells the head what to generate.
+        head_width: Width of the head; null: 128, or less if one pass of the head would cost more than a
+            quarter of the student's multiply-adds, or the rows of a training step more than the student.
         head_depth: Residual blocks of the head.
-        zero_init: Start the head's modulations and output layer at zero, as published; the student
+        zero_init: Initialise the head's modulations and output layer at zero, as published; the student
             gets no gradient until they have grown.
         timesteps: T, length of the diffusion schedule.
-        probe: What the linear readout learns from: ``labels``, ``teacher`` (the teacher's
-            predictions), ``none``, or ``auto``: labels where training may see them, else the teacher.
-        map_weight: Weight of the regression of the teacher's last map, at every position, from the student's;
-            0: learn from the pooled feature alone, as published. Networks without maps always do.
-        stage_weight: Weight of the regression of maps of finer grids, of the two stages before the last.
-        projector: Channels between the convolutions that map the student's last map to the teacher's, which
-            are part of the student: its feature, which conditions the head, is the mean of the projected
-            map. 0: the projector serves the training alone. Null: half the teacher's width, or less where
-            it would cost more than a quarter of the student's multiply-adds.
-        residual: Generate the difference to the feature that the student with its projector estimates. Null:
-            where the feature is split into tokens, there is a projector and ``prediction`` is ``sample``.
+        probe: Training target of the linear readout: ``labels``, ``teacher`` (the teacher's
+            predictions), ``none``, or ``auto``: labels if training may use them, else the teacher.
+        map_weight: Weight of the regression from the student's last feature map to the teacher's, at every
+            position. 0: learn from the pooled feature alone, as published. Networks without maps always do.
+        stage_weight: Weight of the regression of the teacher's finer feature maps, those of the two stages
+            before the last.
+        projector: Hidden channels of the convolutional projector from the student's last feature map to the
+            teacher's. It is part of the student: the student's feature, which conditions the head, is the
+            mean of the projected map. 0: use a projector in training only. Null: half the teacher's width,
+            or less if it would cost more than a quarter of the student's multiply-adds.
+        residual: Generate the difference between the teacher's feature and the projected student's estimate
+            of it. Null: if the feature is split into tokens, there is a projector and ``prediction`` is
+            ``sample``.
         diffusion_weight: Weight of the diffusion loss.
-        label_weight: Weight with which the cross-entropy of the linear readout reaches the student itself,
-            where labels are seen; null: 1 where the teacher does not have the classes of the labels, else 0.
-        refit: Fit the linear readout anew after the training, to ``labels``, the ``teacher``'s
-            probabilities or those of readout ``mean`` on the training images as they are, and keep the
-            better of the two on the validation images; ``none`` leaves the one that was trained along.
+        label_weight: Weight with which the linear readout's cross-entropy also trains the student itself, if
+            training uses labels; null: 1 if the teacher does not have the labels' classes, else 0.
+        refit: Fit the linear readout again after training, to ``labels``, the ``teacher``'s
+            probabilities or those of readout ``mean`` on the unaugmented training images, and keep the
+            better of the two on the validation images; ``none`` keeps the one trained with the student.
     """
 
     contraction: float | None = None

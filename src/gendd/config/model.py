@@ -24,26 +24,28 @@ class ModelConfig:
             of transformers (a local folder as ``hf/./FOLDER`` or ``hf//FOLDER``), or
             ``path/to/file.py:factory``, a function that returns a network.
         weights: A .safetensors file (``gendd:PATH``: one in gendd's own folder), a state dict saved by torch,
-            or a run's folder; null for random weights. Of other classes than a student's it gives all but
-            the classifier, which is new.
-        pretrained: Take the library's pretrained weights; of a file's network: it comes trained.
-        mean: Per-channel mean the network's input is normalised with, for images in [0, 1]; null:
-            the network's own (timm, torchvision, hf), 0 for a file's, else 0.5.
-        std: Likewise the standard deviation; null: the network's own, 1 for a file's, else 0.25.
-        feature: Dotted name of the module where the feature is: a Linear layer, whose input it is and
-            which is the classifier, or any other, whose pooled output it is (``NAME[0]``: its first
-            token); ``output``: the network's own; null: found, as the input of the classifier.
-        classifier: Use the network's classifier; false: a teacher of features alone, an embedding.
-        classes: Classes of a teacher whose weights are of other classes than the data's; null: as many as
-            its weights have. A student's follow from the data and the teacher.
-        input_size: Side in pixels that images are resized to for this network; null: as the data come,
-            or the size that the network takes alone.
-        channels: The network's channels, where 1 or 3 of the data are to become 3 or 1; null: the
-            data's, where the network can be built with them.
+            or a run folder; null for random weights. For a student with other classes than the file's,
+            everything but the classifier is loaded, and the classifier is new.
+        pretrained: Load the library's pretrained weights; for a network from a Python file: it comes trained.
+        mean: Per-channel mean for normalising the network's input, for images in [0, 1]; null: the network's
+            own (timm, torchvision, hf), 0 for a network from a Python file, else 0.5.
+        std: Per-channel standard deviation, likewise; null: the network's own, 1 for a network from a Python
+            file, else 0.25.
+        feature: Dotted name of the module that gives the feature: a Linear layer, which is the classifier and
+            whose input is the feature, or any other module, whose pooled output is the feature (``NAME[0]``:
+            its first token); ``output``: the network's own output; null: the input of the classifier,
+            which is found automatically.
+        classifier: Use the network's classifier; false: an embedding teacher, which gives features only.
+        classes: Number of classes of a teacher whose weights have other classes than the data; null: as many
+            as its weights have. A student's follow from the data and the teacher.
+        input_size: Side in pixels that images are resized to for this network; null: the size of the data,
+            or the only size that the network takes.
+        channels: Input channels of the network, to convert images of 1 or 3 channels to 3 or 1; null: the
+            data's, if the network can be built with them.
         dtype: Weights and arithmetic of the frozen teacher: ``fp32`` or ``bf16``.
         compile: Compile the frozen teacher.
-        license: What the model card tells of the teacher's weights, or of the finished student; null: what
-            timm tells of its pretrained weights, or a run of its student.
+        license: Licence of the teacher's weights, or of the finished student, for the model card; null: the
+            one given by timm for its pretrained weights, or by a run for its student.
     """
 
     name: str = "cifar/resnet8"

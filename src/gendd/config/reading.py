@@ -1,4 +1,4 @@
-"""Configurations as dictionaries and YAML: strict reading, recipes, errors in the user's words."""
+"""Configurations as dictionaries and YAML: strict reading, recipes, readable errors."""
 
 from __future__ import annotations
 
@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from jsonargparse import ArgumentParser
 
 C = TypeVar("C")
-# what in a file names the recipes it is laid over; no setting of a run
+# key in a file that names the recipes it builds on; not a setting of a run
 EXTENDS = "extends"
 
-# of a run what is no section or key by its own name
+# fields of a run that are not a section or key of that name
 _UNSPELLED = {"settings"}
-# sections of which a run has two, or whose values' errors don't tell their section
+# sections that a run has twice, or whose errors don't name the section
 _SHARED = ("teacher", "student", "training", "teacher_training")
 
 F = TypeVar("F", bound=Callable[..., Any])
-# to mypy no class is hashable
+# mypy considers classes unhashable
 _cached: Callable[[F], F] = lru_cache(maxsize=64)  # type: ignore[assignment]
-# the annotations are strings, which take long to be looked up
+# the annotations are strings, which are slow to resolve
 _hints = _cached(get_type_hints)
 
 
 def keys(section: type[Any] = RunConfig, prefix: str = "") -> list[str]:
-    """Every valid dotted key below ``section``, sections included; of a run without those of its methods."""
+    """All valid dotted keys below ``section``, sections included; for a run, without its methods' keys."""
     return [prefix + key for key in _keys(section)]
 
 
@@ -61,7 +61,7 @@ def check_keys(
     prefix: str = "",
     root: type[Any] | None = None,
 ) -> None:
-    """Raise :class:`UserError` at the first key that ``section`` does not know, or null it can't be."""
+    """Raise :class:`UserError` for the first key unknown to ``section``, or the first null not allowed."""
     known = keys(root or section) if root is not None or not prefix else keys(section, prefix)
     hints = _hints(section)
     for key, value in values.items():
@@ -77,24 +77,24 @@ def check_keys(
                 raise UserError(f"{prefix}{key}: expected a section (key: value lines), got {value!r}.")
             check_keys(value, hints[key], f"{prefix}{key}.", root or section)
         elif value is None and type(None) not in get_args(hints[key]):
-            # jsonargparse lets null pass for any type
+            # jsonargparse accepts null for any type
             raise UserError(f"{prefix}{key}: expected {_words(hints[key])}, got null.")
         else:
             check_usable(f"{prefix}{key}", value)
 
 
 def _check_section(name: str, values: Any) -> None:
-    """Raise :class:`UserError` where values are no settings of the method of that name."""
+    """Raise :class:`UserError` if values are not valid settings of the method of that name."""
     if not isinstance(values, dict):
         raise UserError(f"{name}: expected a section (key: value lines), got {values!r}.")
     check_keys(values, registry.settings_type(name), f"{name}.")
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The config as plain nested dictionaries and lists, ready for YAML or JSON."""
+    """Convert the config to plain nested dictionaries and lists, ready for YAML or JSON."""
     plain: dict[str, Any] = _plain(dataclasses.asdict(config))
     if isinstance(config, RunConfig):
-        # each method's settings are a section by its name, where the others are
+        # each method's settings become a section of its name, beside the other sections
         sections = plain.pop("settings")
         place = list(plain).index("gendd") + 1
         items = list(plain.items())
@@ -103,7 +103,7 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def with_settings(config: RunConfig) -> RunConfig:
-    """The configuration with the settings of the methods it names in full, and of no others."""
+    """Return the configuration with the complete settings of the methods it names, and of no others."""
     sections = {}
     for name in dict.fromkeys([*config.baselines, config.method]):
         section, kind = registry.section(name), registry.settings_type(name)
@@ -129,7 +129,7 @@ def from_dict(values: dict[str, Any], section: type[C]) -> C:
     check_keys(values, section)
     if section is not RunConfig:
         return _built(values, section)
-    # a run's teacher is another by default than its student
+    # the defaults of a run's teacher and student differ
     kinds, defaults = section_types(), to_dict(RunConfig())
     settings = {
         name: _built(value, registry.settings_type(name), name)
@@ -147,7 +147,7 @@ def from_dict(values: dict[str, Any], section: type[C]) -> C:
 
 @_cached
 def section_types() -> dict[str, type[Any]]:
-    """The dataclasses of a run's sections by name; without those of its methods' settings."""
+    """Dataclasses of a run's sections by name, without its methods' settings."""
     hints: dict[str, type[Any]] = _hints(RunConfig)
     return {name: kind for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
 
@@ -155,7 +155,7 @@ def section_types() -> dict[str, type[Any]]:
 def _built(
     values: dict[str, Any], section: type[C], name: str | None = None, given: dict[str, Any] | None = None
 ) -> C:
-    """A section, called ``name`` where it is one of several, of values whose keys were checked."""
+    """Build a section from values whose keys were checked; ``name`` is its name in a run, if it has one."""
     parser = parser_of(section, name)
     try:
         parsed = parser.instantiate(parser.parse_object(values if name is None else {name: values}))
@@ -174,9 +174,9 @@ def _built(
 
 @_cached
 def parser_of(section: type[Any], name: str | None) -> ArgumentParser:
-    """The typed parser of a section, which takes longer to make than to use; of a run without its sections.
+    """Typed parser of a section, cached as it is slow to build; for a run, without its sections.
 
-    A section at a time: the time that a parser takes rises with the square of its settings.
+    Sections are parsed one at a time: the time a parser takes grows quadratically with its settings.
     """
     from jsonargparse import ArgumentParser
 
@@ -191,35 +191,35 @@ def parser_of(section: type[Any], name: str | None) -> ArgumentParser:
 
 
 def load_config(path: Path) -> RunConfig:
-    """A configuration file.
+    """Load a configuration file.
 
     Raises:
-        UserError: it can't be read, or holds what is no configuration.
+        UserError: it can't be read, or is not a valid configuration.
     """
     return from_dict(read_yaml(path), RunConfig)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The settings in a YAML file laid over those it extends; raises as :func:`load_config`."""
+    """Settings of a YAML file merged over those it extends; raises like :func:`load_config`."""
     return extended(read_mapping(path))
 
 
 def read_mapping(path: Path) -> dict[str, Any]:
-    """What a YAML file itself says, ``extends`` included, its keys checked; raises as :func:`load_config`."""
+    """Contents of a YAML file itself, ``extends`` included, keys checked; raises like :func:`load_config`."""
     values = dict(expanded(plain_values(path, f"Config {str(path)!r}")))
     check_keys({key: value for key, value in values.items() if key != EXTENDS})
     return values
 
 
 def plain_values(path: Path, name: str) -> dict[str, Any]:
-    """The mapping in a YAML file that someone gave.
+    """Read the mapping in a YAML file from an untrusted source.
 
     Args:
         path: The file.
-        name: What errors call it.
+        name: Its name in error messages.
 
     Raises:
-        UserError: it can't be read, holds something else, or names code that isn't trusted.
+        UserError: it can't be read, is not a mapping, or names code that isn't trusted.
     """
     try:
         values = yaml.safe_load(read_text(path))
@@ -242,7 +242,7 @@ def plain_values(path: Path, name: str) -> dict[str, Any]:
 
 
 def _is_finite(values: Any) -> bool:
-    """Whether values are nested no deeper than settings are: anchors may lead back to themselves."""
+    """Whether values are nested no deeper than settings can be: YAML anchors may be recursive."""
     level = [values]
     for _ in range(20):
         level = [
@@ -256,14 +256,14 @@ def _is_finite(values: Any) -> bool:
 
 
 def extended(values: dict[str, Any], below: tuple[str, ...] = ()) -> dict[str, Any]:
-    """The values laid over those of the shipped recipes that they extend, the first undermost.
+    """Merge values over the shipped recipes that they extend; later recipes override earlier ones.
 
     Args:
         values: A file's mapping, which may hold ``extends: NAME`` or ``extends: [NAME, …]``.
-        below: The recipes that are being extended already.
+        below: Recipes already being extended.
 
     Raises:
-        UserError: ``extends`` is no list of recipes' names, or a recipe extends itself.
+        UserError: ``extends`` is not a list of recipe names, or a recipe extends itself.
     """
     own = dict(values)
     names = own.pop(EXTENDS, [])
@@ -281,7 +281,7 @@ def extended(values: dict[str, Any], below: tuple[str, ...] = ()) -> dict[str, A
 
 
 def merge(into: dict[str, Any], values: dict[str, Any]) -> None:
-    """Lay nested ``values`` over ``into``, in place."""
+    """Merge nested ``values`` into ``into``, in place."""
     for key, value in values.items():
         if isinstance(value, dict) and isinstance(into.get(key), dict):
             merge(into[key], value)
@@ -290,12 +290,12 @@ def merge(into: dict[str, Any], values: dict[str, Any]) -> None:
 
 
 def one_line(error: BaseException, section: type[Any] = RunConfig, name: str | None = None) -> str:
-    """The message of an exception on one line; jsonargparse's in the words of the others.
+    """Message of an exception on one line; jsonargparse's are reworded like the other messages.
 
     Args:
-        error: What was raised.
-        section: Whose keys it may name.
-        name: What the section is called in front of its keys.
+        error: The exception.
+        section: The section whose keys it may name.
+        name: Name of the section as prefix of its keys.
     """
     text = " ".join(str(error).split())
     if required := re.search(r"arguments are required: ([\w., ]+)", text):
@@ -309,7 +309,7 @@ def one_line(error: BaseException, section: type[Any] = RunConfig, name: str | N
 
 
 def _expected(key: str, section: type[Any]) -> str:
-    """What a dotted key of a section takes, in words."""
+    """Describe in words which values a dotted key of a section takes."""
     hint: Any = section
     name, _, rest = key.partition(".")
     if section is RunConfig and rest and name not in _hints(RunConfig) and name in registry.names():
@@ -339,6 +339,6 @@ def _words(hint: Any) -> str:
 
 
 def dump(config: RunConfig) -> str:
-    """The config as YAML, every key resolved."""
+    """Dump the config as YAML, with every key resolved."""
     text: str = yaml.safe_dump(to_dict(config), sort_keys=False, allow_unicode=True)
     return text

@@ -27,14 +27,14 @@ class ReadoutConfig:
     """How logits are read from the student.
 
     Args:
-        name: ``linear`` (the probe on the student's feature), ``mean`` (one head pass: E[f | z]),
-            ``sample`` (generated features) or ``auto``: of linear and mean the one that is better on the
-            validation images, linear where it is within 0.1 point; mean where none are held out.
+        name: ``linear`` (the probe on the student's feature), ``mean`` (one pass of the head: E[f | z]),
+            ``sample`` (generated features) or ``auto``: linear or mean, whichever is better on the
+            validation images (linear if it is within 0.1 point; mean without validation images).
         sampler: ``ddpm`` (ancestral, as published), ``ddim`` or ``dpm-solver`` (DPM-Solver++(2M)).
         steps: Steps of the respaced schedule.
         guidance: Scale of classifier-free guidance; 1 is none.
-        num_samples: Features generated an image and averaged.
-        temperature: Factor on the step noise of ddpm.
+        num_samples: Features generated per image and averaged.
+        temperature: Factor on the noise of each ddpm step.
         eta: η of ddim, in [0, 1]: 0 is deterministic, 1 as noisy as ddpm.
     """
 

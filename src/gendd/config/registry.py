@@ -1,7 +1,7 @@
-"""The methods by name: one class in a file each, in gendd/methods or in a file of the user's.
+"""The methods by name: one class per file, in gendd/methods or in the user's own file.
 
-A file of that folder that begins with no underscore is a method, called as the file is. It is imported when
-it is asked for, so that the names cost nothing. ``path/to/file.py:CLASS`` names a class of the user's own.
+Every file in that folder without a leading underscore is a method named after the file. It is imported only
+when requested, so that listing names is cheap. ``path/to/file.py:CLASS`` names a class of the user's own.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ if TYPE_CHECKING:
     from gendd.methods.base import Method
 
 _FOLDER = Path(__file__).parents[1] / "methods"
-# the user's own by the names they were asked by, as long as this process lives
+# the user's own methods by requested name, for the lifetime of this process
 _OWN: dict[str, type[Method]] = {}
 
 
 @cache
 def names() -> tuple[str, ...]:
-    """The methods that come with gendd, the main one first."""
+    """Names of the methods that come with gendd, the main one first."""
     files = [each.name for each in pkgutil.iter_modules([str(_FOLDER)])]
     known = [name for name in files if not name.startswith("_") and name != "base"]
     return tuple(sorted(known, key=lambda name: (name != "gendd", name)))
 
 
 def check_name(key: str, name: str) -> None:
-    """Raise :class:`UserError` of a config key at what is no method's name; no file is read."""
+    """Raise :class:`UserError` for a config key that is not a method's name; reads no file."""
     if name not in names() and not is_python_name(name):
         raise UserError(
             f"{key}: expected one of {', '.join(names())}, or path/to/file.py:CLASS, got {name!r}."
@@ -42,7 +42,7 @@ def check_name(key: str, name: str) -> None:
 
 
 def method_class(name: str) -> type[Method]:
-    """The class of a method.
+    """Class of a method.
 
     Raises:
         UserError: no method of that name, or no such class in the file.
@@ -80,12 +80,12 @@ def _own(name: str, base: type[Method]) -> type[Method]:
 
 
 def section(name: str) -> str:
-    """What the section of a method's settings is called."""
+    """Name of the section of a method's settings."""
     return method_class(name).section() if is_python_name(name) else name
 
 
 def sections(values: Mapping[str, Any]) -> list[str]:
-    """The sections that a run's plain values may hold for its methods, beside those every run has."""
+    """Method sections that a run's plain values may hold, in addition to the sections of every run."""
     asked = [values.get("method"), *(values.get("baselines") or ())]
     own = [section(name) for name in asked if isinstance(name, str) and is_python_name(name)]
     return [name for name in names() if name != "gendd"] + own + list(_by_section())
@@ -96,38 +96,38 @@ def _by_section() -> dict[str, type[Method]]:
 
 
 def settings_type(name: str) -> type[Any]:
-    """The dataclass of a method's settings, by the method's name or that of its section."""
+    """Dataclass of a method's settings, by the name of the method or of its section."""
     own = _by_section()
     kind: type[Any] = (own[name] if name in own else method_class(name)).Settings
     return kind
 
 
 def label(name: str) -> str:
-    """What tables call a method; of one that is not to be had here, its own name. No file is imported."""
+    """Name of a method in tables; for an unknown method, the name it was given. Imports no file."""
     found = _known(name)
     return name.rpartition(":")[2] if found is None else found.label
 
 
 def colors(name: str) -> tuple[str, str] | None:
-    """Its colours on light and on dark pages; None for a method that is not to be had here."""
+    """Plot colours of a method on light and on dark pages; None for an unknown method."""
     found = _known(name)
     return None if found is None else found.colors
 
 
 def marker(name: str) -> str:
-    """The sign of its points, as matplotlib spells it."""
+    """Matplotlib marker of a method."""
     found = _known(name)
     return "o" if found is None else found.marker
 
 
 def learns_from_teacher(name: str) -> bool:
-    """Whether a method has a teacher; one that is not to be had here has."""
+    """Whether a method has a teacher; assumed for an unknown method."""
     found = _known(name)
     return True if found is None else found.needs_teacher
 
 
 def origin(name: str) -> str:
-    """How it teaches, to be read after "Distilled from TEACHER"."""
+    """How a method teaches, to follow "Distilled from TEACHER"."""
     found = _known(name)
     return f"by method {name}" if found is None or not found.origin else found.origin
 

@@ -1,4 +1,4 @@
-"""Everything a run depends on."""
+"""The configuration of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gendd.config.model import ModelConfig
 from gendd.config.readout import ReadoutConfig
 from gendd.config.training import TrainingConfig
 
-# methods whose settings have a section that is a field of its own
+# methods whose settings are a field of the run's configuration
 _OWN_SECTIONS = {"gendd"}
 
 
@@ -23,23 +23,23 @@ class RunConfig:
     """Everything a run depends on; saved as ``config.yaml`` in its folder.
 
     Args:
-        method: What trains the student: a method's name (``gendd methods`` lists them), or
-            ``path/to/file.py:CLASS`` for one of your own.
-        baselines: Methods trained beside it from the same seed for the table and the report; as an option
+        method: Method that trains the student: its name (``gendd methods`` lists them), or
+            ``path/to/file.py:CLASS`` for your own.
+        baselines: Methods trained as well, from the same seed, for the table and the report; as an option
             ``kd,kl`` or ``[kd,kl]``.
-        teacher: The frozen network that is distilled. Without weights it is trained first, on the
-            labels, by ``teacher_training``, and cached.
-        student: The network that is trained.
+        teacher: The frozen network to distil. Without weights it is first trained on the labels with
+            ``teacher_training``, and cached.
+        student: The network to train.
         data: The images.
         gendd: Settings of method gendd.
-        settings: Settings of other methods by name; in files and options each is a section of its own,
+        settings: Settings of other methods by name; in files and options each has its own section,
             ``kd.temperature``.
         training: Optimisation of the student.
         teacher_training: Optimisation of a teacher that comes without weights.
-        readout: How the finished student gives its logits, and the sampler's settings.
-        evaluation: What it is scored on.
-        seed: Seed of everything random: weights, order, augmentation, diffusion, sampling.
-        out: Output folder; null: below ``runs/``.
+        readout: How logits are read from the finished student, and the sampler's settings.
+        evaluation: Evaluation of the finished student.
+        seed: Seed of all randomness: weights, order, augmentation, diffusion, sampling.
+        out: Output folder; null: a folder below ``runs/``.
     """
 
     method: str = "gendd"
@@ -91,7 +91,7 @@ class RunConfig:
         check(self.student.classifier, "student.classifier", frozen.format("true"), self.student.classifier)
 
     def settings_of(self, method: str) -> Any:
-        """The settings of a method, by default its own defaults."""
+        """Settings of a method; its defaults if none are set."""
         if method in _OWN_SECTIONS:
             return getattr(self, method)
         return self.settings.get(registry.section(method)) or registry.settings_type(method)()

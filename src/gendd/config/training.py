@@ -18,7 +18,7 @@ from gendd.config.checks import (
 )
 
 MonitorName = Literal["auto", "top1", "agreement", "diffusion"]
-# what a null ``training.epochs`` becomes: at least so many, more where they are few steps
+# default of ``training.epochs``: at least LEAST_EPOCHS, more if they are fewer than ENOUGH_STEPS steps
 LEAST_EPOCHS, MOST_EPOCHS, ENOUGH_STEPS = 30, 300, 2000
 
 
@@ -55,57 +55,57 @@ class TrainingConfig:
     """Optimisation, common to every method.
 
     Args:
-        epochs: Passes over the training images; null: 30, or as many more as make 2,000 steps, at most 300.
+        epochs: Passes over the training images; null: 30, or more to reach 2,000 steps, at most 300.
         lr: Peak learning rate.
         optimizer: ``adamw``, or ``sgd`` with ``momentum`` (not Nesterov's).
-        momentum: Of sgd.
-        weight_decay: Decoupled for adamw, added to the gradient for sgd; not on 1-d parameters, biases
-            or the head.
-        decay_all: Decay 1-d parameters and biases too, everything but the head; what is published
-            with sgd does.
+        momentum: Momentum of sgd.
+        weight_decay: Decoupled for adamw, added to the gradient for sgd; not applied to 1-d parameters,
+            biases or the head.
+        decay_all: Also decay 1-d parameters and biases, that is everything but the head, as published
+            experiments with sgd do.
         beta1: Adam's β1.
         beta2: Adam's β2 at the start and the end of its cosine ramp.
         schedule: ``cosine`` to ``min_lr``, ``step`` (times ``gamma`` at each milestone) or ``constant``,
-            per optimiser step.
-        min_lr: Where the cosine ends.
-        warmup_epochs: Linear warmup to the full rate, shorter than the training; may be fractional.
+            updated per optimiser step.
+        min_lr: Final learning rate of the cosine schedule.
+        warmup_epochs: Linear warmup to the full learning rate, shorter than the training; may be fractional.
             Null: a tenth of the epochs.
         milestones: Epochs at which the ``step`` schedule decays.
-        gamma: What the ``step`` schedule multiplies the rate with at each milestone.
-        accumulate: Batches whose gradients are averaged to one optimiser step: ``data.batch_size`` 128
-            four times is a step of 512 (BatchNorm still sees each batch alone). Batches left over at
-            the end of an epoch are dropped.
-        clip_grad_norm: Largest norm of the gradient; null: no clipping.
+        gamma: Factor on the learning rate at each milestone of the ``step`` schedule.
+        accumulate: Batches whose gradients are averaged into one optimiser step: with ``data.batch_size``
+            128, four make a step of 512 images (BatchNorm still sees each batch alone). Batches left over
+            at the end of an epoch are dropped.
+        clip_grad_norm: Maximum norm of the gradient; null: no clipping.
         ema: Decay of an exponential moving average of the student; null: none. The average is what
             is evaluated and saved.
-        precision: ``fp32``, ``bf16`` or ``fp16`` (autocast); ``auto``: bf16 where the device
-            computes in it, else fp32.
-        channels_last: Memory format of images and convolutions; null: on. Never on where it would corrupt
-            memory (see :func:`gendd.training.overruns`).
-        stage1_epochs: Epochs of pretraining on the labels through the frozen teacher classifier, with a
-            warmup of a tenth and a cosine.
+        precision: ``fp32``, ``bf16`` or ``fp16`` (autocast); ``auto``: bf16 if the device supports it
+            natively, else fp32.
+        channels_last: Use the channels-last memory format for images and convolutions; null: on. Always off
+            where it would corrupt memory (see :func:`gendd.training.overruns`).
+        stage1_epochs: Epochs of pretraining on the labels through the frozen teacher classifier, with warmup
+            over a tenth of them and a cosine schedule.
         stage1_lr: Peak learning rate of the pretraining.
-        monitor: What chooses the checkpoint on the validation images: ``top1``, ``agreement`` with the
+        monitor: Metric that selects the checkpoint on the validation images: ``top1``, ``agreement`` with the
             teacher, ``diffusion`` (the smallest diffusion loss, on the same noise each time), or ``auto``:
-            the first of these that the teacher and the labels allow. A method that lacks what is named
-            (a baseline has no diffusion loss) is judged as by auto.
-        cache_teacher: Views of each image that a method with a teacher trains on, over and over; what the
-            teacher says of each is kept on disk, so that it runs once (see ``gendd cache``). 0: every epoch
-            has its own, and the teacher answers each batch.
-        cache_dtype: How that is kept: ``fp16``, ``int8`` with a scale for each image, or ``fp32``.
+            the first of these that the teacher and the labels allow. Methods without the named metric
+            (a baseline has no diffusion loss) use auto.
+        cache_teacher: Number of fixed views per image that a method with a teacher trains on repeatedly. The
+            teacher's outputs for them are kept on disk, so that it runs on each only once (see ``gendd
+            cache``). 0: new views in every epoch, and the teacher runs on every batch.
+        cache_dtype: Data type of those outputs: ``fp16``, ``int8`` with one scale per image, or ``fp32``.
         checkpoint_every: Epochs between checkpoints.
-        checkpoint_minutes: Minutes of training between those within an epoch; null: none.
+        checkpoint_minutes: Minutes of training between checkpoints within an epoch; null: none.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
-        devices: How many train together, a process each, or a list of CUDA devices ([0, 2]). ``auto``: as
-            many as torchrun, srun or PyTorchJob has started, else one.
-        strategy: How several processes share the networks: each has all of them (``ddp``), or a part of each
-            weight, gradient and optimiser state, gathered block by block as it is needed (``fsdp``; for
+        devices: Number of processes to train with, one per CUDA device, or a list of CUDA devices ([0, 2]).
+            ``auto``: as many as torchrun, srun or PyTorchJob has started, else one.
+        strategy: How several processes share the networks: each holds them in full (``ddp``), or a shard of
+            every weight, gradient and optimiser state, gathered block by block when needed (``fsdp``; for
             students and teachers too large for one device; without ``ema``, fp16 or ``cache_teacher``).
-        sync_batchnorm: BatchNorm's statistics are those of the batches of all processes (CUDA).
-        scale_lr: What the learning rates are multiplied with: the number of processes (``linear``), its
-            square root (``sqrt``), or 1 (``none``).
+        sync_batchnorm: Compute BatchNorm's statistics over the batches of all processes (CUDA).
+        scale_lr: Factor on the learning rates: the number of processes (``linear``), its square root
+            (``sqrt``), or 1 (``none``).
         loggers: Any of ``csv``, ``tensorboard``, ``wandb``.
-        progress: Show a progress bar; null: when a person watches.
+        progress: Show a progress bar; null: if stderr is a terminal.
     """
 
     epochs: int | None = None
@@ -160,7 +160,7 @@ class TrainingConfig:
             check(views == 0, "training.cache_teacher", "0 with training.strategy fsdp", views)
 
     def num_epochs(self, steps_per_epoch: int) -> int:
-        """Epochs of so many steps: ``epochs``, or what null becomes."""
+        """Number of epochs for so many steps per epoch: ``epochs``, or its default if null."""
         if self.epochs is not None:
             return self.epochs
         return min(MOST_EPOCHS, max(LEAST_EPOCHS, -(-ENOUGH_STEPS // max(1, steps_per_epoch))))

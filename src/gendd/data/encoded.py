@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Protocol
@@ -14,7 +14,7 @@ from gendd.data.decoding import header
 from gendd.data.workers import cores
 from gendd.errors import UserError
 from gendd.files import read_bytes
-from gendd.messages import watched
+from gendd.messages import followed
 
 # images whose headers are read at a time
 _CHUNK = 256
@@ -113,21 +113,17 @@ def probe(encoded: Encoded, count: int = 16) -> tuple[set[tuple[int, int]], bool
     def headers(indices: list[int]) -> list[tuple[int, int, bool] | UserError]:
         return [_header(encoded, index) for index in indices]
 
-    def counted(chunks: Iterable[list[tuple[int, int, bool] | UserError]]) -> Iterator[int]:
-        nonlocal gray, first
-        for chunk in chunks:
+    parts = [spread[start : start + _CHUNK] for start in range(0, len(spread), _CHUNK)]
+    with ThreadPoolExecutor(cores() if len(parts) > 1 else 1) as pool:
+        for chunk in followed(
+            pool.map(headers, parts), len(spread), "Looking at the images", unit="images", bar=True, size=len
+        ):
             for found in chunk:
                 if isinstance(found, UserError):
                     first = first or found
                 else:
                     sizes.add(found[:2])
                     gray &= found[2]
-            yield len(chunk)
-
-    parts = [spread[start : start + _CHUNK] for start in range(0, len(spread), _CHUNK)]
-    with ThreadPoolExecutor(cores() if len(parts) > 1 else 1) as pool:
-        for _ in watched(counted(pool.map(headers, parts)), len(spread), "Looking at the images"):
-            pass
     if not sizes and first is not None:
         raise first
     return sizes, gray

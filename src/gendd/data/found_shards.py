@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
@@ -31,7 +31,7 @@ from gendd.data.tars import (
 from gendd.data.workers import cores
 from gendd.errors import UserError
 from gendd.files import user_path
-from gendd.messages import watched
+from gendd.messages import followed
 
 MOST_HELD_OUT = 10_000
 _NO_BOUND = 2**63 - 1
@@ -283,17 +283,15 @@ def _held(images: ImageSet) -> ImageSet:
 
     found: dict[int, bytes] = {}
 
-    def join(parts: Iterable[bytes | UserError]) -> Iterator[int]:
-        for index, part in enumerate(parts):
+    with ThreadPoolExecutor(cores()) as pool:
+        parts = pool.map(read, range(len(images)))
+        for index, part in enumerate(
+            followed(parts, len(images), "Reading validation images", unit="images", bar=True)
+        ):
             if isinstance(part, UserError):
                 tally.add([(index, part)])
             else:
                 found[index] = part
-            yield 1
-
-    with ThreadPoolExecutor(cores()) as pool:
-        for _ in watched(join(pool.map(read, range(len(images)))), len(images), "Reading validation images"):
-            pass
     held = hold(list(found.values()), [source.where(index) for index in found])
     return replace(
         images, source=held, labels=None if images.labels is None else images.labels[torch.tensor([*found])]

@@ -6,9 +6,10 @@ Shapes: N images of the set, n selected images, C channels, S side, h height and
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from operator import itemgetter
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from gendd.data.decoding import Cut, decode, frame, least_to_frame
 from gendd.data.encoded import Chosen, Encoded, Held
 from gendd.data.workers import cores
 from gendd.errors import UserError
-from gendd.messages import watched
+from gendd.messages import followed
 
 # images up to this side are augmented like CIFAR's
 SMALL = 64
@@ -145,16 +146,11 @@ class ImageSet:
                     corrupt.append((index, error))
             return stop - start, corrupt
 
-        def counted(chunks: Iterable[tuple[int, list[tuple[int, UserError]]]]) -> Iterator[int]:
-            for count, corrupt in chunks:
-                tally.add(corrupt)
-                yield count
-
         # For small images most time is spent in Python, where threads only hinder each other.
         with ThreadPoolExecutor(cores() if self.size > SMALL else 1) as pool:
             done = pool.map(load, range(0, len(self), _CHUNK))
-            for _ in watched(counted(done), len(self), title):
-                pass
+            for _, corrupt in followed(done, len(self), title, unit="images", bar=True, size=itemgetter(0)):
+                tally.add(corrupt)
         labels = self.labels
         if tally.indices and full:
             rows = _following(tally.indices, len(self))
@@ -187,17 +183,12 @@ class ImageSet:
         def read(start: int) -> list[bytes]:
             return [content(index) for index in range(start, min(start + _CHUNK, len(source)))]
 
-        def join(chunks: Iterable[list[bytes]]) -> Iterator[int]:
-            for chunk in chunks:
-                for content in chunk:
-                    data.extend(content)
-                    ends.append(len(data))
-                yield len(chunk)
-
         with ThreadPoolExecutor(cores()) as pool:
             chunks = pool.map(read, range(0, len(source), _CHUNK))
-            for _ in watched(join(chunks), len(source), title):
-                pass
+            for chunk in followed(chunks, len(source), title, unit="images", bar=True, size=len):
+                for image in chunk:
+                    data.extend(image)
+                    ends.append(len(data))
         return replace(
             self, source=Held(torch.frombuffer(data, dtype=torch.uint8), torch.tensor(ends), source)
         )

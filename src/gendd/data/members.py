@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from gendd.data.tars import (
 )
 from gendd.data.workers import cores
 from gendd.errors import UserError
-from gendd.messages import watched
+from gendd.messages import followed
 
 
 @dataclass(frozen=True)
@@ -74,14 +74,10 @@ def images_at(contents: Sequence[Contents], rows: Tensor) -> Encoded:
 
     samples: list[Sample] = []
 
-    def join(parts: Iterable[list[Sample]]) -> Iterator[int]:
-        for part in parts:
-            samples.extend(part)
-            yield 1
-
     with ThreadPoolExecutor(cores()) as pool:
-        for _ in watched(join(pool.map(read, by_shard)), len(by_shard), "Reading images of the shards"):
-            pass
+        parts = pool.map(read, by_shard)
+        for part in followed(parts, len(by_shard), "Reading images of the shards", unit="shards", bar=True):
+            samples.extend(part)
     return hold([sample.image for sample in samples], [sample.place for sample in samples])
 
 

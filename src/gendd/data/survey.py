@@ -36,7 +36,7 @@ from gendd.data.tars import (
 from gendd.data.workers import cores, ignore_interrupts, unchanged
 from gendd.errors import UserError
 from gendd.files import cache_folder
-from gendd.messages import watched
+from gendd.messages import followed
 
 _PROBED = 4
 _BLOCK = 512
@@ -107,16 +107,12 @@ def survey(urls: Sequence[str], workers: int | None) -> list[Contents]:
             # given, as the loader would otherwise draw from the global generator
             generator=torch.Generator(),
         )
-
-        def steps() -> Iterator[int]:
-            for contents in loader:
-                known[contents.url] = contents
-                _remember(contents)
-                yield 1
-
-        for _ in watched(steps(), len(missing), "Counting the images of the shards"):
-            pass
-    return [contents for contents in known.values() if contents is not None]
+        for contents in followed(
+            loader, len(missing), "Counting the images of the shards", unit="shards", bar=True
+        ):
+            known[contents.url] = contents
+            _remember(contents)
+    return [found for found in known.values() if found is not None]
 
 
 class _Surveyor(Dataset[Contents]):

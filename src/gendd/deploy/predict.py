@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,7 @@ from gendd.data.readers import image_files
 from gendd.deploy.hub import load
 from gendd.errors import UserError
 from gendd.files import read_bytes
-from gendd.messages import watched
+from gendd.messages import followed
 from gendd.student.uncertainty import PredictiveDistribution, check_samples
 
 
@@ -99,17 +98,8 @@ def predict(
         unsure = {"samples": uncertainty, **_entropies(said)} if uncertainty else None
         return Prediction(file, classes, best.values.tolist(), uncertainty=unsure)
 
-    found: list[Prediction] = []
-
-    def each(files: list[str]) -> Iterator[int]:
-        for file in files:
-            found.append(one(file))
-            yield 1
-
     files = [file for given in images for file in _images_at(given)]
-    for _ in watched(each(files), len(files), "predicting"):
-        pass
-    return found
+    return [one(file) for file in followed(files, len(files), "predicting", unit="images", bar=True)]
 
 
 def _entropies(said: PredictiveDistribution) -> dict[str, float]:

@@ -18,8 +18,8 @@ MAX_PERIOD = 10_000.0
 
 @functools.lru_cache(maxsize=8)
 def _frequencies(count: int, device: torch.device) -> Tensor:
-    # The exponential in float64, rounded once: an angle is up to T times a frequency and carries its
-    # rounding error as often, and float32 exponentials differ between machines.
+    # exponential in float64, rounded once: an angle is up to T times a frequency and multiplies its rounding
+    # error as much, and float32 exponentials differ between machines
     exponents = -math.log(MAX_PERIOD) * torch.arange(count, dtype=torch.float32) / count
     return torch.exp(exponents.double()).float().to(device)
 
@@ -52,7 +52,7 @@ class Head(nn.Module):
     Args:
         token_width: C, channels of a token.
         condition_width: E, channels of the condition.
-        num_tokens: N, tokens a feature.
+        num_tokens: N, tokens per feature.
         width: W.
         depth: Residual blocks.
         out_channels: 2 C with a learned variance, else C.
@@ -84,7 +84,7 @@ class Head(nn.Module):
         self.reset_parameters(zero_init)
 
     def reset_parameters(self, zero_init: bool = True) -> None:
-        """Xavier weights, zero biases, time N(0, 0.02); with ``zero_init`` modulations and output zero."""
+        """Xavier weights, zero biases, time N(0, 0.02); with ``zero_init``, zero modulations and output."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)
@@ -115,10 +115,10 @@ class Head(nn.Module):
         return self.denoise(x, self.modulate(t, condition, token))
 
     def modulate(self, t: Tensor, condition: Tensor, token: Tensor) -> list[Tensor]:
-        """What time, condition and position say to every layer; it does not depend on the noisy token.
+        """Modulations of every layer by time, condition and position, independent of the noisy token.
 
-        Leading sizes need only broadcast, as in t (1,), condition (B, 1, E), token (N,): what rows have in
-        common is computed once.
+        Leading dimensions only need to broadcast, as in t (1,), condition (B, 1, E), token (N,), so that
+        values shared by rows are computed once.
 
         Args:
             t: (…) int64 times.
@@ -135,13 +135,13 @@ class Head(nn.Module):
         layers.append(self.final_modulation)
         if not torch.is_grad_enabled():
             return [layer(y) for layer in layers]
-        # a training step is cheaper with one product than with several
+        # one matrix product makes a training step cheaper than several
         weight = torch.cat([layer.weight for layer in layers])
         said = F.linear(y, weight, torch.cat([layer.bias for layer in layers]))
         return list(torch.split(said, [layer.out_features for layer in layers], dim=-1))
 
     def denoise(self, x: Tensor, modulations: list[Tensor]) -> Tensor:
-        """The pass itself: x (…, C) and :meth:`modulate`'s, which broadcast to it -> (…, out_channels)."""
+        """Denoise x (…, C) with the modulations of :meth:`modulate`, broadcast to it -> (…, out_channels)."""
         *inner, last = modulations
         x = self.input(x.to(self.input.weight.dtype))
         for block, modulation in zip(self.blocks, inner, strict=True):

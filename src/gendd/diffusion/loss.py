@@ -1,4 +1,4 @@
-"""The diffusion loss per row, with its randomness as arguments.
+"""The diffusion loss per row, with its random inputs as arguments.
 
 Shapes: R rows · C token width. Symbols follow Nichol & Dhariwal 2021.
 """
@@ -21,7 +21,7 @@ class LossRows(NamedTuple):
 
     Attributes:
         mse: (R,) squared error of the prediction, mean over channels.
-        vlb: (R,) variational bound in bits a channel, trains the variance alone; None without one.
+        vlb: (R,) variational bound in bits per channel, which trains only the variance; None without one.
     """
 
     mse: Tensor
@@ -37,7 +37,7 @@ def add_noise(x0: Tensor, t: Tensor, noise: Tensor, schedule: Schedule) -> Tenso
 def prediction_target(
     x0: Tensor, t: Tensor, noise: Tensor, schedule: Schedule, prediction: Prediction
 ) -> Tensor:
-    """What the head is asked for: x_0, ε, or v = √ᾱ_t ε - √(1-ᾱ_t) x_0 (Salimans & Ho 2022); (R, C)."""
+    """Target of the head: x_0, ε, or v = √ᾱ_t ε - √(1-ᾱ_t) x_0 (Salimans & Ho 2022); (R, C)."""
     if prediction == "sample":
         return x0
     if prediction == "epsilon":
@@ -49,7 +49,7 @@ def prediction_target(
 def predicted_x0(
     output: Tensor, x_t: Tensor, t: Tensor, schedule: Schedule, prediction: Prediction
 ) -> Tensor:
-    """x̂_0 (R, C) from the head's prediction (R, C) at x_t (R, C). Features are unbounded: no clipping."""
+    """x̂_0 (R, C) from the head's prediction (R, C) at x_t (R, C); no clipping, as features are unbounded."""
     if prediction == "sample":
         return output
     if prediction == "epsilon":
@@ -105,7 +105,7 @@ def variational_bound(
     """KL(q(x_{t-1} | x_t, x_0) ‖ p(x_{t-1} | x_t)), at t = 0 the discretised -log p(x_0 | x_1).
 
     Returns:
-        (R,) bits a channel.
+        (R,) bits per channel.
     """
     coef1, coef2 = schedule.at("posterior_mean_coef1", t), schedule.at("posterior_mean_coef2", t)
     true_mean = coef1 * x0 + coef2 * x_t
@@ -125,9 +125,9 @@ def variational_bound(
 
 
 def discretised_gaussian_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
-    """log of the mass a Gaussian puts on [x - 1/255, x + 1/255]; the outer bins reach to ±∞.
+    """Log of a Gaussian's mass on [x - 1/255, x + 1/255]; the outer bins extend to ±∞.
 
-    The normal CDF is the tanh approximation of Nichol & Dhariwal's code, so that bounds agree with it.
+    The normal CDF is the tanh approximation of Nichol & Dhariwal's code, so that bounds agree with theirs.
     """
     centred = x - mean
     inverse_std = torch.exp(-log_std)

@@ -1,4 +1,4 @@
-"""Samplers: plain functions over a denoiser, a start and a schedule.
+"""Samplers: plain functions of a denoiser, a starting point and a schedule.
 
 Shapes: R rows · C token width.
 """
@@ -16,11 +16,11 @@ from gendd.diffusion.schedule import Schedule
 
 
 class Denoised(NamedTuple):
-    """What a denoiser says of x_t.
+    """Output of a denoiser at x_t.
 
     Attributes:
         x0: (R, C) estimate of the clean rows.
-        log_variance: (R, C) of p(x_{t-1} | x_t); None for the posterior's own (β̃).
+        log_variance: (R, C) of p(x_{t-1} | x_t); None for the posterior variance β̃.
     """
 
     x0: Tensor
@@ -50,7 +50,7 @@ def ancestral(
         x: (R, C) start, standard normal.
         schedule: Steps to take, from the last to the first.
         temperature: Factor on the noise of every step.
-        step_noise: One (R, C) draw a step, noisiest first; drawn where not given.
+        step_noise: One (R, C) draw per step, noisiest step first; None: drawn here.
         generator: Source of the noise, on the device of ``x``.
         callback: Called with (step, x) after every step.
     """
@@ -88,7 +88,7 @@ def ddim(
     """DDIM (Song et al. 2021, eq. 12).
 
     Args:
-        eta: η: 0 is deterministic, 1 takes the posterior's noise. The others are as for
+        eta: η: 0 is deterministic, 1 uses the posterior's noise. The other arguments are as for
             :func:`ancestral`.
     """
     for count, step in enumerate(reversed(range(len(schedule)))):
@@ -119,7 +119,7 @@ def dpm_solver(
 ) -> Tensor:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2): deterministic, second order in log-SNR.
 
-    The first step has no past to extrapolate from and is of first order; so is the last, to a clean x_0.
+    The first step, without a previous one to extrapolate from, and the last one, to x_0, are of first order.
     The arguments are as for :func:`ancestral`.
     """
     last: Tensor | None = None

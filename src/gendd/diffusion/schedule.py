@@ -1,6 +1,6 @@
 """The noise schedule and its respacing.
 
-Every coefficient is tabulated in float64 and cast where it is used: algebra reordered in float32 moves
+Coefficients are tabulated in float64 and cast where they are used: reordering operations in float32 changes
 single VLB terms at high t by 2e-4.
 """
 
@@ -17,8 +17,8 @@ from gendd.errors import UserError
 class Schedule:
     """A Gaussian diffusion over T steps; t = 0 is nearly clean, t = T - 1 nearly pure noise.
 
-    Tables are float64 tensors of shape (T,). ``timesteps[i]`` is the time the network is told at step i;
-    it differs from i where the schedule was respaced.
+    Tables are float64 tensors of shape (T,). ``timesteps[i]`` is the time passed to the network at step i;
+    it differs from i if the schedule was respaced.
 
     Args:
         betas: (T,) float64, variance added at each step, in (0, 1).
@@ -57,7 +57,7 @@ class Schedule:
         return len(self.betas)
 
     def at(self, table: str, t: Tensor) -> Tensor:
-        """Entries of a table at steps ``t`` (R,), as float32 (R, 1) on the device of ``t``."""
+        """Look up a table at steps ``t`` (R,), as float32 (R, 1) on the device of ``t``."""
         key = (table, t.device)
         if key not in self._cast:
             values: Tensor = getattr(self, table)
@@ -65,22 +65,20 @@ class Schedule:
         return self._cast[key][t].unsqueeze(-1)
 
     def value(self, table: str, step: int) -> float:
-        """An entry of a table as a Python number, which is a constant of a graph that is traced."""
+        """Look up one entry of a table as a Python number, which tracing records as a constant."""
         if table not in self._values:
             self._values[table] = getattr(self, table).tolist()
         return self._values[table][step]
 
     def nearest(self, signal: float) -> int:
-        """The step whose ᾱ, the share of the signal in the variance of x_t, is nearest to ``signal``."""
+        """Step whose ᾱ, the signal's share of the variance of x_t, is nearest to ``signal``."""
         return int((self.alphas_cumprod - signal).abs().argmin())
 
     def respace(self, steps: int) -> Schedule:
-        """The schedule of ``steps`` evenly spaced steps with the same marginals (Nichol & Dhariwal 2021).
-
-        It is made once: asked again, the same is returned.
+        """Schedule of ``steps`` evenly spaced steps with the same marginals (Nichol & Dhariwal 2021); cached.
 
         Raises:
-            UserError: ``steps`` is no integer of 1 .. T.
+            UserError: ``steps`` is not an integer in 1 .. T.
         """
         total = len(self)
         if not isinstance(steps, int) or not 1 <= steps <= total:

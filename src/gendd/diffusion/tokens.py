@@ -1,4 +1,4 @@
-"""What happens to features before they are diffused: contraction, mixup, split into tokens.
+"""Processing of features before diffusion: contraction, mixup, splitting into tokens.
 
 Shapes: B images · D feature width · C token width · N = ceil(D / C) tokens · M repeats · K classes.
 """
@@ -10,9 +10,9 @@ from torch.nn import functional as F
 
 
 def class_probabilities(labels: Tensor, num_classes: int) -> Tensor:
-    """Labels as probabilities: (B,) int64 -> one-hot (B, K) float32; (B, K) soft labels pass.
+    """Convert labels to probabilities: (B,) int64 -> one-hot (B, K) float32; (B, K) soft labels are kept.
 
-    The row of an unknown label, -1, is 0.
+    The row of an unknown label, -1, is zero.
     """
     if labels.ndim == 1:
         known = (labels >= 0).unsqueeze(-1)
@@ -21,11 +21,11 @@ def class_probabilities(labels: Tensor, num_classes: int) -> Tensor:
 
 
 def contract(features: Tensor, probabilities: Tensor, centres: Tensor, strength: float) -> Tensor:
-    """Distribution Contraction: (1-λ) f + λ p @ centres; where p sums to less than 1, f has the rest.
+    """Distribution Contraction: (1-λ) f + λ p @ centres; if p sums to less than 1, f gets the rest.
 
     Args:
         features: (B, D).
-        probabilities: (B, K) of the classes, one-hot for hard labels; 0 where the class is unknown.
+        probabilities: (B, K) of the classes, one-hot for hard labels; zero if the class is unknown.
         centres: (K, D).
         strength: λ in [0, 1].
     """

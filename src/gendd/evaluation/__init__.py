@@ -1,4 +1,4 @@
-"""What a student is worth: accuracy, long tails, features, linear fits, calibration."""
+"""Evaluation of students: accuracy, long tails, features, linear fits, calibration."""
 
 from gendd.evaluation.scores import (
     BATCH_SIZE,

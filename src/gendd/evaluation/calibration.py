@@ -1,4 +1,4 @@
-"""Whether probabilities can be relied on: their calibration, and detection of images out of distribution.
+"""Calibration of predicted probabilities, and metrics for out-of-distribution detection.
 
 Shapes: N images · K classes · n and m scores of images in and out of distribution.
 """
@@ -17,13 +17,13 @@ BINS = 15
 
 @dataclass(frozen=True)
 class Calibration:
-    """How well class probabilities fit the labels; the lower, the better.
+    """Calibration errors of class probabilities; lower is better.
 
     Attributes:
-        ece: Expected calibration error in [0, 1]: mean distance of confidence to accuracy, over 15 bins of
+        ece: Expected calibration error in [0, 1]: mean gap between confidence and accuracy, over 15 bins of
             equal width.
-        nll: Mean negative log-likelihood of the label, nats.
-        brier: Mean squared distance to the label's one-hot vector, summed over classes: in [0, 2].
+        nll: Mean negative log-likelihood of the label, in nats.
+        brier: Mean squared distance to the label's one-hot vector, summed over classes, in [0, 2].
     """
 
     ece: float
@@ -32,10 +32,10 @@ class Calibration:
 
 
 def calibration(probabilities: Tensor, labels: Tensor) -> Calibration:
-    """Calibration of class probabilities (N, K) by labels (N,) int64.
+    """Compute the calibration of class probabilities (N, K) for labels (N,) int64.
 
     Raises:
-        UserError: no images, or probabilities and labels of different numbers.
+        UserError: no images, or different numbers of probabilities and labels.
     """
     if len(labels) == 0 or len(labels) != len(probabilities):
         raise UserError(
@@ -45,22 +45,22 @@ def calibration(probabilities: Tensor, labels: Tensor) -> Calibration:
     # slow to import
     from torchmetrics.functional.classification import multiclass_calibration_error
 
-    # torchmetrics takes what rounding puts above 1 for logits
+    # torchmetrics would take values rounded to above 1 for logits
     given = probabilities.detach().double().clamp(0, 1)
     of_label = given.gather(1, labels.unsqueeze(1)).squeeze(1)
     return Calibration(
         float(multiclass_calibration_error(given, labels, given.shape[1], BINS)),
-        # what float32 can't tell from 0 is its smallest number
+        # zeros are replaced by the smallest float32
         float(-of_label.clamp_min(torch.finfo(torch.float32).tiny).log().mean()),
         float((given.square().sum(-1) - 2 * of_label + 1).mean()),
     )
 
 
 def auroc(inside: Tensor, outside: Tensor) -> float:
-    """Area under the ROC curve of a score that tells images in distribution from others.
+    """Area under the ROC curve of a score that separates in- from out-of-distribution images.
 
-    Those in distribution are the positives and should score higher: give uncertainties with a minus. It is
-    the chance that one of them scores higher than one out of distribution, equal scores counting half.
+    In-distribution images are the positives and should score higher, so negate uncertainties. It is the
+    probability that one of them scores higher than an out-of-distribution image, ties counting half.
 
     Args:
         inside: Scores (n,) in distribution.
@@ -70,7 +70,7 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
         In [0, 1]; 0.5 is chance.
 
     Raises:
-        UserError: no scores, or some that are not finite.
+        UserError: no scores, or scores that are not finite.
     """
     _check_scores(inside, outside)
     ordered, scores = outside.double().sort().values, inside.double()
@@ -80,22 +80,22 @@ def auroc(inside: Tensor, outside: Tensor) -> float:
 
 
 def fpr(inside: Tensor, outside: Tensor, recall: float = 0.95) -> float:
-    """False-positive rate at a recall of images in distribution: FPR95 by default.
+    """False-positive rate at a given recall of in-distribution images: FPR95 by default.
 
     Args:
         inside: Scores (n,) in distribution, the positives, which should be higher.
         outside: Scores (m,) out of distribution.
-        recall: Share of ``inside`` that is accepted at least, in (0, 1].
+        recall: Minimum fraction of ``inside`` that is accepted, in (0, 1].
 
     Returns:
-        Share of ``outside`` in [0, 1] that the highest threshold of that recall accepts; lower is better.
+        Fraction of ``outside`` in [0, 1] accepted at the highest threshold with that recall; lower is better.
 
     Raises:
-        UserError: no scores, or some that are not finite.
+        UserError: no scores, or scores that are not finite.
     """
     _check_scores(inside, outside)
     count = len(inside)
-    # the fewest that are that share, without the rounding of recall · count
+    # smallest number that reaches the recall, avoiding rounding errors of recall · count
     accepted = int((torch.arange(1, count + 1).double() / count < recall).sum()) + 1
     threshold = inside.sort(descending=True).values[accepted - 1]
     return float((outside >= threshold).double().mean())

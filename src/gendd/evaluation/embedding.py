@@ -1,4 +1,4 @@
-"""What a finished student's features are worth, over whole sets.
+"""Evaluation of a finished student's features over whole data sets.
 
 Shapes: N images of the bank · n test images · d student feature · D teacher feature · K classes.
 """
@@ -21,21 +21,21 @@ from gendd.student import Student
 
 BATCH_SIZE = 256
 BANK_IMAGES = 50_000
-# of rows, one is held out to choose a penalty by
+# every tenth row is held out to choose a penalty
 _HELD = 10
-# cosines of a pass: bounds their memory, whatever N and n
+# cosines per pass, to bound memory for any N and n
 _CHUNK_NUMBERS = 2**24
 
 
 @dataclass
 class Features:
-    """What a student and its teacher make of the images of a set; float32 on the CPU.
+    """Features of a set of images by a student and its teacher; float32 on the CPU.
 
     Attributes:
         own: (N, d), the student's own feature.
         generated: (N, D), the expected teacher feature E[f | z]; None without a generator.
         teacher: (N, D); None without a teacher.
-        teacher_logits: (N, K); None without a teacher, of no columns where it has no classifier.
+        teacher_logits: (N, K); None without a teacher, without columns if it has no classifier.
         labels: (N,) int64; None without labels.
     """
 
@@ -56,14 +56,14 @@ def collect_features(
     device: torch.device | str = "cpu",
     workers: int | None = None,
 ) -> Features:
-    """Features of the images as they are (not augmented); several processes share them and get them all.
+    """Compute features of unaugmented images; several processes share the work and all get the result.
 
     Args:
         student: In eval mode, on ``device``.
         teacher: On ``device``.
         images: The set.
-        limit: At most so many images (see :func:`gendd.data.sample_loader`); None takes all.
-        device: Where to compute.
+        limit: Maximum number of images (see :func:`gendd.data.sample_loader`); None: all.
+        device: Device to compute on.
         workers: Loader processes of a set that streams.
     """
     parts: dict[str, list[Tensor]] = {entry.name: [] for entry in dataclasses.fields(Features)}
@@ -96,25 +96,25 @@ def embedding_scores(
     device: torch.device | str = "cpu",
     workers: int | None = None,
 ) -> dict[str, dict[str, float | None]]:
-    """How good the features of a student and its teacher are, without any readout.
+    """Score the features of a student and its teacher, without any readout.
 
-    ``knn`` is the accuracy in percent of the 20 nearest images of the bank by cosine; ``linear_probe`` that
-    of a multinomial regression on the bank, its penalty chosen on every tenth of its images; both None where
-    the bank or the test images have no labels. ``cosine`` is the mean cosine, on the test images, between
-    what is generated and the teacher's feature, both less the teacher's mean over the bank: 1 for the
-    teacher's own feature, 0 for features that have nothing to do with the image.
+    ``knn`` is the accuracy in percent of a vote of the 20 nearest bank images by cosine; ``linear_probe``
+    that of multinomial regression on the bank, with the penalty chosen on every tenth of its images; both
+    None if the bank or the test images have no labels. ``cosine`` is the mean cosine, on the test images,
+    between the generated and the teacher's feature, both minus the teacher's mean over the bank: 1 for the
+    teacher's own feature, 0 for features unrelated to the image.
 
     Args:
         student: In eval mode, on ``device``.
         teacher: On ``device``.
-        bank: The training images, of which 50,000 are used at most: evenly spread, or those of some shards.
+        bank: The training images; at most 50,000 are used, evenly spread or from some of the shards.
         test: The test images.
         num_classes: K of the labels.
-        device: Where to compute.
+        device: Device to compute on.
         workers: Loader processes of sets that stream.
 
     Returns:
-        By features: ``teacher``, ``feature`` (the student's own) and, with a generator, ``generated``.
+        Scores by feature: ``teacher``, ``feature`` (the student's own) and, with a generator, ``generated``.
     """
     known = collect_features(student, teacher, bank, limit=BANK_IMAGES, device=device, workers=workers)
     asked = collect_features(student, teacher, test, device=device, workers=workers)
@@ -149,18 +149,18 @@ def neighbour_votes(
     neighbours: int = 20,
     temperature: float = 0.07,
 ) -> Tensor:
-    """Votes of the nearest neighbours by cosine, each weighing exp(cosine / temperature) (Wu et al. 2018).
+    """Votes of the nearest neighbours by cosine, weighted by exp(cosine / temperature) (Wu et al. 2018).
 
     Args:
         features: (n, d).
-        bank: (N, d) features whose classes are known.
-        labels: (N,) int64, theirs.
+        bank: (N, d) features with known classes.
+        labels: (N,) int64 classes of the bank.
         num_classes: K.
-        neighbours: How many vote; all of a smaller bank.
-        temperature: Positive; the smaller, the more the nearest decide.
+        neighbours: Number of neighbours that vote; all of a smaller bank.
+        temperature: Positive; smaller values give the nearest neighbours more weight.
 
     Returns:
-        (n, K), float32; their argmax is the class.
+        (n, K), float32; the argmax is the predicted class.
     """
     count = min(neighbours, len(bank))
     known = F.normalize(bank.float(), dim=-1)
@@ -168,7 +168,7 @@ def neighbour_votes(
     size = max(1, _CHUNK_NUMBERS // len(bank))
     for rows in torch.split(F.normalize(features.float(), dim=-1), size):
         cosines, nearest = (rows @ known.T).topk(count)
-        # less the nearest's: only ratios count, and exp can't overflow
+        # relative to the nearest: only ratios matter, and exp can't overflow
         weights = ((cosines - cosines[:, :1]) / temperature).exp()
         vote = weights.new_zeros(len(rows), num_classes)
         votes.append(vote.scatter_add_(1, labels[nearest], weights))

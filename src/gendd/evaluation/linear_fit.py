@@ -1,4 +1,4 @@
-"""Linear classifiers fitted to features that stay as they are.
+"""Linear classifiers fitted to fixed features.
 
 Shapes: N fitted rows · n scored rows · d feature width · K classes.
 """
@@ -16,12 +16,12 @@ from torch.nn import functional as F
 from gendd.errors import UserError
 from gendd.messages import beat
 
-# Rows of a pass: bounds the memory of logits and rows, whatever N, d and K.
+# numbers per pass, to bound the memory of logits and rows for any N, d and K
 _CHUNK_NUMBERS = 2**24
-# Rows of more numbers (a gibibyte of float32) stay where they are and are read chunk by chunk.
+# rows of more numbers (a gibibyte of float32) are not copied but read chunk by chunk
 HELD_NUMBERS = 2**28
 STRENGTHS = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
-# of all rows, from what a part of them that is held gives
+# iterations on all rows, starting from the fit to a part of them
 _FURTHER_ITERATIONS = 30
 
 
@@ -35,31 +35,31 @@ def fit_classifier(
     start: tuple[Tensor, Tensor] | None = None,
     device: torch.device | str | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Multinomial logistic regression, by L-BFGS over all rows at once.
+    """Multinomial logistic regression by full-batch L-BFGS.
 
-    Minimises, over the classifier V, c of features standardised per dimension, the mean cross-entropy
-    plus l2/2 · ‖V‖² (the bias is free), and folds the standardisation back. With l2 > 0 the minimum is
-    unique up to what is common to all biases. l2 is 1 / (C·N) for the C of scikit-learn's
+    Minimises, over a classifier V, c of features standardised per dimension, the mean cross-entropy plus
+    l2/2 · ‖V‖² (the bias is not penalised), and folds the standardisation into the result. With l2 > 0 the
+    minimum is unique up to a constant added to all biases. l2 is 1 / (C·N) for the C of scikit-learn's
     ``LogisticRegression`` on standardised features.
 
-    Rows of more than :data:`HELD_NUMBERS` numbers, which may lie in a mapped file, are not copied: every
-    pass reads them in chunks.
+    Rows of more than :data:`HELD_NUMBERS` numbers, which may be memory-mapped, are not copied: every pass
+    reads them in chunks.
 
     Args:
-        features: (N, d) float32 or float64; its type is that of the work and of the result.
+        features: (N, d) float32 or float64, which is also the dtype of the computation and the result.
         targets: (N,) int64 classes, or (N, K) probabilities.
-        num_classes: K of classes; None: the largest there is, and one.
+        num_classes: K for integer targets; None: the largest class plus one.
         l2: Strength of the penalty, not negative.
-        max_iterations: Iterations at most; it ends earlier where nothing changes any more.
-        start: Weight and bias to start from, as this function returns them; None: zeros.
-        device: Where the work is done and the result is; None: where the features are.
+        max_iterations: Maximum number of iterations; stops earlier on convergence.
+        start: Weight and bias to start from, as returned by this function; None: zeros.
+        device: Device of the computation and the result; None: that of the features.
 
     Returns:
-        Weight (K, d) and bias (K,) for the features as they are given.
+        Weight (K, d) and bias (K,) for unstandardised features.
 
     Raises:
-        UserError: no rows, rows and targets of other numbers, a class beyond ``num_classes``, or features
-            that are not finite.
+        UserError: no rows, different numbers of rows and targets, a class beyond ``num_classes``, or
+            features that are not finite.
     """
     _check_rows(features, targets, num_classes)
     classes = targets.shape[1] if targets.ndim == 2 else num_classes or int(targets.max()) + 1
@@ -96,13 +96,13 @@ def fit_classifier(
 
 @dataclass
 class Choice:
-    """A classifier and how it was chosen.
+    """The chosen classifier.
 
     Attributes:
         weight: (K, d).
         bias: (K,).
         l2: Strength of its penalty.
-        accuracy: Share of the held-out rows with their first class, in [0, 1].
+        accuracy: Its top-1 accuracy on the held-out rows, in [0, 1].
     """
 
     weight: Tensor
@@ -123,21 +123,21 @@ def choose_classifier(
     device: torch.device | str | None = None,
     watch: Callable[[Sequence[float]], Iterable[float]] = iter,
 ) -> Choice:
-    """The classifier of the penalty that does best on held-out rows; of equals the stronger penalty.
+    """Fit a classifier with the penalty that is best on held-out rows; ties go to the stronger penalty.
 
-    Where the rows are of more than :data:`HELD_NUMBERS` numbers, all penalties are tried on an evenly spread
-    part of them; the best and the next weaker one go on over all rows, and are chosen from.
+    If the rows have more than :data:`HELD_NUMBERS` numbers, all penalties are tried on an evenly spread
+    subset; the best and the next weaker one are then continued on all rows, and the better is chosen.
 
     Args:
         features: (N, d).
         targets: (N,) classes or (N, K) probabilities.
         held_features: (n, d).
-        held_targets: (n,) classes or (n, K) probabilities, of which the largest counts.
+        held_targets: (n,) classes, or (n, K) probabilities, of which the argmax counts.
         num_classes: See :func:`fit_classifier`.
-        strengths: Penalties to try, each fit starting from the one before.
-        max_iterations: Of each fit.
-        device: Where the work is done and the result is; None: where the features are.
-        watch: Passes the penalties of a round on, as a progress bar does.
+        strengths: Penalties to try, each fit starting from the previous one.
+        max_iterations: Maximum iterations of each fit.
+        device: Device of the computation and the result; None: that of the features.
+        watch: Wraps the iteration over penalties, for example with a progress bar.
     """
     place = device or features.device
     best: Choice | None = None
@@ -162,7 +162,7 @@ def choose_classifier(
     if stride > 1:
         del some, wanted
         first, best = order.index(best.l2), None
-        # the more rows, the weaker the penalty that suits them
+        # more rows call for a weaker penalty
         for l2 in watch(order[first : first + 2]):
             fits[l2] = fit_classifier(
                 features,
@@ -179,16 +179,16 @@ def choose_classifier(
 
 
 def _numbers(features: Tensor, targets: Tensor) -> int:
-    """How many numbers rows are of; classes are not counted."""
+    """Total number of values in the rows; integer classes are not counted."""
     return features.numel() + (targets.numel() if targets.ndim == 2 else 0)
 
 
 @torch.no_grad()
 def accuracy(weight: Tensor, bias: Tensor, features: Tensor, targets: Tensor) -> float:
-    """Share in [0, 1] of rows whose first class a classifier tells, in passes of bounded memory.
+    """Top-1 accuracy of a classifier in [0, 1], computed in passes of bounded memory.
 
     Args:
-        weight: (K, d), like the bias on the device where the work is done.
+        weight: (K, d); the computation is done on its device, which is also the bias's.
         bias: (K,).
         features: (n, d).
         targets: (n,) classes or (n, K) probabilities.
@@ -200,7 +200,7 @@ def accuracy(weight: Tensor, bias: Tensor, features: Tensor, targets: Tensor) ->
 
 
 def agreement(logits: Tensor, targets: Tensor) -> float:
-    """Share in [0, 1] of rows (n, K) whose first class is that of targets (n,) or (n, K)."""
+    """Fraction in [0, 1] of logits (n, K) whose top class is that of targets (n,) or (n, K)."""
     return _right(logits, targets) / len(logits)
 
 
@@ -228,20 +228,20 @@ def _check_rows(features: Tensor, targets: Tensor, num_classes: int | None) -> N
 
 
 def _chunk(*widths: int) -> int:
-    """Rows of a pass, of which there are tensors of these widths."""
+    """Number of rows per pass for tensors of these widths."""
     return max(1, _CHUNK_NUMBERS // max(1, *widths))
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """Rows to fit to, which come in chunks: standardised features (n, d) and their targets, on the device.
+    """Training rows, iterated in chunks: standardised features (n, d) and their targets, on the device.
 
     Attributes:
-        features: (N, d), already standardised where ``held``.
+        features: (N, d), already standardised if ``held``.
         targets: (N,) or (N, K).
         mean: (d,), on the device, like ``scale``.
-        scale: Standard deviation per dimension (d,), 1 where a dimension never varies.
-        size: Rows of a chunk.
+        scale: Standard deviation per dimension (d,), 1 for constant dimensions.
+        size: Rows per chunk.
         held: Whether the rows are few enough to hold a standardised copy.
     """
 
@@ -276,7 +276,7 @@ class _Rows:
 
 
 def _moments(features: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation per dimension (d,), the latter 1 where a dimension never varies."""
+    """Mean and standard deviation per dimension (d,), the latter 1 for constant dimensions."""
     size, mean, square = _chunk(features.shape[1]), features.new_zeros(()), features.new_zeros(())
     for rows in torch.split(features, size):
         mean = mean + rows.sum(0) / len(features)

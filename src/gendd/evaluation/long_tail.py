@@ -1,4 +1,4 @@
-"""Accuracy by how many training images a class has: many, a medium number, few.
+"""Accuracy by the number of training images of a class: many-, medium- and few-shot.
 
 Shapes: K classes.
 """
@@ -19,12 +19,12 @@ _PUBLISHED = (20, 100)
 
 @dataclass(frozen=True)
 class Shots:
-    """Which classes are many-shot, medium-shot and few-shot.
+    """Division of classes into many-shot, medium-shot and few-shot.
 
     Args:
-        counts: Training images a class, int64 (K,).
-        few: Classes of less are few-shot.
-        many: Classes of more are many-shot.
+        counts: Training images per class, int64 (K,).
+        few: Classes with fewer images are few-shot.
+        many: Classes with more images are many-shot.
     """
 
     counts: Tensor
@@ -32,20 +32,20 @@ class Shots:
     many: int = _PUBLISHED[1]
 
     def masks(self) -> dict[str, Tensor]:
-        """The classes of each group, bool (K,)."""
+        """Mask of the classes of each group, bool (K,)."""
         many, few = self.counts > self.many, self.counts < self.few
         return {"many": many, "medium": ~many & ~few, "few": few}
 
     def accuracy(self, confusion: Tensor) -> dict[str, dict[str, Any]]:
-        """Top-1 by group, over all test images of the group's classes alike.
+        """Top-1 per group, over all test images of the group's classes.
 
         Args:
-            confusion: Counts of test images, a row a true class; K or more classes, of which those beyond
+            confusion: Counts of test images, one row per true class; K or more classes, where those beyond K
                 have no test images.
 
         Returns:
-            For ``many``, ``medium`` and ``few``: ``top1`` (percent; None without test images),
-            ``classes`` and ``images``, how many of each.
+            For ``many``, ``medium`` and ``few``: ``top1`` (percent; None without test images), and the
+            numbers of ``classes`` and ``images``.
         """
         size = len(self.counts)
         right, of_class = confusion.diagonal()[:size], confusion.sum(1)[:size]
@@ -58,10 +58,10 @@ class Shots:
 
 
 def shots_of(data: Data, config: DataConfig) -> Shots | None:
-    """How accuracy is told by group; None where it is not.
+    """Groups to report accuracy by; None if it is not reported by group.
 
-    It is where training and test images have labels and either ``shot_thresholds`` are set or the training
-    set is long-tailed.
+    It is reported if training and test images have labels and either ``shot_thresholds`` is set or the
+    training set is long-tailed.
     """
     counts = data.class_counts
     if counts is None or data.test.labels is None:
@@ -73,7 +73,7 @@ def shots_of(data: Data, config: DataConfig) -> Shots | None:
 
 
 def in_words(groups: dict[str, dict[str, Any]]) -> str:
-    """One line, ``many (35 classes) 71.20 %   medium (35 classes) …``; groups without images are left out."""
+    """Format as ``many (35 classes) 71.20 %   medium (35 classes) …``; groups without images are left out."""
     return "   ".join(
         f"{name} ({group['classes']} class{'es' if group['classes'] != 1 else ''}) {group['top1']:.2f} %"
         for name, group in groups.items()

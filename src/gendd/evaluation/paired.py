@@ -1,4 +1,4 @@
-"""Two networks on the same images: how much more often one is right, and by how much that is chance."""
+"""Paired comparison of two networks on the same images: difference in accuracy with a bootstrap interval."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _DRAWS = 10_000
 
 
 class Gain(NamedTuple):
-    """Points of accuracy, and the 95 % interval of the bootstrap over images."""
+    """Difference in accuracy in points, with the 95 % bootstrap interval over images."""
 
     points: float
     low: float
@@ -19,16 +19,16 @@ class Gain(NamedTuple):
 
 
 def gain(own: Tensor, other: Tensor, seed: int = 0) -> Gain:
-    """What one network's answers are worth more than another's.
+    """Gain in accuracy of one network over another.
 
     Args:
-        own: bool (N,): whether each answer is right.
-        other: Likewise, of the same images.
-        seed: Of the bootstrap.
+        own: Whether each prediction is right, bool (N,).
+        other: Likewise for the other network, on the same images.
+        seed: Seed of the bootstrap.
     """
     count = len(own)
     better, worse = int((own & ~other).sum()), int((~own & other).sum())
-    # images drawn with replacement: how many are right to one alone is all that matters
+    # images drawn with replacement: only the numbers that exactly one network gets right matter
     shares = [better / count, worse / count, (count - better - worse) / count]
     drawn = np.random.default_rng(seed).multinomial(count, shares, size=_DRAWS)
     low, high = np.quantile(100 * (drawn[:, 0] - drawn[:, 1]) / count, [0.025, 0.975])

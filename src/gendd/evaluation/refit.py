@@ -1,4 +1,4 @@
-"""The linear readout of a finished student, fitted anew to its features, which stay as they are.
+"""Fit the linear readout of a finished student again, to its fixed features.
 
 Shapes: B images of a batch · N training images · n held-out images · d student feature · K classes.
 """
@@ -25,26 +25,26 @@ from gendd.student import Student
 Target = Literal["labels", "teacher", "mean"]
 
 BATCH_SIZE = 256
-# of training images, one is held out where no validation images are
+# every tenth training image is held out if there are no validation images
 _HELD = 10
-# images to fit to where some of them are held out: two of them are then
+# minimum number of training images in that case, so that two are held out
 _LEAST = 2 * _HELD
 
 
 @dataclass
 class Refit:
-    """How fitting the linear readout anew went.
+    """Result of fitting the linear readout again.
 
     Attributes:
-        target: What it was fitted to.
-        judged_by: What the held-out images were judged by.
-        l2: Strength of the penalty that was chosen.
-        trained: Percent of held-out images on which the readout that was there says what they are judged
-            by; None where there was none.
-        refitted: Likewise of the one fitted anew.
-        kept: Which of the two the student has, of equals the one that was there.
-        images: N, to which it was fitted.
-        held_images: n.
+        target: Target of the fit.
+        judged_by: Reference for the accuracy on held-out images.
+        l2: Strength of the chosen penalty.
+        trained: Percent of held-out images on which the trained readout agrees with the reference; None if
+            there was none.
+        refitted: Likewise for the new readout.
+        kept: Which of the two the student has; ties go to the trained one.
+        images: N, the number of training images.
+        held_images: n, the number of held-out images.
     """
 
     target: Target
@@ -68,12 +68,12 @@ SAID = {"labels": "labels", "teacher": "the teacher's answers", "mean": "the ans
 
 
 def targets_of(student: Student, teacher: Frozen | None, labels: bool) -> list[Target]:
-    """What the linear readout can be fitted to and judged by, the best judge first.
+    """Targets that the linear readout can be fitted to and judged by, the best judge first.
 
     Args:
-        student: Whose classifier has K classes.
-        teacher: None where it is not to be had.
-        labels: Whether there are labels of the K classes that may be seen.
+        student: The student; its classifier has K classes.
+        teacher: The teacher; None if it is not available.
+        labels: Whether there are labels for the K classes that may be used.
     """
     classes = student.backbone.num_classes
     there: dict[Target, bool] = {
@@ -87,7 +87,7 @@ def targets_of(student: Student, teacher: Frozen | None, labels: bool) -> list[T
 def check_refit(
     student: Student, teacher: Frozen | None, target: str, labels: bool, key: str = "gendd.refit"
 ) -> None:
-    """Raise :class:`UserError` where the setting ``key`` asks for a target that is not to be had."""
+    """Raise :class:`UserError` if the setting ``key`` names a target that is not available."""
     there = targets_of(student, teacher, labels)
     if target not in there:
         raise UserError(
@@ -98,7 +98,7 @@ def check_refit(
 
 
 def check_bias(student: Student, key: str, advice: str = "") -> None:
-    """Raise :class:`UserError` of ``key`` where the student's classifier has no bias to fit."""
+    """Raise :class:`UserError` naming ``key`` if the student's classifier has no bias to fit."""
     if student.backbone.classifier.bias is None:
         raise UserError(
             f"{key}: expected a student whose classifier has a bias, got {student.backbone.name} "
@@ -119,36 +119,36 @@ def refit_linear(
     dtype: torch.dtype | None = None,
     progress: bool = False,
 ) -> Refit:
-    """Fit the linear readout to the features of the finished student; the better one stays, in place.
+    """Fit the linear readout to the features of the finished student, and keep the better one, in place.
 
-    All training images are taken, not augmented and framed as the test images are. Their features are
-    computed once, and kept in a file of the temporary folder where they are of more than
-    :data:`HELD_NUMBERS` numbers. Penalty and winner are chosen on the validation images
-    (every tenth training image where there are none): by the labels where they may be seen, else by the
-    teacher's first class, else by that of readout ``mean``. A student without a linear readout gets one.
+    All training images are used, unaugmented and framed like the test images. Their features are computed
+    once, and stored in a temporary file if they have more than :data:`HELD_NUMBERS` numbers. Penalty and
+    readout are chosen on the validation images (every tenth training image if there are none): by the
+    labels if they may be used, else by the teacher's top class, else by that of readout ``mean``. A student
+    without a linear readout gets one.
 
     Args:
         student: In eval mode, on ``device``.
-        teacher: On ``device``; None where it is not to be had.
+        teacher: On ``device``; None if it is not available.
         data: Training and validation images.
         target: The labels, or the probabilities of the teacher or of readout ``mean``; one of
             :func:`targets_of`.
-        labels: Whether labels may be seen.
-        device: Where to compute.
+        labels: Whether labels may be used.
+        device: Device to compute on.
         workers: Loader processes of sets that stream.
-        limit: Training images at most, spread over the set; None: all.
-        dtype: Of autocast, for the features that are fitted to; None: none. Held-out images are judged in
-            the student's own numbers, as it will be used.
+        limit: Maximum number of training images, spread over the set; None: all.
+        dtype: Autocast dtype for the features to fit to; None: no autocast. Held-out images are judged in
+            the student's own precision, as it will be used.
         progress: Show progress bars.
 
     Raises:
-        UserError: no room for the features, or too few images.
+        UserError: no disk space for the features, or too few images.
     """
     classifier = student.backbone.classifier
     judges = targets_of(student, teacher, labels)
     train, val = data.train, data.val
     if judges[0] == "labels" and val is not None and val.labels is None:
-        # as long as anything else can judge
+        # if anything else can judge
         judges = judges[1:] or judges
         val = None if judges[0] == "labels" else val
     judge = judges[0]
@@ -205,7 +205,7 @@ def refit_linear(
 
 
 def install(student: Student, weight: Tensor, bias: Tensor) -> None:
-    """Give the student a linear readout of weight (K, d) and bias (K,); it is then one of its readouts."""
+    """Set the student's linear readout to a weight (K, d) and bias (K,), and make it available."""
     assign(student.backbone.classifier, weight, bias)
     student.linear = True
     if student.readout not in student.readouts:
@@ -214,7 +214,7 @@ def install(student: Student, weight: Tensor, bias: Tensor) -> None:
 
 @dataclass(frozen=True)
 class _Pass:
-    """Passes over sets of images by a student that stays as it is."""
+    """Passes of a finished student over sets of images."""
 
     student: Student
     teacher: Frozen | None
@@ -233,8 +233,9 @@ class _Pass:
         limit: int | None = None,
         dtype: torch.dtype | None = None,
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Features (B, d), targets (B,) or (B, K), and classes (B,) to judge by, those of the targets by
-        default, of batch after batch.
+        """Yield features (B, d), targets (B,) or (B, K), and classes (B,) to judge by, batch by batch.
+
+        The classes to judge by are those of the targets by default.
         """
         layout = memory_format(self.student)
         loader = sample_loader(images, BATCH_SIZE, limit, self.workers, self.framing)
@@ -264,10 +265,10 @@ class _Pass:
 
 @dataclass
 class _Rows:
-    """Features (N, d) and targets (N,) or (N, K) that come in batches.
+    """Features (N, d) and targets (N,) or (N, K), collected in batches.
 
     Attributes:
-        on_disk: Keep them in files of the temporary folder; only classes (N,) are then in memory.
+        on_disk: Whether to store them in temporary files; integer classes (N,) are always in memory.
     """
 
     on_disk: bool = False
@@ -275,7 +276,7 @@ class _Rows:
     files: dict[int, _File] = field(default_factory=dict)
 
     def add(self, features: Tensor, targets: Tensor) -> None:
-        """Raises :class:`UserError` where there is no room for them."""
+        """Append a batch; raises :class:`UserError` if there is no disk space."""
         for number, rows in enumerate((features.cpu(), targets.cpu())):
             if not (self.on_disk and rows.is_floating_point()):
                 self.parts[number].append(rows)
@@ -301,14 +302,14 @@ class _Rows:
 
 
 class _File:
-    """Rows (N, width) of float32 in a file without a name, which is gone when nothing uses it any more."""
+    """Rows (N, width) of float32 in an anonymous temporary file, deleted once it is no longer used."""
 
     def __init__(self) -> None:
         self.file: IO[Any] = tempfile.TemporaryFile(prefix="gendd-")  # noqa: SIM115
         self.count = self.width = 0
 
     def __del__(self) -> None:
-        # what is mapped stays
+        # existing memory maps stay valid
         self.file.close()
 
     def write(self, rows: Tensor) -> None:
@@ -323,7 +324,7 @@ class _File:
         self.count, self.width = self.count + len(rows), rows.shape[1]
 
     def mapped(self) -> Tensor:
-        """The rows, which are read from the file where they are used."""
+        """The rows, memory-mapped."""
         self.file.flush()
         shape = (self.count, self.width)
         return torch.from_numpy(np.memmap(self.file, dtype=np.float32, mode="r+", shape=shape))

@@ -1,4 +1,4 @@
-"""What a student is worth and what it costs.
+"""Scores of a student's readouts, and the choice between them.
 
 Shapes: B images · K classes · C, H, W of the images.
 """
@@ -23,19 +23,19 @@ from gendd.models import Frozen
 from gendd.processes import in_turn, rank, total, world_size
 from gendd.student import Student
 
-# from none beyond the student's own to many passes of the head
+# by rising cost: from nothing beyond the student to many passes of the head
 COSTS_RISE: tuple[ReadoutName, ...] = ("linear", "mean", "sample")
 BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
 class Answers:
-    """What was said of every image that was scored, in order.
+    """Predictions for every scored image, in order.
 
     Attributes:
-        predicted: (N,) int64, the first class.
+        predicted: (N,) int64, the top class.
         confidence: (N,) float32, its probability.
-        labels: (N,) int64; None without, or where the classes are not those of the labels.
+        labels: (N,) int64; None without labels, or if the classes are not those of the labels.
     """
 
     predicted: Tensor
@@ -44,26 +44,25 @@ class Answers:
 
     @property
     def right(self) -> Tensor | None:
-        """Whether each answer is right, bool (N,)."""
+        """Whether each prediction is right, bool (N,); None without labels."""
         return None if self.labels is None else self.predicted == self.labels
 
 
 @dataclass
 class Scores:
-    """How one readout does on a set.
+    """Scores of one readout on a set.
 
     Attributes:
-        top1: Percent of images whose first class is right; None without labels, or where the readout's
-            classes are the teacher's and not those of the labels.
-        top5: Percent whose first five classes hold the right one; None likewise, or with K <= 5.
-        agreement: Percent of images with the teacher's first class; None without a teacher, or with one of
-            other classes than the readout's.
-        confusion: (K, K) counts, a row a true class; None as ``top1``.
-        images: How many were scored; corrupt ones are left out.
-        groups: Top-1 by how many training images a class has; None where that
-            was not asked for, and as ``top1``.
-        calibration: Of its probabilities; None where that was not asked for, and as ``top1``.
-        answers: Image by image; None where that was not asked for.
+        top1: Top-1 accuracy in percent; None without labels, or if the readout's classes are the teacher's
+            and not those of the labels.
+        top5: Top-5 accuracy in percent; None likewise, or with K <= 5.
+        agreement: Percent of images with the teacher's top class; None without a teacher, or if its classes
+            differ from the readout's.
+        confusion: (K, K) counts, one row per true class; None like ``top1``.
+        images: Number of scored images; corrupt ones are left out.
+        groups: Top-1 by number of training images of a class; None if not requested, or like ``top1``.
+        calibration: Calibration of its probabilities; None if not requested, or like ``top1``.
+        answers: Prediction for every image; None if not requested.
     """
 
     top1: float | None
@@ -76,7 +75,7 @@ class Scores:
     answers: Answers | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The percentages, rounded to two decimals; ``groups``, ``nll`` and ``ece`` where there are any."""
+        """The percentages, rounded to two decimals, and ``groups``, ``nll`` and ``ece`` if available."""
         values = {"top1": self.top1, "top5": self.top5, "agreement": self.agreement}
         told: dict[str, Any] = {
             name: None if value is None else round(value, 2) for name, value in values.items()
@@ -103,22 +102,22 @@ def evaluate(
     workers: int | None = None,
     progress: bool = False,
 ) -> dict[ReadoutName, Scores]:
-    """Scores of a student's readouts; its feature is computed once for all of them.
+    """Score a student's readouts; its feature is computed once for all of them.
 
-    Several processes share the images, and all of them get the scores of all.
+    Several processes share the images, and all of them get the scores over all images.
 
     Args:
         student: In eval mode, on ``device``.
         images: The set.
-        readouts: Which; all the student has by default.
-        teacher: To agree with, on ``device``.
-        told: The teacher's classes of these images by batch, of an earlier call; what is missing is added.
+        readouts: Readouts to score; by default all that the student has.
+        teacher: Teacher to compute the agreement with, on ``device``.
+        told: The teacher's predicted classes by batch, from an earlier call; missing batches are added.
         num_classes: K of the labels; None: that of every readout.
-        shots: Tell top-1 of these groups of classes too.
-        calibrated: Tell the calibration too.
-        answered: Tell what was said of every image too.
-        device: Where to compute.
-        seed: Of the noise of readout ``sample``.
+        shots: Also return top-1 for these groups of classes.
+        calibrated: Also return the calibration.
+        answered: Also return the prediction for every image.
+        device: Device to compute on.
+        seed: Seed of the noise of readout ``sample``.
         workers: Loader processes of a set that streams.
         progress: Show a progress bar.
     """
@@ -137,20 +136,20 @@ def evaluate(
     said_by: dict[str, list[Tensor]] = {
         name: [] for name in names if calibrated and labelled and meters[name]
     }
-    # the first class of each image, and its probability
+    # the top class of each image, and its probability
     answers: dict[str, list[Tensor]] = {name: [] for name in names if answered}
     true: list[Tensor] = []
     told = {} if told is None else told
     part = rank(), world_size()
     loader = eval_loader(images, BATCH_SIZE, workers, *part)
     for number, batch in enumerate(followed(loader, len(loader), "scoring", bar=progress and part[0] == 0)):
-        # the noise of a batch depends on nothing but its number in the set
+        # the noise of a batch depends only on its number in the set
         generator.manual_seed(derive_seed(seed, "evaluation", number * part[1] + part[0]))
         batch = batch.to(device)
         counted[0] += len(batch.images)
         features = student.features(batch.images)
         said = told.get(number)
-        # an image that can't be read any more is left out of its batch
+        # images that have become unreadable are left out of their batch
         if teacher is not None and agreeing and (said is None or len(said) != len(batch.images)):
             said = told[number] = teacher(batch.images)[1].argmax(-1)
         for name in names:
@@ -189,19 +188,19 @@ def evaluate(
 
 
 def _answers(said: list[Tensor], true: list[Tensor]) -> Answers:
-    """Of batches (n, 2) of first classes and their probabilities, and of labels (n,)."""
+    """Combine batches (n, 2) of top classes and their probabilities, and of labels (n,)."""
     first, confidence = torch.cat(said).unbind(1)
     return Answers(first.long(), confidence.float(), torch.cat(true) if true else None)
 
 
 @dataclass(frozen=True)
 class ReadoutPick:
-    """How ``readout.name: auto`` was settled.
+    """Result of choosing a readout for ``readout.name: auto``.
 
     Attributes:
         name: The cheapest readout within the tolerance of the best.
-        metric: What was compared, ``top1`` or ``agreement``.
-        percent: Of every readout, the cheapest first.
+        metric: The metric compared, ``top1`` or ``agreement``.
+        percent: Value for every readout in percent, the cheapest first.
     """
 
     name: ReadoutName
@@ -219,16 +218,16 @@ class ReadoutPick:
 def pick_readout(
     scores: Mapping[ReadoutName, Scores], metric: Literal["top1", "agreement"], tolerance: float = 0.1
 ) -> ReadoutPick:
-    """The cheapest readout within ``tolerance`` of the best.
+    """Pick the cheapest readout within ``tolerance`` of the best.
 
     Args:
-        scores: Of the readouts of one student, on images its training did not see; those without a figure
-            are out.
-        metric: By what they are compared.
-        tolerance: In points.
+        scores: Scores of one student's readouts on images not seen in training; readouts without the metric
+            are ignored.
+        metric: Metric to compare.
+        tolerance: In percentage points.
 
     Raises:
-        UserError: no readout has a figure.
+        UserError: no readout has the metric.
     """
     found = {name: getattr(scores[name], metric) for name in COSTS_RISE if name in scores}
     percent: dict[ReadoutName, float] = {
@@ -239,7 +238,7 @@ def pick_readout(
             "readout.name: expected linear, mean or sample where no readout can be judged on validation "
             "images, got 'auto'."
         )
-    # of rounded numbers, so that what is printed is what was compared
+    # from rounded values, so that the printed numbers are those compared
     least = round(max(percent.values()) - tolerance, 2)
     name = next(each for each, value in percent.items() if value >= least)
     return ReadoutPick(name, metric, percent)

@@ -1,4 +1,4 @@
-"""GenDD and the methods it is compared with; all of one step type, a file each."""
+"""GenDD and the methods it is compared with: one interface, one file each."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from gendd.methods.linear_probe import LinearProbe
     from gendd.methods.supervised import Supervised
 
-# imported at first use: the configuration asks for names alone, and loads no torch
+# imported lazily: the configuration only needs names and does not load torch
 _HOMES = {
     "build_method": "_build",
     "Pretraining": "_pretraining",

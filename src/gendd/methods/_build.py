@@ -1,4 +1,4 @@
-"""The method of a run."""
+"""Build the method of a run."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ def build_method(
     teacher: Backbone | Frozen | None,
     labels: bool | None = None,
 ) -> Method:
-    """The method that ``config.method`` names.
+    """Build the method named by ``config.method``.
 
     Args:
-        config: The run's.
+        config: The run's configuration.
         backbone: The student.
-        teacher: None for a method without one.
+        teacher: The teacher; None for a method without one.
         labels: Whether training sees labels; None: not known yet.
 
     Raises:
-        UserError: the method can't learn from this teacher, or not with such labels.
+        UserError: the method can't learn from this teacher or with these labels.
     """
     method = registry.method_class(config.method)
     return method(

@@ -1,4 +1,4 @@
-"""Labels of which some may be unknown: -1, or probabilities that sum to less than 1.
+"""Losses for partly unknown labels: -1, or probabilities that sum to less than 1.
 
 Shapes: B images · K classes.
 """
@@ -10,24 +10,24 @@ from torch.nn import functional as F
 
 
 def known(labels: Tensor) -> Tensor:
-    """The share of each image whose label is known: float (B,), of labels (B,) or probabilities (B, K)."""
+    """Fraction of each image's label that is known: float (B,), from labels (B,) or probabilities (B, K)."""
     return labels.float().sum(-1) if labels.ndim == 2 else (labels >= 0).float()
 
 
 def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """The cross-entropy of logits (B, K), a mean over the batch to which unknown labels add nothing."""
+    """Cross-entropy of logits (B, K), averaged over the whole batch; unknown labels contribute zero."""
     if labels.ndim == 2:
         return F.cross_entropy(logits.float(), labels)
     return F.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="sum") / len(labels)
 
 
 def taught_loss(logits: Tensor, labels: Tensor | None, teacher_logits: Tensor) -> Tensor | None:
-    """Cross-entropy to the labels and, of images without, to what the teacher says, if of the same classes.
+    """Cross-entropy with the labels; for unlabelled images, with the teacher's probabilities.
 
     Args:
         logits: (B, K).
-        labels: As of :func:`label_loss`; None: of no image.
-        teacher_logits: (B, K'), of other classes where K' isn't K.
+        labels: As in :func:`label_loss`; None: no image is labelled.
+        teacher_logits: (B, K'); for other classes if K' differs from K, and then not used.
     """
     if logits.shape[-1] != teacher_logits.shape[-1]:
         return None if labels is None else label_loss(logits, labels)

@@ -1,4 +1,4 @@
-"""The student's logits beside a distillation loss: cross-entropy on labels, or a readout learned without.
+"""Base of distillation losses, and training of the student's classifier: on labels, or without them.
 
 Shapes: B images · d student feature · D teacher feature · K classes · E channels of a map.
 """
@@ -19,7 +19,7 @@ from gendd.models import Asked, Backbone, Frozen
 
 
 class Outputs(NamedTuple):
-    """What a network gives: feature (B, d) or (B, D), logits (B, K), and a map (B, E, h, w) or None."""
+    """Outputs of a network: feature (B, d) or (B, D), logits (B, K), and a map (B, E, h, w) or None."""
 
     feature: Tensor
     logits: Tensor
@@ -29,10 +29,10 @@ class Outputs(NamedTuple):
 def readout_loss(
     classifier: nn.Linear, feature: Tensor, teacher_logits: Tensor | None, labels: Tensor | None
 ) -> Tensor:
-    """The loss that trains a classifier on the detached feature (B, d), a scalar.
+    """Loss that trains a classifier on the detached feature (B, d), a scalar.
 
-    KL(teacher ‖ student) of the class probabilities at temperature 1 where there are logits (B, K) of the
-    teacher, else cross-entropy on the labels.
+    KL(teacher ‖ student) of the class probabilities at temperature 1 if teacher logits (B, K) are given,
+    else cross-entropy on the labels.
     """
     logits = classifier(feature.detach())
     if teacher_logits is not None:
@@ -44,14 +44,14 @@ def readout_loss(
 class Distilled(Method):
     """A distance to the teacher + label_weight · cross-entropy on the labels.
 
-    The settings have a ``label_weight``; with 0 the backbone never learns from labels. Where the distance
-    then does not reach the student's classifier, that one is trained by :func:`readout_loss`: on the
-    teacher's probabilities, or on labels where the teacher has other classes or none.
+    The settings have a ``label_weight``; with 0 the backbone never learns from labels. If the distance then
+    does not train the student's classifier, it is trained by :func:`readout_loss`: on the teacher's
+    probabilities, or on labels if the teacher has other classes or none.
 
     Attributes:
         of_logits: Whether the distance trains the student's classifier.
         of_labels: Whether the distance needs labels.
-        reads_maps: Whether :meth:`distance` is given the maps of networks that have one.
+        reads_maps: Whether :meth:`distance` is given the networks' feature maps, if they have any.
     """
 
     of_logits: ClassVar[bool] = False
@@ -69,7 +69,7 @@ class Distilled(Method):
         weight = (settings or self.Settings()).label_weight
         same_classes = teacher.num_classes == backbone.num_classes
         self._free = not self.of_labels and (self.of_logits or same_classes)
-        # before it is asked what the teacher lacks
+        # set before the base class checks the teacher
         self.needs_labels = weight > 0 or not self._free
         self.takes_unknown = not self.of_labels
         super().__init__(backbone, teacher, settings, labels=labels)
@@ -82,18 +82,18 @@ class Distilled(Method):
         return "map" if self.reads_maps else "feature"
 
     def build(self, teacher: Frozen) -> None:
-        """Make the modules that only training uses; none by default."""
+        """Build the modules used only in training; none by default."""
 
     @abstractmethod
     def distance(
         self, student: Outputs, teacher: Outputs, labels: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:
-        """The weighted loss of the teacher's constant outputs and the student's, a scalar."""
+        """Weighted loss between the student's outputs and the teacher's detached ones, a scalar."""
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> StepOutput:
-        """See :meth:`Method.forward`; raises :class:`UserError` where labels are needed and absent."""
+        """See :meth:`Method.forward`; raises :class:`UserError` if labels are needed but missing."""
         if self.needs_labels and labels is None:
             way = f"{self.name}.label_weight 0, or " if self._free else ""
             raise UserError(f"{self.label}: expected labels, got none. Use {way}a labelled set.")

@@ -17,12 +17,12 @@ STATISTICS_IMAGES = 10_000
 
 
 class Moments:
-    """Count, mean and summed squared deviations of features, and their sums by class; float64 on the CPU.
+    """Count, mean and summed squared deviations of features, and their sums per class; float64 on the CPU.
 
     Args:
         width: D.
         classes: K.
-        scatter: Also take the (D, D) sum of products, for the variance within classes.
+        scatter: Also accumulate the (D, D) sum of outer products, for the variance within classes.
     """
 
     def __init__(self, width: int, classes: int, scatter: bool = False) -> None:
@@ -43,17 +43,17 @@ class Moments:
         classes: int = 0,
         scatter: bool = False,
     ) -> Moments:
-        """Those of the first 10,000 images, or with ``classes`` of all.
+        """Compute the moments of the first 10,000 images, or of all with ``classes``.
 
         Args:
-            teacher: Gives the features.
+            teacher: Computes the features.
             batches: See :meth:`Method.prepare`.
-            device: Where the teacher is.
-            classes: K where sums by class are taken too, else 0.
+            device: Device of the teacher.
+            classes: K if sums per class are also needed, else 0.
             scatter: See the class.
 
         Raises:
-            UserError: no batch.
+            UserError: there is no batch.
         """
         moments = cls(teacher.feature_dim, classes, scatter)
         with following("statistics of the teacher", STATISTICS_IMAGES, "images") as steps:
@@ -62,7 +62,7 @@ class Moments:
                 moments.add(teacher(images.to(device))[0], labels if classes else None)
                 if moments.count >= STATISTICS_IMAGES and not classes:
                     break
-                # of a generator 0: not known
+                # 0 for a generator: unknown
                 there = length_hint(batches) * len(images)
                 steps.total = there if classes else min(STATISTICS_IMAGES, there or STATISTICS_IMAGES)
                 steps.add(len(images))
@@ -71,7 +71,7 @@ class Moments:
         return moments
 
     def add(self, features: Tensor, labels: Tensor | None) -> None:
-        """Add features (B, D), by class too where labels (B,) are given (Chan et al. 1983)."""
+        """Add features (B, D), also per class if labels (B,) are given (Chan et al. 1983)."""
         rows = features.cpu().double()
         count = self.count + len(rows)
         mean = rows.mean(0)
@@ -89,12 +89,12 @@ class Moments:
 
     @property
     def variance(self) -> Tensor:
-        """(D,), of the images there were."""
+        """Variance (D,) of the images added so far."""
         return self.squares / self.count
 
     @property
     def class_means(self) -> Tensor:
-        """(K, D); raises :class:`UserError` where a class has no labelled image."""
+        """Class means (K, D); raises :class:`UserError` if a class has no labelled image."""
         missing = (self.class_counts == 0).nonzero().flatten().tolist()
         if missing:
             raise UserError(
@@ -106,9 +106,9 @@ class Moments:
     def variance_between_means(self, scale: Tensor) -> float:
         """Variance within classes along the directions in which the class means differ.
 
-        For a pair of Gaussian classes of covariance Σ whose means lie δ apart, the logits of the nearest mean
-        are log-likelihood ratios at temperature δᵀΣδ / |δ|²; this is its mean over the classes' distances
-        from their centre, weighted by |δ|². 1 where nothing varies.
+        For two Gaussian classes of covariance Σ whose means differ by δ, the nearest-mean logits are
+        log-likelihood ratios at temperature δᵀΣδ / |δ|²; this is its mean over the classes' differences from
+        their centre, weighted by |δ|². 1 if nothing varies.
 
         Args:
             scale: (D,) that features are divided by.

@@ -1,4 +1,4 @@
-"""Stage 1: the student before distillation."""
+"""Stage 1: pretraining of the student before distillation."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from gendd.models import Backbone, Frozen
 
 
 class Pretraining(Method):
-    """Stage 1: the frozen teacher classifier reads the student's feature, mapped to the teacher's width.
+    """Stage 1: train the student's feature, projected to the teacher's width, with its frozen classifier.
 
-    Cross-entropy on the labels; afterwards the backbone starts the distillation and the map is dropped.
+    Cross-entropy on the labels. Distillation then starts from the backbone; the projection is dropped.
 
     Raises:
-        UserError: the teacher has no classifier, or one of other classes than the student.
+        UserError: the teacher has no classifier, or one for other classes than the student's.
     """
 
     def __init__(self, backbone: Backbone, teacher: Backbone | Frozen) -> None:
@@ -41,7 +41,7 @@ class Pretraining(Method):
         return StepOutput(loss, logits, {"cross_entropy": loss.detach()})
 
     def predict(self, images: Tensor) -> dict[str, Tensor]:
-        """See :meth:`Method.predict`: what the teacher's classifier says of the mapped feature."""
+        """See :meth:`Method.predict`: the teacher's classifier on the projected feature."""
         assert self.teacher is not None
         classifier = self.teacher.classifier
         feature = self.projection(self.backbone.features(images))

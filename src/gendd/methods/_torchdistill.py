@@ -1,4 +1,4 @@
-"""The losses of torchdistill (Matsubara 2021, arXiv:2011.12913), of tensors."""
+"""The losses of torchdistill (Matsubara 2021, arXiv:2011.12913), for plain tensors."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from gendd.errors import UserError
 class TorchdistillLoss(nn.Module):
     """A loss of ``torchdistill.losses.mid_level``, computed in float32.
 
-    torchdistill looks inputs up in dictionaries of modules' outputs, by paths that the constructor is given.
-    Here each place it has is a pair of tensors instead, in the order of the constructor's arguments.
+    torchdistill looks up inputs in dictionaries of module outputs, by paths passed to the constructor.
+    Here each path becomes a pair of tensors instead, in the order of the constructor's arguments.
 
     Args:
-        method: The name of the method that uses it, for errors.
-        kind: The name of the loss's class.
+        method: Name of the method that uses it, for error messages.
+        kind: Class name of the loss.
         settings: Arguments of its constructor, without paths.
 
     Raises:
@@ -37,14 +37,14 @@ class TorchdistillLoss(nn.Module):
             ) from error
         loss = getattr(mid_level, kind)
         arguments = inspect.signature(loss).parameters
-        # student_module_path and teacher_module_path are one place, module_path
+        # student_module_path and teacher_module_path share one entry, module_path
         paths = {key: key.split("_", 1)[1] for key in arguments if key.endswith("_path")}
         sides = {key: "output" for key in arguments if key.endswith("_io")}
         self.places = list(dict.fromkeys(paths.values()))
         self.loss = loss(**paths, **sides, **settings)
 
     def forward(self, *pairs: tuple[Tensor, Tensor]) -> Tensor:
-        """Pairs of student's and teacher's tensors (B, …), one for each place -> a scalar."""
+        """Pairs of the student's and the teacher's tensors (B, …), one per path -> a scalar."""
         named = dict(zip(self.places, pairs, strict=True))
         with torch.autocast(pairs[0][0].device.type, enabled=False):
             student, teacher = (

@@ -1,4 +1,4 @@
-"""One step type for every method: a batch in; total loss, logits and named parts out."""
+"""Base class of all methods: a training step takes a batch and returns the loss, logits and named parts."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from gendd.student import Student
 
 @dataclass
 class StepOutput:
-    """What a method computes on a batch.
+    """Outputs of a method for a batch.
 
     Attributes:
         loss: Scalar to minimise.
         logits: (B, K) of the student's classifier.
-        parts: Named scalars the loss is made of, detached.
+        parts: Named scalar terms of the loss, detached.
     """
 
     loss: Tensor
@@ -33,38 +33,38 @@ class StepOutput:
 
 @dataclass
 class NoSettings:
-    """Nothing to set."""
+    """No settings."""
 
 
 class Method(nn.Module):
-    """A student being trained, with the teacher (if any) beside it.
+    """Base class of a training method: the student being trained, and its teacher, if any.
 
-    A method is a subclass in a file of its own, which says all there is to know of it. The teacher follows
-    the module from device to device, but is none of its submodules: it never is in a state dict, among the
+    Each method is a subclass in a file of its own, which holds everything about it. The teacher moves
+    between devices with the module but is not a submodule: it is never in the state dict, among the
     parameters, or in training mode.
 
     Args:
         backbone: The student network.
         teacher: The network to distil; None for a method without one.
-        settings: Of the type :attr:`Settings`; None: its defaults.
-        labels: Whether training sees labels; None: not known yet, each batch with what it has.
+        settings: Instance of :attr:`Settings`; None: its defaults.
+        labels: Whether training sees labels; None: not known yet, each batch may have them or not.
 
     Attributes:
-        name: What configurations call it.
-        label: What tables call it.
-        origin: How it teaches, to be read after "Distilled from TEACHER".
-        colors: Its colours on light and on dark pages.
-        marker: The sign of its points, as matplotlib spells it.
-        Settings: The dataclass of its settings; they are options by the method's name, ``--kd.temperature``.
+        name: Name in configurations.
+        label: Name in tables.
+        origin: How the method teaches, to follow "Distilled from TEACHER".
+        colors: Plot colours on light and on dark pages.
+        marker: Matplotlib marker.
+        Settings: Dataclass of its settings, which are options under the method's name, ``--kd.temperature``.
         needs_labels: Whether it can't learn without labels.
-        takes_unknown: Whether it also learns from the images whose label is unknown (-1), where others have
-            one; else it is given those alone that have.
-        may_see_labels: Whether it learns from labels where there are any.
+        takes_unknown: Whether it also learns from images with unknown label (-1) in a partly labelled set;
+            else it is given only the labelled images.
+        may_see_labels: Whether it learns from labels if there are any.
         needs_teacher: Whether it has a teacher.
         needs_classes: Whether the teacher must have a classifier of the student's classes.
-        needs_maps: Whether teacher and student must give maps (see :attr:`gendd.Backbone.has_map`).
+        needs_maps: Whether teacher and student must have feature maps (see :attr:`gendd.Backbone.has_map`).
         has_diffusion: Whether it has a :meth:`diffusion_loss`.
-        part: Which part of a step's batch this process is given, of how many; see :meth:`draw`.
+        part: Index and number of the parts of a step's batch, if processes share it; see :meth:`draw`.
 
     Raises:
         UserError: teacher or student lack what the method needs.
@@ -118,7 +118,7 @@ class Method(nn.Module):
                     )
 
     def _check_classifier(self, teacher: Frozen) -> None:
-        """Raise :class:`UserError` where the teacher's classes are not the student's."""
+        """Raise :class:`UserError` if the teacher's classes are not the student's."""
         if not teacher.has_classifier:
             raise UserError(
                 f"{self.label}: expected a teacher with a classifier, got one that gives features only. "
@@ -133,7 +133,7 @@ class Method(nn.Module):
 
     @classmethod
     def summary(cls) -> str:
-        """What it is and needs, on one line."""
+        """One-line description of the method and its requirements."""
         needs = ["a teacher"] if cls.needs_teacher else []
         needs += ["its classifier of the student's classes"] if cls.needs_classes else []
         needs += ["maps"] if cls.needs_maps else []
@@ -143,11 +143,11 @@ class Method(nn.Module):
 
     @classmethod
     def section(cls) -> str:
-        """What the section of its settings is called in files and options."""
+        """Name of the section of its settings in files and options."""
         return cls.name
 
     def labelled(self, labels: Tensor | None) -> Tensor:
-        """The labels; raises :class:`UserError` where there are none."""
+        """Return the labels; raises :class:`UserError` if there are none."""
         if labels is None:
             raise UserError(f"{self.label}: expected labels, got none. Use a labelled set.")
         return labels
@@ -158,7 +158,7 @@ class Method(nn.Module):
         return self._teacher[0]
 
     def ask(self, teacher: Frozen) -> None:
-        """Put another form of the same teacher in its place."""
+        """Replace the teacher by another form of the same network, such as a cached or sharded one."""
         self._teacher = (teacher,)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Method:
@@ -169,35 +169,35 @@ class Method(nn.Module):
 
     @property
     def asks(self) -> Asked:
-        """What it asks the teacher of a training batch; what else it asks is answered too."""
+        """Teacher outputs that it uses for training batches; other outputs can be requested too."""
         return "map" if self.needs_maps else "feature"
 
     @property
     def asked_stages(self) -> int | None:
-        """How many maps of stages it reads where it asks for them, the last ones; None: all."""
+        """Number of stage maps that it uses, if it uses any, counted from the last; None: all."""
         return None
 
     @abstractmethod
     def forward(
         self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> StepOutput:
-        """The loss of a batch.
+        """Compute the loss of a batch.
 
         Args:
             images: (B, C, H, W) in [0, 1].
-            labels: (B,) int64, -1 where it is unknown, or (B, K) probabilities; None without labels.
+            labels: (B,) int64, -1 if unknown, or (B, K) probabilities; None without labels.
             generator: Source of the method's own randomness, on the images' device.
         """
 
     def student(self) -> Student:
-        """The trained student as it is deployed; shares its weights with this method.
+        """Return the student for deployment, which shares its weights with this method.
 
-        By default the student network and its classifier.
+        By default it is the student network with its classifier.
         """
         return Student(self.backbone)
 
     def predict(self, images: Tensor) -> dict[str, Tensor]:
-        """Logits (B, K) by every readout that costs one pass at most; what validation looks at."""
+        """Logits (B, K) of every readout that costs at most one pass; used for validation."""
         student = self.student()
         features = student.features(images)
         return {name: student.logits(features, name) for name in student.readouts if name != "sample"}
@@ -208,16 +208,16 @@ class Method(nn.Module):
         Args:
             images: (B, C, H, W) in [0, 1].
             labels: As for :meth:`forward`.
-            generator: Source of times and noise: from the same state, losses can be compared.
+            generator: Source of times and noise; losses from the same state are comparable.
         """
         raise NotImplementedError(f"{type(self).__name__} diffuses nothing")
 
     def prepare(self, batches: Iterable[Any]) -> None:
-        """Learn what has to be known of the training data before the first step; nothing by default.
+        """Collect statistics of the training data before the first step; does nothing by default.
 
         Args:
-            batches: Of (images, labels) pairs or objects with these attributes; images (B, C, H, W) in
-                [0, 1], labels (B,) or None. No more of them are taken than are needed.
+            batches: (images, labels) pairs or objects with these attributes; images (B, C, H, W) in
+                [0, 1], labels (B,) or None. Only as many as needed are consumed.
         """
 
     def draw(
@@ -229,16 +229,17 @@ class Method(nn.Module):
         *,
         images: int = 0,
     ) -> Tensor:
-        """Random numbers of a batch; in training those of its part where processes share a step's batch.
+        """Draw random numbers for a batch; in distributed training, this process's part of them.
 
-        They are drawn for the whole, so that the step is the same however many processes share it.
+        They are drawn for the whole batch of a step, so that the step does not depend on the number of
+        processes that share it.
 
         Args:
             sample: ``torch.rand`` or ``torch.randn``.
-            shape: Of what is returned.
-            generator: Its state must be the same in all processes.
-            device: Where.
-            images: The dimension of the images.
+            shape: Shape of the result.
+            generator: Source of randomness, with the same state in all processes.
+            device: Device of the result.
+            images: Dimension of ``shape`` that indexes images.
         """
         rank, world_size = self.part if self.training else (0, 1)
         whole = list(shape)
@@ -249,9 +250,9 @@ class Method(nn.Module):
         return drawn.index_select(images, share(whole[images], rank, world_size).to(device))
 
     def rows(self, images: int) -> int:
-        """Rows of the loss for so many images: one each by default."""
+        """Number of rows of the loss for a number of images; by default one per image."""
         return images
 
     def undecayed(self) -> Iterator[nn.Parameter]:
-        """Parameters that take no weight decay whatever their shape; none by default."""
+        """Parameters exempt from weight decay whatever their shape; none by default."""
         return iter(())

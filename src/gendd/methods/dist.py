@@ -21,7 +21,7 @@ class DISTConfig:
         temperature: τ, positive.
         beta: Weight of the relations between classes, at least 0.
         gamma: Weight of the relations within classes, at least 0.
-        label_weight: Weight of the cross-entropy on the labels, at least 0; with 0 no label is read.
+        label_weight: Weight of the cross-entropy on the labels, at least 0; with 0 no labels are used.
     """
 
     temperature: float = 4.0
@@ -38,7 +38,7 @@ class DISTConfig:
 class DIST(Distilled):
     """DIST (Huang et al. 2022): CE + Pearson distances between class probabilities, by image and by class.
 
-    With P the probabilities (B, K) at temperature τ and ρ Pearson's correlation, the distance is
+    With P the probabilities (B, K) at temperature τ and ρ Pearson's correlation coefficient, the distance is
     τ² (β mean_b[1 - ρ(P_b, P'_b)] + γ mean_k[1 - ρ(P_:k, P'_:k)]) (arXiv:2205.10536).
     """
 

@@ -18,9 +18,9 @@ class DKDConfig:
 
     Args:
         temperature: τ, positive.
-        alpha: Weight of the target class against all others, at least 0.
-        beta: Weight of the other classes among each other, at least 0.
-        label_weight: Weight of the cross-entropy on the labels, at least 0. Labels are read with 0 too.
+        alpha: Weight of the divergence between the target class and all others, at least 0.
+        beta: Weight of the divergence among the other classes, at least 0.
+        label_weight: Weight of the cross-entropy on the labels, at least 0. Labels are needed even with 0.
     """
 
     temperature: float = 4.0
@@ -35,11 +35,11 @@ class DKDConfig:
 
 
 class DKD(Distilled):
-    """DKD (Zhao et al. 2022): CE + divergences of the target class and of the others, weighted apart.
+    """DKD (Zhao et al. 2022): CE + separately weighted divergences of the target class and of the others.
 
-    With p the probabilities at temperature τ and t the class of the label (of mixed labels the largest), the
-    distance is τ² (α KL((p'_t, 1 - p'_t) ‖ (p_t, 1 - p_t)) + β KL(q' ‖ q)), q the probabilities of the
-    classes other than t among themselves (arXiv:2203.08679). β is not warmed up.
+    With p the probabilities at temperature τ and t the class of the label (for mixed labels, the largest),
+    the distance is τ² (α KL((p'_t, 1 - p'_t) ‖ (p_t, 1 - p_t)) + β KL(q' ‖ q)), where q are the probabilities
+    of the classes other than t, renormalised (arXiv:2203.08679). β is not warmed up.
     """
 
     name = "dkd"

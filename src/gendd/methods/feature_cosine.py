@@ -1,4 +1,4 @@
-"""Regression to the direction of the teacher's feature."""
+"""Regression of the direction of the teacher's feature."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gendd.models import Frozen
 
 @dataclass
 class FeatureCosineConfig:
-    """Regression to the direction of the teacher's feature.
+    """Regression of the direction of the teacher's feature.
 
     Args:
         weight: Weight of the cosine distance, positive.
         label_weight: Weight of the cross-entropy on the labels, at least 0; with 0 the
-            backbone learns from the teacher alone.
+            backbone learns only from the teacher.
     """
 
     weight: float = 1.0
@@ -34,10 +34,10 @@ class FeatureCosineConfig:
 
 
 class FeatureCosine(Distilled):
-    """Regression to the direction of the teacher's feature: CE + cosine distance of a projection.
+    """Regression of the direction of the teacher's feature: CE + cosine distance of a projection.
 
-    With f the student's pooled feature (d), f' the teacher's (D) and P a linear projector the distance is
-    1 - cos(P f, f'), the mean over images.
+    With f the student's pooled feature (d), f' the teacher's (D) and P a linear projector, the distance is
+    1 - cos(P f, f'), averaged over images.
     """
 
     name = "feature_cosine"

@@ -1,4 +1,4 @@
-"""Regression to the teacher's feature."""
+"""Regression of the teacher's feature."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gendd.models import Frozen
 
 @dataclass
 class FeatureMSEConfig:
-    """Regression to the teacher's feature.
+    """Regression of the teacher's feature.
 
     Args:
-        weight: Weight of the squared error, a mean over the feature; positive.
+        weight: Weight of the squared error, averaged over the feature; positive.
         label_weight: Weight of the cross-entropy on the labels, at least 0; with 0 the
-            backbone learns from the teacher alone.
+            backbone learns only from the teacher.
     """
 
     weight: float = 1.0
@@ -32,10 +32,10 @@ class FeatureMSEConfig:
 
 
 class FeatureMSE(Distilled):
-    """Regression to the teacher's feature (Romero et al. 2015): CE + squared error of a projection.
+    """Regression of the teacher's feature (Romero et al. 2015): CE + squared error of a projection.
 
-    With f the student's pooled feature (d), f' the teacher's (D) and P a linear projector the distance is
-    ‖P f - f'‖² / D, the mean over images; the hint of FitNets (arXiv:1412.6550) at the last layer.
+    With f the student's pooled feature (d), f' the teacher's (D) and P a linear projector, the distance is
+    ‖P f - f'‖² / D, averaged over images; the hint of FitNets (arXiv:1412.6550) at the last layer.
     """
 
     name = "feature_mse"

@@ -25,7 +25,7 @@ from gendd.student import Student
 from gendd.student.generator import FeatureGenerator, head_width, repeats
 from gendd.student.readout import fixed_classifier, nearest_mean_classifier
 
-# λ where it is not set
+# default of λ
 CONTRACTION = 0.3
 
 
@@ -34,13 +34,13 @@ class GenDD(Method):
 
     Args:
         backbone: The student network (B, C, H, W) -> feature (B, d), logits (B, K). Its classifier is
-            the linear readout's probe (see ``label_weight`` for what reaches the student). With
-            ``projector`` the method's own :attr:`backbone` is another, which shares this one.
-        teacher: The network to distil; it may have no classifier. Its classes may be others than the
-            student's, which are those of the labels where there are any.
-        config: Settings; single ones may be given by name instead, ``GenDD(s, t, contraction=0.5)``.
-        labels: True: labels will be given, and what can't be learned from them is said at once. False:
-            train without, whatever is given. None: each batch with what it has.
+            the linear readout's probe (see ``label_weight`` for its gradient to the student). With
+            ``projector`` the method's own :attr:`backbone` is a new one that shares this network.
+        teacher: The network to distil; it may have no classifier. Its classes may differ from the
+            student's, which are those of the labels if there are any.
+        config: Settings; individual ones may also be given by name, ``GenDD(s, t, contraction=0.5)``.
+        labels: True: labels will be given, so settings that don't fit them raise immediately. False:
+            ignore labels even if given. None: use the labels of batches that have them.
 
     Raises:
         UserError: a setting is unknown, out of range, or needs a teacher with the classes of the labels.
@@ -112,7 +112,7 @@ class GenDD(Method):
         self.register_buffer("prepared", torch.tensor(not self._needs_statistics))
 
     def _estimates(self, config: GenDDConfig) -> bool:
-        """Whether the head gives the difference to what the student estimates."""
+        """Whether the head outputs the residual to the student's estimate."""
         able = self.maps is not None and self.maps.hidden > 0 and config.prediction == "sample"
         if config.residual and not able:
             raise UserError(
@@ -131,7 +131,7 @@ class GenDD(Method):
 
     @property
     def _reads_means(self) -> bool:
-        """Whether generated features are read by the class means, for want of a classifier of the classes."""
+        """Whether the class means classify generated features, as the teacher lacks a fitting classifier."""
         return self.config.centres == "means" and self.labels is not False and not self._same_classes
 
     @property
@@ -145,7 +145,7 @@ class GenDD(Method):
         return self.backbone.num_classes if self._takes_means else self.teacher.num_classes
 
     def _check_classes(self) -> None:
-        """Raise :class:`UserError` where labels are given that the teacher's classes don't fit."""
+        """Raise :class:`UserError` if labels don't fit the teacher's classes and the settings need that."""
         assert self.teacher is not None
         if self._same_classes:
             return
@@ -187,13 +187,13 @@ class GenDD(Method):
 
     @torch.no_grad()
     def prepare(self, batches: Iterable[Any]) -> None:
-        """Take the teacher's statistics from training data: mean, scale and, if asked for, class means.
+        """Compute the teacher's statistics on training data: mean, scale and, if needed, class means.
 
         Args:
-            batches: See :meth:`Method.prepare`; the first 10,000 images are taken, or all for class means.
+            batches: See :meth:`Method.prepare`; the first 10,000 images are used, or all for class means.
 
         Raises:
-            UserError: no batch, or class means are asked for and a class has no labelled image.
+            UserError: there is no batch, or class means are needed and a class has no labelled image.
         """
         assert self.teacher is not None
         moments = Moments.of(
@@ -212,7 +212,7 @@ class GenDD(Method):
         self.prepared.fill_(True)
 
     def _set_means(self, moments: Moments) -> None:
-        """Class means (K, D) in the space that is diffused."""
+        """Set class means (K, D) in the standardised space of the diffusion."""
         means = moments.class_means.float().to(self.centres.device)
         self.centres.copy_(self.generator.standardise(means))
         if self._reads_means:
@@ -222,31 +222,30 @@ class GenDD(Method):
             )
 
     def _set_centres(self, moments: Moments) -> None:
-        """Centres (K, D) in the space that is diffused, where the classifier's rows act on unit features."""
+        """Set centres (K, D) in the standardised space; classifier rows are rescaled to act on it."""
         assert self.teacher is not None
         if not self._takes_means:
             weight = self.teacher.classifier.weight.float()
             self.centres.copy_(weight * self.generator.feature_scale if self.config.standardise else weight)
         if self.config.centre_scale == "match":
-            # the classifier is blind to what its rows have in common
+            # the mean of the classifier's rows does not affect its predictions
             self.centres.sub_(self.centres.mean(0))
             own = self.generator
             scale, centre = own.feature_scale.cpu().double(), own.feature_mean.cpu().double()
             square = ((moments.variance + (moments.mean - centre).square()) / scale.square()).sum()
             self.centres.mul_((float(square) / self.centres.square().sum(-1).mean()).sqrt())
         if self._reads_means:
-            # what is generated is contracted: the mean of class c lies where its features' mean is moved to
+            # generated features are contracted, so the class means are contracted in the same way
             self.class_means.lerp_(self.centres, self.strength)
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> StepOutput:
-        """The diffusion loss plus the probe's cross-entropy.
+        """Diffusion loss plus the probe's cross-entropy.
 
         Args:
             images: (B, C, H, W) in [0, 1].
-            labels: (B,) int64, -1 where it is unknown, or (B, K) probabilities; None trains without labels
-                (λ = 0).
+            labels: (B,) int64, -1 if unknown, or (B, K) probabilities; None trains without labels (λ = 0).
             generator: Source of times, noise, mixup and dropout, on the images' device.
 
         Raises:
@@ -284,7 +283,7 @@ class GenDD(Method):
         return StepOutput(loss, logits, parts)
 
     def _look(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor, MapLosses | None]:
-        """Student feature (B, d), teacher feature (B, D) and logits (B, K), and the losses of their maps."""
+        """Student feature (B, d), teacher feature (B, D) and logits (B, K), and losses on feature maps."""
         assert self.teacher is not None
         if self.maps is None:
             teacher_feature, teacher_logits = self.teacher(images)
@@ -296,7 +295,7 @@ class GenDD(Method):
         return feature, teacher_feature, teacher_logits, dense
 
     def _for_probe(self, feature: Tensor, labels: Tensor | None) -> Tensor:
-        """The feature as the linear readout learns from it, and through it, by its weight, the student."""
+        """Feature for the linear readout; its gradient to the student is scaled by ``label_weight``."""
         weight, constant = self.config.label_weight, feature.detach()
         if weight is None:
             weight = 0.0 if self._same_classes else 1.0
@@ -305,7 +304,7 @@ class GenDD(Method):
         return constant + weight * known(labels).unsqueeze(-1) * (feature - constant)
 
     def _is_prepared(self) -> bool:
-        # remembered outside of the buffer: reading it waits for the device
+        # cached outside the buffer, as reading that synchronises with the device
         if not getattr(self, "_prepared", False):
             self._prepared = bool(self.prepared)
         return self._prepared
@@ -321,10 +320,10 @@ class GenDD(Method):
         return loss
 
     def targets(self, feature: Tensor, logits: Tensor, labels: Tensor | None) -> Tensor:
-        """What is generated: the standardised teacher feature, contracted towards its class (B, D).
+        """Targets of the generator (B, D): the standardised teacher feature, contracted towards its class.
 
         Raises:
-            UserError: the teacher's classes are not the student's, so that labels name no centre.
+            UserError: the teacher's classes are not the student's, so that labels have no centre.
         """
         standard = self.generator.standardise(feature.float())
         if labels is None or self.strength == 0:
@@ -338,7 +337,7 @@ class GenDD(Method):
         return tokens.contract(standard, probabilities, self.centres, self.strength)
 
     def _probe_loss(self, logits: Tensor, labels: Tensor | None, teacher_logits: Tensor) -> Tensor | None:
-        """What trains the linear readout: the labels; where they are unknown, the teacher's probabilities."""
+        """Loss of the linear readout on the labels, or on the teacher's probabilities where unknown."""
         if self.config.probe == "none":
             return None
         return taught_loss(logits, None if self.config.probe == "teacher" else labels, teacher_logits)
@@ -381,7 +380,7 @@ class GenDD(Method):
         return Student(self.backbone, self.generator, self._reader(), info=info, linear=linear)
 
     def _reader(self) -> nn.Linear | None:
-        """What reads generated features: the class means or the teacher's classifier, if there are any."""
+        """Classifier of generated features: the class means or the teacher's classifier, if any."""
         assert self.teacher is not None
         if self._reads_means:
             return nearest_mean_classifier(
@@ -396,5 +395,5 @@ class GenDD(Method):
         return fixed_classifier(source.weight, source.bias, self.centres.device)
 
     def undecayed(self) -> Iterator[nn.Parameter]:
-        """The head takes no weight decay."""
+        """The parameters of the generator are exempt from weight decay."""
         return self.generator.parameters()

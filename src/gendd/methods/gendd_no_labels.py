@@ -1,4 +1,4 @@
-"""GenDD that sees no label, to have beside the one that does."""
+"""GenDD without labels, for comparison with GenDD with labels in the same run."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from gendd.methods.gendd import GenDD
 
 
 class GenDDNoLabels(GenDD):
-    """GenDD as with ``data.labels false``, beside methods that see labels."""
+    """GenDD as with ``data.labels false``, for comparison with methods that see labels."""
 
     name = "gendd_no_labels"
     label = "GenDD, no labels"

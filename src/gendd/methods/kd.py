@@ -22,7 +22,7 @@ class KDConfig:
 
     Args:
         temperature: τ, positive.
-        weight: w in [0, 1]; with 1 no label is read.
+        weight: w in [0, 1]; with 1 no labels are used.
     """
 
     temperature: float = 4.0
@@ -34,7 +34,7 @@ class KDConfig:
 
 
 def divergence(logits: Tensor, teacher_logits: Tensor, temperature: float) -> Tensor:
-    """τ² KL(teacher ‖ student) of logits (B, K) at temperature τ, a scalar: the mean over images."""
+    """τ² KL(teacher ‖ student) of logits (B, K) at temperature τ, averaged over images, a scalar."""
     return temperature**2 * F.kl_div(
         F.log_softmax(logits.float() / temperature, dim=-1),
         F.log_softmax(teacher_logits.float() / temperature, dim=-1),
@@ -63,14 +63,14 @@ class KD(Method):
         *,
         labels: bool | None = None,
     ) -> None:
-        # before it is asked what the teacher lacks
+        # set before the base class checks the teacher
         self.needs_labels = (settings or self.Settings()).weight < 1
         super().__init__(backbone, teacher, settings, labels=labels)
 
     def forward(
         self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
     ) -> StepOutput:
-        """See :meth:`Method.forward`; raises :class:`UserError` where labels are needed and absent."""
+        """See :meth:`Method.forward`; raises :class:`UserError` if labels are needed but missing."""
         assert self.teacher is not None
         temperature, weight = self.settings.temperature, self.settings.weight
         if self.needs_labels and labels is None:

@@ -20,7 +20,7 @@ class KDStdConfig:
     Args:
         temperature: τ, positive.
         weight: Weight of τ² KL, positive.
-        label_weight: Weight of the cross-entropy on the labels, at least 0; with 0 no label is read.
+        label_weight: Weight of the cross-entropy on the labels, at least 0; with 0 no labels are used.
     """
 
     temperature: float = 2.0
@@ -34,7 +34,7 @@ class KDStdConfig:
 
 
 class KDStd(Distilled):
-    """Logit distillation of standardised logits (Sun et al. 2024): CE + τ² KL of Z(z)/τ, weighted.
+    """Distillation of standardised logits (Sun et al. 2024): weighted sum of CE and τ² KL of Z(z)/τ.
 
     Z(z) = (z - mean(z)) / std(z) over the K logits of an image, with K - 1 in the standard deviation as in
     the authors' code (arXiv:2403.01427).
@@ -51,7 +51,7 @@ class KDStd(Distilled):
 
     def build(self, teacher: Frozen) -> None:
         """See :meth:`Distilled.build`."""
-        # with alpha 0 it is the divergence alone, without τ²; alpha would weigh the cross-entropy
+        # with alpha 0 this is only the divergence, without τ²; alpha would weight the cross-entropy
         self.divergence = TorchdistillLoss(
             self.name, "LogitStdKDLoss", temperature=self.settings.temperature, alpha=0.0
         )
@@ -59,7 +59,7 @@ class KDStd(Distilled):
     def distance(
         self, student: Outputs, teacher: Outputs, labels: Tensor | None, generator: torch.Generator | None
     ) -> Tensor:
-        """See :meth:`Distilled.distance`: weight · τ² KL(teacher ‖ student), the mean over images."""
+        """See :meth:`Distilled.distance`: weight · τ² KL(teacher ‖ student), averaged over images."""
         weight = self.settings.weight * self.settings.temperature**2
         loss: Tensor = weight * self.divergence((student.logits, teacher.logits))
         return loss

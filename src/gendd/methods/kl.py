@@ -1,4 +1,4 @@
-"""Distillation from the teacher's predictions alone."""
+"""Distillation of only the teacher's predictions."""
 
 from __future__ import annotations
 

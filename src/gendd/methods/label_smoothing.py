@@ -17,7 +17,7 @@ class LabelSmoothingConfig:
     """Cross-entropy on smoothed labels (Szegedy et al. 2016).
 
     Args:
-        smoothing: s in [0, 1), on top of ``data.label_smoothing``.
+        smoothing: s in [0, 1), in addition to ``data.label_smoothing``.
     """
 
     smoothing: float = 0.1
@@ -29,7 +29,7 @@ class LabelSmoothingConfig:
 class LabelSmoothing(Method):
     """Cross-entropy on smoothed labels (Szegedy et al. 2016): (1-s) label + s/K.
 
-    What Yuan et al. (2020) call distillation from a teacher that knows nothing (arXiv:1909.11723).
+    Yuan et al. (2020) interpret it as distillation from an uninformed teacher (arXiv:1909.11723).
     """
 
     name = "label_smoothing"

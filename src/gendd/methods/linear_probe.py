@@ -15,7 +15,7 @@ from gendd.models import Backbone
 class LinearProbe(Method):
     """A new linear classifier on the frozen backbone of ``student.weights``: cross-entropy on the labels.
 
-    The backbone stays in eval mode. Its classifier is drawn anew, and is all that trains.
+    The backbone stays in eval mode. Its classifier is reinitialised, and only it is trained.
     """
 
     name = "linear_probe"
@@ -34,7 +34,7 @@ class LinearProbe(Method):
         self.train()
 
     def train(self, mode: bool = True) -> LinearProbe:
-        """Keeps the backbone in eval mode, so that no BatchNorm statistic moves."""
+        """Keep the backbone in eval mode, so that no BatchNorm statistics change."""
         super().train(mode)
         self.backbone.eval()
         return self

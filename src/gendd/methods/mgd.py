@@ -19,12 +19,12 @@ class MGDConfig:
     """Masked generative distillation (Yang et al. 2022).
 
     Args:
-        weight: Weight of the squared error, a sum over the map; positive.
-        mask_ratio: Probability in [0, 1) that a part of the student's map is masked. The authors take 0.15
-            of the channels for classification, 0.65 of the positions for dense tasks.
-        masked: What is masked, ``positions`` or ``channels``.
+        weight: Weight of the squared error, summed over the map; positive.
+        mask_ratio: Probability in [0, 1) that a position or channel of the student's map is masked. The
+            authors mask 0.15 of the channels for classification, 0.65 of the positions for dense tasks.
+        masked: Whether to mask ``positions`` or ``channels``.
         label_weight: Weight of the cross-entropy on the labels, at least 0; with 0 the
-            backbone learns from the teacher alone.
+            backbone learns only from the teacher.
     """
 
     weight: float = 7e-5
@@ -39,10 +39,10 @@ class MGDConfig:
 
 
 class MGD(Distilled):
-    """MGD (Yang et al. 2022): CE + error of the teacher's map, generated from the student's masked map.
+    """MGD (Yang et al. 2022): CE + squared error of the teacher's map, generated from the masked student map.
 
-    With S the student's map, aligned by a 1x1 convolution where the widths differ, M a random mask and G a
-    3x3 convolution, a ReLU and another, the distance is ‖T - G(M ⊙ S)‖², the mean over images
+    With S the student's map, aligned by a 1x1 convolution if the widths differ, M a random mask and G two
+    3x3 convolutions with a ReLU between them, the distance is ‖T - G(M ⊙ S)‖², averaged over images
     (arXiv:2205.01529). The finer map is pooled to the grid of the other.
     """
 

@@ -1,4 +1,4 @@
-"""Distillation of the similarities of images, as probabilities."""
+"""Distillation of the similarities between images, as probabilities."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from gendd.models import Frozen
 
 @dataclass
 class PKTConfig:
-    """Probabilistic knowledge transfer (Passalis & Tefas 2018), weighted as by Tian et al. (2020).
+    """Probabilistic knowledge transfer (Passalis & Tefas 2018), with the weight of Tian et al. (2020).
 
     Args:
-        weight: Weight of the divergence, a mean over B² pairs of images; positive.
-        label_weight: Weight of the cross-entropy on the labels, at least 0; with 0 no label is read, as
-            first published.
+        weight: Weight of the divergence, averaged over B² pairs of images; positive.
+        label_weight: Weight of the cross-entropy on the labels, at least 0; with 0 no labels are used, as
+            originally published.
     """
 
     weight: float = 30_000.0
@@ -34,8 +34,8 @@ class PKTConfig:
 class PKT(Distilled):
     """PKT (Passalis & Tefas 2018): CE + KL of the similarities between the features of a batch.
 
-    With s_ij = (cos(f_i, f_j) + 1) / 2 and p_ij = s_ij / Σ_j s_ij the distance is the mean over all pairs
-    of p'_ij log(p'_ij / p_ij), p' those of the teacher (arXiv:1803.10837).
+    With s_ij = (cos(f_i, f_j) + 1) / 2 and p_ij = s_ij / Σ_j s_ij, the distance is the mean over all pairs
+    of p'_ij log(p'_ij / p_ij), where p' are the teacher's (arXiv:1803.10837).
     """
 
     name = "pkt"

@@ -19,9 +19,9 @@ class RKDConfig:
 
     Args:
         distance: Weight of the distances between two images, at least 0.
-        angle: Weight of the angles between three images, at least 0; takes memory of B³ numbers.
+        angle: Weight of the angles between three images, at least 0; needs memory for B³ numbers.
         label_weight: Weight of the cross-entropy on the labels, at least 0; with 0 the
-            backbone learns from the teacher alone.
+            backbone learns only from the teacher.
     """
 
     distance: float = 25.0
@@ -42,8 +42,8 @@ class RKDConfig:
 class RKD(Distilled):
     """Relational distillation (Park et al. 2019): CE + distances and angles between features of a batch.
 
-    h is the Huber loss, its mean over all B² pairs and B³ triples: h(|f_i - f_j| / μ, |f'_i - f'_j| / μ')
-    with μ the mean distance above 0, and h(cos ∠f_i f_j f_k, cos ∠f'_i f'_j f'_k) (arXiv:1904.05068).
+    With h the Huber loss, averaged over all B² pairs and B³ triples: h(|f_i - f_j| / μ, |f'_i - f'_j| / μ'),
+    where μ is the mean nonzero distance, and h(cos ∠f_i f_j f_k, cos ∠f'_i f'_j f'_k) (arXiv:1904.05068).
     """
 
     name = "rkd"

@@ -1,4 +1,4 @@
-"""The teacher's classifier, reused behind a projector of the student's map."""
+"""Reuse of the teacher's classifier on a projection of the student's map."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SimKDConfig:
     """SimKD (Chen et al. 2022).
 
     Args:
-        factor: The projector's inner convolutions have the teacher's channels divided by it; positive.
+        factor: The projector's hidden channels are the teacher's channels divided by this; positive.
     """
 
     factor: int = 2
@@ -31,10 +31,10 @@ class SimKDConfig:
 
 
 class SimKD(Method):
-    """SimKD (Chen et al. 2022): error of the teacher's map, projected from the student's; no labels.
+    """SimKD (Chen et al. 2022): squared error between the projected student map and the teacher's; no labels.
 
-    The projector and the teacher's classifier, which stays as it is, are parts of the student. Maps of two
-    sizes are pooled to the smaller grid (arXiv:2203.14001).
+    The projector and the teacher's frozen classifier become parts of the student. Maps of different sizes
+    are pooled to the smaller grid (arXiv:2203.14001).
     """
 
     name = "simkd"

@@ -1,4 +1,4 @@
-"""Distillation of the similarities of images."""
+"""Distillation of the similarities between images."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class SPConfig:
     Args:
         weight: Weight of the distance between similarities, positive.
         label_weight: Weight of the cross-entropy on the labels, at least 0; with 0 the
-            backbone learns from the teacher alone.
+            backbone learns only from the teacher.
     """
 
     weight: float = 3000.0
@@ -33,8 +33,8 @@ class SPConfig:
 class SP(Distilled):
     """Similarity-preserving distillation (Tung & Mori 2019): CE + distance of the images' Gram matrices.
 
-    With Q (B, E·h·w) the last map, or the feature of a network without one, and G the matrix QQᵀ whose rows
-    are scaled to length 1, the distance is ‖G - G'‖² / B² (arXiv:1907.09682).
+    With Q (B, E·h·w) the last map, or the feature of a network without one, and G the matrix QQᵀ with rows
+    scaled to length 1, the distance is ‖G - G'‖² / B² (arXiv:1907.09682).
     """
 
     name = "sp"
@@ -56,7 +56,7 @@ class SP(Distilled):
 
 def _similarities(given: Outputs) -> Tensor:
     """G (B, B) of a network's outputs, in float32."""
-    # not by torchdistill, whose SPKDLoss scales rows to an absolute sum of 1 instead
+    # not torchdistill's SPKDLoss, which scales rows to an absolute sum of 1 instead
     rows = (given.feature if given.map is None else given.map).float().flatten(1)
     with torch.autocast(rows.device.type, enabled=False):
         return F.normalize(rows @ rows.T, dim=1)

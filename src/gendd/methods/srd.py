@@ -23,8 +23,8 @@ class SRDConfig:
     Args:
         exponent: α of the distance between features, positive.
         temperature: τ of the divergence of the logits, positive.
-        weight: Weight of both, positive.
-        label_weight: Weight of the cross-entropy on the labels, at least 0; with 0 no label is read.
+        weight: Weight of both terms, positive.
+        label_weight: Weight of the cross-entropy on the labels, at least 0; with 0 no labels are used.
     """
 
     exponent: float = 4.0
@@ -42,8 +42,8 @@ class SRD(Distilled):
     """SRD (Miles & Mikolajczyk 2024): CE + log-sum distance of projected, normalised features + KL.
 
     With f the student's feature, f' the teacher's, P a linear projector and N normalisation over the batch
-    (no scale, no shift) the distance is 2 log Σ |N(P f) - N(f')|^α + KL at τ, the sum over the batch and
-    the feature, the divergence a mean over images (arXiv:2303.11098).
+    (no scale, no shift), the distance is 2 log Σ |N(P f) - N(f')|^α + KL at τ; the sum is over the batch
+    and the feature, the divergence is averaged over images (arXiv:2303.11098).
     """
 
     name = "srd"
@@ -57,7 +57,7 @@ class SRD(Distilled):
 
     def build(self, teacher: Frozen) -> None:
         """See :meth:`Distilled.build`."""
-        # without a bias, which the normalisation would take off again
+        # no bias, which the normalisation would remove
         self.projector = nn.Linear(self.backbone.feature_dim, teacher.feature_dim, bias=False)
         self.matching = TorchdistillLoss(
             self.name, "SRDLoss", exponent=self.settings.exponent, temperature=self.settings.temperature

@@ -1,4 +1,4 @@
-"""Training on labels alone."""
+"""Training on labels only, without a teacher."""
 
 from __future__ import annotations
 

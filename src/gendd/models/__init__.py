@@ -1,4 +1,4 @@
-"""Networks that give their feature beside their logits, by name, with weights and costs."""
+"""Networks that return their feature as well as their logits: creation by name, weights, costs."""
 
 from __future__ import annotations
 

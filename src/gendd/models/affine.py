@@ -13,19 +13,19 @@ from torch import Tensor, nn
 
 
 def is_affine(layer: nn.Module) -> bool:
-    """Whether a layer is a Linear one, or a convolution that is one of every single pixel."""
+    """Whether a layer is ``nn.Linear`` or a 1x1 convolution."""
     if isinstance(layer, nn.Conv2d):
         return layer.kernel_size == (1, 1) and layer.groups == 1 and layer.padding in (0, (0, 0))
     return isinstance(layer, nn.Linear)
 
 
 def width_of(layer: nn.Module) -> int:
-    """Inputs of an affine layer."""
+    """Number of inputs of an affine layer."""
     return cast(Tensor, layer.weight)[0].numel()
 
 
 def with_classes(layer: nn.Module, classes: int, bias: bool | None = None) -> nn.Module:
-    """A random affine layer of the same kind and inputs with another number of outputs."""
+    """Return a randomly initialised affine layer of the same kind and inputs with ``classes`` outputs."""
     bias = layer.bias is not None if bias is None else bias
     if isinstance(layer, nn.Conv2d):
         return nn.Conv2d(layer.in_channels, classes, 1, bias=bias)
@@ -33,13 +33,14 @@ def with_classes(layer: nn.Module, classes: int, bias: bool | None = None) -> nn
 
 
 class Averaged(nn.Linear):
-    """The mean of what affine layers give of a feature (B, D), as one Linear layer of theirs.
+    """Mean of the outputs of several affine layers on a feature (B, D), as one Linear layer.
 
-    Its weight and bias are functions of those of the layers, which gradients reach and :func:`assign` writes.
+    Its weight and bias are computed from those of the layers; gradients reach the layers, and
+    :func:`assign` writes to them.
 
     Args:
-        layers: At least one, of K outputs each.
-        apart: Whether each takes a part of the feature of its own, one after the other; else all take all.
+        layers: At least one, with K outputs each.
+        apart: Whether each layer takes its own consecutive part of the feature; else each takes all of it.
     """
 
     def __init__(self, layers: Sequence[nn.Module], apart: bool) -> None:
@@ -63,16 +64,16 @@ class Averaged(nn.Linear):
 
 
 def as_linear(layers: Sequence[nn.Module], apart: bool) -> nn.Linear:
-    """Affine layers whose outputs are averaged, as one: itself, if that is what it is."""
+    """Combine affine layers whose outputs are averaged into one Linear layer; a single Linear is returned."""
     only = layers[0] if len(layers) == 1 else None
     return only if isinstance(only, nn.Linear) else Averaged(layers, apart)
 
 
 @torch.no_grad()
 def assign(classifier: nn.Linear, weight: Tensor, bias: Tensor | None) -> None:
-    """Write a weight (K, D) and a bias (K,), None for zeros, into a classifier.
+    """Copy a weight (K, D) and a bias (K,), None for zeros, into a classifier.
 
-    One without a bias stays without.
+    A classifier without a bias stays without one.
     """
     layers = list(classifier.layers) if isinstance(classifier, Averaged) else [classifier]
     parts: Sequence[Tensor] = [weight] * len(layers)

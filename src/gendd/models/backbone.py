@@ -1,4 +1,4 @@
-"""A network that gives its feature beside its logits.
+"""A network that returns its feature as well as its logits.
 
 Shapes: B images, C channels, D feature width, K classes.
 """
@@ -26,32 +26,32 @@ _MEASURED_SIDE = 32
 class Backbone(Mapped):
     """Images (B, C, H, W) in [0, 1] -> (feature (B, D), logits (B, K)).
 
-    The feature is the input of the classifier. A network without one, an embedding network, gives its
-    feature and empty logits: K = 0. What turns images into the network's input (its channels, its size,
-    its normalisation, in this order) is part of the module, so every backbone takes the same images; it
-    is not part of the state dict.
+    The feature is the input of the classifier. A network without a classifier, an embedding network, returns
+    its feature and empty logits: K = 0. The conversion of images to the network's input (channels, size,
+    normalisation, in this order) is part of the module, so all backbones take the same images; it is not
+    part of the state dict.
 
     Args:
-        net: The network, an ``nn.Module`` with the methods of :class:`FeatureNetwork`, or any with a
+        net: The network, an ``nn.Module`` with the methods of :class:`FeatureNetwork`, or any module with a
             ``reading``; its plain ``state_dict()`` is what is saved.
-        name: The name :func:`gendd.models.create_backbone` builds it by.
+        name: Name that :func:`gendd.models.create_backbone` builds it by.
         in_channels: C.
-        mean: Numbers subtracted from the images, one for each of the network's channels.
-        std: Positive numbers they are divided by, likewise.
-        image_size: (H, W) that images are resized to (bilinear, antialiased); None: left as they are.
-        classifier: Whether the network's classifier is used; False makes it an embedding network.
+        mean: Mean subtracted from the images, one number per channel of the network.
+        std: Standard deviation they are divided by, positive, likewise.
+        image_size: (H, W) that images are resized to (bilinear, antialiased); None: no resizing.
+        classifier: Whether to use the network's classifier; False makes it an embedding network.
         feature_dim: D of an embedding network; None: measured on one image.
-        channels: The network's channels; None: C. One channel is repeated for a network of three, three
-            are averaged to the luma of ITU-R BT.601 for a network of one.
+        channels: Input channels of the network; None: C. Grey images are repeated for a network of three
+            channels; RGB images are converted to the luma of ITU-R BT.601 for a network of one.
         reading: How the feature is read; None: by the methods of :class:`FeatureNetwork`.
-        stripped: Names of classifiers that the network was built without; what a weights file has of
-            them is left out.
-        pretrained_classes: Classes of the classifier that the network's pretrained weights have.
+        stripped: Names of classifiers that the network was built without; their entries in a weights file
+            are ignored.
+        pretrained_classes: Number of classes of the classifier in the network's pretrained weights.
         arguments: Further arguments of :func:`gendd.models.create_backbone` that build it; JSON-ready.
 
     Raises:
-        UserError: the classifier is not a single ``nn.Linear``, ``mean`` or ``std`` don't hold a number
-            for each of the network's channels, or images of C channels can't become such.
+        UserError: the classifier is not a single ``nn.Linear``, ``mean`` or ``std`` don't have one number
+            per channel of the network, or images of C channels can't be converted to these channels.
     """
 
     mean: Tensor
@@ -128,20 +128,20 @@ class Backbone(Mapped):
 
     @property
     def classifier_name(self) -> str | None:
-        """Dotted name of the classifier, the first one of two; None without."""
+        """Dotted name of the classifier, the first if there are two; None without one."""
         return next(iter(self.classifier_names), None)
 
     @property
     def _apart(self) -> bool:
-        """Whether each of two classifiers takes a feature of its own."""
+        """Whether each of two classifiers takes its own part of the feature."""
         return self.reading is not None and len(self.reading.modules) > 1
 
     @property
     def classifier(self) -> nn.Linear:
-        """The layer from feature (B, D) to logits (B, K); may be set to another Linear of D inputs.
+        """The layer from feature (B, D) to logits (B, K); may be set to another Linear with D inputs.
 
-        Of a network whose logits are those of a 1x1 convolution, or the mean of two layers', it is a view of
-        them: :func:`gendd.models.affine.assign` writes it.
+        If the logits come from a 1x1 convolution, or are the mean of two layers' outputs, it is a view of
+        those layers: write to it with :func:`gendd.models.affine.assign`.
 
         Raises:
             UserError: the network has none.
@@ -175,7 +175,7 @@ class Backbone(Mapped):
         assign(self.classifier, layer.weight, layer.bias)
 
     def take_classifier(self, source: nn.Linear) -> None:
-        """Copy a classifier of another network with the same widths into this one's, which then is frozen."""
+        """Copy the classifier of another network with the same widths into this one's and freeze it."""
         assign(self.classifier, source.weight, source.bias)
         self.classifier.requires_grad_(False)
 
@@ -200,12 +200,12 @@ class Backbone(Mapped):
         """Images (B, C, H, W), floating point in [0, 1] -> feature (B, D), without the classifier.
 
         Raises:
-            UserError: images of another type or number of channels.
+            UserError: the images have another type or number of channels.
         """
         return self.read(self.prepare(images))
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> the network's input, of its channels, size and normalisation.
+        """Images (B, C, H, W) -> the network's input, with its channels, size and normalisation.
 
         Raises:
             UserError: as :meth:`features`.
@@ -214,7 +214,7 @@ class Backbone(Mapped):
         x = as_channels(images, self.channels)
         if self.image_size is not None and x.shape[-2:] != self.image_size:
             x = F.interpolate(x, self.image_size, mode="bilinear", align_corners=False, antialias=True)
-        # one channel meets three numbers here, and is repeated
+        # a single channel is repeated here by broadcasting
         x = (x - self.mean) / self.std
         return x.to(self._dtype or self.mean.dtype)
 
@@ -223,10 +223,10 @@ class Backbone(Mapped):
         return self._as_feature(self._reader()(x))
 
     def body(self) -> Backbone:
-        """This network without its classifier; it shares everything, and the whole one stays as it is."""
+        """Return this network without its classifier, sharing all weights; the original is unchanged."""
         if not self.has_classifier:
             return self
-        # a network that can't run without them keeps them
+        # a network that can't run without its classifiers keeps them
         skips = self.reading is None or self.reading.skips
         copy = self._around(without(self.net, self.classifier_names if skips else ()))
         copy.classifier_names = ()
@@ -241,17 +241,17 @@ class Backbone(Mapped):
         return lambda x: net.forward_head(net.forward_features(x), pre_logits=True)
 
     def settle(self) -> Backbone:
-        """Eval mode for good, in place: nothing but the network then runs, so that it can be traced."""
+        """Switch to eval mode permanently, in place, and fix the feature's view, so that it can be traced."""
         self.eval()
         if self.reading is not None:
             self._view = View(self.net, self.reading)
         return self
 
     def compute_in(self, dtype: torch.dtype) -> Backbone:
-        """Weights and arithmetic in another floating-point type, in place, for a network not trained further.
+        """Convert weights and arithmetic to another floating-point type, in place, for inference only.
 
-        The classifier stays as it is and the feature is float32: logits and class centres lose nothing
-        more.
+        The classifier keeps its type and the feature is float32, so that logits and class centres lose no
+        further precision.
         """
         kept = self.classifier if self.has_classifier else None
         tensors = [] if kept is None else [(value, value.data) for value in kept.parameters()]
@@ -262,11 +262,11 @@ class Backbone(Mapped):
         return self
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) in [0, 1] -> (feature (B, D), logits (B, K)); raises as :meth:`features`."""
+        """Images (B, C, H, W) in [0, 1] -> (feature (B, D), logits (B, K)); raises like :meth:`features`."""
         return self.with_logits(self.features(images))
 
     def with_logits(self, feature: Tensor) -> tuple[Tensor, Tensor]:
-        """Feature (B, D) -> itself and its logits (B, K)."""
+        """Feature (B, D) -> (the feature, its logits (B, K))."""
         return feature, self.classifier(feature) if self.has_classifier else feature[:, :0]
 
     def config(self) -> dict[str, Any]:
@@ -289,7 +289,7 @@ class Backbone(Mapped):
         return described | self.arguments
 
     def describe(self) -> str:
-        """The network's name, where its feature is, and its sizes, on one line."""
+        """The network's name, the place of its feature, and its sizes, on one line."""
         classes = f"K {self.num_classes}" if self.has_classifier else "no classifier"
         return f"{self.name}: feature = {self._place()}, D {self.feature_dim}, {classes}"
 

@@ -1,4 +1,4 @@
-"""What a network costs: parameters, multiply-adds, seconds."""
+"""Costs of a network: parameters, multiply-adds, seconds."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from gendd.models.trial import still
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Number of parameters, frozen ones included, shared ones once; buffers don't count."""
+    """Number of parameters, frozen ones included, shared ones counted once; buffers are not counted."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 
 def multiply_adds(module: nn.Module, images: Tensor) -> int:
-    """Multiply-adds of the convolutions, linear layers, matrix products and attention of one image.
+    """Multiply-adds per image of convolutions, linear layers, matrix products and attention.
 
-    Biases, norms, activations and pooling don't count. Runs the module once, in eval mode; every
-    submodule's mode is put back.
+    Biases, norms, activations and pooling are not counted. Runs the module once, in eval mode; every
+    submodule's mode is restored.
 
     Args:
-        module: Any module that takes ``images`` alone.
-        images: (1, C, H, W), or a batch whose cost is shared equally.
+        module: Any module that takes only ``images``.
+        images: (1, C, H, W), or a batch whose cost is divided by its size.
     """
     # slow to import
     from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -33,11 +33,11 @@ def multiply_adds(module: nn.Module, images: Tensor) -> int:
     learned = [each for each in module.parameters() if each.requires_grad]
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one fused operator, which the counter can't see into
-    # of a submodule's inputs that need gradients the counter wants their functions, which a parameter has not
+    # the counter needs the grad_fn of a submodule's inputs that require gradients; a parameter has none
     for each in learned:
         each.requires_grad_(False)
     try:
-        # likewise torch's fused attention on a CPU, which some versions' counter does not know
+        # likewise torch's fused CPU attention, unknown to the counter of some versions
         with still(module), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             module(images)
     finally:
@@ -51,13 +51,13 @@ def multiply_adds(module: nn.Module, images: Tensor) -> int:
 def timings(
     fn: Callable[[Tensor], object], images: Tensor, *, warmup: int = 3, repeats: int = 20
 ) -> list[float]:
-    """Seconds an image of each of several calls of ``fn(images)``, without gradients.
+    """Seconds per image of each of several calls of ``fn(images)``, without gradients.
 
     Args:
-        fn: What is timed; its result is dropped.
+        fn: Function to time; its result is dropped.
         images: (B, C, H, W) on the device where ``fn`` runs; the time of a call is divided by B.
-        warmup: Calls before the clock runs.
-        repeats: Calls timed, at least 1.
+        warmup: Untimed calls before.
+        repeats: Timed calls, at least 1.
     """
     seconds = []
     with torch.no_grad():
@@ -73,7 +73,7 @@ def timings(
 
 
 def synchronise(device: torch.device) -> None:
-    """Wait until a device has done all it was given."""
+    """Wait until a device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     elif device.type == "mps":
@@ -81,9 +81,9 @@ def synchronise(device: torch.device) -> None:
 
 
 def memory_format(network: nn.Module) -> torch.memory_format:
-    """The layout of a network's convolutions, which is the one it was trained in and is fast in."""
+    """Memory format of a network's convolutions: the one it was trained in and runs fastest in."""
     for weight in network.parameters():
-        # those of one input channel or of 1x1 pixels are contiguous in both
+        # weights with one input channel or a 1x1 kernel are contiguous in both formats
         last = weight.dim() == 4 and weight.is_contiguous(memory_format=torch.channels_last)
         if last and not weight.is_contiguous():
             return torch.channels_last

@@ -1,4 +1,4 @@
-"""How the ``config.json`` beside a student's weights describes its network, checked before one is built."""
+"""Description of a student's network in its ``config.json``, validated before the network is built."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 from gendd.config import check, from_dict, to_dict
 from gendd.config.checks import POSITIVE_INTEGER, Rule, at_most, check_section, or_null
 
-# more classes, channels or columns fit nowhere
+# more classes, channels or pixels would not fit in memory
 CLASSES = at_most(1_000_000, Rule(lambda value: value >= 0, "a non-negative integer"))
 WIDTH = at_most(65_536, POSITIVE_INTEGER)
 SIDE = at_most(16_384, POSITIVE_INTEGER)
@@ -43,7 +43,7 @@ class _Network:
 
 @dataclass
 class _Projector:
-    """Arguments of :func:`gendd.models.projector.project` beside the classes."""
+    """Arguments of :func:`gendd.models.projector.project` except the classes."""
 
     width: int
     hidden: int
@@ -64,10 +64,10 @@ class _Projected:
 
 
 def checked(values: Any) -> dict[str, Any]:
-    """The description of a network that a ``config.json`` holds, each value of its type.
+    """Validate the description of a network in a ``config.json`` and convert its values to their types.
 
     Raises:
-        UserError: a key is missing or unknown, or a value is of another type or out of range.
+        UserError: a key is missing or unknown, or a value has the wrong type or is out of range.
     """
     check(isinstance(values, dict), "backbone", "a section", values)
     described: dict[str, Any] = to_dict(from_dict({"backbone": values}, _Backbone))["backbone"]

@@ -1,4 +1,4 @@
-"""What is fetched over the network: whether it is there, and one line where it is not."""
+"""Downloads: reachability of hosts, and one-line errors for failed downloads."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gendd.errors import UserError, first_line
 
 
 def reachable(host: str) -> bool:
-    """Whether a host has an address here, or a proxy would know it."""
+    """Whether a host's name resolves, or a proxy is set, which may resolve it."""
     if getproxies():
         return True
     try:
@@ -24,7 +24,7 @@ def reachable(host: str) -> bool:
 
 @contextmanager
 def hub_or_cache() -> Iterator[str]:
-    """The Hugging Face Hub's host; without a connection, its cache alone instead of minutes of retries."""
+    """Yield the Hugging Face Hub's host; offline, only its cache is used, instead of minutes of retries."""
     from huggingface_hub import constants
 
     host = urlsplit(constants.ENDPOINT).hostname or constants.ENDPOINT
@@ -37,14 +37,14 @@ def hub_or_cache() -> Iterator[str]:
 
 
 def unreached(error: Exception, host: str) -> str:
-    """Why something did not come from ``host``, in one line without a full stop."""
+    """Reason why a download from ``host`` failed, in one line without a full stop."""
     if not reachable(host):
         return f"{host} can't be reached, and the cache has none"
     return first_line(error).rstrip(".")
 
 
 def unfetched(what: str, error: Exception, host: str, remedy: str) -> UserError:
-    """The error for something that was to come from ``host``, and neither did nor is in its cache."""
+    """Error for something that could not be downloaded from ``host`` and is not in its cache."""
     return UserError(
         f"{what} could not be fetched: {unreached(error, host)}. Check the connection, or {remedy}."
     )

@@ -1,4 +1,4 @@
-"""Where a network's feature is, found by running it once.
+"""Locate a network's feature by running it once.
 
 Shapes: B images, C channels, D feature width, K classes, N tokens.
 """
@@ -27,22 +27,22 @@ _SPELLED = re.compile(r"(.*?)(?:\[(\d+)\])?")
 
 
 class FeatureNetwork(Protocol):
-    """A network that tells its feature by itself; every timm model has these methods."""
+    """A network with methods to get its feature; every timm model has them."""
 
     def forward_features(self, x: Tensor, /) -> Tensor:
-        """Normalised images (B, C, H, W) -> whatever ``forward_head`` takes."""
+        """Normalised images (B, C, H, W) -> the input of ``forward_head``."""
 
     def forward_head(self, x: Tensor, /, pre_logits: bool = False) -> Tensor:
-        """-> logits (B, K), or the feature (B, D) that enters the classifier if ``pre_logits``."""
+        """-> logits (B, K), or the feature (B, D), the classifier's input, if ``pre_logits``."""
 
     def get_classifier(self) -> nn.Module:
         """The layer from feature to logits."""
 
 
 def fits(net: nn.Module, images: Tensor) -> bool:
-    """Whether a :class:`FeatureNetwork`'s classifier is one Linear layer that takes the feature itself.
+    """Whether a :class:`FeatureNetwork`'s classifier is one Linear layer directly on the feature.
 
-    A few timm networks put a norm between the two, or mix in a second head, which no shape shows.
+    A few timm networks have a norm between the two, or average in a second head, which shapes don't show.
     """
     network = cast(FeatureNetwork, net)
     classifier = network.get_classifier()
@@ -51,7 +51,7 @@ def fits(net: nn.Module, images: Tensor) -> bool:
     with still(net):
         maps = network.forward_features(images)
         feature = network.forward_head(maps, pre_logits=True)
-        # Bit for bit: an untrained BatchNorm between the two changes the logits by 5e-6 only.
+        # Exact equality: an untrained BatchNorm between the two changes the logits by only 5e-6.
         return feature.shape == (len(images), classifier.in_features) and torch.equal(
             classifier(feature), network.forward_head(maps)
         )
@@ -65,25 +65,25 @@ def find(
     classifier: bool = True,
     own: bool = False,
 ) -> Reading:
-    """How a network's feature is read.
+    """Find out how a network's feature is read.
 
     Args:
         net: Any network.
-        images: Normalised, of a size it takes.
-        name: What it is called.
-        feature: Dotted name of a Linear layer, whose input is the feature and which is the classifier; or
-            of any other module, whose output is: maps (B, C, H, W) averaged over H and W, tokens
-            (B, N, D) over N, or token ``n`` alone for ``NAME[n]``; the classifier is then the last
-            Linear layer if it takes just that. ``output`` is the network's own output. None: the input
-            of the Linear layer, or 1x1 convolution of one pixel, that gives the network's output; of two
-            whose outputs are averaged both inputs, one after the other, or the one they share.
-        classifier: Use the classifier. Without one and without ``feature``, a network that ends in no
+        images: Normalised images of a size that the network takes.
+        name: Name of the network for error messages.
+        feature: Dotted name of a Linear layer, which is the classifier and whose input is the feature; or
+            of any other module, whose output is the feature: maps (B, C, H, W) averaged over H and W, tokens
+            (B, N, D) averaged over N, or only token ``n`` for ``NAME[n]``; the classifier is then the last
+            Linear layer if that output is its input. ``output`` is the network's own output. None: the input
+            of the Linear layer, or of the 1x1 convolution on one pixel, that gives the network's output; if
+            the outputs of two layers are averaged, their concatenated inputs, or the input they share.
+        classifier: Use the classifier. If False and ``feature`` is None, a network that does not end in a
             Linear layer gives its output.
-        own: Whether the network may be added to: where no layer gives its output, the output is the feature
-            and a Linear layer :data:`ADDED`, the identity at first, the classifier.
+        own: Whether the network may be modified: if no layer gives its output, the output becomes the feature
+            and a Linear layer :data:`ADDED`, initialised to the identity, the classifier.
 
     Raises:
-        UserError: no such module, or nothing that is found fits.
+        UserError: no such module, or no feature is found.
     """
     with still(net):
         last = _last_layers(net, images)
@@ -114,7 +114,7 @@ def _found(
 
 
 def _last_map(net: nn.Module, images: Tensor, reading: Reading) -> str | None:
-    """The last module before the feature whose output is a map or tokens of more than one position."""
+    """Name of the last module before the feature whose output is a map, or tokens, of several positions."""
     made: list[str] = []
 
     def note(name: str, output: Any) -> None:
@@ -150,7 +150,7 @@ def _last_map(net: nn.Module, images: Tensor, reading: Reading) -> str | None:
 
 
 def _same(one: Tensor, other: Tensor) -> bool:
-    # pooling in another order rounds by 1e-7, an untrained norm in between changes by 5e-6
+    # another order of pooling changes the result by 1e-7, an untrained norm in between by 5e-6
     if one.shape != other.shape:
         return False
     return bool((one - other).abs().max() <= 1e-6 * other.abs().max())
@@ -172,7 +172,7 @@ def _module(net: nn.Module, name: str, feature: str) -> tuple[str, int | None]:
 
 
 def _tried(net: nn.Module, images: Tensor, name: str, reading: Reading) -> Reading:
-    """A reading that was tried; without the classifier's arithmetic where the network runs without it."""
+    """Check a reading by running it; skips the classifier's computation if the network runs without it."""
     where = reading.spelled or " and ".join(reading.modules)
     try:
         feature = View(net, reading)(images)
@@ -193,13 +193,13 @@ def _tried(net: nn.Module, images: Tensor, name: str, reading: Reading) -> Readi
     skipping = replace(reading, skips=True)
     try:
         skips = bool(reading.classifier) and torch.equal(View(net, skipping)(images), feature)
-    except Exception:  # what comes after the classifier may take nothing but its output
+    except Exception:  # code after the classifier may need its output
         skips = False
     return replace(reading, skips=skips, width=width)
 
 
 def _add_classifier(net: nn.Module, images: Tensor) -> Reading | None:
-    """A classifier for a network's logits, which are its feature; None where they are not (B, K)."""
+    """Add a classifier on a network's logits, which become its feature; None if they are not (B, K)."""
     logits = _logits(net(images))
     if logits is None or logits.dim() != 2:
         return None
@@ -211,9 +211,9 @@ def _add_classifier(net: nn.Module, images: Tensor) -> Reading | None:
 
 
 def _last_layers(net: nn.Module, images: Tensor) -> Reading | None:
-    """The affine layer whose output is the network's, or the two whose outputs' mean is.
+    """Find the affine layer whose output is the network's, or the two layers whose mean output is.
 
-    They are told by noise in the place of what they give, of which the network's output is then the mean.
+    Every candidate's output is replaced by noise: the network's output is then the noise of these layers.
     """
     output = _logits(net(images))
     if output is None:
@@ -226,7 +226,7 @@ def _last_layers(net: nn.Module, images: Tensor) -> Reading | None:
         if out.flatten(1).shape != output.flatten(1).shape:
             return None
         noise = torch.randn(out.shape, generator=draw).to(out)
-        # copied: what follows may work in place
+        # copied: later layers may work in place
         taken[name], marks[name] = inputs[0] if inputs else out, noise.flatten(1).clone()
         return noise
 
@@ -244,14 +244,14 @@ def _last_layers(net: nn.Module, images: Tensor) -> Reading | None:
         return None
     for names in chain(combinations(reversed(marks), 1), combinations(marks, 2)):
         if _same(torch.stack([marks[name] for name in names]).mean(0), marked.flatten(1)):
-            # one input is one tensor: two norms before it that are not trained yet give the same numbers
+            # compare identity, not values: two untrained norms before the layers give equal inputs
             apart = any(taken[name] is not taken[names[0]] for name in names)
             return Reading(names if apart else names[:1], True, names, False, 0)
     return None
 
 
 def _logits(output: Any) -> Tensor | None:
-    """What a network's output calls its logits; else its first tensor."""
+    """``logits`` of a network's output if it has that entry; else its first tensor."""
     found = output.get("logits") if isinstance(output, Mapping) else getattr(output, "logits", None)
     if isinstance(found, Tensor):
         return found
@@ -270,7 +270,7 @@ def _no_feature(net: nn.Module, images: Tensor, name: str) -> UserError:
 
 
 def _candidates(net: nn.Module, images: Tensor) -> str:
-    """The end of a sentence that names the last modules near the top that give something poolable."""
+    """Suggestion to append to an error: the last modules near the top level with a poolable output."""
     shapes: dict[str, str] = {}
 
     def note(name: str, output: Any) -> None:

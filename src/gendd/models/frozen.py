@@ -1,6 +1,6 @@
-"""A backbone that never changes.
+"""A frozen backbone.
 
-Shapes: B images, C channels, D feature width, K classes, E channels of the map.
+Shapes: B images, C channels, D feature width, K classes, E channels of the feature map.
 """
 
 from __future__ import annotations
@@ -17,21 +17,20 @@ from gendd.errors import first_line
 from gendd.models.backbone import Backbone
 from gendd.models.graphs import GraphedPasses
 
-# what can be asked: the feature and logits, its map too, the maps of its stages too
+# requested outputs: the feature and logits; also the last feature map; also the maps of the stages
 Asked = Literal["feature", "map", "stages"]
 
 
 class Frozen(nn.Module):
-    """A backbone that never changes: eval mode whatever ``train()`` is called, and no gradient.
+    """A frozen backbone: always in eval mode, even after ``train()``, and without gradients.
 
-    The backbone is frozen in place. Outputs are constants that may enter a graph. On CUDA a pass becomes a
-    CUDA graph once its shape has come three times.
+    The backbone is frozen in place. Its outputs are constants that may be used in an autograd graph. On
+    CUDA a forward pass is captured as a CUDA graph when its input shape is seen for the third time.
 
     Args:
-        backbone: What is frozen.
-        dtype: Type of its weights and arithmetic, see :meth:`Backbone.compute_in`; None: as they are.
-        compile: Compile the network at its first use; it runs uncompiled, with a warning, where that
-            fails.
+        backbone: The backbone to freeze.
+        dtype: Type of its weights and arithmetic, see :meth:`Backbone.compute_in`; None: unchanged.
+        compile: Compile the network at its first use; if that fails, it runs uncompiled, with a warning.
         graphs: Use CUDA graphs.
     """
 
@@ -49,13 +48,13 @@ class Frozen(nn.Module):
             backbone.compute_in(dtype)
         self.eval()
         self._passes = GraphedPasses(graphs)
-        # the view of a network that stays in eval mode stays good
+        # the view of a network that stays in eval mode stays valid
         self._compiled: Callable[[Tensor], Tensor] | None = None
         if compile:
             self._compiled = torch.compile(backbone._reader())
 
     def digest(self, *more: object) -> str:
-        """A digest of what the answers depend on: weights, settings, and what more is given."""
+        """Digest of everything the outputs depend on: weights, settings, and further values if given."""
         backbone = self.backbone
         settings = sorted(backbone.config().items(), key=str)
         made_of = (settings, backbone.image_size, str(backbone._dtype), *more)
@@ -66,13 +65,13 @@ class Frozen(nn.Module):
         return content.hexdigest()
 
     def train(self, mode: bool = True) -> Frozen:
-        """Keeps eval mode, so that no BatchNorm statistic moves."""
+        """Keep eval mode, so that no BatchNorm statistics change."""
         del mode
         super().train(False)
         return self
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Frozen:
-        # it never changes: copies of what it teaches share it
+        # immutable: copies of the methods that use it share it
         return self
 
     @property
@@ -82,7 +81,7 @@ class Frozen(nn.Module):
 
     @property
     def classifier(self) -> nn.Linear:
-        """The frozen layer from feature (B, D) to logits (B, K); raises as :attr:`Backbone.classifier`."""
+        """The frozen layer from feature (B, D) to logits (B, K); raises like :attr:`Backbone.classifier`."""
         return self.backbone.classifier
 
     @property
@@ -96,8 +95,8 @@ class Frozen(nn.Module):
         return self.backbone.num_classes
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, C, H, W) in [0, 1] -> constants (feature (B, D), logits (B, K))."""
-        # Not inference_mode: its tensors can't be saved for a backward pass.
+        """Images (B, C, H, W) in [0, 1] -> (feature (B, D), logits (B, K)), detached."""
+        # not inference_mode, whose tensors can't be saved for a backward pass
         with torch.no_grad():
             if self._compiled is None:
                 found: tuple[Tensor, Tensor] = self._passes("feature", self.backbone, images)
@@ -111,16 +110,16 @@ class Frozen(nn.Module):
 
     @property
     def has_map(self) -> bool:
-        """As :attr:`Backbone.has_map`."""
+        """See :attr:`Backbone.has_map`."""
         return self.backbone.has_map
 
     @property
     def map_dim(self) -> int:
-        """As :attr:`Backbone.map_dim`."""
+        """See :attr:`Backbone.map_dim`."""
         return self.backbone.map_dim
 
     def with_stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
-        """As :meth:`with_map`, and the maps of finer grids, as :meth:`Backbone.with_stages`."""
+        """Like :meth:`with_map`, followed by the finer feature maps of :meth:`Backbone.with_stages`."""
 
         def look(images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
             feature, found, stages = self.backbone.with_stages(images)
@@ -130,7 +129,7 @@ class Frozen(nn.Module):
             return self._passes("stages", look, images)
 
     def with_map(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Images (B, C, H, W) in [0, 1] -> constants: feature (B, D), logits (B, K), map (B, E, h, w)."""
+        """Images (B, C, H, W) in [0, 1] -> (feature (B, D), logits (B, K), map (B, E, h, w)), detached."""
 
         def look(images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
             feature, found = self.backbone.with_map(images)
@@ -143,8 +142,8 @@ class Frozen(nn.Module):
         if self._compiled is not None:
             try:
                 return self.backbone._as_feature(self._compiled(x))
-            except Exception as error:  # of the compiler, of which there may be none
-                feature = self.backbone.read(x)  # the network's own are raised here
+            except Exception as error:  # from the compiler, which may be missing
+                feature = self.backbone.read(x)  # raises the network's own errors
                 reason = first_line(error)
                 warnings.warn(f"{self.backbone.name}: not compiled ({reason})", stacklevel=2)
                 self._compiled = None
@@ -153,5 +152,5 @@ class Frozen(nn.Module):
 
 
 def bytes_of(tensor: Tensor) -> Any:
-    """What a tensor of any type holds."""
+    """Raw bytes of a tensor of any type."""
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()

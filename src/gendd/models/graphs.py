@@ -1,4 +1,4 @@
-"""Passes of a network that never changes as CUDA graphs: one launch in the place of hundreds.
+"""Forward passes of a frozen network as CUDA graphs: one launch instead of hundreds.
 
 Launching the kernels of a small network one by one takes longer than running them.
 """
@@ -13,9 +13,9 @@ from torch import Tensor
 
 Outputs = TypeVar("Outputs")
 
-# passes on images of one shape before they are captured: odd shapes come once an epoch
+# passes with one input shape before it is captured: odd shapes occur once per epoch
 _AFTER = 3
-# each keeps the memory of its pass
+# maximum number of graphs; each keeps the memory of its pass
 _MOST = 4
 
 
@@ -26,13 +26,13 @@ class _Captured(NamedTuple):
 
 
 class GraphedPasses:
-    """Runs functions of images on a CUDA device from graphs; on others, as they are.
+    """Run functions of images as CUDA graphs; on other devices, call them directly.
 
-    A function is captured when images of a shape come for the third time, and stays as it is where it can't
-    be captured. It must depend on nothing but the images and the values of tensors that stay where they are.
+    A function is captured when images of a shape are seen for the third time, and is called directly if it
+    can't be captured. It must depend only on the images and on tensors that stay at the same address.
 
     Args:
-        enabled: False: run everything as it is.
+        enabled: False: always call functions directly.
     """
 
     def __init__(self, enabled: bool = True) -> None:
@@ -41,12 +41,12 @@ class GraphedPasses:
         self._refused = not enabled
 
     def clear(self) -> None:
-        """Forget what was captured: tensors have moved."""
+        """Drop all captured graphs, as tensors have moved."""
         self._captured.clear()
         self._met.clear()
 
     def __call__(self, name: str, function: Callable[[Tensor], Outputs], images: Tensor) -> Outputs:
-        """What ``function``, known by its name, gives of the images: tensors, also in lists and tuples."""
+        """Return ``function(images)``: tensors or nested lists of them; ``name`` identifies the function."""
         if images.device.type != "cuda" or self._refused or torch.cuda.is_current_stream_capturing():
             return function(images)
         key = (
@@ -64,7 +64,7 @@ class GraphedPasses:
                 return function(images)
             try:
                 captured = self._captured[key] = self._capture(function, images)
-            except RuntimeError:  # what waits for the device, or fills its memory
+            except RuntimeError:  # the function synchronises with the device or exhausts its memory
                 self._refused = True
                 self.clear()
                 return function(images)
@@ -75,7 +75,7 @@ class GraphedPasses:
 
     def _capture(self, function: Callable[[Tensor], Any], images: Tensor) -> _Captured:
         static = torch.empty_like(images).copy_(images)
-        # libraries set themselves up in a pass that is not captured
+        # libraries initialise in a warm-up pass that is not captured
         side = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(images.device))
         with torch.cuda.stream(side):
@@ -90,7 +90,7 @@ class GraphedPasses:
 
 
 def _copied(outputs: Any) -> Any:
-    """Copies of tensors that the next replay overwrites."""
+    """Copy output tensors, which the next replay overwrites."""
     if isinstance(outputs, Tensor):
         return outputs.clone()
     if isinstance(outputs, (list, tuple)):

@@ -1,6 +1,6 @@
-"""Image classifiers of transformers, ``hf/ID`` or ``hf/`` and the path of a local folder.
+"""Image classifiers of transformers: ``hf/ID``, or ``hf/`` followed by the path of a local folder.
 
-transformers is an optional package, imported at first use.
+transformers is an optional dependency, imported at first use.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from gendd.models.network import (
 )
 
 _PREPROCESSOR = "preprocessor_config.json"
-# Of a configuration saved with a student: what it says of classes and of who wrote it is of no use.
+# keys not saved with a student's configuration: class names and provenance
 _UNSAVED = ("id2label", "label2id", "transformers_version", "_name_or_path", "dtype", "torch_dtype")
 
 
 def create(source: str, wanted: Wanted) -> Network:
-    """Build a model of the Hub or of a local folder.
+    """Build a model from the Hub or from a local folder.
 
     Args:
         source: An id, or the path of a folder (``/…``, ``./…`` or ``~/…``).
-        wanted: What is asked of it. Pretrained it keeps its channels; else it is built from its
-            configuration, with those of the images, or from ``wanted.config`` where that is given.
+        wanted: Requirements. A pretrained model keeps its channels; otherwise it is built from its
+            configuration, or from ``wanted.config`` if given, with the channels of the images.
 
     Raises:
         UserError: transformers isn't installed, there is no image classifier at ``source``, its weights
@@ -62,7 +62,7 @@ def create(source: str, wanted: Wanted) -> Network:
             net, classes = _built(transformers, source, wanted, name)
         except UserError:
             raise
-        except Exception as error:  # no network, no such id, not a model of images, a package that it needs
+        except Exception as error:  # no connection, no such id, not an image model, a missing dependency
             if wanted.pretrained and not local:
                 raise without_weights(name, error, host) from error
             if wanted.config is None and not local:
@@ -87,7 +87,7 @@ def create(source: str, wanted: Wanted) -> Network:
 
 
 def _built(transformers: Any, source: str, wanted: Wanted, name: str) -> tuple[Any, int]:
-    """The network, ready to train, and how many classes its own classifier has."""
+    """Build the network, in training mode; also return the number of classes of its own classifier."""
     auto = transformers.AutoModelForImageClassification
     if wanted.pretrained:
         net, found = auto.from_pretrained(source, output_loading_info=True, trust_remote_code=False)
@@ -95,7 +95,7 @@ def _built(transformers: Any, source: str, wanted: Wanted, name: str) -> tuple[A
     config = _config(transformers, source, wanted)
     classes = config.num_labels
     config.num_labels = wanted.num_classes
-    # they choose between the heads of an architecture that has several
+    # selects the head of an architecture that has several
     config.architectures = config.architectures or []
     if hasattr(config, "num_channels"):
         config.num_channels = wanted.channels or wanted.in_channels
@@ -116,7 +116,7 @@ def _described(net: nn.Module) -> dict[str, Any]:
 
 
 def _classes(net: nn.Module, found: dict[str, Any], name: str) -> int:
-    """Classes of the pretrained classifier; 0 where the weights are those of a network without one."""
+    """Number of classes of the pretrained classifier; 0 if the weights have no classifier."""
     missing = sorted(found["missing_keys"])
     heads = ("classifier", "cls_classifier", "distillation_classifier", "head", "fc")
     lacking = [key for key in missing if key.split(".")[0] not in heads]
@@ -130,7 +130,7 @@ def _classes(net: nn.Module, found: dict[str, Any], name: str) -> int:
 
 
 def _input(source: str, name: str, wanted: Wanted) -> tuple[list[float], list[float], int | None]:
-    """Mean, standard deviation and side of its preprocessor's configuration, for images in [0, 1]."""
+    """Mean, standard deviation and image side from the preprocessor's configuration, for images in [0, 1]."""
     file = None if wanted.config is not None else _preprocessor(source)
     if file is None:
         return [DEFAULT_MEAN], [DEFAULT_STD], None
@@ -144,7 +144,7 @@ def _input(source: str, name: str, wanted: Wanted) -> tuple[list[float], list[fl
             f"{name}: expected a model of RGB images, got one of BGR, which its weights were trained on; "
             "choose another model."
         )
-    # what it is scaled by, where images in [0, 1] stand for bytes
+    # scale of the preprocessor's output relative to images in [0, 1]
     scale = 255 * found.get("rescale_factor", 1 / 255) if found.get("do_rescale", True) else 255
     mean, std = [0.0], [1.0]
     if found.get("do_normalize", "image_mean" in found):
@@ -164,5 +164,5 @@ def _preprocessor(source: str) -> Path | None:
 
     try:
         return Path(hf_hub_download(source, _PREPROCESSOR))
-    except Exception:  # it has none, or is out of reach, which the model itself has told by then
+    except Exception:  # it has none, or the Hub is unreachable, which loading the model reports
         return None

@@ -1,4 +1,4 @@
-"""Images as a network takes them: their channels and normalisation.
+"""Checks and conversion of a network's input images: channels and normalisation.
 
 Shapes: B images, C channels, H x W pixels.
 """
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from gendd.errors import UserError
 
-# ITU-R BT.601, as image libraries turn RGB to grey
+# ITU-R BT.601, as image libraries convert RGB to grey
 _LUMA = (0.299, 0.587, 0.114)
 
 
 def check_normalisation(
     name: str, in_channels: int, channels: int, mean: Sequence[float], std: Sequence[float]
 ) -> None:
-    """Raise :class:`UserError` where images of ``in_channels`` can't become a network's input so."""
+    """Raise :class:`UserError` if images of ``in_channels`` can't be converted and normalised like this."""
     if channels != in_channels and {channels, in_channels} != {1, 3}:
         raise UserError(
             f"channels: expected {in_channels}, as the images have, for {name}, got {channels}; "
@@ -36,7 +36,7 @@ def check_normalisation(
 
 
 def check_images(images: Any, channels: int, name: str) -> None:
-    """Raise :class:`UserError` where something is not floating-point images (B, C, H, W)."""
+    """Raise :class:`UserError` if ``images`` are not floating-point images (B, C, H, W)."""
     if not isinstance(images, Tensor):
         raise UserError(f"{name}: expected a torch.Tensor of images, got {type(images).__name__}; make one.")
     if images.dim() != 4 or images.shape[1] != channels or not images.is_floating_point():
@@ -52,7 +52,7 @@ def check_images(images: Any, channels: int, name: str) -> None:
 
 
 def as_channels(images: Tensor, channels: int) -> Tensor:
-    """Images of three channels as their luma, where fewer are wanted."""
+    """Convert RGB images to their luma if fewer channels are needed."""
     if channels < images.shape[1]:
         return (images * images.new_tensor(_LUMA).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
     return images

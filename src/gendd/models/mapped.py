@@ -1,4 +1,4 @@
-"""Maps of a network beside its feature.
+"""Feature maps of a network.
 
 Shapes: B images, C channels, D feature width, E channels of a map of h x w positions.
 """
@@ -19,7 +19,7 @@ from gendd.models.view import Reading, View, tapped
 
 
 class Mapped(nn.Module):
-    """The part of :class:`gendd.models.Backbone` that is of maps."""
+    """The part of :class:`gendd.models.Backbone` concerned with feature maps."""
 
     net: nn.Module
     reading: Reading | None
@@ -43,12 +43,12 @@ class Mapped(nn.Module):
     def with_map(self, images: Tensor) -> tuple[Tensor, Tensor | None]:
         """Images (B, C, H, W) in [0, 1] -> feature (B, D) and the map (B, E, h, w) that it is pooled from.
 
-        Patch tokens are a map too. None of a network without one. Raises as :meth:`features`.
+        Patch tokens count as a map; it is None for a network without one. Raises like :meth:`features`.
         """
         return self.read_with_map(self.prepare(images))
 
     def read_with_map(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The network's input, as :meth:`prepare` gives it -> as :meth:`with_map`."""
+        """Like :meth:`with_map`, but for the network's input, as returned by :meth:`prepare`."""
         if self.reading is not None:
             view = View(self.net, self.reading, with_map=True)
             feature, found = view(x), view.map
@@ -57,7 +57,7 @@ class Mapped(nn.Module):
             maps = net.forward_features(x)
             feature = net.forward_head(maps, pre_logits=True)
             last = getattr(net, "output_fmt", "NCHW") == "NHWC"
-            # of several branches there is no one map
+            # a network of several branches has no single map
             single = isinstance(maps, Tensor)
             found = as_map(maps, getattr(net, "num_prefix_tokens", None), last) if single else None
         if found is not None:
@@ -65,17 +65,16 @@ class Mapped(nn.Module):
         return self._as_feature(feature), found
 
     def with_stages(self, images: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor]]:
-        """As :meth:`with_map`, and the last map (B, E, h, w) of each coarser grid on the way to it.
+        """Like :meth:`with_map`, followed by the last map (B, E, h, w) of each finer grid before it.
 
-        The finest comes first, and the grid of the map itself is left out. A network that keeps one grid, as
-        plain vision transformers do, has none.
+        The finest comes first. A network with a single grid, such as a plain vision transformer, has none.
         """
         taken: dict[str, Tensor] = {}
         feature, found = self._tapped(taken).with_map(images)
         return feature, found, [self._as_feature(taken[name]) for name in self._stages()]
 
     def _tapped(self, taken: dict[str, Tensor]) -> Self:
-        """This one, sharing everything, which puts the maps of its stages into a dictionary."""
+        """A view of this network, sharing everything, that stores the maps of its stages in ``taken``."""
         return self._around(tapped(self.net, self._stages(), taken.__setitem__))
 
     def _stages(self) -> list[str]:
@@ -87,7 +86,7 @@ class Mapped(nn.Module):
 
     @property
     def stage_dims(self) -> list[int]:
-        """The channels of the maps that :meth:`with_stages` adds."""
+        """Channels of the additional maps of :meth:`with_stages`."""
         if self._stage_dims is None:
             taken: dict[str, Tensor] = {}
             self._tapped(taken).on_noise()
@@ -96,9 +95,9 @@ class Mapped(nn.Module):
 
     @property
     def map_shape(self) -> tuple[int, int, int] | None:
-        """(E, h, w) of the map of an image of the network's own size; None without a map.
+        """(E, h, w) of the map for an image of the network's own size; None without a map.
 
-        The network is run once to see it; of a network of any size on 32 pixels a side, or 224.
+        Measured by running the network once; if it takes any size, on images of 32 or 224 pixels per side.
         """
         if self._map_shape == "unknown":
             found = self.on_noise()[1]
@@ -108,7 +107,7 @@ class Mapped(nn.Module):
         return self._map_shape
 
     def on_noise(self) -> tuple[Tensor, Tensor | None]:
-        """What :meth:`with_map` gives of images of noise, in eval mode, of a size that makes a map if any."""
+        """Output of :meth:`with_map` for noise, in eval mode, at an image size that gives a map, if any."""
         last: tuple[Tensor, Tensor | None] | None = None
         for size in self._sizes():
             with still(self.net):
@@ -122,23 +121,23 @@ class Mapped(nn.Module):
         return last if last is not None else (self.mean.new_zeros(1, self._feature_dim), None)
 
     def expect(self, size: tuple[int, int]) -> Self:
-        """Be told of the size (H, W) that images come in: maps and costs are then those of that size."""
+        """Set the image size (H, W) at which maps and costs are measured."""
         self.noise_size, self._map_shape = size, "unknown"
         self._stage_names = self._stage_dims = None
         return self
 
     def noise_cost(self) -> int:
-        """Multiply-adds of one image of the size of :meth:`on_noise`."""
+        """Multiply-adds for one image of the size used by :meth:`on_noise`."""
         self.on_noise()
         for size in dict.fromkeys([*self._sizes(), (32, 32), (224, 224)]):
             try:
                 return multiply_adds(self.net, sample_images(self.net, self.channels, size)[:1])
-            except Exception:  # too small for the network, or not its size
+            except Exception:  # too small for the network, or not the size it takes
                 continue
         return 0
 
     def _sizes(self) -> list[tuple[int, int]]:
-        """Sizes of images that are tried, that which gave a map alone once it is known."""
+        """Image sizes to try; once known, only the one that gave a map."""
         known = self.image_size or self.noise_size
         return [known] if known is not None else [(32, 32), (224, 224)]
 

@@ -1,4 +1,4 @@
-"""Maps of a network: what comes before its feature is pooled, and where in it they are.
+"""Feature maps of a network: conversion, pooling, and the modules that give them.
 
 Shapes: B images, D or E channels, h x w positions, N tokens.
 """
@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 
 def first_tensor(output: Any) -> Tensor:
-    """The tensor of a module's output, or the first one of a tuple or mapping."""
+    """Return a module's output tensor, or the first tensor of a tuple or mapping."""
     values = output.values() if isinstance(output, Mapping) else output
     if isinstance(values, Tensor):
         return values
@@ -22,11 +22,11 @@ def first_tensor(output: Any) -> Tensor:
 
 
 def as_map(output: Tensor, prefix: int | None = None, channels_last: bool = False) -> Tensor | None:
-    """What comes before pooling as a map (B, D, h, w); None of a vector.
+    """Convert a module's output before pooling to a map (B, D, h, w); None for a vector.
 
     Args:
         output: (B, D, h, w), or tokens (B, N, D).
-        prefix: Tokens in front that are of no position; None: so many that the others form a square.
+        prefix: Number of leading tokens without a position; None: as many as leave a square of tokens.
         channels_last: Whether a map is (B, h, w, D).
     """
     if output.dim() == 3:
@@ -43,7 +43,7 @@ def as_map(output: Tensor, prefix: int | None = None, channels_last: bool = Fals
 
 
 def has_positions(found: Tensor | None) -> bool:
-    """Whether there is a map (B, D, h, w) of more than one position."""
+    """Whether ``found`` is a map (B, D, h, w) of more than one position."""
     return found is not None and found.shape[-1] * found.shape[-2] > 1
 
 
@@ -58,15 +58,15 @@ def pooled(output: Tensor, token: int | None) -> Tensor:
 
 
 def stage_names(net: nn.Module, run: Callable[[], Tensor], size: tuple[int, int]) -> list[str]:
-    """The modules that give the last map of each grid finer than the final one, the finest grid first.
+    """Names of the modules that give the last map of each grid finer than the final one, finest first.
 
-    Of the modules of one grid the last of those that lie least deep is taken: a stage's output, not what a
-    block of the next stage makes of it first.
+    Among the modules of one grid, the last of the least deeply nested ones is taken: the output of a stage,
+    not of the first layers of the next stage's block.
 
     Args:
         net: The network.
-        run: Runs it once on images of one size and gives the final map (B, E, h, w).
-        size: (H, W) of the images, of which a map's grid is a whole part.
+        run: Runs it once on images of one size and returns the final map (B, E, h, w).
+        size: (H, W) of the images, used to tell maps from other 4-d outputs.
     """
     seen: dict[tuple[int, int], tuple[int, str]] = {}
 
@@ -74,7 +74,7 @@ def stage_names(net: nn.Module, run: Callable[[], Tensor], size: tuple[int, int]
         if not isinstance(output, Tensor) or output.dim() != 4:
             return
         grid, depth = (output.shape[2], output.shape[3]), name.count(".")
-        # attention weights of as many queries as keys are no map, nor are channels that come last
+        # excludes attention weights (queries x keys) and channels-last outputs
         steps = [-(-side // max(1, round(side / cells))) for side, cells in zip(size, grid, strict=True)]
         if steps == list(grid) and depth <= seen.get(grid, (depth, ""))[0]:
             seen[grid] = depth, name

@@ -1,4 +1,4 @@
-"""Networks of the user's own: from a function in a Python file, or a module made in Python."""
+"""The user's own networks: from a function in a Python file, or a module made in Python."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _METHODS = ("forward_features", "forward_head", "get_classifier")
 
 
 def create(name: str, wanted: Wanted) -> Network:
-    """Build what a function in a Python file returns.
+    """Build the network returned by a function in a Python file.
 
     Args:
         name: ``path/to/file.py:factory``; the function may take any of ``num_classes``, ``in_channels``
             and ``pretrained``. It may be a class.
-        wanted: What is asked of it. A function without ``in_channels`` decides on the channels itself.
+        wanted: Requirements. A function without ``in_channels`` chooses the channels itself.
 
     Raises:
         UserError: no such file or function, it fails or returns no module, or the feature isn't found.
@@ -54,7 +54,7 @@ def create(name: str, wanted: Wanted) -> Network:
 
 
 def digest(name: str) -> str | None:
-    """What tells the content of a name's file from another's; None for a name without a file."""
+    """Digest of the Python file in a network's name; None for a name without a file."""
     if not is_python_name(name):
         return None
     return hashlib.sha256(_path(name).read_bytes()).hexdigest()
@@ -71,29 +71,29 @@ def wrap(
     input_size: int | None = None,
     channels: int | None = None,
 ) -> Backbone:
-    """Any network as a :class:`Backbone`, which shares it.
+    """Wrap any network as a :class:`Backbone`, which shares the module.
 
-    The network is run on noise to see what images it takes and where its feature is.
+    The network is run on noise to find out which images it takes and where its feature is.
 
     Args:
-        module: Takes normalised images (B, C, H, W) and gives logits (B, K), alone, as ``.logits``, or
-            first in a tuple; or gives an embedding.
-        feature: Dotted name of a Linear layer, whose input is the feature and which is the classifier;
-            or of any other module, whose output is: maps (B, C, H, W) averaged over H and W, tokens
-            (B, N, D) over N, or token ``n`` alone for ``NAME[n]``; ``output`` is the network's own
-            output. None: the input of the Linear layer, or of the 1x1 convolution of one pixel, that gives
-            the network's output, or of the two whose outputs' mean it is.
+        module: Takes normalised images (B, C, H, W) and returns logits (B, K), as a tensor, as ``.logits``,
+            or first in a tuple; or returns an embedding.
+        feature: Dotted name of a Linear layer, which is the classifier and whose input is the feature; or
+            of any other module, whose output is the feature: maps (B, C, H, W) averaged over H and W, tokens
+            (B, N, D) averaged over N, or only token ``n`` for ``NAME[n]``; ``output`` is the network's own
+            output. None: the input of the Linear layer, or of the 1x1 convolution on one pixel, that gives
+            the network's output, or of the two layers whose outputs are averaged to it.
         classifier: Use the classifier; False makes it an embedding network.
-        mean: Numbers subtracted from images in [0, 1], one for each of the network's channels; None:
-            those of a timm network's ``pretrained_cfg``, else 0.
-        std: Numbers they are divided by; None: likewise, else 1.
+        mean: Mean subtracted from images in [0, 1], one number per channel of the network; None: that of a
+            timm network's ``pretrained_cfg``, else 0.
+        std: Standard deviation they are divided by; None: likewise, else 1.
         in_channels: Channels of the images.
-        input_size: Side in pixels that images are resized to; None: as they come, or the size that the
-            network takes alone.
-        channels: The network's channels; None: tried, those of the images first.
+        input_size: Side in pixels that images are resized to; None: no resizing, or the only size that the
+            network takes.
+        channels: Input channels of the network; None: found by trying, those of the images first.
 
     Raises:
-        UserError: it takes no images that were tried, or its feature isn't found.
+        UserError: it takes none of the image shapes that were tried, or its feature isn't found.
     """
     if isinstance(module, Frozen):
         return module.backbone
@@ -113,7 +113,7 @@ def wrap(
 
 
 def _look_at(net: nn.Module, name: str, wanted: Wanted, channels: Sequence[int], own: bool) -> Network:
-    """What is known of a network, by its own word where it has timm's methods."""
+    """Inspect a network; one with timm's methods is asked for its feature directly."""
     channels = [
         each
         for each in dict.fromkeys(channels)
@@ -135,7 +135,7 @@ def _path(name: str) -> Path:
 
 
 def _taken(factory: Callable[..., Any], given: dict[str, Any], name: str) -> dict[str, Any]:
-    """The arguments that a function takes of those given."""
+    """Select the given arguments that a function takes."""
     parameters = inspect.signature(factory).parameters.values()
     if any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters):
         return given

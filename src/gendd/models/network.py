@@ -1,4 +1,4 @@
-"""What is asked of a network and what is known of it once it is built, whatever library it is from."""
+"""Requirements on a network and its properties once built, independent of its library."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ DEFAULT_STD = 0.25
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked of a network; see :func:`gendd.models.create_backbone`."""
+    """Requirements on a network; see :func:`gendd.models.create_backbone`."""
 
     num_classes: int
     in_channels: int
@@ -36,7 +36,7 @@ class Wanted:
 
 @dataclass
 class Network:
-    """A network with what is known of it, each as :class:`gendd.models.Backbone` takes it."""
+    """A network and its properties, as :class:`gendd.models.Backbone` takes them."""
 
     net: nn.Module
     channels: int
@@ -53,7 +53,7 @@ class Network:
     def backbone(
         self, name: str, in_channels: int, mean: Sequence[float] | None, std: Sequence[float] | None
     ) -> Backbone:
-        """The network behind the normalisation that is given, else its own."""
+        """Wrap the network with the given normalisation, else its own."""
         return Backbone(
             self.net,
             name=name,
@@ -72,14 +72,14 @@ class Network:
 
 
 def per_channel(values: Sequence[float], channels: int) -> list[float]:
-    """Numbers of a normalisation for another number of channels: their average, for each."""
+    """Normalisation values for ``channels`` channels; if their number differs, their average for each."""
     if len(values) == channels:
         return list(values)
     return [sum(values) / len(values)] * channels
 
 
 def square(side: int | None) -> tuple[int, int] | None:
-    """(H, W) of a side in pixels."""
+    """(H, W) of a square with the given side; None without one."""
     return None if side is None else (side, side)
 
 
@@ -95,22 +95,22 @@ def assemble(
     pretrained_classes: int | None = None,
     own: bool = True,
 ) -> Network:
-    """Look at a network by running it: its channels, its size if it takes one only, and its feature.
+    """Inspect a network by running it: its channels, its image size if it takes only one, and its feature.
 
     Args:
-        net: Any network; it may end in another number of classes than is asked for.
-        name: What it is called.
-        wanted: What is asked of it.
-        channels: Its numbers of channels that come into question, the likeliest first.
-        side: A side in pixels that it takes, if one is known.
-        mean: Its normalisation.
-        std: Its normalisation.
+        net: Any network; its number of classes may differ from the one wanted.
+        name: Its name.
+        wanted: Requirements.
+        channels: Candidate numbers of input channels, the likeliest first.
+        side: An image side in pixels that it takes, if one is known.
+        mean: Mean of its normalisation.
+        std: Standard deviation of its normalisation.
         pretrained_classes: See :class:`gendd.models.Backbone`.
-        own: Whether the network was built here and its classifier may be replaced: by a random one where
-            the classes differ, by none where none is asked for.
+        own: Whether the network was built here and its classifier may be replaced by a random one if the
+            classes differ, or removed if none is wanted.
 
     Raises:
-        UserError: it takes no images that were tried, or its feature isn't found.
+        UserError: it takes none of the image shapes that were tried, or its feature isn't found.
     """
     if wanted.channels is not None:
         channels = (wanted.channels,)
@@ -144,7 +144,7 @@ _AS_FILE = "as a file (--teacher.weights or --student.weights FILE, in Python we
 
 
 def unbuilt(library: str, name: str, error: Exception, end: str = "", pretrained: bool = False) -> UserError:
-    """The error for what a library raised instead of building a network from what is on this machine."""
+    """Error for a library that failed to build a network from local files."""
     remedy = "choose another network"
     if pretrained:
         remedy = f"leave pretrained out, give weights {_AS_FILE}, or {remedy}"
@@ -152,5 +152,5 @@ def unbuilt(library: str, name: str, error: Exception, end: str = "", pretrained
 
 
 def without_weights(name: str, error: Exception, host: str) -> UserError:
-    """The error for what a library raised instead of building a network with its pretrained weights."""
+    """Error for a library that failed to load a network's pretrained weights."""
     return unfetched(f"Pretrained weights of {name}", error, host, f"give them {_AS_FILE}")

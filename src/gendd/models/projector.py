@@ -1,4 +1,4 @@
-"""A student network with a convolutional projector of its last map to the teacher's width.
+"""A student network with a convolutional projector from its last feature map to the teacher's width.
 
 Shapes: B images · E channels of the network's map · D of the projected map · K classes.
 """
@@ -22,8 +22,8 @@ class Projector(nn.Module):
         channels: E.
         width: D.
         hidden: Channels between the convolutions.
-        rectified: End in a BatchNorm and a ReLU, for targets that are not negative; else the last convolution
-            has a bias and nothing follows, so that it can be done after pooling.
+        rectified: End in BatchNorm and ReLU, for non-negative targets; else the last convolution has a bias
+            and nothing follows it, so that it can be applied after pooling.
     """
 
     def __init__(self, channels: int, width: int, hidden: int, rectified: bool = True) -> None:
@@ -36,7 +36,7 @@ class Projector(nn.Module):
         self.expand_norm = nn.BatchNorm2d(width) if rectified else None
 
     def hidden(self, x: Tensor) -> Tensor:
-        """What the last convolution takes, (B, hidden, h, w)."""
+        """Input of the last convolution, (B, hidden, h, w)."""
         x = F.relu(self.reduce_norm(self.reduce(x)))
         return F.relu(self.spread_norm(self.spread(x)))
 
@@ -46,7 +46,7 @@ class Projector(nn.Module):
 
 
 class Projected(nn.Module):
-    """A network behind whose map is a projector; its feature (B, D) is the mean of the projected map.
+    """A network followed by a projector of its map; its feature (B, D) is the mean of the projected map.
 
     Args:
         body: The network, without a classifier.
@@ -70,8 +70,8 @@ class Projected(nn.Module):
     def forward_features(self, x: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) -> the projected map (B, D, h, w).
 
-        Of a projector that ends linearly it is the map before its last convolution, (B, hidden, h, w):
-        that one costs less after pooling (see :meth:`expanded`).
+        For a projector that is not rectified, it is the map before the last convolution, (B, hidden, h, w):
+        that convolution is cheaper after pooling (see :meth:`expanded`).
         """
         found = self.body_map(x)
         rectified = self.projector.expand_norm is not None
@@ -79,12 +79,12 @@ class Projected(nn.Module):
         return projected
 
     def expanded(self, x: Tensor) -> Tensor:
-        """What :meth:`forward_features` gives, or its mean (B, …, 1, 1) -> the projected map (B, D, h, w)."""
+        """Output of :meth:`forward_features`, or its mean (B, …, 1, 1) -> projected map (B, D, h, w)."""
         projected: Tensor = x if self.projector.expand_norm is not None else self.projector.expand(x)
         return projected
 
     def forward_head(self, x: Tensor, pre_logits: bool = False) -> Tensor:
-        """What :meth:`forward_features` gives -> logits (B, K), or the feature (B, D) if ``pre_logits``."""
+        """Output of :meth:`forward_features` -> logits (B, K), or the feature (B, D) if ``pre_logits``."""
         x = self.expanded(F.adaptive_avg_pool2d(x, 1)).flatten(1)
         return x if pre_logits else self.fc(x)
 
@@ -97,12 +97,12 @@ class Projected(nn.Module):
 
 
 def project(backbone: Backbone, width: int, hidden: int, classes: int, rectified: bool = True) -> Backbone:
-    """A network whose feature (B, D) is the mean of its projected map; it shares the network.
+    """Add a projector to a network, whose feature (B, D) becomes the mean of the projected map.
 
-    One that has a projector already gets another in its place.
+    The network is shared. An existing projector is replaced.
 
     Args:
-        backbone: The network, whose own classifier has no part in it.
+        backbone: The network; its own classifier is not used.
         width: D.
         hidden: Channels between the projector's convolutions.
         classes: K of the new classifier, which is random.
@@ -139,14 +139,14 @@ def project(backbone: Backbone, width: int, hidden: int, classes: int, rectified
 
 
 def unprojected(backbone: Backbone) -> Backbone:
-    """The network in front of a projector; any other as it is."""
+    """Return a network without its projector; a network without one unchanged."""
     return backbone.net.body if isinstance(backbone.net, Projected) else backbone
 
 
 def projector_width(backbone: Backbone, width: int) -> int:
-    """Channels between a projector's convolutions: half the width D, or less where that would cost much.
+    """Default for a projector's hidden channels: half the width D, or less if that is too expensive.
 
-    Much is more than a quarter of the network's multiply-adds.
+    Too expensive is more than a quarter of the network's multiply-adds.
     """
     shape = backbone.map_shape
     assert shape is not None
@@ -159,7 +159,7 @@ def projector_width(backbone: Backbone, width: int) -> int:
 
 
 def one_grid(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
-    """Two maps (B, E, h, w) and (B, D, H, W), each pooled to the smaller of the heights and widths."""
+    """Pool two maps (B, E, h, w) and (B, D, H, W) to the smaller of their heights and widths."""
     height, width = min(one.shape[2], other.shape[2]), min(one.shape[3], other.shape[3])
 
     def pooled(found: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def one_grid(one: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:
 
 @torch.no_grad()
 def pools_its_map(backbone: Backbone) -> bool:
-    """Whether a network's feature is the mean of its map, seen on noise."""
+    """Whether a network's feature is the mean of its map, tested on noise."""
     shape = backbone.map_shape
     if shape is None or shape[0] != backbone.feature_dim:
         return False

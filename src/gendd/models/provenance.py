@@ -1,4 +1,4 @@
-"""What the weights of a run's networks were before, and what licence they came under."""
+"""Origin and licence of the weights of a run's networks."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from gendd.models.weights import saved_info
 
 
 def provenance(student: ModelConfig, teacher: ModelConfig | None) -> dict[str, str]:
-    """What a student's ``info`` keeps of it; only what is known.
+    """Provenance recorded in a student's ``info``; unknown entries are left out.
 
     Args:
-        student: Its ``license`` is that of the finished student.
-        teacher: None for a student without one.
+        student: Section of the student; its ``license`` is that of the finished student.
+        teacher: Section of the teacher; None without one.
 
     Returns:
-        ``license``; ``base_model`` and ``base_license`` of the weights it started from, ``base_model`` a
-        repository of the Hub; ``teacher_license``.
+        ``license``; ``base_model``, a Hub repository, and ``base_license`` of the weights that training
+        started from; ``teacher_license``.
     """
     started = origin(student)
     known = {
@@ -29,9 +29,9 @@ def provenance(student: ModelConfig, teacher: ModelConfig | None) -> dict[str, s
 
 
 def origin(config: ModelConfig) -> dict[str, str]:
-    """``repository`` on the Hub and ``license`` of a network's weights, where they are known.
+    """Return ``repository`` on the Hub and ``license`` of a network's weights, if known.
 
-    Of timm's weights timm tells both; of a run's student, its config.json.
+    For timm's weights both come from timm; for the student of a run, from its config.json.
     """
     found: dict[str, str | None] = {}
     if config.weights is not None:

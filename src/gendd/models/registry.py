@@ -1,8 +1,8 @@
 """Networks by name.
 
 ``cifar/NAME`` (see :mod:`gendd.models.cifar`), ``timm/NAME``, ``torchvision/NAME``, ``hf/ID`` of
-transformers, and ``path/to/file.py:factory`` of the user's own. Libraries are imported at the first use of
-one of their names: it takes seconds.
+transformers, and ``path/to/file.py:factory`` for the user's own. Libraries are slow to import, so they are
+imported at the first use of one of their names.
 """
 
 from __future__ import annotations
@@ -36,20 +36,19 @@ _SPELLINGS = "cifar/NAME, timm/NAME, torchvision/NAME, hf/ID or FILE.py:FACTORY"
 
 
 def list_models(pattern: str | None = None) -> list[str]:
-    """The names :func:`create_backbone` knows, CIFAR networks first.
+    """List the names that :func:`create_backbone` knows, CIFAR networks first.
 
-    Any ``cifar/resnetDxM`` of depth D = 6n + 2 and width multiplier M and any ``cifar/wrn_D_M`` of depth
-    D = 6n + 4 work besides those listed, and so do the names that are places: ``hf/ID`` and
-    ``path/to/file.py:factory``.
+    Not listed but also valid: any ``cifar/resnetDxM`` of depth D = 6n + 2 and width multiplier M, any
+    ``cifar/wrn_D_M`` of depth D = 6n + 4, ``hf/ID`` and ``path/to/file.py:factory``.
 
     Args:
-        pattern: A glob (``timm/resnet*``) if it holds ``*``, ``?`` or ``[``, else a substring; None
-            lists all. One that names a width, ``resnet8x0.5`` or ``resnet8x*``, or a tag of weights,
-            ``resnet50.*``, lists those too.
+        pattern: A glob (``timm/resnet*``) if it contains ``*``, ``?`` or ``[``, else a substring; None
+            lists all. A pattern with a width, ``resnet8x0.5`` or ``resnet8x*``, or a tag of weights,
+            ``resnet50.*``, also lists those.
     """
     names = [f"cifar/{name}" for name in (*cifar.NAMES, *_widths(pattern or ""))]
     for family, library in (("timm", timm_networks), ("torchvision", torchvision_networks)):
-        # of a pattern that begins with another family's name none can match
+        # nothing matches a pattern that begins with another family's name
         asked = "" if pattern is None else pattern.partition("/")[0]
         if asked == family or asked not in ("cifar", "timm", "torchvision"):
             names += library.names() + (library.tagged() if "." in (pattern or "") else [])
@@ -61,7 +60,7 @@ def list_models(pattern: str | None = None) -> list[str]:
 
 
 def _widths(pattern: str) -> list[str]:
-    """Names of CIFAR networks beside those listed, where a pattern asks for a width."""
+    """Further names of CIFAR networks, if a pattern contains a width."""
     if _WIDTH.search(pattern) is None:
         return []
     exact = pattern.removeprefix("cifar/")
@@ -91,32 +90,31 @@ def create_backbone(
         name: ``cifar/NAME`` (in any case); ``timm/NAME`` or ``timm/NAME.TAG``; ``torchvision/NAME`` or
             ``torchvision/NAME.WEIGHTS``; ``hf/ID`` of an image classifier of transformers, where the id
             may be a local folder (``hf//home/me/folder``, ``hf/./folder``); ``path/to/file.py:factory``
-            for what a function of the user's returns, which takes ``num_classes``, ``in_channels`` and
-            ``pretrained`` or fewer of them.
+            for a function of the user's that returns a network and takes any of ``num_classes``,
+            ``in_channels`` and ``pretrained``.
         num_classes: K. A pretrained network with another number of classes gets a random classifier.
-            Of no meaning without a classifier.
+            Ignored without a classifier.
         in_channels: C of the images.
-        mean: Numbers for images in [0, 1], one for each of the network's channels; None: the library's
-            own (averaged over its channels if theirs are of another number), 0 for a file's network,
-            else 0.5.
-        std: Likewise the standard deviation, 1 for a file's network, else 0.25.
-        pretrained: Load the library's pretrained weights, downloading them if they aren't cached; of a
-            file's network: that it comes trained.
-        feature: Where the feature is, see :func:`gendd.wrap`; None: found.
+        mean: Mean for images in [0, 1], one number per channel of the network; None: the library's own
+            (averaged if its number of channels differs), 0 for a network from a Python file, else 0.5.
+        std: Standard deviation, likewise; 1 for a network from a Python file, else 0.25.
+        pretrained: Load the library's pretrained weights, downloading them if they aren't cached; for a
+            network from a Python file: it comes trained.
+        feature: Where the feature is, see :func:`gendd.wrap`; None: found automatically.
         classifier: Use the network's classifier; False makes it an embedding network.
-        input_size: Side in pixels that images are resized to; None: as they come, or the size that the
-            network takes alone.
-        channels: The network's channels, see :class:`Backbone`; None: those of the images where it can be
-            built with them, else its own.
-        weights: A file that :func:`gendd.models.load_weights` reads, in the place of pretrained weights; of
-            another number of classes, or of none, it gives all but the classifier, and a line says so.
-        config: Of ``hf/`` names the transformers configuration to build from, in place of the one there.
-        projector: Arguments of :func:`gendd.models.projector.project` other than the classes, for a network
-            that some methods gave a projector.
+        input_size: Side in pixels that images are resized to; None: no resizing, or the only size that the
+            network takes.
+        channels: Input channels of the network, see :class:`Backbone`; None: those of the images if it can
+            be built with them, else its own.
+        weights: A file for :func:`gendd.models.load_weights`, instead of pretrained weights; if it has
+            another number of classes, or no classifier, everything else is loaded and a message is printed.
+        config: For ``hf/`` names, the transformers configuration to build from, instead of the model's own.
+        projector: Arguments of :func:`gendd.models.projector.project` except the classes, for a network
+            that a method added a projector to.
 
     Raises:
-        UserError: an unknown name, a size below 1, ``mean`` or ``std`` of another number, a network
-            whose feature isn't found, or no pretrained weights to be had.
+        UserError: an unknown name, a size below 1, a wrong number of values in ``mean`` or ``std``, a
+            network whose feature isn't found, or unavailable pretrained weights.
     """
     for key, value in (("num_classes", num_classes), ("in_channels", in_channels)):
         if value < 1 and (classifier or key == "in_channels"):
@@ -127,7 +125,7 @@ def create_backbone(
     wanted = Wanted(num_classes, in_channels, pretrained, feature, classifier, input_size, channels, config)
     try:
         made = _create(name, wanted)
-    except RuntimeError as error:  # of the network, which was run
+    except RuntimeError as error:  # from running the network
         size = "its own" if input_size is None else input_size
         raise UserError(
             f"{name}: expected a network that takes images of {size} pixels, got one that does not "
@@ -144,7 +142,7 @@ def create_backbone(
 
 
 def new_classifier(backbone: Backbone, source: str | Path) -> str | None:
-    """A line where a network that was loaded from ``source`` has other classes than that; else None."""
+    """Message if a network loaded from ``source`` got a new classifier for other classes; else None."""
     own, theirs = backbone.num_classes, backbone.pretrained_classes
     if theirs in (None, own):
         return None
@@ -153,10 +151,10 @@ def new_classifier(backbone: Backbone, source: str | Path) -> str | None:
 
 
 def check_name(name: str) -> None:
-    """Look a name up without building the network.
+    """Check a name without building the network.
 
     Raises:
-        UserError: :func:`create_backbone` knows no network of it; the nearest name is told.
+        UserError: :func:`create_backbone` knows no network of that name; suggests the nearest name.
     """
     family, _, rest = name.partition("/")
     if is_python_name(name) or family == module.FAMILY or (family == "hf" and rest):
@@ -175,7 +173,7 @@ def check_name(name: str) -> None:
 @cache
 def _is_cifar(name: str) -> bool:
     try:
-        # no numbers are drawn for a network that is thrown away
+        # no random numbers are drawn for a network that is thrown away
         with torch.device("meta"):
             cifar.create(name, 1)
     except KeyError:
@@ -237,19 +235,20 @@ def build_model(
 ) -> Backbone:
     """Build the network of a config section and load its weights file, if it names one.
 
-    A weights file takes the place of ``pretrained``. With the weights of a run, the images become the
-    network's input as they did there, where the section does not say otherwise.
+    A weights file overrides ``pretrained``. With the weights of a run, images are preprocessed as in that
+    run unless the section sets otherwise.
 
     Args:
         config: The section.
         num_classes: K.
         in_channels: C.
-        given: A network made in Python, which takes the place of the name and its weights.
-        other_classes: Take a file of another number of classes, or of none, too: all but its classifier.
+        given: A network made in Python, used instead of the name and its weights.
+        other_classes: Also accept weights with another number of classes, or without a classifier, and load
+            everything but the classifier.
 
     Raises:
         UserError: as :func:`create_backbone` and :func:`gendd.models.load_weights`, or the weights are
-            of a run with another network.
+            those of a run with another network.
     """
     if given is not None:
         return _given(config, in_channels, given)
@@ -281,8 +280,8 @@ def build_model(
 
 
 def _as_described(config: ModelConfig, described: dict[str, Any], in_channels: int) -> ModelConfig:
-    """The section, filled with what a run says of its network."""
-    # of another number of channels the weights don't fit either, which their loading tells
+    """Fill unset values of the section from a run's description of its network."""
+    # with another number of channels the weights don't fit either, which loading them reports
     keys = ["feature", "input_size"]
     if described["in_channels"] == in_channels:
         keys += ["mean", "std", "channels"]
@@ -310,10 +309,10 @@ def _given(config: ModelConfig, in_channels: int, given: nn.Module) -> Backbone:
 
 
 def describe_module(config: ModelConfig, given: nn.Module) -> ModelConfig:
-    """The config section of a network made in Python; what it needs to be wrapped again is in it.
+    """Config section that describes a network made in Python, with everything needed to wrap it again.
 
     Args:
-        config: Settings of the section that hold for it.
+        config: Section with the settings that apply to it.
         given: A module, a :class:`Backbone` or a :class:`Frozen`.
     """
     if not isinstance(given, (Backbone, Frozen)):
@@ -336,12 +335,12 @@ def describe_module(config: ModelConfig, given: nn.Module) -> ModelConfig:
 
 
 def pretrained_classes(backbone: Backbone) -> int | None:
-    """Classes of the classifier that the network's pretrained weights have; None where that isn't known."""
+    """Number of classes of the classifier in the network's pretrained weights; None if unknown."""
     return backbone.pretrained_classes
 
 
 def _architecture(name: str) -> str:
-    """One name a network."""
+    """Normalise a name, so that every network has exactly one."""
     if name.startswith("cifar/"):
         return f"cifar/{cifar.canonical(name.removeprefix('cifar/'))}"
     if is_python_name(name):
@@ -358,7 +357,7 @@ def _unknown(name: str, choices: Sequence[str]) -> UserError:
             "config.json and model.safetensors; a file of weights goes beside a name, as student.weights or "
             "teacher.weights."
         )
-    # of another family rather than of another size
+    # prefer the same name in another family to another size
     own = name.rpartition("/")[2]
     choices = [choice for choice in choices if choice.partition("/")[2] == own] or choices
     return UserError(f"Unknown model {name!r}: expected {_SPELLINGS}.{did_you_mean(name, choices)}")

@@ -1,4 +1,4 @@
-"""Teachers: networks of the classes their weights have, or of none."""
+"""Build teachers, keeping the classes of their weights."""
 
 from __future__ import annotations
 
@@ -16,18 +16,17 @@ from gendd.models.weights import OtherClassesError, saved_class_names
 def build_teacher(
     config: ModelConfig, num_classes: int, in_channels: int, given: nn.Module | None = None
 ) -> Backbone:
-    """Build a teacher; pretrained or with a weights file it keeps the classes of its weights.
+    """Build a teacher; if it is pretrained or has a weights file, it keeps the classes of its weights.
 
     Args:
-        config: Its section; ``classes`` names K where it is to be checked.
-        num_classes: K of the data, for a teacher that brings no classes of its own; 0 where the data tells
-            none.
+        config: Its section; if ``classes`` is set, K is checked against it.
+        num_classes: K of the data, for a teacher without classes of its own; 0 if the data has none.
         in_channels: C.
-        given: A network made in Python, which takes the place of the name and its weights.
+        given: A network made in Python, used instead of the name and its weights.
 
     Raises:
-        UserError: as :func:`gendd.models.build_model`, or ``classes`` are not those of the weights, or
-            nothing tells them.
+        UserError: as :func:`gendd.models.build_model`, or ``classes`` does not match the weights, or
+            the number of classes can't be determined.
     """
     try:
         backbone = build_model(config, config.classes or num_classes or 1, in_channels, given)
@@ -39,7 +38,7 @@ def build_teacher(
     if given is None and config.weights is None and backbone.has_classifier:
         classes = pretrained_classes(backbone) if config.pretrained else None
         own = own if classes is None else classes
-        # a network that knows of no number of classes got the one that stands for none
+        # without any number of classes, the network was built with a placeholder of one
         if classes is None and own == 1 and not (num_classes or config.classes):
             raise UserError(
                 f"teacher.weights: expected weights for {config.name} that determine its classes, as "
@@ -56,7 +55,10 @@ def build_teacher(
 
 
 def teacher_class_names(config: ModelConfig, num_classes: int) -> list[str] | None:
-    """Names of a teacher's K classes: of a run its data's, of timm's and torchvision's weights ImageNet's."""
+    """Names of a teacher's K classes: those of its run's data, or ImageNet's for timm and torchvision.
+
+    None if they are unknown.
+    """
     if config.weights is not None:
         names = saved_class_names(config.weights)
     else:
@@ -66,7 +68,7 @@ def teacher_class_names(config: ModelConfig, num_classes: int) -> list[str] | No
 
 
 def _imagenet_names(num_classes: int) -> list[str] | None:
-    """ImageNet's class names by their number, the first of each; None for another number of classes."""
+    """Class names of the ImageNet variant with this many classes, the first synonym of each; else None."""
     from timm.data.imagenet_info import ImageNetInfo, infer_imagenet_subset
 
     subset = infer_imagenet_subset({"num_classes": num_classes})

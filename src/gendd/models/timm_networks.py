@@ -1,4 +1,4 @@
-"""Networks of timm, ``timm/NAME`` or ``timm/NAME.TAG``. timm is imported at first use: it takes seconds."""
+"""Networks of timm, ``timm/NAME`` or ``timm/NAME.TAG``. timm is slow to import, so it is imported on use."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from gendd.models.view import Reading
 
 
 def names() -> list[str]:
-    """Every architecture, as ``timm/NAME``."""
+    """All architectures, as ``timm/NAME``."""
     import timm
 
     return [f"timm/{name}" for name in timm.list_models()]
 
 
 def tagged() -> list[str]:
-    """Every set of pretrained weights, as ``timm/NAME.TAG``."""
+    """All sets of pretrained weights, as ``timm/NAME.TAG``."""
     import timm
 
     return [f"timm/{name}" for name in timm.list_models(pretrained=True, include_tags=True) if "." in name]
 
 
 def exists(name: str) -> bool:
-    """Whether there is an architecture ``NAME``, without its tag."""
+    """Whether timm has an architecture ``NAME`` (without a tag)."""
     import timm
 
     return bool(timm.is_model(name))
@@ -42,11 +42,11 @@ def create(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserEr
 
     Args:
         name: Without ``timm/``.
-        wanted: What is asked of it.
-        unknown: Words the error for a name that isn't there, given it and those that are.
+        wanted: Requirements.
+        unknown: Builds the error for an unknown name from it and the known names.
 
     Raises:
-        UserError: no such name or weights, or a network without a classifier that can be used.
+        UserError: no such name or weights, or a network without a usable classifier.
     """
     net = _built(name, wanted, unknown)
     settings = cast("dict[str, Any]", net.pretrained_cfg)
@@ -111,7 +111,7 @@ def _built(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserEr
                 in_chans=channels,
                 **sized,
             )
-        except Exception as error:  # timm and the hub raise many kinds for no network, disk or such option
+        except Exception as error:  # timm and the Hub raise many types for no connection, disk or such option
             if wanted.pretrained:
                 raise without_weights(f"timm/{name}", error, host) from error
             end = f" with {channels} channels" + (f" and input_size {wanted.input_size}" if sized else "")
@@ -120,12 +120,12 @@ def _built(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserEr
 
 
 def _reading(net: nn.Module, images: torch.Tensor, name: str) -> Reading | None:
-    """How the feature is read where the classifier is not a Linear layer on what the network tells."""
+    """Reading of the feature if the classifier is not a Linear layer on timm's own feature; else None."""
     try:
         return None if fits(net, images) else find(net, images, f"timm/{name}", own=True)
     except UserError:
         raise
-    except Exception as error:  # of the network's own code
+    except Exception as error:  # from the network's own code
         raise UserError(
             f"timm/{name}: expected an input_size that it takes, got {images.shape[-1]} "
             f"({first_line(error)}); leave it out, or give another."

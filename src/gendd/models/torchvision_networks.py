@@ -13,19 +13,19 @@ from gendd.errors import UserError
 from gendd.models import downloads
 from gendd.models.network import Network, Wanted, assemble, unbuilt, without_weights
 
-# Without the second heads that only training from scratch uses; alike with weights and without.
+# no auxiliary heads, which only training from scratch uses; the same with and without pretrained weights
 _INCEPTION = {"aux_logits": False, "transform_input": True}
 
 
 def names() -> list[str]:
-    """Every architecture, as ``torchvision/NAME``."""
+    """All architectures, as ``torchvision/NAME``."""
     from torchvision import models
 
     return [f"torchvision/{name}" for name in models.list_models(module=models)]
 
 
 def tagged() -> list[str]:
-    """Every set of pretrained weights, as ``torchvision/NAME.WEIGHTS``."""
+    """All sets of pretrained weights, as ``torchvision/NAME.WEIGHTS``."""
     from torchvision import models
 
     found = {name: models.get_model_weights(name.removeprefix("torchvision/")) for name in names()}
@@ -33,12 +33,12 @@ def tagged() -> list[str]:
 
 
 def create(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserError]) -> Network:
-    """Build ``NAME`` or ``NAME.WEIGHTS``; the normalisation is that of the weights' transforms.
+    """Build ``NAME`` or ``NAME.WEIGHTS``, with the normalisation of the weights' transforms.
 
     Args:
-        name: Without ``torchvision/``. Pretrained without a tag it takes torchvision's default weights.
-        wanted: What is asked of it. Its own channels are three.
-        unknown: Words the error for a name that isn't there, given it and those that are.
+        name: Without ``torchvision/``. Pretrained networks without a tag use torchvision's default weights.
+        wanted: Requirements. The network has three input channels.
+        unknown: Builds the error for an unknown name from it and the known names.
 
     Raises:
         UserError: no such name or weights, or the feature isn't found.
@@ -68,7 +68,7 @@ def create(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserEr
         settings["num_classes"] = wanted.num_classes
     try:
         net = models.get_model(architecture, **settings)
-    except Exception as error:  # no network, no disk, a damaged download
+    except Exception as error:  # no connection, no disk space, a damaged download
         if wanted.pretrained:
             raise without_weights(f"torchvision/{name}", error, _host(weights.url)) from error
         raise unbuilt("torchvision", name, error) from error
@@ -76,7 +76,7 @@ def create(name: str, wanted: Wanted, unknown: Callable[[str, list[str]], UserEr
     classes = None
     if weights is not None:
         transforms = weights.transforms()
-        # some weights are of another size than the network is built for without them
+        # some weights use another image size than the network has by default
         side = getattr(net, "image_size", transforms.crop_size[0])
         known_input = {"mean": transforms.mean, "std": transforms.std, "side": side}
         classes = len(weights.meta["categories"])
@@ -90,7 +90,7 @@ def _host(url: str) -> str:
 
 
 def _check_there(name: str, url: str) -> None:
-    """Refuse weights neither cached nor to be had, before torch announces a download."""
+    """Raise for weights that are neither cached nor reachable, before torch announces a download."""
     host = _host(url)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / Path(urlsplit(url).path).name
     if not cached.exists() and not downloads.reachable(host):

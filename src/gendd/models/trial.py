@@ -1,4 +1,4 @@
-"""A network run on noise: what images it takes.
+"""Trial runs of a network on noise, to find out which images it takes.
 
 Shapes: B images, C channels, H x W pixels.
 """
@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from gendd.errors import UserError, first_line
 
-# Sides of square images, in the order they are tried on a network whose own is unknown.
+# sides of square images, in the order they are tried on a network whose image size is unknown
 _SIDES = (32, 64, 128, 224, 256, 299, 384, 448, 518, 28, 16, 8)
 
 
 @contextmanager
 def still(net: nn.Module) -> Iterator[None]:
-    """Eval mode without gradients; every module's mode and attributes and the random state are put back.
+    """Eval mode without gradients; restores every module's mode and attributes, and the random state.
 
-    Some networks keep what suits the size they saw last, such as a smaller window, and then fail at another.
+    Some networks store values for the last image size, such as a smaller window, and then fail at another.
     """
     before = [(part, type(part), dict(part.__dict__)) for part in net.modules()]
     net.eval()
@@ -30,7 +30,7 @@ def still(net: nn.Module) -> Iterator[None]:
             yield
     finally:
         for part, kind, attributes in before:
-            # a lazy layer has become another, with attributes of its own
+            # a lazy layer has changed its class, with other attributes
             if type(part) is kind:
                 part.__dict__.update(attributes)
             else:
@@ -38,7 +38,7 @@ def still(net: nn.Module) -> Iterator[None]:
 
 
 def sample_images(net: nn.Module, channels: int, size: tuple[int, int]) -> Tensor:
-    """Two normalised images (2, C, H, W) of noise, in the network's type and on its device."""
+    """Two noise images (2, C, H, W), in the network's dtype and on its device."""
     noise = torch.randn(2, channels, *size, generator=torch.Generator().manual_seed(0))
     for value in net.parameters():
         if value.is_floating_point():
@@ -49,16 +49,16 @@ def sample_images(net: nn.Module, channels: int, size: tuple[int, int]) -> Tenso
 def find_size(
     net: nn.Module, channels: Sequence[int], side: int | None, name: str
 ) -> tuple[int, tuple[int, int], bool]:
-    """What images a network takes, by trying.
+    """Find out by trial which images a network takes.
 
     Args:
         net: The network.
-        channels: Numbers of channels that come into question, the likeliest first.
-        side: Its own side in pixels, if that is known.
-        name: What it is called.
+        channels: Candidate numbers of channels, the likeliest first.
+        side: Its image side in pixels, if known.
+        name: Its name for the error message.
 
     Returns:
-        Its number of channels, a size (H, W) it takes, and whether it takes that size only.
+        Its number of channels, a size (H, W) it takes, and whether that is the only size.
 
     Raises:
         UserError: it takes none of those tried.
@@ -83,6 +83,6 @@ def _failure(net: nn.Module, channels: int, side: int) -> str | None:
     try:
         with still(net):
             net(sample_images(net, channels, (side, side)))
-    except Exception as error:  # whatever a foreign network raises at images it does not take
+    except Exception as error:  # any network may raise anything for images it does not take
         return first_line(error)
     return None

@@ -1,7 +1,7 @@
-"""How a network's feature is read: it runs as a *view*.
+"""Read a network's feature through a *view* of it.
 
-A view is a copy of the modules on the way to the ones that are looked at, which shares every parameter and
-buffer with the network. The network itself is never changed.
+A view copies the modules on the path to the observed ones and shares every parameter and buffer with the
+network. The network itself is never changed.
 
 Shapes: B images, C channels, D feature width, K classes, N tokens.
 """
@@ -23,21 +23,21 @@ from gendd.models.maps import as_map, first_tensor, pooled
 
 @dataclass(frozen=True)
 class Reading:
-    """How the feature (B, D) is read off a network that does not tell it by itself.
+    """How to read the feature (B, D) of a network without timm's methods.
 
     Attributes:
-        modules: Dotted names of the modules that are looked at; the feature is what each has, one after the
-            other. An empty name is the network itself.
-        of_input: Look at their inputs, which are the feature; else at their outputs, which are pooled.
+        modules: Dotted names of the observed modules, whose values are concatenated to the feature. An empty
+            name is the network itself.
+        of_input: Whether their inputs are the feature; else their outputs are, after pooling.
         classifier: Dotted names of the affine layers that take the feature and whose outputs are averaged;
-            none for an embedding network.
-        skips: Whether the network runs without computing those layers.
+            empty for an embedding network.
+        skips: Whether the network can run without computing those layers.
         width: D.
-        token: Of an output (B, N, D) the token that is the feature; None: their mean.
-        spelled: The ``feature`` it was asked for by; None where it was found.
-        final: Whether what the classifier gives is the network's output.
-        map: Dotted name of the module whose output is the last map, or the last tokens, before the feature;
-            None where there is none.
+        token: Index of the token of an output (B, N, D) that is the feature; None: their mean.
+        spelled: The ``feature`` argument as given by the user; None if found automatically.
+        final: Whether the classifier's output is the network's output.
+        map: Dotted name of the module whose output is the last feature map, or the last tokens, before the
+            feature; None without one.
     """
 
     modules: tuple[str, ...]
@@ -52,14 +52,14 @@ class Reading:
 
 
 class View:
-    """A network's feature as a function of its normalised images (B, C, H, W) -> (B, D).
+    """A network's feature as a function of its normalised images: (B, C, H, W) -> (B, D).
 
-    It shares all of the network and keeps its training or eval mode of now.
+    It shares the network's weights and keeps the training or eval mode at the time of its creation.
 
     Args:
         net: The network.
         reading: How its feature is read.
-        with_map: Also look at the map; :attr:`map` is then that of the last call.
+        with_map: Also record the feature map; :attr:`map` is then that of the last call.
     """
 
     def __init__(self, net: nn.Module, reading: Reading, with_map: bool = False) -> None:
@@ -76,9 +76,9 @@ class View:
         self._net = net
 
     def __call__(self, x: Tensor) -> Tensor:
-        """The feature of normalised images."""
+        """Return the feature of normalised images."""
         self._net(x)
-        # a module that runs more than once is looked at when it does so last
+        # if a module runs more than once, its last run counts
         parts = [self._seen[name] for name in self._reading.modules]
         self._seen.clear()
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
@@ -100,26 +100,26 @@ class View:
         return twin
 
     def _take_map(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        # copied, as what follows may work in place
+        # copied, as later layers may work in place
         self.map = as_map(first_tensor(output).clone())
 
     def _take_input(self, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._seen[name] = inputs[0].flatten(1)
 
     def _take_output(self, name: str, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-        # pooled at once, as what follows may work in place
+        # pooled immediately, as later layers may work in place
         self._seen[name] = pooled(first_tensor(output), self._reading.token)
 
 
 class _Passing(nn.Module):
-    """A layer that hands its input on."""
+    """A layer that returns its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
 
 class _Loose(nn.Linear):
-    """An affine layer that computes in the type of its input."""
+    """An affine layer that computes in the dtype of its input."""
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias is None else self.bias.to(x.dtype)
@@ -128,14 +128,14 @@ class _Loose(nn.Linear):
 
 
 def _shallow(module: nn.Module, kind: type[nn.Module] | None = None) -> nn.Module:
-    # not copy.copy, which some modules define to copy more
+    # not copy.copy, which some modules override to copy more
     twin: nn.Module = object.__new__(kind or type(module))
     twin.__dict__.update(module.__dict__)
     return twin
 
 
 def _with(net: nn.Module, path: str, twin: Callable[[nn.Module], nn.Module]) -> nn.Module:
-    """The network with the twin of its module at ``path``, sharing all else."""
+    """Return the network with its module at ``path`` replaced by its twin, sharing all else."""
     if not path:
         return twin(net)
     first, _, rest = path.partition(".")
@@ -147,20 +147,20 @@ def _with(net: nn.Module, path: str, twin: Callable[[nn.Module], nn.Module]) -> 
 
 
 def without(net: nn.Module, paths: Sequence[str]) -> nn.Module:
-    """The network with nothing in the place of some of its modules; it shares all else and stays whole."""
+    """Return a view of the network with some modules replaced by identities; the network is unchanged."""
     for path in paths:
         net = _with(net, path, lambda _: nn.Identity())
     return net
 
 
 def tapped(net: nn.Module, names: Sequence[str], take: Callable[[str, Tensor], None]) -> nn.Module:
-    """The network with the outputs of some of its modules, all maps, handed on too; it shares all of it."""
+    """Return a view of the network that also passes the outputs of some modules, all maps, to ``take``."""
 
     def twin_of(name: str) -> Callable[[nn.Module], nn.Module]:
         def twin(module: nn.Module) -> nn.Module:
             found = _shallow(module)
             found._forward_hooks = OrderedDict(module._forward_hooks)
-            # copied, as what follows may work in place
+            # copied, as later layers may work in place
             found.register_forward_hook(lambda _, __, output: take(name, output.clone()))
             return found
 

@@ -1,4 +1,4 @@
-"""Weights files: the plain state dict of a network, as .safetensors or saved by torch."""
+"""Weights files: plain state dicts of networks, as .safetensors or saved by torch."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ _SHOWN = 3
 
 
 class OtherClassesError(UserError):
-    """Weights that fit but for the number of classes.
+    """Weights that fit except for the number of classes.
 
     Attributes:
-        classes: How many theirs are.
+        classes: Number of classes of the weights.
     """
 
     def __init__(self, message: str, classes: int) -> None:
@@ -39,28 +39,28 @@ class OtherClassesError(UserError):
 
 
 _STUDENT_WEIGHTS = "model.safetensors"
-# where the state dict is in a checkpoint that holds more
+# keys of the state dict in a checkpoint that holds more
 _WRAPPERS = ("model", "state_dict", "model_state_dict", "net")
-# likewise of the average of the weights, which is taken where there are both, as timm does
+# keys of averaged weights, which are preferred if there are both, as in timm
 _AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema")
-# what trainers put before every key of a network that is part of theirs
+# prefixes that trainers add to every key of the network they wrap
 _PREFIXES = ("module.", "_orig_mod.", "model.", "net.", "network.", "backbone.", "student.", "method.")
-# what public checkpoints call their classifier
+# names of the classifier in public checkpoints
 _CLASSIFIERS = ("fc", "linear", "classifier", "head", "classifier.0", "last_linear")
 
 
 class _Dropped:
-    """Stands for a NumPy scalar of a checkpoint (its best accuracy, say), whose value is of no use here."""
+    """Placeholder for a NumPy scalar in a checkpoint, such as its best accuracy, which is not needed here."""
 
     def __new__(cls, *_: Any) -> _Dropped:
         return super().__new__(cls)
 
     def __setstate__(self, _: Any) -> None:
-        """Keep nothing of the pickle."""
+        """Ignore the pickled state."""
 
 
-# All that a pickle may name besides torch's tensors. No code of NumPy runs, and a namespace of options
-# only holds what is allowed itself.
+# Everything a pickle may name besides torch's tensors. No NumPy code runs, and a namespace of options can
+# only hold allowed objects.
 _HARMLESS: list[Any] = [argparse.Namespace] + [
     (_Dropped, name)
     for name in ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
@@ -68,7 +68,7 @@ _HARMLESS: list[Any] = [argparse.Namespace] + [
 
 
 def save_weights(backbone: Backbone, path: str | Path) -> None:
-    """Write the network's state dict under its plain keys to a .safetensors file."""
+    """Save the network's plain state dict to a .safetensors file."""
     state = {key: value.detach().cpu().contiguous() for key, value in backbone.net.state_dict().items()}
     save_file(state, path)
 
@@ -76,19 +76,19 @@ def save_weights(backbone: Backbone, path: str | Path) -> None:
 def load_weights(backbone: Backbone, path: str | Path, *, other_classes: bool = False) -> None:
     """Load a weights file into the network, strictly.
 
-    Takes ``.safetensors``, or any other suffix for what ``torch.save`` wrote (code in a pickle is
-    refused), or a run's or student's folder. See :func:`read_checkpoint` for what may be around the
-    state dict, and :func:`load_state` for what may be called otherwise. What a trainer put before every
-    key (``model.`` in Lightning's checkpoints, ``module.model.``) is removed.
+    Takes a ``.safetensors`` file, a file with any other suffix written by ``torch.save`` (code in a pickle
+    is refused), or the folder of a run or student. See :func:`read_checkpoint` for what a checkpoint may
+    contain besides the state dict, and :func:`load_state` for tolerated differences. Prefixes added by
+    trainers to every key (``model.`` in Lightning's checkpoints, ``module.model.``) are removed.
 
     Args:
         backbone: The network.
         path: The file or folder.
-        other_classes: Keep the network's own classifier where the file has none, or one of another number
-            of classes, which then (0: none) are ``backbone.pretrained_classes``.
+        other_classes: Keep the network's own classifier if the file has none, or one with another number of
+            classes; ``backbone.pretrained_classes`` is then that number (0 for none).
 
     Raises:
-        UserError: no such file, an unreadable file, a classifier of another number of classes, or
+        UserError: no such file, an unreadable file, a classifier with another number of classes, or
             keys or shapes of another network. The network is then unchanged.
     """
     stripped = tuple(f"{name}." for name in backbone.stripped)
@@ -103,20 +103,20 @@ def load_state(
 ) -> None:
     """Load a state dict into the network, strictly.
 
-    BatchNorm's ``num_batches_tracked`` may be missing. Where nothing else differs, a classifier that is
-    called ``linear``, ``classifier`` or the like is taken for the network's own, whatever that is called.
+    BatchNorm's ``num_batches_tracked`` may be missing. If nothing else differs, a classifier named
+    ``linear``, ``classifier`` or the like is loaded into the network's own, whatever its name.
 
     Args:
         backbone: The network.
         state: Names to tensors.
-        path: What a mistake is told of.
+        path: Source of the state dict, for error messages.
         other_classes: As for :func:`load_weights`.
 
     Raises:
         UserError: as :func:`load_weights`, once the file is read.
     """
     own = backbone.net.state_dict()
-    # what was added to a network to read it no file of its library has
+    # files of its library lack the layer that was added to the network
     state = {key: value for key, value in own.items() if key.startswith(f"{ADDED}.")} | dict(state)
     state = _own_classifier(backbone, own, state)
     missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
@@ -162,14 +162,14 @@ def load_state(
 
 
 def saved_backbone(path: str | Path) -> dict[str, Any] | None:
-    """How the ``config.json`` beside a student's weights describes its network.
+    """Description of a student's network in the ``config.json`` beside its weights.
 
     Args:
         path: As for :func:`load_weights`.
 
     Returns:
-        The arguments of :func:`gendd.models.create_backbone` that built it; None where the weights are
-        no student's of ours.
+        The arguments of :func:`gendd.models.create_backbone` that built it; None if the weights are not
+        those of a saved student.
 
     Raises:
         UserError: the config.json can't be read.
@@ -194,7 +194,7 @@ def saved_backbone(path: str | Path) -> dict[str, Any] | None:
 
 
 def network_of(value: str) -> dict[str, str]:
-    """The keys of :class:`gendd.ModelConfig` that a network's name, or the folder of its run, stands for."""
+    """Keys of :class:`gendd.ModelConfig` for a network's name or the folder of its run."""
     described = saved_backbone(value) if os.path.isdir(user_path(value)) else None
     if described is not None:
         check_code(described["name"], f"Student {value!r}")
@@ -202,13 +202,13 @@ def network_of(value: str) -> dict[str, str]:
 
 
 def saved_class_names(path: str | Path) -> list[str] | None:
-    """Class names of a run's or a student's folder, as :func:`load_weights` takes it; None where none are."""
+    """Class names in the folder of a run or student, as :func:`load_weights` takes it; None without any."""
     names = saved_info(path).get("class_names")
     return [str(name) for name in names] if isinstance(names, list) else None
 
 
 def saved_info(path: str | Path) -> dict[str, Any]:
-    """What a run's or a student's folder tells of its student beside the network; empty of other weights."""
+    """``info`` of the student in the folder of a run or student; empty for other weights."""
     config = _weights_file(Path(path)).parent / "config.json"
     try:
         info = json.loads(read_text(config))["info"]
@@ -218,16 +218,16 @@ def saved_info(path: str | Path) -> dict[str, Any]:
 
 
 def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The state dict of a weights file, and what else is in the file.
+    """Read the state dict of a weights file, and the other contents of the file.
 
-    ``{"model": ...}``, ``{"state_dict": ...}`` and the like around the state dict and ``module.`` before
-    every key are removed. Beside the state dict a file may hold plain Python values (epoch, optimiser
-    state), NumPy scalars and an ``argparse.Namespace``.
+    Wrappers such as ``{"model": ...}`` and ``{"state_dict": ...}``, and the prefix ``module.`` of every key,
+    are removed. Besides the state dict a file may hold plain Python values (epoch, optimiser state), NumPy
+    scalars and an ``argparse.Namespace``.
 
-    Of a checkpoint with an average of the weights beside them the average is taken.
+    If a checkpoint also holds averaged weights, these are returned.
 
     Args:
-        path: As for :func:`load_weights`; ``FILE::KEY`` takes the part of a checkpoint called KEY.
+        path: As for :func:`load_weights`; ``FILE::KEY`` selects the entry KEY of a checkpoint.
 
     Returns:
         Names to tensors, and the outermost wrapper's other values by name, NumPy's as opaque objects.
@@ -247,7 +247,7 @@ def read_checkpoint(path: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]
 
 
 def _chosen(loaded: Mapping[Any, Any], key: str, file: str) -> Mapping[Any, Any]:
-    """The part of a checkpoint that a user names, else the average of the weights."""
+    """Entry of a checkpoint named by the user, else the averaged weights."""
     parts = {name: part for name, part in loaded.items() if isinstance(part, Mapping)}
     if key:
         if key not in parts:
@@ -262,9 +262,10 @@ def _chosen(loaded: Mapping[Any, Any], key: str, file: str) -> Mapping[Any, Any]
 
 
 def _without_prefixes(state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
-    """The state dict without what is before every key; as it is where no key is then the network's.
+    """Remove prefixes common to every key; unchanged if no key then matches the network.
 
-    A network that is a part of something larger is taken out of it: all of it is below one prefix.
+    If the state dict is that of a larger module, the part below one prefix that holds the whole network is
+    returned.
     """
     if not own.isdisjoint(state):
         return state
@@ -285,7 +286,7 @@ def _without_prefixes(state: dict[str, Tensor], own: set[str]) -> dict[str, Tens
 def _own_classifier(
     backbone: Backbone, own: Mapping[str, Tensor], state: Mapping[str, Tensor]
 ) -> Mapping[str, Tensor]:
-    """The state dict with its classifier's keys renamed to the network's, if only they differ."""
+    """Rename the classifier's keys in a state dict to the network's, if only these differ."""
     if not backbone.has_classifier:
         return state
     known = f"{backbone.classifier_name}."
@@ -302,7 +303,7 @@ def _own_classifier(
 
 
 def _classes_of(backbone: Backbone, state: Mapping[str, Tensor], reshaped: Sequence[str]) -> int | None:
-    """Classes of a state dict that fits but for their number; None where it is not that."""
+    """Number of classes of a state dict that fits except for that number; else None."""
     names = backbone.classifier_names
     weights, biases = ([f"{name}.{suffix}" for name in names] for suffix in ("weight", "bias"))
     if not names or not set(weights) <= set(reshaped) <= {*weights, *biases}:
@@ -314,7 +315,7 @@ def _classes_of(backbone: Backbone, state: Mapping[str, Tensor], reshaped: Seque
 def _channels_of(
     own: Mapping[str, Tensor], state: Mapping[str, Tensor], reshaped: Sequence[str]
 ) -> int | None:
-    """Channels that a state dict's first layer takes where these alone keep it from fitting; else None."""
+    """Input channels of a state dict's first layer if only these keep it from fitting; else None."""
     for key in reshaped[:1]:
         rows, channels, *window = state[key].shape if state[key].ndim == 4 else (0, 0)
         if channels in (1, 3) and [rows, *window] == [own[key].shape[0], *own[key].shape[2:]]:
@@ -327,14 +328,14 @@ def _shape(tensor: Tensor) -> str:
 
 
 def _weights_file(path: Path) -> Path:
-    """The weights of a run's or a student's folder; any other path as it is."""
+    """Weights file in the folder of a run or student; any other path unchanged."""
     path = user_path(path)
     inside = (path / "student" / _STUDENT_WEIGHTS, path / _STUDENT_WEIGHTS)
     return next((file for file in inside if os.path.isfile(file)), path)
 
 
 def _read(path: Path) -> Any:
-    """What a weights file holds."""
+    """Contents of a weights file."""
     if not os.path.isfile(path):
         raise UserError(f"weights: expected a file, found none at {str(path)!r}; check the path.")
     try:
@@ -358,7 +359,7 @@ def _read(path: Path) -> Any:
 
 
 def _conversion(path: Path) -> str:
-    """A shell command that rewrites a checkpoint as its state dict alone."""
+    """Shell command that reduces a checkpoint to its state dict."""
     source, target = (json.dumps(str(name)) for name in (path, path.with_suffix(".tensors.pt")))
     program = (
         f'import torch; c = torch.load({source}, map_location="cpu", weights_only=False); '
@@ -369,7 +370,7 @@ def _conversion(path: Path) -> str:
 
 
 def _inner(loaded: Mapping[Any, Any]) -> Mapping[Any, Any] | None:
-    """What a wrapper is around; None for what is no wrapper."""
+    """State dict inside a wrapper; None if there is no wrapper."""
     return next((loaded[key] for key in _WRAPPERS if isinstance(loaded.get(key), Mapping)), None)
 
 
@@ -389,7 +390,7 @@ def _unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
 
 def _plain_keys(state: dict[str, Tensor]) -> dict[str, Tensor]:
     saved = "backbone.net."
-    if any(key.startswith(saved) for key in state):  # a student of ours: its network alone
+    if any(key.startswith(saved) for key in state):  # a saved student: only its network
         return {key.removeprefix(saved): value for key, value in state.items() if key.startswith(saved)}
     if all(key.startswith("module.") for key in state):
         return {key.removeprefix("module."): value for key, value in state.items()}

@@ -1,7 +1,7 @@
 """The shipped recipes: YAML files beside this module, by name.
 
-A name whose last part begins with ``_`` is a base: what several recipes have in common, made to be
-extended and no experiment by itself.
+A name whose last part begins with ``_`` is a base: settings shared by several recipes, meant to be extended
+and not an experiment by itself.
 """
 
 from __future__ import annotations
@@ -15,19 +15,19 @@ FOLDER = Path(__file__).parent
 
 
 def recipes() -> dict[str, Path]:
-    """Every recipe's file by name, bases included."""
+    """Files of all recipes by name, bases included."""
     return {
         path.relative_to(FOLDER).with_suffix("").as_posix(): path for path in sorted(FOLDER.rglob("*.yaml"))
     }
 
 
 def is_base(name: str) -> bool:
-    """Whether a recipe is there to be extended alone."""
+    """Whether a recipe is only meant to be extended."""
     return name.rpartition("/")[2].startswith("_")
 
 
 def recipe_path(name: str) -> Path:
-    """The file of a recipe; raises :class:`UserError` with the nearest name if there is none."""
+    """File of a recipe; raises :class:`UserError` with the nearest name if it does not exist."""
     known = recipes()
     if name not in known:
         raise UserError(f"Unknown recipe {name!r}.{did_you_mean(name, known)} See: gendd recipes.")
@@ -35,7 +35,7 @@ def recipe_path(name: str) -> Path:
 
 
 def recorded(name: str) -> dict[str, list[float]]:
-    """Top-1 that was measured of each row of a recipe's table, seed by seed; none where it was not."""
+    """Recorded top-1 of each row of a recipe's table, one value per seed; empty if nothing was recorded."""
     file = FOLDER / f"{name}.csv"
     found: dict[str, list[float]] = {}
     if file.is_file():
@@ -46,7 +46,7 @@ def recorded(name: str) -> dict[str, list[float]]:
 
 
 def summary(path: Path) -> str:
-    """The first line of a recipe's file, which tells what it is."""
+    """First line of a recipe's file, which describes it."""
     return path.read_text(encoding="utf-8").splitlines()[0].lstrip("# ")
 
 

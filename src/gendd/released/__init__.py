@@ -1,4 +1,4 @@
-"""The authors' released code: its checkpoints as students and runs, and its numbers reproduced."""
+"""The authors' released code: import of its checkpoints, and reproduction of its numbers."""
 
 from gendd.released.importing import import_released
 

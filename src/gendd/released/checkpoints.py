@@ -1,9 +1,9 @@
 """Checkpoints of the authors' released GenDD code: stage 1 or 2, CIFAR or ImageNet.
 
 Their keys: ``model.*`` the student network, ``classifier.*`` the teacher's classifier; in stage 1 also
-``proj.*``, the Linear layer from the student's to the teacher's feature (none where both are as wide); in
-stage 2 ``cls_projector.0.*``, the LayerNorm of the condition, and ``diffloss.net.*``, the head. Buffers
-(``cls_centers``, ``chunk_idx``) say nothing more.
+``proj.*``, the Linear layer from the student's to the teacher's feature (absent if both have the same
+width); in stage 2 ``cls_projector.0.*``, the LayerNorm of the condition, and ``diffloss.net.*``, the head.
+Buffers (``cls_centers``, ``chunk_idx``) hold no further information.
 
 Shapes: d student feature · D teacher feature · C token width · K classes.
 """
@@ -36,7 +36,7 @@ _HEAD_NAMES = {
 }
 _HEAD = "diffloss.net."
 _NORM = "cls_projector.0."
-# by stage, the tensors that tell the sizes and how many dimensions they have
+# by stage, the tensors that determine the sizes, and their numbers of dimensions
 _NEEDED = {
     1: {"classifier.weight": 2},
     2: {
@@ -47,7 +47,7 @@ _NEEDED = {
         f"{_HEAD}final_layer.linear.weight": 2,
     },
 }
-# the released code's options, by the settings they are
+# the released code's options and the corresponding settings
 OPTIONS = {
     "smooth": ("gendd", "contraction"),
     "beta": ("gendd", "mixup"),
@@ -59,13 +59,13 @@ OPTIONS = {
     "lr_decay_epochs": ("training", "milestones"),
     "batch_size": ("data", "batch_size"),
 }
-# the normalisation of its CIFAR images; that of ImageNet is every network's own
+# its normalisation of CIFAR images; for ImageNet it is each network's own
 CIFAR_MEAN = [0.5071, 0.4867, 0.4408]
 CIFAR_STD = [0.2675, 0.2565, 0.2761]
 
 
 def head_state(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A head's state dict in this package's names, from the released code's without ``diffloss.net.``."""
+    """Convert a head's state dict from the released code's names, without ``diffloss.net.``, to gendd's."""
     renamed = {}
     for key, value in released.items():
         for old, new in _HEAD_NAMES.items():
@@ -75,11 +75,11 @@ def head_state(released: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def load_generator(generator: FeatureGenerator, state: Mapping[str, Tensor]) -> None:
-    """Load head and LayerNorm of a released stage-2 state dict into a generator of its sizes.
+    """Load head and LayerNorm of a released stage-2 state dict into a generator of the same sizes.
 
     Raises:
-        KeyError: the LayerNorm is not there.
-        RuntimeError: keys or shapes of another head.
+        KeyError: the LayerNorm is missing.
+        RuntimeError: keys or shapes are those of another head.
     """
     generator.head.load_state_dict(head_state(below(state, _HEAD)))
     generator.norm.load_state_dict({key: state[_NORM + key] for key in ("weight", "bias")})
@@ -87,13 +87,13 @@ def load_generator(generator: FeatureGenerator, state: Mapping[str, Tensor]) -> 
 
 @dataclass(frozen=True)
 class Released:
-    """A checkpoint that was read; see :func:`read_released`.
+    """A checkpoint of the released code; see :func:`read_released`.
 
     Attributes:
         path: Its file.
         state: Names to tensors, without ``module.``.
-        options: The options its training was given, where they are in the file.
-        epoch: Epochs it was trained for, where the file says so.
+        options: Options of its training, if they are in the file.
+        epoch: Number of epochs it was trained for, if it is in the file.
     """
 
     path: Path
@@ -103,7 +103,7 @@ class Released:
 
     @property
     def stage(self) -> int:
-        """1 without a head, else 2."""
+        """Stage of the training: 1 without a head, else 2."""
         return 2 if any(key.startswith(("diffloss.", "cls_projector.")) for key in self.state) else 1
 
     @cached_property
@@ -123,11 +123,11 @@ class Released:
 
     @property
     def in_channels(self) -> int:
-        """Channels of the images: those of the first convolution."""
+        """Channels of the images, those of the first convolution."""
         return next((value.shape[1] for value in self.student.values() if value.dim() == 4), 3)
 
     def sizes(self) -> dict[str, Any]:
-        """The settings of the head that its tensors tell; none in stage 1."""
+        """Settings of the head, from the shapes of its tensors; empty in stage 1."""
         if self.stage == 1:
             return {}
         width, token_width = self.state[f"{_HEAD}input_proj.weight"].shape
@@ -144,10 +144,10 @@ def read_released(path: str | Path) -> Released:
     """Read a checkpoint of the released code.
 
     Args:
-        path: The file its training wrote.
+        path: The checkpoint file.
 
     Raises:
-        UserError: no such file, it can't be read, or it is no such checkpoint.
+        UserError: no such file, it can't be read, or it is not such a checkpoint.
     """
     state, beside = read_checkpoint(path)
     options, epoch = beside.get("opt"), beside.get("epoch")

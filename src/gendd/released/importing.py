@@ -1,4 +1,4 @@
-"""A run from a checkpoint of the released code."""
+"""Import a checkpoint of the released code as a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from gendd.run import Run
 from gendd.released.student import released_config
 
-# the settings that say which images; without any nothing is measured
+# the settings that select the images; without any of them nothing is evaluated
 _WHICH_IMAGES = {"name", "path", "test_path"}
 
 
@@ -37,35 +37,35 @@ def import_released(
     data: str | dict[str, Any] | DataConfig | None = None,
     **settings: Any,
 ) -> Run:
-    """Make a run's folder of a checkpoint of the released code.
+    """Create a run folder from a checkpoint of the released code.
 
-    The sizes of the head are those of the checkpoint's tensors, the method's other settings those its
-    options tell, else the published ones. The folder can be evaluated, loaded and given as
-    ``student.weights`` to start a training (from stage 1: stage 2), but not resumed: the state of the
-    optimiser is left. The released head predicts the noise, and at pure noise its errors are multiplied by
-    thousands in x̂_0: read such a student by ``linear`` or ``sample``, not by ``mean``.
+    The sizes of the head are those of the checkpoint's tensors; other settings of the method are taken from
+    its options, else from the published ones. The folder can be evaluated, loaded and given as
+    ``student.weights`` to start a training (stage 2 from a stage-1 checkpoint), but not resumed: the state of
+    the optimiser is not imported. The released head predicts the noise, and at pure noise its errors are
+    multiplied by thousands in x̂_0: use readout ``linear`` or ``sample`` for such a student, not ``mean``.
 
     Args:
-        checkpoint: The file.
+        checkpoint: The checkpoint file.
         student: Name of the student network. A network of your own, as a :class:`gendd.Backbone`, can
-            be evaluated here, but the folder is loaded again by its name.
+            be evaluated here, but loading the folder again needs the name.
         teacher: Name of the teacher network.
-        out: Output folder; None: below ``runs/``.
-        teacher_weights: The teacher's weights, which add its figures and the agreement with it.
+        out: Output folder; None: a folder below ``runs/``.
+        teacher_weights: Weights of the teacher, to add its scores and the agreement with it.
         data: The images to evaluate on. None, or a dictionary without ``name``, ``path`` and ``test_path``:
-            no figures are measured, and ``image_size`` is that of the images the student takes (by default
-            32 for ``cifar/``, else what the network is built for, else 224).
+            no scores are computed, and ``image_size`` is the size of the images that the student takes (by
+            default 32 for ``cifar/``, else what the network is built for, else 224).
         settings: Any other section of :class:`RunConfig` as a dictionary, and ``seed``;
             ``teacher={"pretrained": True}`` takes the teacher's weights from timm.
 
     Returns:
-        The run, with accuracies only where ``data`` is given.
+        The run, with accuracies only if ``data`` is given.
 
     Raises:
-        UserError: not such a checkpoint, a network that doesn't fit it, data of other classes, or the
-            folder exists.
+        UserError: not such a checkpoint, a network that doesn't fit it, data with other classes, or an
+            existing output folder.
     """
-    # training is not needed to read a checkpoint, and takes seconds to load
+    # imported here: training takes seconds to load and is not needed to read a checkpoint
     from gendd.run import Run
 
     released = read_released(checkpoint)
@@ -103,7 +103,7 @@ def _section(data: str | dict[str, Any] | DataConfig) -> dict[str, Any]:
 
 
 def _teacher(released: Released, config: RunConfig) -> Backbone | None:
-    """The teacher where its weights are given; it fits the checkpoint in either case."""
+    """Build the teacher and check that it fits the checkpoint; None if its weights are not given."""
     try:
         teacher = build_model(config.teacher, released.num_classes, released.in_channels)
     except UserError as error:
@@ -127,7 +127,7 @@ def _teacher(released: Released, config: RunConfig) -> Backbone | None:
 def _images(released: Released, config: RunConfig) -> Data:
     from gendd.data import load_data
 
-    # streamed, as the training images are not looked at
+    # streamed, as the training images are not used
     data = load_data(dataclasses.replace(config.data, in_memory=False), config.evaluation.images)
     for kind, came, expected in (
         ("classes", data.num_classes, released.num_classes),
@@ -144,7 +144,7 @@ def _images(released: Released, config: RunConfig) -> Data:
 def _metrics(
     released: Released, student: Student, config: RunConfig, teacher: Backbone | None, data: Data | None
 ) -> dict[str, Any]:
-    """What ``metrics.json`` says: what is known of the checkpoint and, of ``data``, its figures."""
+    """Content of ``metrics.json``: information about the checkpoint and, with ``data``, scores."""
     from gendd.models import Frozen
     from gendd.training import resolve_device
 
@@ -187,7 +187,7 @@ def _metrics(
 def _figures(
     student: Student, config: RunConfig, teacher: Frozen | None, data: Data, device: torch.device
 ) -> dict[str, Any]:
-    """Scores on the test images and costs, by readout."""
+    """Scores on the test images, and costs, by readout."""
     from gendd.deploy.costs import latency_images, readout_costs
     from gendd.evaluation import evaluate
     from gendd.training import shows_progress

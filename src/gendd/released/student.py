@@ -26,14 +26,14 @@ from gendd.released.checkpoints import (
 from gendd.student import Student
 from gendd.student.generator import FeatureGenerator
 
-# where its ImageNet settings differ from those of CIFAR
+# the released ImageNet settings that differ from those for CIFAR
 _IMAGENET = {"gendd": {"repeats": 10}, "training": {"beta2": [0.96, 0.999]}, "readout": {"steps": 64}}
-# as it scores ImageNet: the middle 224 of 256 pixels; images as small as those of CIFAR are kept whole
+# the released evaluation crops the central 224 of 256 pixels of ImageNet; images as small as CIFAR's are kept
 _CIFAR_SIZE, _IMAGENET_SIZE, _IMAGENET_FRAMING = 32, 224, 0.875
 
 
 def _own_size(backbone: Backbone, made_here: bool) -> int | None:
-    """Side of the images a released student takes; None where a user's own network doesn't tell."""
+    """Side of the images that a released student takes; None if unknown, for a user's own network."""
     if backbone.name.startswith("cifar/"):
         return _CIFAR_SIZE
     if backbone.image_size is not None:
@@ -42,7 +42,7 @@ def _own_size(backbone: Backbone, made_here: bool) -> int | None:
 
 
 def released_config(released: Released, student: str, settings: Mapping[str, Any]) -> RunConfig:
-    """The published settings, over them the checkpoint's options, the settings given, and its sizes."""
+    """The published settings, overridden by the checkpoint's options, the settings given, and its sizes."""
     cifar = student.startswith("cifar/")
     values = read_yaml(recipe_path("published"))
     _lay(values, {} if cifar else _IMAGENET)
@@ -64,21 +64,21 @@ def released_config(released: Released, student: str, settings: Mapping[str, Any
 
 
 def _trained_with(options: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that the released code's options are."""
+    """Settings corresponding to the released code's options."""
     found: dict[str, Any] = {"gendd": {}, "training": {}, "data": {}}
     for option, (section, key) in OPTIONS.items():
         if option in options:
             found[section][key] = options[option]
     if "cos" in options:
         found["training"]["schedule"] = "cosine" if options["cos"] else "step"
-    # one as long as the training is no error there
+    # the released code allows a warmup as long as the training
     if {"epochs", "warmup_epochs"} <= set(options) and options["warmup_epochs"] < options["epochs"]:
         found["training"]["warmup_epochs"] = options["warmup_epochs"]
     return found
 
 
 def _lay(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
-    """Lay settings over others, section by section."""
+    """Merge settings over others, section by section."""
     for key, value in layer.items():
         values[key] = {**values.get(key, {}), **value} if isinstance(value, dict) else value
 
@@ -86,18 +86,18 @@ def _lay(values: dict[str, Any], layer: Mapping[str, Any]) -> None:
 def released_student(
     checkpoint: str | Path | Released, student: str | Backbone, config: RunConfig | None = None
 ) -> Student:
-    """The student of a released checkpoint, in eval mode.
+    """Build the student of a released checkpoint, in eval mode.
 
-    Of stage 1 it is the backbone alone, whose classifier is then what stage 1 computes: the teacher's
-    classifier of the projected feature, which is one Linear layer too.
+    For stage 1 it is only the backbone, with the teacher's classifier on the projected feature, as in
+    stage 1, folded into one Linear layer.
 
     Args:
-        checkpoint: The file, or what :func:`read_released` gave.
+        checkpoint: The file, or the result of :func:`read_released`.
         student: The student network's name, or the network (its weights are overwritten).
-        config: Its settings; by default the published ones, and what the checkpoint tells.
+        config: Its settings; by default the published ones and those in the checkpoint.
 
     Raises:
-        UserError: not such a checkpoint, or of another student network.
+        UserError: not such a checkpoint, or one of another student network.
     """
     released = checkpoint if isinstance(checkpoint, Released) else read_released(checkpoint)
     name = student.name if isinstance(student, Backbone) else student
@@ -140,7 +140,7 @@ def _teacher_classifier(state: Mapping[str, Tensor]) -> nn.Linear:
 
 @torch.no_grad()
 def _folded(classifier: nn.Linear, state: Mapping[str, Tensor]) -> nn.Linear:
-    """The classifier (K, D) behind stage 1's projection (D, d), as one layer (K, d)."""
+    """Fold stage 1's projection (D, d) and the classifier (K, D) into one layer (K, d)."""
     if "proj.weight" not in state:
         return classifier
     weight, bias = state["proj.weight"].double(), state["proj.bias"].double()

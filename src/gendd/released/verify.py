@@ -1,8 +1,8 @@
 """Recompute reference numbers on this machine.
 
-A reference file (.npz) holds a complete small model and what the authors' code computed with it on fixed
+A reference file (.npz) holds a complete small model and the outputs of the authors' code for it on fixed
 inputs: schedule, respacing, head, loss parts and gradient, sampling with every noise draw recorded, and
-the full training loss. Sizes and weights all come from the file.
+the full training loss. All sizes and weights come from the file.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from gendd.student.generator import FeatureGenerator, GuidedDenoiser
 PUBLIC_REFERENCE = Path(__file__).parent / "reference.npz"
 TOLERANCE = 1e-4
 
-# numpy's errors for a missing, foreign, cut or damaged file; an array of its own (.npy) is a TypeError
+# numpy's errors for a missing, foreign, truncated or damaged file; TypeError is that of a single array (.npy)
 _UNREADABLE = (OSError, ValueError, TypeError, EOFError, zipfile.BadZipFile, zlib.error)
 
 # λ of the recorded training loss
@@ -38,14 +38,14 @@ CONTRACTION = 0.9
 
 
 def verify(reference: Path | None = None, device: torch.device | str = "cpu") -> dict[str, float]:
-    """Largest relative deviation from the reference in each group of numbers; infinite where one is NaN.
+    """Compute the largest relative deviation from the reference in each group; infinite if one is NaN.
 
-    A deviation is relative to the reference's own value where a group lists single losses or
-    coefficients, and to the largest entry for vectors, whose entries pass through zero.
+    Deviations are relative to the reference value itself for losses and coefficients, and to the largest
+    entry for vectors, some of whose entries are close to zero.
 
     Args:
         reference: The file; by default the one shipped with the package.
-        device: Where to compute, in float32.
+        device: Device to compute on, in float32.
 
     Raises:
         UserError: the file can't be read or lacks a group.
@@ -142,7 +142,7 @@ def _verify_sampling(
 ) -> float:
     step_noise = read(f"{group}/step_noise")
     schedule = generator.schedule.respace(len(step_noise))
-    # one image of as many tokens as there are rows, each with a condition of its own
+    # one image with as many tokens as rows, each with its own condition
     condition, position = read(f"{group}/cond").unsqueeze(0), read(f"{group}/token_index")
     denoise = GuidedDenoiser(generator.head, condition, position, schedule, guidance, generator.prediction)
     start = read(f"{group}/init_noise")[: step_noise.shape[1]]
@@ -188,5 +188,5 @@ def _vector(ours: Tensor, reference: Tensor) -> float:
 
 
 def _largest(deviation: Tensor) -> float:
-    # Python's max and <= let a NaN pass for agreement
+    # Python's max and <= would treat NaN as agreement
     return float(deviation.nan_to_num(nan=torch.inf, posinf=torch.inf).max())

@@ -5,8 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Protocol
 
-import yaml
-
 from gendd.config import ReadoutName, registry
 from gendd.evaluation.long_tail import in_words
 from gendd.files import is_python_name, write_text
@@ -74,7 +72,7 @@ def card(student: Described, metrics: dict[str, Any] | None = None) -> str:
     data = student.info.get("data")
     lines = [
         "---",
-        yaml.safe_dump(_front_matter(student), sort_keys=False, allow_unicode=True).rstrip(),
+        _front_matter(student, metrics),
         "---",
         "",
         f"# {student.backbone.name}{f' trained on {data}' if data else ''}",
@@ -97,23 +95,40 @@ def card(student: Described, metrics: dict[str, Any] | None = None) -> str:
     return "\n".join(lines)
 
 
-def _front_matter(student: Described) -> dict[str, Any]:
-    """What the Hub reads of a card, in its words."""
+def _front_matter(student: Described, metrics: dict[str, Any] | None) -> str:
+    """The card's metadata as YAML, with the default readout's accuracy where it was measured."""
+    from huggingface_hub import EvalResult, ModelCardData
+
     info, task = student.info, _task(student)
-    stated = str(info.get("license") or "unknown")
-    front: dict[str, Any] = {"license": stated.lower()}
-    if front["license"] not in _LICENSES:
-        front = {"license": "other", "license_name": "-".join(stated.lower().split())}
-    front |= {
-        "library_name": "gendd",
-        "pipeline_tag": task,
-        "tags": [task, *(["knowledge-distillation"] if info.get("teacher", "") is not None else []), "gendd"],
-    }
-    if (data := _DATASETS.get(str(info.get("data")))) is not None:
-        front["datasets"] = [data]
-    if info.get("base_model"):
-        front["base_model"] = info["base_model"]
-    return front
+    stated = str(info.get("license") or "unknown").lower()
+    known = stated in _LICENSES
+    data = _DATASETS.get(str(info.get("data")))
+    own = {} if metrics is None else metrics["student"]
+    top1 = own.get("readouts", {}).get(own.get("readout"), {}).get("top1")
+    measured = None
+    if metrics is not None and top1 is not None and info.get("data"):
+        measured = EvalResult(
+            task_type=task,
+            dataset_type=data or str(info["data"]),
+            dataset_name=str(info["data"]),
+            dataset_split=metrics["run"].get("tested_on") or "test",
+            metric_type="accuracy",
+            metric_name="top-1 accuracy, %",
+            metric_value=round(top1, 2),
+        )
+    distilled = ["knowledge-distillation"] if info.get("teacher", "") is not None else []
+    front = ModelCardData(
+        license=stated if known else "other",
+        license_name=None if known else "-".join(stated.split()),
+        library_name="gendd",
+        pipeline_tag=task,
+        tags=[task, *distilled, "gendd"],
+        datasets=None if data is None else [data],
+        base_model=info.get("base_model"),
+        model_name=None if measured is None else student.backbone.name,
+        eval_results=None if measured is None else [measured],
+    )
+    return str(front.to_yaml())
 
 
 def _task(student: Described) -> str:

@@ -1,4 +1,4 @@
-"""What is trained to be deployed: a backbone, the generator of teacher features, and the readouts of both."""
+"""The deployable student: a backbone, the generator of teacher features, and the readouts of both."""
 
 from gendd.student.student import Student, load
 

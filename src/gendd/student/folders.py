@@ -1,4 +1,4 @@
-"""What a finished run's folder holds."""
+"""Access to the folder of a finished run."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from gendd.student.student import Student, load
 
 @dataclass(frozen=True)
 class RunFolder:
-    """A finished run, as it is in its folder."""
+    """The folder of a finished run."""
 
     folder: Path
 
     @classmethod
     def open(cls, path: str | Path) -> Self:
-        """The run at ``path``.
+        """Open the run at ``path``.
 
         Raises:
-            UserError: there is none, or it has not finished.
+            UserError: there is no run, or it has not finished.
         """
         folder = user_path(path)
         if os.path.isfile(folder / "config.json") and not os.path.isfile(folder / "config.yaml"):
@@ -47,26 +47,26 @@ class RunFolder:
 
     @property
     def config(self) -> RunConfig:
-        """Its resolved configuration."""
+        """The run's resolved configuration."""
         return load_config(self.folder / "config.yaml")
 
     @property
     def metrics(self) -> dict[str, Any]:
-        """Its figures, the content of ``metrics.json``."""
+        """The run's results, the content of ``metrics.json``."""
         return _metrics(self.folder / "metrics.json")
 
     @property
     def report(self) -> Path:
-        """Its HTML report."""
+        """Path of the run's HTML report."""
         return self.folder / "report.html"
 
     def student(self, device: str | torch.device = "cpu", backbone: nn.Module | None = None) -> Student:
-        """Its student, in eval mode; see :func:`gendd.load`."""
+        """Load the run's student, in eval mode; see :func:`gendd.load`."""
         return load(self.folder, device=device, backbone=backbone)
 
 
 def _metrics(file: Path) -> dict[str, Any]:
-    """The figures of a run; raises :class:`UserError` where the file holds something else."""
+    """Read the results of a run; raises :class:`UserError` if the file holds something else."""
     try:
         metrics = json.loads(read_text(file))
         sections = [metrics["run"], metrics["student"], *metrics["student"]["readouts"].values()]

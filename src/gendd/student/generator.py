@@ -33,7 +33,7 @@ from gendd.errors import UserError, did_you_mean
 from gendd.models import Backbone
 
 HEAD_WIDTH = 128
-# rows of an image in a step, and the fewest of a token
+# default rows per image in a step, and minimum repeats per token
 _ROWS, _LEAST_REPEATS = 8, 2
 
 
@@ -43,7 +43,7 @@ def _token_count(feature_width: int, config: GenDDConfig) -> int:
 
 
 def repeats(feature_width: int, config: GenDDConfig) -> int:
-    """M: what is set, or enough that a step's gradient is hardly noisier for the draws of times and noise.
+    """M: the value set, or enough that random times and noise add little variance to a step's gradient.
 
     Args:
         feature_width: D.
@@ -53,10 +53,10 @@ def repeats(feature_width: int, config: GenDDConfig) -> int:
 
 
 def head_width(backbone: Backbone, feature_width: int, config: GenDDConfig) -> int:
-    """The width of a head that stays small beside the student: 128, or a half, a quarter, … of it.
+    """Default width of the head: 128, or a half, a quarter, … of it, so that it stays cheap.
 
-    Small is a quarter of the student's multiply-adds for one pass, and as many as the student's for the rows
-    that an image has in a training step.
+    Cheap means at most a quarter of the student's multiply-adds for one pass, and at most the student's for
+    the rows of one image in a training step.
 
     Args:
         backbone: The student.
@@ -65,7 +65,7 @@ def head_width(backbone: Backbone, feature_width: int, config: GenDDConfig) -> i
     """
     count = _token_count(feature_width, config)
     allowed = backbone.noise_cost() / max(4, repeats(feature_width, config))
-    # layers of the width squared by token: 3 of modulation and 2 others a block, 3 at the end
+    # width x width layers per token: 3 for modulation and 2 others per block, 3 at the end
     layers, width = 5 * config.head_depth + 3, HEAD_WIDTH
     while width > 16 and backbone.feature_dim * width + count * layers * width**2 > allowed:
         width //= 2
@@ -75,17 +75,17 @@ def head_width(backbone: Backbone, feature_width: int, config: GenDDConfig) -> i
 class FeatureGenerator(nn.Module):
     """Generates teacher features (B, D) from student features (B, d).
 
-    With ``config.residual`` a student feature estimates the teacher's (d = D), and what the head gives is a
-    difference: x̂_0 = (1-ᾱ_t) ŝ + √ᾱ_t x_t + head(x_t, t, z) for the standardised estimate ŝ. Without the head
-    that is E[x_0 | x_t] for x_0 ~ N(ŝ, 1). The condition is then (B, d + D): z, and ŝ.
+    With ``config.residual`` the student feature is an estimate of the teacher's (d = D), and the head outputs
+    a residual: x̂_0 = (1-ᾱ_t) ŝ + √ᾱ_t x_t + head(x_t, t, z) for the standardised estimate ŝ. Without the
+    head that is E[x_0 | x_t] for x_0 ~ N(ŝ, 1). The condition is then (B, d + D): z and ŝ.
 
-    ``feature_mean`` and ``feature_scale`` (D,) are the statistics features are standardised with; the
-    identity until :meth:`set_statistics`. ``mean_time`` is the time at which :meth:`mean` asks the head.
+    ``feature_mean`` and ``feature_scale`` (D,) are the statistics that features are standardised with; the
+    identity until :meth:`set_statistics`. ``mean_time`` is the time at which :meth:`mean` runs the head.
 
     Args:
         condition_width: d.
         feature_width: D.
-        config: The method's settings; only those of the diffusion and the head matter here.
+        config: The method's settings; only those of the diffusion and the head are used.
     """
 
     feature_mean: Tensor
@@ -100,7 +100,7 @@ class FeatureGenerator(nn.Module):
         self.num_tokens = _token_count(feature_width, config)
         self.prediction = config.prediction
         self.residual = bool(config.residual)
-        # computed with, also where the generator itself is without memory
+        # on the CPU even if the generator is built on the meta device
         with torch.device("cpu"):
             self.schedule: Schedule = cosine_schedule(config.timesteps)
         self.mean_time = len(self.schedule) - 1
@@ -115,19 +115,19 @@ class FeatureGenerator(nn.Module):
             config.head_width or HEAD_WIDTH,
             config.head_depth,
             self.token_width * (2 if config.learned_variance else 1),
-            # at first there is no difference
+            # the residual starts at zero
             config.zero_init or self.residual,
         )
         self.register_buffer("feature_mean", torch.zeros(feature_width))
         self.register_buffer("feature_scale", torch.ones(feature_width))
 
     def set_statistics(self, mean: Tensor, scale: Tensor) -> None:
-        """Standardise features with ``mean`` and ``scale`` (D,); dimensions that never vary keep scale 1."""
+        """Standardise features with ``mean`` and ``scale`` (D,); constant dimensions keep scale 1."""
         self.feature_mean.copy_(mean)
         self.feature_scale.copy_(torch.where(scale > 1e-6 * scale.max(), scale, torch.ones_like(scale)))
 
     def standardise(self, features: Tensor) -> Tensor:
-        """Teacher features (…, D) in the space that is diffused."""
+        """Teacher features (…, D) -> standardised features, the space of the diffusion."""
         return (features - self.feature_mean) / self.feature_scale
 
     def restore(self, features: Tensor) -> Tensor:
@@ -142,7 +142,7 @@ class FeatureGenerator(nn.Module):
         return torch.cat([z, self.standardise(student_features).to(z.dtype)], dim=-1)
 
     def _parts(self, condition: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What the head is told (…, d), and the estimate's tokens (…, N, C) where there is one."""
+        """Condition of the head (…, d), and the tokens (…, N, C) of the estimate if there is one."""
         if not self.residual:
             return condition, None
         z, estimate = torch.split(condition, [self.condition_width, self.feature_width], dim=-1)
@@ -156,7 +156,7 @@ class FeatureGenerator(nn.Module):
         Args:
             targets: (B, D) standardised features.
             condition: From :meth:`condition`.
-            t: (R,) int64; R = M·B·N fixes M.
+            t: (R,) int64; R = M·B·N determines M.
             noise: (R, C) standard normal.
             keep: (R,) bool, False where the condition is dropped; None keeps all.
         """
@@ -164,7 +164,7 @@ class FeatureGenerator(nn.Module):
         repeats = t.shape[0] // (images * self.num_tokens)
         x0 = tokens.repeat_rows(tokens.split(targets.float(), self.token_width), repeats)
         x_t = add_noise(x0, t, noise, self.schedule)
-        # what the rows of an image or of a token have in common is computed once
+        # values shared by the rows of an image or token are computed once
         grid = (repeats, images, self.num_tokens)
         z, estimate = self._parts(condition)
         z = z.unsqueeze(1)
@@ -179,16 +179,16 @@ class FeatureGenerator(nn.Module):
         return diffusion_loss(output, x0, x_t, t, noise, self.schedule, self.prediction)
 
     def mean(self, condition: Tensor) -> Tensor:
-        """E[f | z] in one pass, the head's x̂_0 at x_t = 0; :meth:`condition`'s -> (B, D) teacher features.
+        """E[f | z] in one pass, the head's x̂_0 at x_t = 0; output of :meth:`condition` -> (B, D).
 
-        The time is :attr:`mean_time`: T-1, where x_t tells nothing; of an ε head, whose x̂_0 is
+        The time is :attr:`mean_time`: T-1, where x_t carries no information; for an ε head, whose x̂_0 is
         ill-conditioned there, an earlier one (see :func:`gendd.student.readout.choose_mean_time`).
         """
         t = torch.full((1,), self.mean_time, device=condition.device)
         position = torch.arange(self.num_tokens, device=condition.device)
         z, tokenised = self._parts(condition)
         modulations = self.head.modulate(t, z.unsqueeze(1), position)
-        # one row of zeros serves all: what the blocks compute of it alone is computed once
+        # a single row of zeros for all: the blocks process it only once
         x = condition.new_zeros(1, 1, self.token_width)
         output = self.head.denoise(x, modulations)[..., : self.token_width].float()
         if tokenised is not None:
@@ -210,26 +210,26 @@ class FeatureGenerator(nn.Module):
         start: Tensor | None = None,
         step_noise: Sequence[Tensor] | None = None,
     ) -> Tensor:
-        """Generated teacher features.
+        """Generate teacher features.
 
         Args:
             condition: From :meth:`condition`.
             steps: Steps of the respaced schedule, 1 .. T.
-            guidance: Classifier-free guidance; 1 is none.
+            guidance: Scale of classifier-free guidance; 1 is none.
             num_samples: S.
-            temperature: Factor on the step noise of ddpm.
+            temperature: Factor on the noise of each ddpm step.
             eta: η of ddim; 0 is deterministic.
             sampler: ``ddpm``, ``ddim`` or ``dpm-solver``.
             generator: Source of all noise that is not given, on the condition's device.
             start: (S·B·N, C) standard normal x_T.
-            step_noise: A draw (S·B·N, C) for every step but the last, for ``ddpm`` and ``ddim``.
+            step_noise: One draw (S·B·N, C) for every step but the last, for ``ddpm`` and ``ddim``.
 
         Returns:
             (S, B, D).
 
         Raises:
-            UserError: guidance is asked of a generator trained without condition dropout; an unknown
-                sampler, or steps that are no integer of 1 .. T.
+            UserError: guidance with a generator trained without condition dropout, an unknown sampler, or
+                steps that are not an integer in 1 .. T.
         """
         if sampler not in get_args(SamplerName):
             raise UserError(
@@ -263,7 +263,7 @@ class FeatureGenerator(nn.Module):
         return self.restore(merged)
 
     def denoiser(self, condition: Tensor, schedule: Schedule, guidance: float = 1.0) -> GuidedDenoiser:
-        """The head as a denoiser for the samplers; :meth:`condition`'s, rows (S·B·N, C) for any S."""
+        """The head as a denoiser for the samplers, for rows (S·B·N, C) of any S, given :meth:`condition`."""
         position = torch.arange(self.num_tokens, device=condition.device)
         z, estimate = self._parts(condition)
         return GuidedDenoiser(
@@ -272,12 +272,12 @@ class FeatureGenerator(nn.Module):
 
 
 def completed(output: Tensor, x_t: Tensor, t: Tensor, estimate: Tensor, schedule: Schedule) -> Tensor:
-    """x̂_0 of a head that gives the difference to an estimate, see :class:`FeatureGenerator`.
+    """x̂_0 of a head that outputs the residual to an estimate, see :class:`FeatureGenerator`.
 
     Args:
         output: (…, C) of the head, or (…, 2C) with the variance's interpolation in the second half.
         x_t: (…, C) noisy tokens.
-        t: Steps of the schedule, of as many axes as the leading ones of ``x_t``, or (1,).
+        t: Steps of the schedule, with as many dimensions as the leading ones of ``x_t``, or (1,).
         estimate: (…, C) standardised.
         schedule: The schedule of ``t``.
     """
@@ -288,22 +288,22 @@ def completed(output: Tensor, x_t: Tensor, t: Tensor, estimate: Tensor, schedule
 
 
 class GuidedDenoiser:
-    """A head with its condition fixed, as the samplers want it: rows (S·B·N, C), sample-major.
+    """A head with a fixed condition, as a denoiser for the samplers: rows (S·B·N, C), sample-major.
 
-    Guidance g moves the prediction from the unconditional to g times the conditional branch's
-    distance; the variance is the conditional branch's (Ho & Salimans 2022; as published by GenDD).
+    With guidance g the prediction is the unconditional one plus g times the difference from it to the
+    conditional one; the variance is the conditional branch's (Ho & Salimans 2022; as published by GenDD).
 
-    Two thirds of a pass say what time, condition and position mean to the layers. That is the same for all
-    S samples of an image, and without a condition for all images: it is computed that often only.
+    Two thirds of a pass compute the modulations by time, condition and position. They are the same for all
+    S samples of an image, and without a condition for all images, so they are computed only that often.
 
     Args:
         head: The denoising network.
-        condition: (B, 1, d), or (B, N, d) where the tokens of an image differ in theirs.
+        condition: (B, 1, d), or (B, N, d) if it differs between the tokens of an image.
         position: (N,) int64 token positions.
-        schedule: Whose steps are taken.
+        schedule: The schedule to sample with.
         guidance: g.
         prediction: What the head predicts.
-        estimate: (B, N, C) standardised, where the head gives the difference to it.
+        estimate: (B, N, C) standardised, if the head outputs the residual to it.
     """
 
     def __init__(
@@ -321,7 +321,7 @@ class GuidedDenoiser:
         self.guided = guidance != 1.0
         self.condition = condition
         if self.guided:
-            # one condition more, which is none
+            # append a zero condition for the unconditional branch
             self.condition = torch.cat([condition, torch.zeros_like(condition[:1])])
             if estimate is not None:
                 estimate = torch.stack([estimate, torch.zeros_like(estimate)]).unsqueeze(1)
@@ -330,7 +330,7 @@ class GuidedDenoiser:
     def __call__(self, x: Tensor, step: int) -> Denoised:
         """x (S·B·N, C) at a step of the schedule -> its x̂_0 and log-variance."""
         channels = x.shape[-1]
-        # of no image the number of samples is open
+        # with no images the number of samples can't be inferred
         samples = -1 if self.images else 0
         grid = x.reshape(samples, self.images, len(self.position), channels)
         t = self.schedule.timesteps[step].reshape(1).to(x.device)
@@ -355,6 +355,6 @@ class GuidedDenoiser:
         return Denoised(x0, interpolated_log_variance(v, index, self.schedule))
 
     def _branches(self, modulation: Tensor) -> Tensor:
-        """(B + 1, N, …) -> (2, 1, B, N, …): with and without a condition."""
+        """(B + 1, N, …) -> (2, 1, B, N, …): conditional and unconditional."""
         conditional, unconditional = modulation[: self.images], modulation[self.images :]
         return torch.stack([conditional, unconditional.expand_as(conditional)]).unsqueeze(1)

@@ -1,4 +1,4 @@
-"""Student feature → logits.
+"""Readouts: student feature → logits.
 
 Shapes: B images · d student feature · D teacher feature · K classes · S samples.
 
@@ -6,12 +6,12 @@ Shapes: B images · d student feature · D teacher feature · K classes · S sam
 readout     logits                                         cost beyond the student
 ==========  =============================================  =====================================
 ``linear``  the probe on the student's feature             none
-``mean``    teacher classifier of E[f | z]                 one head pass a token
-``sample``  teacher classifier of the mean of S samples    S · steps (· 2 guided) passes a token
+``mean``    teacher classifier on E[f | z]                 one head pass per token
+``sample``  teacher classifier on the mean of S samples    S · steps (· 2 guided) passes per token
 ==========  =============================================  =====================================
 
-Where the teacher has no classifier, or one of other classes than the data, the nearest class mean of its
-features reads in its place.
+If the teacher has no classifier, or one for other classes than the data's, a nearest-class-mean classifier
+of its features is used instead.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from torch import Tensor, nn
 from gendd.config import ReadoutConfig
 from gendd.student.generator import FeatureGenerator
 
-# ᾱ of the times that an ε head may be asked at
+# ᾱ of the candidate times for the mean of an ε head
 _SIGNALS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.07, 0.1, 0.15, 0.2, 0.3, 0.5, 0.7)
 
 
 def fixed_classifier(weight: Tensor, bias: Tensor | None, device: torch.device) -> nn.Linear:
-    """A float32 classifier of a weight (K, D) and a bias (K,), none being 0, that no training changes."""
+    """Frozen float32 classifier with the given weight (K, D) and bias (K,); None: zero bias."""
     classes, width = weight.shape
     classifier: nn.Linear = nn.utils.skip_init(  # type: ignore[no-untyped-call]
         nn.Linear, width, classes, device=device
@@ -46,10 +46,10 @@ def fixed_classifier(weight: Tensor, bias: Tensor | None, device: torch.device) 
 def nearest_mean_classifier(
     means: Tensor, feature_mean: Tensor, feature_scale: Tensor, temperature: float = 1.0
 ) -> nn.Linear:
-    """The nearest-class-mean rule as a linear classifier of features as they are.
+    """The nearest-class-mean rule as a linear classifier of unstandardised features.
 
-    With x = (f - mean) / scale the logits are (x·μ_c - |μ_c|²/2) / τ, so that the largest is that of the
-    nearest class mean and their softmax is p(c | x) of Gaussian classes of one variance τ in all directions.
+    With x = (f - mean) / scale the logits are (x·μ_c - |μ_c|²/2) / τ: the largest is that of the nearest
+    class mean, and their softmax is p(c | x) for Gaussian classes of isotropic variance τ.
 
     Args:
         means: μ (K, D), in the standardised space.
@@ -63,7 +63,7 @@ def nearest_mean_classifier(
 
 
 def read_features(classifier: nn.Linear, features: Tensor) -> Tensor:
-    """Logits (…, K) of teacher features (…, D), which are float32 whatever the student's weights are."""
+    """Logits (…, K) of teacher features (…, D), which are float32 whatever the student's dtype."""
     logits: Tensor = classifier(features.to(classifier.weight.dtype))
     return logits
 
@@ -77,20 +77,20 @@ def mean_logits(generator: FeatureGenerator, classifier: nn.Linear, features: Te
 def choose_mean_time(
     generator: FeatureGenerator, classifier: nn.Linear, features: Tensor, teacher_features: Tensor
 ) -> float:
-    """Give an ε head the time at which its mean is read as the teacher's feature is, most often.
+    """Set the ``mean_time`` of an ε head at which its mean agrees most often with the teacher's prediction.
 
-    Late, x̂_0 carries the head's error many times; early, x_t = 0 draws it towards the mean feature. Where
-    the balance is depends on the head. No labels are needed. Of equally good times the latest stays; a head
-    of another prediction keeps T-1.
+    At late times x̂_0 amplifies the head's error; at early times x_t = 0 pulls it towards the mean feature.
+    The best trade-off depends on the head. No labels are needed. Ties go to the latest time; heads with
+    another prediction keep T-1.
 
     Args:
-        generator: Whose ``mean_time`` is set.
+        generator: The generator whose ``mean_time`` is set.
         classifier: D -> K.
-        features: (B, d) of the student, held out.
+        features: (B, d) of the student, for held-out images.
         teacher_features: (B, D) of the same images.
 
     Returns:
-        How often, in [0, 1].
+        The rate of agreement, in [0, 1].
     """
     wanted = classifier(teacher_features).argmax(-1)
 
@@ -115,9 +115,10 @@ def sampled_features(
     start: Tensor | None = None,
     step_noise: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Generated teacher features (S, B, D) from student features (B, d).
+    """Generate teacher features (S, B, D) from student features (B, d).
 
-    The noise is that of ``random``, or ``start`` and ``step_noise`` as for :meth:`FeatureGenerator.sample`.
+    Noise is drawn from ``random``, or given by ``start`` and ``step_noise`` as for
+    :meth:`FeatureGenerator.sample`.
     """
     return generator.sample(
         generator.condition(features),
@@ -143,6 +144,6 @@ def sample_logits(
     start: Tensor | None = None,
     step_noise: Sequence[Tensor] | None = None,
 ) -> Tensor:
-    """Logits (B, K) of the mean of S generated teacher features; arguments as :func:`sampled_features`."""
+    """Logits (B, K) of the mean of S generated teacher features; arguments as in :func:`sampled_features`."""
     made = sampled_features(generator, features, config, random, start=start, step_noise=step_noise)
     return read_features(classifier, made.mean(0))

@@ -1,4 +1,4 @@
-"""What the ``config.json`` of a saved student says, checked before anything is built of it."""
+"""The ``config.json`` of a saved student, validated before anything is built from it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _KEYS = ("backbone", "generator", "readout", "info")
 
 @dataclass
 class Generator:
-    """The conditional generator and what reads its features."""
+    """The conditional generator and the classifier of its features."""
 
     condition_width: int
     feature_width: int
@@ -48,7 +48,7 @@ class Generator:
 
 @dataclass
 class Described:
-    """A saved student; its network as arguments of :func:`gendd.models.create_backbone`."""
+    """A saved student; ``backbone`` holds arguments of :func:`gendd.models.create_backbone`."""
 
     backbone: dict[str, Any]
     generator: Generator | None
@@ -59,14 +59,14 @@ class Described:
 
 @dataclass
 class _Part:
-    """A section by its name, for errors."""
+    """Wrapper that gives the section its name in error messages."""
 
     generator: Generator
 
 
 @dataclass
 class _Info:
-    """What of ``info`` is used as more than text; the rest is free."""
+    """Validated entries of ``info``; the others are free."""
 
     image_size: int | None = None
     framing: float | None = None
@@ -92,10 +92,10 @@ class _Read:
 
 
 def checked(config: Any) -> Described:
-    """What a ``config.json`` says.
+    """Validate the content of a ``config.json``.
 
     Raises:
-        UserError: a key is missing, or a value is of another type or out of range.
+        UserError: a key is missing, or a value has the wrong type or is out of range.
     """
     if not isinstance(config, dict):
         raise UserError(
@@ -120,7 +120,7 @@ def checked(config: Any) -> Described:
 
 
 class _Uninitialised(TorchFunctionMode):
-    """Leaves parameters as they are: to initialise some without memory PyTorch loads its compiler."""
+    """Skips ``torch.nn.init``: initialising parameters on the meta device would import PyTorch's compiler."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -132,7 +132,7 @@ class _Uninitialised(TorchFunctionMode):
 
 
 def check_size(described: Described, there: int) -> None:
-    """Raise :class:`UserError` where a student would have more numbers than there are in its weights file."""
+    """Raise :class:`UserError` if a student would have more parameters than its weights file holds."""
     backbone = described.backbone
     projector = backbone.get("projector") or {"width": 0, "hidden": 0}
     hidden = projector["hidden"]

@@ -1,4 +1,4 @@
-"""What is saved, loaded and deployed: the student's backbone and its readouts."""
+"""The student as it is saved, loaded and deployed: its backbone and readouts."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gendd.student.generator import FeatureGenerator
 from gendd.student.saved import FORMAT, check_size, checked
 from gendd.student.uncertainty import PredictiveDistribution, check_samples, decompose, spread
 
-# What files raise that are cut short, are no JSON object, or describe another network than their weights.
+# raised by files that are truncated, not a JSON object, or describe another network than their weights
 _UNFIT = (
     OSError,
     UnicodeDecodeError,
@@ -40,19 +40,19 @@ class Student(nn.Module):
     Args:
         backbone: The student network; its classifier is the linear readout.
         generator: The conditional generator of teacher features; None for a student without one.
-        classifier: What reads generated features, D -> K: the teacher's classifier, or that of the nearest
-            class mean; None where there is neither.
+        classifier: Classifier of generated features, D -> K: the teacher's, or the nearest-class-mean
+            classifier; None without either.
         readout: Name and sampler settings; by default ``mean`` with a classifier, else ``linear``.
-        info: What else is known of it (class names, image size, …), kept in its ``config.json``.
-        linear: Whether the backbone's classifier has learned anything, so that it is a readout.
+        info: Further information (class names, image size, …), saved in its ``config.json``.
+        linear: Whether the backbone's classifier was trained and is available as a readout.
 
-    ``folder`` is where it was loaded from; None for one that was made in Python.
+    ``folder`` is the folder it was loaded from; None if it was made in Python.
 
-    A student of a teacher without a classifier that saw no labels has no readout and gives no logits: use
+    A student trained without labels from a teacher without a classifier has no readout and no logits: use
     :meth:`features`, :meth:`embed` and :meth:`generate`.
 
     Raises:
-        UserError: a classifier without a generator, or a readout this student hasn't.
+        UserError: a classifier without a generator, or a readout that this student does not have.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class Student(nn.Module):
         self.linear = linear and backbone.has_classifier
         self.settings = readout or ReadoutConfig()
         if self.settings.name == "auto":
-            # a run picks one on its validation images
+            # a run chooses one on its validation images
             name: ReadoutName = "linear" if classifier is None else "mean"
             self.settings = dataclasses.replace(self.settings, name=name)
         self.info = dict(info or {})
@@ -86,13 +86,13 @@ class Student(nn.Module):
 
     @property
     def readouts(self) -> tuple[ReadoutName, ...]:
-        """The readouts this student has."""
+        """Names of the readouts that this student has."""
         linear: tuple[ReadoutName, ...] = ("linear",) if self.linear else ()
         return linear if self.classifier is None else (*linear, "mean", "sample")
 
     @property
     def readout(self) -> ReadoutName:
-        """The readout :meth:`forward` uses; assign another to change it."""
+        """Name of the readout that :meth:`forward` uses; assign another to change it."""
         return cast(ReadoutName, self.settings.name)
 
     @readout.setter
@@ -100,10 +100,10 @@ class Student(nn.Module):
         self.settings = dataclasses.replace(self.settings, name=self.checked(name))
 
     def checked(self, name: ReadoutName | None = None) -> ReadoutName:
-        """A readout this student has, the chosen one by default.
+        """Check that this student has a readout, by default the chosen one, and return its name.
 
         Raises:
-            UserError: it hasn't that readout, or none.
+            UserError: it does not have that readout, or has none.
         """
         name = name or self.readout
         if name not in self.readouts:
@@ -119,13 +119,13 @@ class Student(nn.Module):
         return name
 
     def num_classes(self, readout: ReadoutName | None = None) -> int:
-        """K of a readout, the chosen one by default; its classes are the data's or the teacher's."""
+        """Number of classes of a readout, by default the chosen one; they are the data's or the teacher's."""
         if (readout or self.readout) == "linear" or self.classifier is None:
             return self.backbone.num_classes
         return self.classifier.out_features
 
     def class_names(self, readout: ReadoutName | None = None) -> list[str]:
-        """Names of a readout's K classes, the data's or the teacher's; their numbers where none are known."""
+        """Names of a readout's K classes, the data's or the teacher's; their numbers if names are unknown."""
         classes = self.num_classes(readout)
         for key in ("class_names", "teacher_class_names"):
             names = self.info.get(key) or []
@@ -134,11 +134,11 @@ class Student(nn.Module):
         return [str(index) for index in range(classes)]
 
     def features(self, images: Tensor) -> Tensor:
-        """The student's own feature (B, d) of images (B, C, H, W) in [0, 1]."""
+        """Images (B, C, H, W) in [0, 1] -> the student's own feature (B, d)."""
         return self.backbone.features(images)
 
     def embed(self, images: Tensor) -> Tensor:
-        """The expected teacher feature E[f | z] (B, D) of images (B, C, H, W) in [0, 1], in one pass.
+        """Images (B, C, H, W) in [0, 1] -> the expected teacher feature E[f | z] (B, D), in one pass.
 
         Raises:
             UserError: this student has no generator.
@@ -147,7 +147,7 @@ class Student(nn.Module):
         return network.mean(network.condition(self.features(images)))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (B, K) of images (B, C, H, W) in [0, 1]."""
+        """Images (B, C, H, W) in [0, 1] -> logits (B, K) of the chosen readout."""
         return self.logits(self.features(images))
 
     def logits(
@@ -157,11 +157,11 @@ class Student(nn.Module):
 
         Args:
             features: From :meth:`features`.
-            readout: Which readout; the chosen one by default.
-            generator: Source of the noise of ``sample``.
+            readout: Name of the readout; by default the chosen one.
+            generator: Source of the noise for ``sample``.
 
         Raises:
-            UserError: it hasn't that readout, or none.
+            UserError: it does not have that readout, or has none.
         """
         if not self.readouts:
             raise UserError(
@@ -188,22 +188,22 @@ class Student(nn.Module):
         generator: torch.Generator | None = None,
         **settings: Any,
     ) -> Tensor:
-        """Teacher features generated for images.
+        """Generate teacher features for images.
 
         Args:
             images: (B, C, H, W) in [0, 1].
-            steps: Sampling steps; like the rest, the student's own setting by default.
-            guidance: Classifier-free guidance; 1 is none.
+            steps: Sampling steps; by default, like the other settings, the student's own.
+            guidance: Scale of classifier-free guidance; 1 is none.
             num_samples: S.
             generator: Source of the noise, on the images' device.
-            settings: Further ones of :class:`gendd.ReadoutConfig`: sampler, temperature, eta.
+            settings: Further settings of :class:`gendd.ReadoutConfig`: sampler, temperature, eta.
 
         Returns:
             (S, B, D).
 
         Raises:
-            UserError: this student has no generator, or was trained without condition dropout and is
-                to be guided; a setting is unknown.
+            UserError: this student has no generator; guidance is not 1, but it was trained without condition
+                dropout; or a setting is unknown.
         """
         network = self._generator()
         known = ("sampler", "temperature", "eta")
@@ -229,23 +229,23 @@ class Student(nn.Module):
         temperature: float = 1.0,
         guidance: float = 1.0,
     ) -> PredictiveDistribution:
-        """Class probabilities of images, and how sure the student is of them.
+        """Predict class probabilities of images, with uncertainty estimates if requested.
 
         Args:
             images: (B, C, H, W) in [0, 1].
-            uncertainty: n features to generate an image, beside the readout, which stays what it is; 0 does
-                without, at no cost.
+            uncertainty: Number n of features to generate per image for the uncertainty estimates, which does
+                not change the readout; 0: no estimates, at no cost.
             generator: Source of the noise, on the images' device.
-            readout: Whose probabilities; the chosen one by default.
-            sampler: Of the n features; like steps and eta, the student's own setting by default.
+            readout: Readout that gives the probabilities; by default the chosen one.
+            sampler: Sampler of the n features; by default, like steps and eta, the student's own setting.
             steps: Sampling steps.
-            eta: η of ddim; with 0 the noise it starts from makes the samples differ.
-            temperature: Factor on the step noise of ddpm; 1 whatever the student's own setting.
-            guidance: Likewise 1: guided samples, or colder ones, are not those of p(f | z).
+            eta: η of ddim; with 0 the samples differ only by the noise they start from.
+            temperature: Factor on the noise of each ddpm step; 1 by default, whatever the student's setting.
+            guidance: Scale of guidance, likewise 1: guided or colder samples do not follow p(f | z).
 
         Raises:
-            UserError: n is neither 0 nor an integer of 2 to 10,000; or there is to be an uncertainty and
-                this student has no generator, or no classifier of generated features.
+            UserError: n is neither 0 nor an integer from 2 to 10,000, or it is not 0 and this student has no
+                generator or no classifier of generated features.
         """
         if uncertainty != 0:
             check_samples(uncertainty, self.generator is not None, self.classifier is not None)
@@ -272,7 +272,7 @@ class Student(nn.Module):
         return self.generator
 
     def config(self) -> dict[str, Any]:
-        """Everything needed to rebuild it without weights, as plain JSON."""
+        """Everything needed to rebuild the student without its weights, as plain JSON."""
         generator: dict[str, Any] | None = None
         if self.generator is not None:
             generator = {
@@ -293,14 +293,14 @@ class Student(nn.Module):
 
     @classmethod
     def from_config(cls, config: dict[str, Any], backbone: nn.Module | None = None) -> Student:
-        """Rebuild with random weights what :meth:`config` described.
+        """Rebuild a student from :meth:`config`, with random weights.
 
         Args:
             config: From :meth:`config`.
-            backbone: The network, where its architecture isn't known by name, or in its place.
+            backbone: The network, needed if its architecture isn't known by name; else overrides it.
 
         Raises:
-            UserError: a key is missing, or a value is of another type or out of range.
+            UserError: a key is missing, or a value has the wrong type or is out of range.
         """
         described = checked(config)
         backbone = _backbone(described.backbone, backbone)
@@ -337,17 +337,17 @@ def _backbone(described: dict[str, Any], given: nn.Module | None) -> Backbone:
 def load(
     path: str | Path, *, device: str | torch.device = "cpu", backbone: nn.Module | None = None
 ) -> Student:
-    """A saved student, in eval mode.
+    """Load a saved student, in eval mode.
 
     Args:
         path: A run folder, or its ``student`` folder.
-        device: Where to put it.
-        backbone: The student's network, which gets the saved weights: needed where it was made in Python
-            and its architecture isn't known by name.
+        device: Device to load it to.
+        backbone: The student's network, into which the saved weights are loaded; needed if it was made in
+            Python and its architecture isn't known by name.
 
     Raises:
-        UserError: there is no student at ``path``, its files don't fit together, or its network isn't
-            known by name and not given.
+        UserError: there is no student at ``path``, its files don't fit together, or its network is neither
+            known by name nor given.
     """
     folder = student_folder(path)
     if folder is None:

@@ -1,17 +1,17 @@
-"""How sure a student is of an image, from n features that its generator makes of it.
+"""Uncertainty estimates of a student for an image, from n features generated for it.
 
 Shapes: n samples · B images · K classes · D teacher feature.
 
-The samples f_1 … f_n are drawn from p(f | z), the teacher features that go with the student's feature z, and
-the classifier makes class probabilities p_i of each. The entropy of their mean has two parts, as that of an
-ensemble has (Houlsby et al. 2011; Depeweg et al. 2018):
+The samples f_1 … f_n are drawn from p(f | z), the distribution of teacher features given the student's
+feature z, and the classifier gives class probabilities p_i for each. The entropy of their mean splits into
+two parts, as for an ensemble (Houlsby et al. 2011; Depeweg et al. 2018):
 
     H[mean p_i]  =  mean H[p_i]  +  I(class; f | z)
     total           aleatoric       mutual information
 
-No weights are drawn. The mutual information is what the choice of the sampled feature says about the class:
-how much what the teacher would say varies, given what the student saw. It is not the uncertainty of the
-weights, and a student can be sure, sample by sample, of an image unlike any it was trained on.
+No weights are sampled. The mutual information measures how much the sampled feature determines the class:
+how much the teacher's prediction would vary, given what the student saw. It is not the uncertainty of the
+weights, and a student can be certain, sample by sample, about an out-of-distribution image.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from gendd.errors import UserError
 
-# they are all in memory at once
+# all samples are in memory at once
 MAX_SAMPLES = 10_000
 
 
@@ -35,7 +35,7 @@ class Decomposition(NamedTuple):
         mixture: mean p_i (B, K).
         total: H[mean p_i] (B,), at most log K.
         aleatoric: mean H[p_i] (B,).
-        mutual_information: Total less aleatoric (B,), at most log n; rounding below 0 is 0.
+        mutual_information: Total minus aleatoric (B,), at most log n; clamped to 0 against rounding.
     """
 
     mixture: Tensor
@@ -46,16 +46,16 @@ class Decomposition(NamedTuple):
 
 @dataclass(frozen=True)
 class PredictiveDistribution:
-    """What a student says of B images, and how sure it is.
+    """A student's predictions for B images, with uncertainty estimates.
 
     Attributes:
-        probabilities: Of the chosen readout (B, K).
-        mixture: Mean class probabilities of the n samples (B, K); K is that of the classifier of generated
-            features. This and the rest are None where no uncertainty was asked for.
+        probabilities: Class probabilities of the chosen readout (B, K).
+        mixture: Mean class probabilities of the n samples (B, K), for the classes of the classifier of
+            generated features. This and the rest are None if no uncertainty was requested.
         total: Entropy of ``mixture`` (B,), nats.
         aleatoric: Mean entropy of the samples' class probabilities (B,), nats.
         mutual_information: Their difference (B,), nats.
-        spread: Of the samples (B,); see :func:`spread`.
+        spread: Spread of the samples (B,); see :func:`spread`.
     """
 
     probabilities: Tensor
@@ -67,15 +67,15 @@ class PredictiveDistribution:
 
 
 def entropy(probabilities: Tensor) -> Tensor:
-    """H of class probabilities (…, K) in nats, (…)."""
+    """Entropy (…) of class probabilities (…, K), in nats."""
     found: Tensor = torch.special.entr(probabilities).sum(-1)
     return found
 
 
 def decompose(probabilities: Tensor) -> Decomposition:
-    """Entropies of n samples' class probabilities (n, B, K).
+    """Decompose the entropy of n samples' class probabilities (n, B, K).
 
-    The mutual information of few samples is too small on average, as the entropy of their mean is.
+    With few samples the mutual information is biased low, as is the entropy of their mean.
     """
     mixture = probabilities.mean(0)
     total, aleatoric = entropy(mixture), entropy(probabilities).mean(0)
@@ -83,19 +83,19 @@ def decompose(probabilities: Tensor) -> Decomposition:
 
 
 def spread(samples: Tensor) -> Tensor:
-    """How far samples of standardised features (n, B, D) lie apart: (B,), the same on average for any n >= 2.
+    """Spread (B,) of samples of standardised features (n, B, D); its mean does not depend on n >= 2.
 
-    The square root of the mean over D of their variance over n (with n - 1), so the root mean square distance
-    to their mean, a dimension. 1 is the spread of the prior N(0, I), which is that of the teacher's features
-    of all training images; where ``gendd.standardise`` is false the unit is that of the feature itself.
+    The square root of the mean over D of their variance over n (with n - 1): the root mean square distance
+    to their mean, per dimension. 1 is the spread of the prior N(0, I), and of the teacher's features of all
+    training images; if ``gendd.standardise`` is false, the unit is that of the feature itself.
     """
-    # var() warns of no images
+    # var() warns for an empty batch
     variance = (samples - samples.mean(0)).square().sum(0) / (len(samples) - 1)
     return variance.mean(-1).sqrt()
 
 
 def check_samples(samples: int, generates: bool, reads: bool) -> None:
-    """Raise :class:`UserError` where a student can't tell the uncertainty from this many samples.
+    """Raise :class:`UserError` if a student can't estimate uncertainty from this many samples.
 
     Args:
         samples: n.

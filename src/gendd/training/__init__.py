@@ -1,4 +1,4 @@
-"""Training any method with Lightning: schedule, monitor, module, callbacks, fit."""
+"""Training of any method with Lightning: schedule, monitor, module, callbacks, fit."""
 
 from gendd.data.draws import derive_seed
 from gendd.training.answers import Answers, row_type

@@ -1,8 +1,8 @@
-"""What a teacher says of images, view by view, on disk: a row an image, with a checksum of its own.
+"""A teacher's outputs for images, stored on disk per view: one row per image, with its own checksum.
 
-A view is one file for each part of the answers, NumPy's format with named fields, of its full length from the
-beginning. Any number of processes write their rows in place: a row that is absent, cut off by a kill, damaged
-or of other pixels is one whose checksum or mark is another. Shapes: B images.
+Each part of the outputs of a view is one file in NumPy's format with named fields, allocated at its full
+length. Any number of processes write their rows in place: a row that is missing, truncated, damaged or of
+other pixels is recognised by its checksum or mark. Shapes: B images.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gendd.errors import UserError
 from gendd.files import locked
 
 Storage = Literal["fp16", "int8", "fp32"]
-# what is wrong with rows that can't be used
+# why rows can't be used
 Fault = Literal["absent", "damaged", "of other pixels"]
 
 _STORED = {"fp16": "<f2", "int8": "i1", "fp32": "<f4"}
@@ -33,7 +33,7 @@ _LAST = torch.channels_last
 
 
 def row_type(tensors: Sequence[Tensor], storage: Storage) -> np.dtype[Any]:
-    """A row of tensors (B, …): each in the stored type, named by its number, own type and memory format."""
+    """Row type for tensors (B, …): one field each, named by its number, original dtype and memory format."""
     fields: list[Any] = [("mark", "<u4")]
     for number, tensor in enumerate(tensors):
         if storage == "int8":
@@ -42,15 +42,15 @@ def row_type(tensors: Sequence[Tensor], storage: Storage) -> np.dtype[Any]:
         if tensor.ndim == 4 and not tensor.is_contiguous() and tensor.is_contiguous(memory_format=_LAST):
             name += " last"
         fields.append((name, _STORED[storage], tuple(tensor.shape[1:])))
-    # last: a write that is cut off leaves none
+    # last, so that a truncated write has no checksum
     return np.dtype([*fields, ("sum", "<u4")])
 
 
 def encode(tensors: Sequence[Tensor], marks: NDArray[np.uint32], storage: Storage) -> NDArray[Any]:
-    """Tensors (B, …) as rows (B,), their checksums left out.
+    """Encode tensors (B, …) as rows (B,), without checksums.
 
     Raises:
-        UserError: a number is beyond the range of fp16.
+        UserError: a value is beyond the range of fp16.
     """
     rows = np.zeros(len(marks), row_type(tensors, storage))
     rows["mark"] = marks
@@ -73,7 +73,7 @@ def encode(tensors: Sequence[Tensor], marks: NDArray[np.uint32], storage: Storag
 
 
 def decode(rows: NDArray[Any], device: torch.device) -> list[Tensor]:
-    """The tensors of rows, of the types that they came in."""
+    """Decode rows to tensors of their original dtypes."""
     found = []
     for number in range(sum(not name.endswith(("mark", "scale", "sum")) for name in rows.dtype.names or ())):
         field = _field(rows.dtype, number)
@@ -93,12 +93,12 @@ def _field(kind: np.dtype[Any], number: int) -> str:
 
 
 def _bytes_of(rows: NDArray[Any]) -> memoryview:
-    """The bytes of rows, to be read or written."""
+    """The rows as a writable byte buffer."""
     return rows.view(np.uint8).data
 
 
 def _header(kind: np.dtype[Any], count: int) -> bytes:
-    """How a file of so many rows begins."""
+    """Header of a file of ``count`` rows."""
     content = io.BytesIO()
     descr = np.lib.format.dtype_to_descr(kind)
     header = {"descr": descr, "fortran_order": False, "shape": (count,)}
@@ -107,10 +107,10 @@ def _header(kind: np.dtype[Any], count: int) -> bytes:
 
 
 class _File:
-    """One part of one view, open.
+    """Open file of one part of one view.
 
     Raises:
-        ValueError: its header is damaged.
+        ValueError: the header is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -124,7 +124,7 @@ class _File:
             self.start = self.stream.tell()
             self.stream.seek(0)
             self.header = self.stream.read(self.start)
-            # checksums are of the header too, which says what the rows are
+            # checksums cover the header too, which defines the rows
             self.seed = zlib.crc32(self.header)
             size = self.start + self.count * self.kind.itemsize
             if (self.kind.names or ("",))[-1] != "sum" or os.fstat(self.stream.fileno()).st_size != size:
@@ -133,11 +133,11 @@ class _File:
             raise ValueError(str(error)) from error
 
     def __del__(self) -> None:
-        with suppress(AttributeError):  # it could not be opened
+        with suppress(AttributeError):  # opening failed
             self.stream.close()
 
     def read(self, places: NDArray[np.int64]) -> NDArray[Any]:
-        """The rows at ascending places; zeros where the file ends before."""
+        """Read the rows at ascending places; zeros beyond the end of the file."""
         rows = np.zeros(len(places), self.kind)
         into = _bytes_of(rows)
         for place, begin, end in self._runs(places):
@@ -147,7 +147,7 @@ class _File:
         return rows
 
     def write(self, places: NDArray[np.int64], rows: NDArray[Any]) -> None:
-        """Put rows at ascending places, with their checksums."""
+        """Write rows at ascending places, with their checksums."""
         rows["sum"] = self.sums(places, rows)
         content = _bytes_of(rows)
         for place, begin, end in self._runs(places):
@@ -156,7 +156,7 @@ class _File:
                 begin += self.stream.write(content[begin:end]) or 0
 
     def _runs(self, places: NDArray[np.int64]) -> Iterator[tuple[int, int, int]]:
-        """Of neighbours among the rows: the byte they begin at in the file, and their bytes among all."""
+        """For each run of adjacent rows: its byte offset in the file, and its byte range among all rows."""
         size = self.kind.itemsize
         begin = 0
         for run in np.split(places, np.flatnonzero(np.diff(places) != 1) + 1):
@@ -164,7 +164,7 @@ class _File:
             begin += len(run)
 
     def sums(self, places: NDArray[np.int64], rows: NDArray[Any]) -> NDArray[np.uint32]:
-        """uint32 (B,): checksums of rows at their places, of which none is 0."""
+        """Checksums of rows at their places, uint32 (B,), never 0."""
         content = rows.view(np.uint8).reshape(len(rows), -1)[:, :-4]
         found = [
             zlib.crc32(row, self.seed ^ place) or 1
@@ -174,12 +174,12 @@ class _File:
 
 
 class Answers:
-    """The answers of one teacher on one sequence of views.
+    """Stored outputs of one teacher for one sequence of views.
 
     Args:
-        folder: Where they are.
-        count: Images of a view.
-        storage: How numbers are kept.
+        folder: Folder of the files.
+        count: Number of images of a view.
+        storage: Storage type of the numbers.
     """
 
     def __init__(self, folder: Path, count: int, storage: Storage) -> None:
@@ -188,20 +188,20 @@ class Answers:
         self._open: dict[Path, _File] = {}
 
     def path(self, arithmetic: str, view: int, part: str) -> Path:
-        """Where a part of a view is that was computed in a type of numbers."""
+        """File of a part of a view that was computed in the dtype ``arithmetic``."""
         return self.folder / f"{arithmetic}-{self.storage}" / f"{view}-{part}.npy"
 
     def read(
         self, arithmetic: str, view: int, part: str, rows: Rows, *, any_pixels: bool = False
     ) -> NDArray[Any] | Fault:
-        """The rows of a batch, or why not all of them can be used.
+        """Read the rows of a batch, or return why they can't be used.
 
         Args:
-            arithmetic: Type of numbers that they were computed in.
+            arithmetic: Name of the dtype that they were computed in.
             view: Number of the view.
-            part: Of the answers.
-            rows: Which ones.
-            any_pixels: Don't compare the marks.
+            part: Name of the part of the outputs.
+            rows: Places and marks of the rows.
+            any_pixels: Whether to skip comparing the marks.
         """
         path = self.path(arithmetic, view, part)
         try:
@@ -222,22 +222,22 @@ class Answers:
         return found
 
     def write(self, arithmetic: str, view: int, part: str, rows: Rows, encoded: NDArray[Any]) -> None:
-        """Keep the rows of a batch.
+        """Store the rows of a batch.
 
         Raises:
-            OSError: they can't be written; those that were are as they were.
+            OSError: they can't be written; existing rows are unchanged.
         """
         path = self.path(arithmetic, view, part)
         self._ready(view, path, encoded.dtype)
         self._file(view, path).write(rows.places, encoded)
 
     def held(self, arithmetic: str, view: int, part: str) -> int:
-        """Bytes of a part of a view that are on the disk."""
+        """Bytes that a part of a view occupies on disk."""
         try:
             found = os.stat(self.path(arithmetic, view, part))
         except FileNotFoundError:
             return 0
-        # a file has room for rows that are not there yet
+        # files are allocated for rows that are not written yet
         return min(found.st_size, getattr(found, "st_blocks", found.st_size) * 512)
 
     def _file(self, view: int, path: Path) -> _File:
@@ -249,7 +249,7 @@ class Answers:
         return self._open[path]
 
     def _ready(self, view: int, path: Path, kind: np.dtype[Any]) -> None:
-        """Make a file of such rows where there is none; one of others is in the way, or damaged."""
+        """Create the file unless one with such rows exists; a damaged or different file is replaced."""
         if self._fits(view, path, kind):
             return
         with locked(path.with_suffix(".lock")):

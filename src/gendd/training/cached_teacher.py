@@ -1,4 +1,4 @@
-"""A teacher that runs once: what it says of each view of the images is kept and read in later epochs.
+"""A teacher with cached outputs: those for each view of the images are stored and read in later epochs.
 
 Shapes: B images, D feature width, K classes, (E, h, w) map.
 """
@@ -26,7 +26,7 @@ _TOLD: dict[Fault, str] = {
 
 @dataclass(frozen=True)
 class _About:
-    """The batch that is asked about: the very tensor, its view and its rows."""
+    """The current batch: the image tensor itself, its view and its rows."""
 
     images: Tensor
     view: int
@@ -34,20 +34,20 @@ class _About:
 
 
 class CachedTeacher(Frozen):
-    """A teacher that answers a batch of training from disk where it has answered it before.
+    """A teacher whose outputs for training batches are read from disk if they were computed before.
 
-    Answers come back as they are kept, also the first time, so that no result depends on who asked first.
-    What is asked of other images than those of :meth:`answering` is computed.
+    Outputs are always returned as stored, also the first time, so that results don't depend on whether the
+    cache was filled. Outputs for images other than those of :meth:`answering` are computed.
 
     Args:
-        teacher: What answers the first time.
-        answers: Where they are kept.
-        stages: How many maps of stages are kept and given, the last ones; None: all.
+        teacher: The teacher to run for outputs that are not stored.
+        answers: Storage of the outputs.
+        stages: Number of stage maps to store and return, counted from the last; None: all.
 
     Attributes:
-        computed: Batches of :meth:`answering` that were computed.
-        found: Those that were found.
-        error: Why an answer could not be written; none is from then on.
+        computed: Number of batches of :meth:`answering` that were computed.
+        found: Number of those that were read.
+        error: Why storing outputs failed; after that, none are stored.
     """
 
     def __init__(self, teacher: Frozen, answers: Answers, stages: int | None = None) -> None:
@@ -62,12 +62,12 @@ class CachedTeacher(Frozen):
 
     @contextmanager
     def answering(self, images: Tensor, view: int, rows: Rows) -> Iterator[None]:
-        """Within, these images are known to be a view's batch.
+        """Context in which these images are looked up as a batch of a view.
 
         Args:
             images: (B, C, H, W), mixed and on the device.
             view: Number of the view.
-            rows: Which of its images they are.
+            rows: Rows of these images in the view.
         """
         self._about = _About(images, view, rows)
         try:
@@ -76,22 +76,22 @@ class CachedTeacher(Frozen):
             self._about = None
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """As :meth:`Frozen.forward`."""
+        """See :meth:`Frozen.forward`."""
         feature, logits = self.answer(images, "feature")
         return feature, logits
 
     def with_map(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-        """As :meth:`Frozen.with_map`."""
+        """See :meth:`Frozen.with_map`."""
         feature, logits, *maps = self.answer(images, "map")
         return feature, logits, maps[0] if maps else None
 
     def with_stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
-        """As :meth:`Frozen.with_stages`."""
+        """See :meth:`Frozen.with_stages`."""
         feature, logits, *maps = self.answer(images, "stages")
         return feature, logits, maps[0] if maps else None, maps[1:]
 
     def kept(self, asked: Asked, view: int, rows: Rows) -> bool:
-        """Whether all that is asked of a view's batch is there, undamaged."""
+        """Whether all requested outputs for a batch of a view are stored and undamaged."""
         arithmetic = _arithmetic(next(self.parameters()).device)
         parts = (
             self.answers.read(arithmetic, view, part, rows, any_pixels=True) for part in self.parts(asked)
@@ -99,13 +99,13 @@ class CachedTeacher(Frozen):
         return not any(isinstance(part, str) for part in parts)
 
     def parts(self, asked: Asked) -> tuple[str, ...]:
-        """The parts that an answer has, a file each."""
+        """Names of the parts of the requested outputs, one file each."""
         stages = "stages" if self.stages is None else f"stages{self.stages}"
         count = 1 + _ASKED.index(asked) if self.has_map else 1
         return ("feature", "map", stages)[:count]
 
     def computed_parts(self, images: Tensor, asked: Asked) -> dict[str, list[Tensor]]:
-        """What the teacher itself says, by part."""
+        """Run the teacher; returns its outputs by part."""
         stages: list[Tensor] = []
         found: Tensor | None = None
         if asked == "feature" or not self.has_map:
@@ -119,7 +119,7 @@ class CachedTeacher(Frozen):
         return dict(zip(self.parts(asked), ([feature, logits], maps, stages), strict=False))
 
     def answer(self, images: Tensor, asked: Asked) -> list[Tensor]:
-        """Feature (B, D), logits (B, K) and what is asked of maps."""
+        """Return the feature (B, D), logits (B, K) and the requested maps, stored or computed."""
         about = self._about
         if about is None or images is not about.images:
             return [tensor for part in self.computed_parts(images, asked).values() for tensor in part]
@@ -167,6 +167,6 @@ class CachedTeacher(Frozen):
 
 
 def _arithmetic(device: torch.device) -> str:
-    """The type of numbers that a network computes in now."""
+    """Name of the dtype that networks currently compute in (autocast)."""
     on = torch.is_autocast_enabled(device.type)
     return str(torch.get_autocast_dtype(device.type) if on else torch.float32).removeprefix("torch.")

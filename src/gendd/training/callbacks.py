@@ -1,4 +1,4 @@
-"""Progress: a bar where a person watches, else a line an epoch and at least one every half minute."""
+"""Progress: a bar on a terminal, else a line per epoch and at least one every half minute."""
 
 from __future__ import annotations
 
@@ -16,31 +16,31 @@ from gendd.config import TrainingConfig
 from gendd.messages import Steps, say
 from gendd.training.monitor import is_share
 
-# a training that waits for its images longer than this share of its time is told so
+# training that waits for images for more than this fraction of its time reports it
 WAITS = 0.2
 
 
 def shows_progress(config: TrainingConfig) -> bool:
-    """Whether progress bars are drawn: as the configuration says, else when a person watches."""
+    """Whether to show progress bars: as configured, else if stderr is a terminal."""
     return sys.stderr.isatty() if config.progress is None else config.progress
 
 
 def is_logged(trainer: lightning.Trainer) -> bool:
-    """Whether the current step's values are written, or shown as the epoch's last.
+    """Whether the current step's values are logged: every few steps, and at the end of an epoch.
 
-    Logging them at every step would take longer than a small network's step.
+    Logging at every step would take longer than the step of a small network.
     """
     every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]
     return (trainer.global_step + 1) % every == 0 or trainer.is_last_batch
 
 
 class Throughput(Callback):
-    """Images a second and the learning rate, logged with every logged step; lines where there is no bar.
+    """Log images per second and the learning rate; print progress lines if there is no bar.
 
     Args:
-        lines: Whether there are lines.
-        title: Of the training.
-        waited: Tells the seconds in which a batch has been waited for so far.
+        lines: Whether to print lines.
+        title: Title of the training.
+        waited: Returns the seconds spent waiting for batches so far.
     """
 
     def __init__(self, lines: bool, title: str, waited: Callable[[], float]) -> None:
@@ -56,9 +56,9 @@ class Throughput(Callback):
     def on_train_batch_start(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule, batch: Any, batch_idx: int
     ) -> None:
-        if self._since is None:  # an epoch begins, or is gone on with
+        if self._since is None:  # an epoch begins or is resumed
             self._since, self._images, self._waited = time.perf_counter(), 0, self.waited()
-        # after the step the schedule has moved on
+        # before the step, as the schedule then advances
         self._logged = is_logged(trainer)
         if self._logged:
             pl_module.log("lr", trainer.optimizers[0].param_groups[0]["lr"])
@@ -123,20 +123,20 @@ class Throughput(Callback):
         return f"{self.title}: epoch {trainer.current_epoch + 1}/{trainer.max_epochs}"
 
     def _left(self, trainer: lightning.Trainer, batches: int) -> str:
-        """How long it takes yet, ``batches`` of this epoch being done."""
+        """Remaining time, after ``batches`` batches of this epoch."""
         epochs = (trainer.max_epochs or 0) - trainer.current_epoch
         self._steps.total = self._steps.done + epochs * int(trainer.num_training_batches) - batches
         return self._steps.left()
 
 
 class WarmAverage(WeightAveraging):
-    """An exponential moving average of the weights that follows them closely at first.
+    """Exponential moving average of the weights, with a warm-up of the decay.
 
-    After n updates the decay is min(``decay``, (1 + n) / (10 + n)): a constant one would keep the
+    After n updates the decay is min(``decay``, (1 + n) / (10 + n)): a constant decay would retain the
     initialisation for the first 1 / (1 - decay) steps.
 
     Args:
-        device: Where the average is kept.
+        device: Device of the average.
         decay: In (0, 1).
     """
 
@@ -154,7 +154,7 @@ class WarmAverage(WeightAveraging):
 
 
 class Progress(RichProgressBar):
-    """Lightning's bar: epochs counted from 1, and nothing of its log's version."""
+    """Lightning's progress bar, with epochs counted from 1 and without the version number of the log."""
 
     def _get_train_description(self, current_epoch: int) -> str:
         total = "" if self.trainer.max_epochs is None else f"/{self.trainer.max_epochs}"
@@ -163,7 +163,7 @@ class Progress(RichProgressBar):
     def get_metrics(
         self, trainer: lightning.Trainer, pl_module: lightning.LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """What the bar shows, each by the name that lines without a bar have."""
+        """Metrics shown in the bar, under the names used in progress lines."""
         items = super().get_metrics(trainer, pl_module)
         items.pop("v_num", None)
         return {name.removeprefix("train/"): value for name, value in items.items()}

@@ -1,7 +1,7 @@
 """Checkpoints that survive a full disk, a kill and a flipped bit.
 
-A checkpoint is written under another name, synced and renamed; of the last one the one before is kept. A
-file beside them, written first, has their SHA-256 digests: a checkpoint of another digest is damaged.
+A checkpoint is written under a temporary name, synced and renamed; the one before the last is kept. A file
+beside them, written first, holds their SHA-256 digests: a checkpoint with another digest is damaged.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ _AGAIN = "start again with --overwrite."
 
 
 class SafeCheckpointIO(CheckpointIO):
-    """Lightning's reading and writing of checkpoints, by :func:`write` and :func:`read`."""
+    """Lightning's checkpoint plugin, using :func:`write` and :func:`read`."""
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any | None = None
     ) -> None:
-        """See :func:`write`; of ``last.ckpt`` the one before is kept."""
+        """See :func:`write`; for ``last.ckpt``, the previous one is kept."""
         write(checkpoint, Path(path), keep=Path(path).stem == "last")
 
     def load_checkpoint(
@@ -39,21 +39,21 @@ class SafeCheckpointIO(CheckpointIO):
         return read(Path(path))
 
     def remove_checkpoint(self, path: str | Path) -> None:
-        """Remove a checkpoint, the one before it and their digests."""
+        """Remove a checkpoint, its previous version and their digests."""
         for each in (Path(path), previous(Path(path)), _digests(Path(path))):
             each.unlink(missing_ok=True)
 
 
 def write(checkpoint: dict[str, Any], path: Path, keep: bool = True) -> None:
-    """Write a checkpoint; whatever happens, the one before can still be read.
+    """Write a checkpoint; the previous one stays readable whatever happens.
 
     Args:
         checkpoint: Tensors and plain values.
-        path: Where.
-        keep: Keep the one before when this one is there.
+        path: File to write.
+        keep: Whether to keep the previous checkpoint once this one is written.
 
     Raises:
-        UserError: it can't be written.
+        UserError: the checkpoint can't be written.
     """
     temporary = path.with_name(path.name + ".tmp")
     try:
@@ -69,7 +69,7 @@ def write(checkpoint: dict[str, Any], path: Path, keep: bool = True) -> None:
         temporary.replace(path)
     except (OSError, RuntimeError) as error:
         temporary.unlink(missing_ok=True)
-        # torch's writer raises its own error over that of the system
+        # torch's writer raises its own error, with the system's as context
         system = error if isinstance(error, OSError) else error.__context__
         reason = getattr(system, "strerror", None) or "is the disk full?"
         raise UserError(
@@ -79,7 +79,7 @@ def write(checkpoint: dict[str, Any], path: Path, keep: bool = True) -> None:
 
 
 def read(path: Path) -> dict[str, Any]:
-    """A checkpoint's tensors and plain values; code in it is refused.
+    """Read a checkpoint's tensors and plain values; code in it is refused.
 
     Raises:
         UserError: it is damaged, or holds something else.
@@ -99,12 +99,12 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def usable(path: Path) -> Path | None:
-    """The checkpoint at ``path``, or the one before it where that is damaged; None where there is none.
+    """Return the checkpoint at ``path``, or the previous one if it is damaged; None if there is none.
 
-    The damaged one is removed, lest it be kept in the place of the one before.
+    The damaged one is removed, so that it does not replace the previous one later.
 
     Raises:
-        UserError: there are only damaged ones.
+        UserError: all checkpoints are damaged.
     """
     found = [each for each in (path, previous(path)) if each.exists()]
     for each in found:
@@ -120,7 +120,7 @@ def usable(path: Path) -> Path | None:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a checkpoint is as it was written; one without any digest is taken to be."""
+    """Whether a checkpoint is undamaged; assumed for one without a digest."""
     known = _known(path)
     try:
         return not known or _digest(path) in known
@@ -129,16 +129,16 @@ def is_whole(path: Path) -> bool:
 
 
 def previous(path: Path) -> Path:
-    """Where the checkpoint before one is kept."""
+    """Path of the previous version of a checkpoint."""
     return path.with_name(f"{path.stem}.previous{path.suffix}")
 
 
 def _kept(path: Path, temporary: Path) -> list[str]:
-    """The digests of a checkpoint that is to be replaced and of the one before it."""
+    """Digests of a checkpoint about to be replaced and of the one before it."""
     known = _known(path)
     if known and not temporary.exists():
         return known[:2]
-    # none are known, or a process that was killed while it wrote has noted one that never came to be
+    # none are known, or a process killed while writing recorded the digest of a checkpoint never finished
     return [_digest(each) for each in (path, previous(path)) if each.exists() and is_whole(each)]
 
 

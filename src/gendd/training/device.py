@@ -1,4 +1,4 @@
-"""Device, precision and memory format of a training."""
+"""Device, precision and memory format for training."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from gendd.models.trial import sample_images, still
 
 
 def resolve_device(name: str, key: str = "training.device") -> torch.device:
-    """The device ``auto``, ``cpu``, ``cuda`` or ``mps`` stands for.
+    """Resolve ``auto``, ``cpu``, ``cuda`` or ``mps`` to a device.
 
     Raises:
-        UserError: of ``key``: the device is not there.
+        UserError: the device is not available; the message names the option ``key``.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
@@ -27,7 +27,7 @@ def resolve_device(name: str, key: str = "training.device") -> torch.device:
 
 
 def resolve_precision(name: str, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:
-    """The precision ``auto`` stands for: bf16 where the device multiplies matrices in it, else fp32.
+    """Resolve the precision; ``auto`` is bf16 if the device has native bf16 matrix products, else fp32.
 
     Raises:
         UserError: fp16 on a CPU.
@@ -44,7 +44,7 @@ def resolve_precision(name: str, device: torch.device) -> Literal["fp32", "bf16"
 
 
 def autocast_type(name: str, device: torch.device) -> torch.dtype | None:
-    """What a network is trained in on a device (see :func:`resolve_precision`), for autocast; None: fp32."""
+    """Autocast dtype for training on a device (see :func:`resolve_precision`); None for fp32."""
     if name == "fp16" and device.type == "cpu":
         return None
     return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[resolve_precision(name, device)]
@@ -53,7 +53,7 @@ def autocast_type(name: str, device: torch.device) -> torch.dtype | None:
 def training_precision(
     name: str, device: torch.device, backbone: Backbone, channels: int, size: int
 ) -> Literal["fp32", "bf16", "fp16"]:
-    """What a student is trained in: as :func:`resolve_precision`, but for bf16 that would go wrong."""
+    """Precision for training a student: as :func:`resolve_precision`, but fp32 where bf16 would be wrong."""
     found = resolve_precision(name, device)
     if found == "bf16" and device.type == "cpu" and strides_over_one_position(backbone, channels, size):
         return "fp32"
@@ -61,15 +61,15 @@ def training_precision(
 
 
 def _cpu_multiplies_bf16() -> bool:
-    # with either, a ResNet's step in bf16 takes about half the time of one in fp32
+    # with either, a ResNet's training step in bf16 takes about half the time of one in fp32
     names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return any(getattr(torch.cpu, name, bool)() for name in names)
 
 
 def strides_over_one_position(backbone: Backbone, channels: int, size: int) -> bool:
-    """Whether a strided convolution of a network is given maps of 1x1, at images of this size.
+    """Whether a strided convolution of a network gets 1x1 maps as input, for images of this size.
 
-    In bf16 on CPUs PyTorch 2.14 leaves the gradient of its weights uninitialised.
+    In bf16 on CPUs, PyTorch 2.14 leaves the gradient of its weights uninitialised.
     """
     found: list[bool] = []
 
@@ -92,8 +92,8 @@ def strides_over_one_position(backbone: Backbone, channels: int, size: int) -> b
 def overruns(network: nn.Module, device: torch.device) -> bool:
     """Whether channels-last training of a network corrupts memory on this device.
 
-    On CPUs without AVX-512 the backward pass of PyTorch 2.14's strided 1x1 convolutions of fewer than 8
-    input channels writes beyond its buffers in that format, and the process is aborted sooner or later.
+    On CPUs without AVX-512, the backward pass of PyTorch 2.14's strided 1x1 convolutions with fewer than 8
+    input channels writes beyond its buffers in that format, and the process eventually crashes.
     """
     if device.type != "cpu" or torch.backends.cpu.get_cpu_capability() == "AVX512":
         return False

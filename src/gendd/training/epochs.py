@@ -1,4 +1,4 @@
-"""The batches of an epoch as Lightning takes them."""
+"""The batches of an epoch, as loaders for Lightning."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from gendd.data import Batch, Batches, Rows, ShardBatches
 
 
 class Epoch:
-    """The batches of an epoch, which remember how many were given: Lightning's stateful loader.
+    """The batches of an epoch as a stateful loader for Lightning, which counts the batches it has returned.
 
     Args:
-        batches: All of them.
-        number: Of the epoch.
-        told: Whether each batch tells its rows.
-        waited: Called with the seconds that each batch was waited for.
+        batches: All batches.
+        number: Number of the epoch.
+        told: Whether batches carry their ``rows``.
+        waited: Called with the seconds spent waiting for each batch.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class Epoch:
         self.batches, self.number, self.told, self.waited, self.given = batches, number, told, waited, 0
 
     def part(self, first: int, last: int) -> Epoch:
-        """The batches from ``first`` to ``last``, exclusive; of shards those to the end."""
+        """The batches from ``first`` up to but excluding ``last``; for shards, up to the end."""
         batches = self.batches.until(last) if isinstance(self.batches, Batches) else self.batches
         found = Epoch(batches, self.number, self.told, self.waited)
         found.given = first
@@ -55,7 +55,7 @@ class Epoch:
 
     def _with_rows(self, batch: Batch, number: int) -> Batch:
         places = self.batches.places_of(number)
-        # where an image is left out, nobody knows which
+        # if an image was left out, it is not known which
         whole = len(places) == len(batch.images)
         return replace(batch, rows=Rows.of(places, batch.images) if whole else None)
 
@@ -63,12 +63,12 @@ class Epoch:
         return {"epoch": self.number, "given": self.given}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        # a checkpoint of an epoch's end is gone on from with the next one
+        # a checkpoint from the end of an epoch resumes with the next one
         self.given = state["given"] if state["epoch"] == self.number else 0
 
 
 class Empty:
-    """One batch without images: Lightning leaves validation out in a process that has no batch."""
+    """A single batch without images: Lightning would skip validation in a process without any batch."""
 
     def __len__(self) -> int:
         return 1
@@ -78,7 +78,7 @@ class Empty:
 
 
 class InStep:
-    """Batches, and where another process has one more, one that doesn't count."""
+    """Batches, padded with one that is not counted if another process has one more."""
 
     def __init__(self, own: Batches, most: int, spare: Batches) -> None:
         self.own, self.most, self.spare = own, most, spare

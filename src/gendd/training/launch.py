@@ -1,4 +1,4 @@
-"""The processes of a training: found where torchrun, srun or PyTorchJob started them, else started here."""
+"""Processes for distributed training: those started by torchrun, srun or PyTorchJob, else started here."""
 
 from __future__ import annotations
 
@@ -21,48 +21,48 @@ from gendd.errors import UserError
 from gendd.messages import say
 from gendd.processes import any_of, by_slurm, launched_rank, launched_size, rank, world_size
 
-# a process that doesn't come to what all do together is waited for so long
+# timeout of collective operations
 _PATIENCE = timedelta(minutes=30)
-# how often torchrun has started the first process, where this is it
+# how often torchrun has started the first process, if this is it
 _starts = 0
 
 
 class Joined(ClusterEnvironment):
-    """The processes that :func:`join` has brought together, for Lightning."""
+    """Lightning's environment for the processes connected by :func:`join`."""
 
     creates_processes_externally = True
     main_address, main_port = "", 0
 
     @staticmethod
     def detect() -> bool:
-        """Whether there are any."""
+        """Whether there are several processes."""
         return world_size() > 1
 
     def world_size(self) -> int:
-        """How many there are."""
+        """Number of processes."""
         return world_size()
 
     def set_world_size(self, size: int) -> None:
-        """Nothing: it is known."""
+        """Do nothing: the size is known."""
 
     def global_rank(self) -> int:
-        """The number of this one."""
+        """Rank of this process."""
         return rank()
 
     def set_global_rank(self, rank: int) -> None:
-        """Nothing: it is known."""
+        """Do nothing: the rank is known."""
 
     def local_rank(self) -> int:
-        """The number of this one on its machine."""
+        """Rank of this process on its machine."""
         return _local_rank()
 
     def node_rank(self) -> int:
-        """The number of its machine."""
+        """Rank of this machine."""
         return rank() // local_world_size()
 
 
 def local_world_size() -> int:
-    """How many processes there are on this machine."""
+    """Number of processes on this machine."""
     for name in ("LOCAL_WORLD_SIZE", "SLURM_NTASKS_PER_NODE"):
         if os.environ.get(name, "").isdigit():
             return int(os.environ[name])
@@ -72,12 +72,12 @@ def local_world_size() -> int:
 
 
 def join(config: TrainingConfig, device: torch.device) -> None:
-    """Make this one of the processes that train together, and start the others where nobody has.
+    """Connect this process to the others of the training, and start those if nothing else has.
 
-    They stay together until the program ends: what it does next is done by all of them.
+    They stay connected until the program ends; all of them run the rest of the program.
 
     Raises:
-        UserError: ``training.devices`` is not what was started or not there.
+        UserError: ``training.devices`` does not match the started processes or the available devices.
     """
     _watch_parent()
     launched = launched_size()
@@ -117,9 +117,9 @@ def join(config: TrainingConfig, device: torch.device) -> None:
 
 
 def restarted() -> bool:
-    """Whether torchrun starts the processes again, after one has failed or a machine has come or gone.
+    """Whether torchrun has restarted the processes, after a failure or when a machine joined or left.
 
-    The same in all of them, once they have joined; torchrun tells it only where the failed one was.
+    The same in all processes once they are connected; torchrun reports it only where the failure was.
     """
     return any_of(_starts > 1 or int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0)
 
@@ -138,7 +138,7 @@ def _cuda_device(index: int) -> int:
 
 
 def _initialise(device: torch.device, wanted: int | list[int]) -> None:
-    """Meet the others."""
+    """Initialise the process group."""
     if by_slurm() and "MASTER_ADDR" not in os.environ:
         from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
@@ -146,7 +146,7 @@ def _initialise(device: torch.device, wanted: int | list[int]) -> None:
         os.environ |= {"MASTER_ADDR": slurm.main_address, "MASTER_PORT": str(slurm.main_port)}
     backend = "gloo"
     if device.type == "cuda":
-        # what is agreed on the CPU makes no device wait
+        # collective operations on the CPU don't synchronise with the device
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(
             _cuda_device(wanted[_local_rank()] if isinstance(wanted, list) else _local_rank())
@@ -166,10 +166,10 @@ def _initialise(device: torch.device, wanted: int | list[int]) -> None:
 
 
 def _store() -> Any:
-    """Where the processes find each other; None: torch's way.
+    """Store through which the processes find each other; None: torch's default.
 
-    The store of torchrun's agents outlives a restart, and with it the addresses of processes that are gone:
-    there the first process opens another, and the others look until they find one that answers.
+    The store of torchrun's agents survives a restart, and with it the addresses of processes that are gone.
+    In that case the first process opens a new store, and the others retry until they find one that responds.
     """
     if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
         return None
@@ -186,7 +186,7 @@ def _store() -> Any:
     while True:
         port = int(agents.get(key))
         try:
-            # torch would print a stack where nobody answers
+            # torch would print a stack trace if nothing responds
             socket.create_connection((host, port), 5).close()
             return make(host, port, timeout=_PATIENCE)
         except OSError:
@@ -210,7 +210,7 @@ def _check_startable(count: int) -> None:
 
 
 def _start(count: int) -> None:
-    """Run this program again, once for every other process on this machine."""
+    """Start this program again for each of the other processes on this machine."""
     main = sys.modules["__main__"]
     program = [os.path.abspath(sys.argv[0])] if main.__spec__ is None else ["-m", main.__spec__.name]
     with socket.socket() as free:
@@ -224,7 +224,7 @@ def _start(count: int) -> None:
         "RANK": "0",
         "LOCAL_RANK": "0",
     }
-    # as torchrun does: else every process takes all cores
+    # as torchrun does, as otherwise every process uses all cores
     if "OMP_NUM_THREADS" not in os.environ:
         threads = max(1, torch.get_num_threads() // count)
         os.environ["OMP_NUM_THREADS"] = str(threads)
@@ -240,12 +240,12 @@ def _start(count: int) -> None:
     atexit.register(_wait, others)
 
 
-# tells a process which one started it
+# environment variable with the id of the process that started this one
 _PARENT = "GENDD_PARENT_PROCESS"
 
 
 def _watch_parent() -> None:
-    """End with the process that started this one, if one did."""
+    """Exit when the process that started this one ends, if there is one."""
     parent = os.environ.pop(_PARENT, None)
 
     def watch() -> None:
@@ -258,12 +258,12 @@ def _watch_parent() -> None:
 
 
 def _watch(others: list[subprocess.Popen[Any]]) -> None:
-    """End all where one of them failed."""
+    """End all processes if one of them fails."""
     while True:
         codes = [each.poll() for each in others]
         failed = next((code for code in codes if code), None)
         if failed is not None:
-            # this process most often finds it out itself, by what it is waiting for
+            # this process usually notices by itself, in the collective operation it is waiting for
             time.sleep(5)
             say("gendd: a process of this training ended before the others; the last checkpoint is kept.")
             for each in others:

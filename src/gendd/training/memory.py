@@ -1,4 +1,4 @@
-"""Peak memory of what is computed."""
+"""Measurement of peak memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 
 
 def reset_peak() -> None:
-    """Count the peak anew from here."""
+    """Reset the peak."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    # of Linux, which then counts anew; elsewhere the peak is that of the process so far
+    # resets the peak on Linux; elsewhere it is that of the whole process so far
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 def peak_memory() -> float:
-    """Peak memory in MB: the device's where it has its own, else that of the process."""
+    """Peak memory in MB: the device's if it has its own memory, else that of the process."""
     if torch.cuda.is_available() and torch.cuda.max_memory_allocated() > 0:
         return round(torch.cuda.max_memory_allocated() / 1e6, 1)
     with contextlib.suppress(OSError):

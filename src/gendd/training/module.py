@@ -1,10 +1,10 @@
 """The Lightning module that trains any method.
 
-Everything random in a step is a pure function of (seed, step): data order by epoch, augmentation, mixup and
-CutMix by step of an epoch, times, noise and feature mixup by step. A run that goes on from a checkpoint
-therefore repeats what it would have done, and processes that share a step do what one would do (but for
-dropout inside of networks, which each draws for itself). With ``training.cache_teacher`` K, the images of an
-epoch are those of its number modulo K.
+All randomness in a step is a pure function of (seed, step): data order per epoch; augmentation, mixup and
+CutMix per step of an epoch; times, noise and feature mixup per step. A resumed run therefore does what it
+would have done without the interruption, and several processes compute the same step as one would (except
+for dropout inside networks, which each draws itself). With ``training.cache_teacher`` K, epochs with the
+same number modulo K use the same images.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ EVAL_BATCH_SIZE = 512
 
 
 def _seed(key: int, device: torch.device) -> None:
-    """Seed the global generators that a step on ``device`` draws from.
+    """Seed the global generators used by a step on ``device``.
 
-    ``torch.manual_seed`` would seed those of devices that are not there too, which takes milliseconds.
+    ``torch.manual_seed`` would also seed those of absent devices, which takes milliseconds.
     """
     torch.default_generator.manual_seed(key)
     if device.type == "cuda":
@@ -51,15 +51,15 @@ def _seed(key: int, device: torch.device) -> None:
 
 
 class LightningMethod(lightning.LightningModule):
-    """A method as Lightning trains it.
+    """Lightning module of a method.
 
     Args:
-        method: What is trained.
+        method: The method to train.
         data: Its images.
         config: Optimisation.
         data_config: Loading.
-        seed: Of order, augmentation and the method's randomness.
-        channels_last: Memory format of the images.
+        seed: Seed of order, augmentation and the method's randomness.
+        channels_last: Whether images are in the channels-last memory format.
         readout: The readout whose validation accuracy chooses the checkpoint; for ``sample`` it is
             ``mean``, which costs one pass.
     """
@@ -91,15 +91,15 @@ class LightningMethod(lightning.LightningModule):
         if self.cached is not None:
             self.cached.stages = method.asked_stages
         self.part = method.part = (rank(), world_size())
-        # whether all processes must run the networks equally often
+        # whether all processes must run the networks the same number of times
         self.in_step = is_sharded(config)
         self._own_batches: int | None = None
         batches = len(self._batches(0))
-        # a share smaller than a step is one smaller step
+        # if a process has fewer batches than a step, they make one smaller step
         self.accumulate = min(config.accumulate, batches)
         self.steps_per_epoch = batches // self.accumulate
         self.seconds = 0.0
-        # of them those in which the next batch was waited for
+        # part of them spent waiting for the next batch
         self.waited = 0.0
         self._clock: float | None = None
         self._unchecked: tuple[int, list[str], Tensor, torch.cuda.Event | None] | None = None
@@ -125,7 +125,7 @@ class LightningMethod(lightning.LightningModule):
         return self.steps_per_epoch * self.config.num_epochs(self.steps_per_epoch)
 
     def view_of(self, epoch: int) -> int:
-        """The number that order, augmentation and mixing of an epoch are drawn by."""
+        """Number of the view of an epoch, which seeds its order, augmentation and mixing."""
         return epoch % self.views if self.views else epoch
 
     def _batches(self, epoch: int) -> Batches | ShardBatches:
@@ -152,7 +152,7 @@ class LightningMethod(lightning.LightningModule):
             self.waited += seconds
 
     def val_dataloader(self) -> Batches | Empty | InStep | list[Any]:
-        """The held-out images in order."""
+        """The validation images, in order."""
         if self.data.val is None:
             return []
         size, workers = EVAL_BATCH_SIZE, self.data_config.workers
@@ -164,7 +164,7 @@ class LightningMethod(lightning.LightningModule):
         return loader if len(loader) > 0 else Empty()
 
     def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """Move a batch, in the memory format of the network."""
+        """Move a batch to the device, in the memory format of the network."""
         del dataloader_idx
         batch = batch.to(device, non_blocking=True)
         if self.channels_last and batch.images.ndim == 4:
@@ -185,9 +185,9 @@ class LightningMethod(lightning.LightningModule):
             self._clock = None
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """One step, or its part of one batch; the parts of its loss are logged as ``train/NAME``."""
+        """One batch of a step; the parts of its loss are logged as ``train/NAME``."""
         self._check_finite()
-        # dropout and stochastic depth of the network
+        # for dropout and stochastic depth of the network
         _seed(self._step_seed(batch_idx, self.part[0]), self.device)
         generator = torch.Generator(self.device).manual_seed(self._step_seed(batch_idx))
         images, labels = self._mixed(batch, batch_idx)
@@ -211,28 +211,28 @@ class LightningMethod(lightning.LightningModule):
 
     def _step_seed(self, batch_idx: int, rank: int = 0) -> int:
         part = batch_idx % self.accumulate
-        # the batches of a step share its number
+        # the batches of a step share its step number
         more = ("part", part) if part else ()
         return derive_seed(self.seed, "step", self.global_step, rank, *more)
 
     def _mixed(self, batch: Batch, batch_idx: int) -> tuple[Tensor, Tensor | None]:
-        """Images and labels as the method sees them."""
+        """Images and labels after mixing, for the current epoch."""
         return self.mixed(batch, batch_idx, self.current_epoch)
 
     def mixed(self, batch: Batch, number: int, epoch: int) -> tuple[Tensor, Tensor | None]:
-        """Images and labels of an epoch's batch as the method sees them."""
+        """Images and labels of an epoch's batch after mixing."""
         key = derive_seed(self.seed, "mixing", self.view_of(epoch), 0, number)
         labels = batch.labels if self.use_labels else None
         return self.mixing(batch.images, labels, torch.Generator().manual_seed(key))
 
     def answering(self, images: Tensor, epoch: int, rows: Rows | None) -> AbstractContextManager[None]:
-        """Within, the teacher knows an epoch's mixed batch, where its answers are kept."""
+        """Context in which a cached teacher looks up an epoch's mixed batch."""
         if self.cached is None or rows is None:
             return nullcontext()
         return self.cached.answering(images, self.view_of(epoch), rows)
 
     def _watch(self, parts: dict[str, Tensor]) -> None:
-        # copied as soon as the forward pass is done and read a step later: the device never waits
+        # copied asynchronously after the forward pass and read one step later, to avoid synchronising
         values = torch.stack([part.float() for part in parts.values()]).to("cpu", non_blocking=True)
         copied = None
         if self.device.type == "cuda":
@@ -267,7 +267,7 @@ class LightningMethod(lightning.LightningModule):
 
     def on_validation_epoch_start(self) -> None:
         if self.part[1] > 1:
-            # each process has its own averages of BatchNorm: those of the first are what is saved
+            # each process has its own BatchNorm averages; those of the first are saved
             for value in self.method.buffers():
                 torch.distributed.broadcast(value, src=0)
 
@@ -276,17 +276,17 @@ class LightningMethod(lightning.LightningModule):
         self.check()
 
     def check(self) -> None:
-        """Raise :class:`UserError` where the last step's loss or the weights are not finite."""
+        """Raise :class:`UserError` if the last step's loss or the weights are not finite."""
         self._check_finite()
-        # what a step did shows in no loss before the checkpoint is written
+        # the effect of the last update is in no loss yet when the checkpoint is written
         for name, value in self.method.named_parameters():
-            # of a weight that is shared out, this process's part
+            # of a sharded weight, this process's shard
             part = value.to_local() if hasattr(value, "to_local") else value
             if not bool(torch.isfinite(part).all()):
                 raise self._not_finite("network", self.global_step, name)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Accuracy of every readout of the labels' classes that costs one pass, and what is monitored."""
+        """Update the accuracy of every one-pass readout of the labels' classes, and the monitored metric."""
         if len(batch.images) == 0:
             return
         outputs = self.method.predict(batch.images)
@@ -305,7 +305,7 @@ class LightningMethod(lightning.LightningModule):
             assert target is not None
             metric.update(outputs[name].argmax(-1), target)
         if self.monitor == "val/diffusion":
-            # the same noise in every epoch: it is the student that makes the difference
+            # the same noise in every epoch, so that only the student changes the loss
             rank, world_size = self.part
             key = derive_seed(self.seed, "validation", batch_idx * world_size + rank, 0)
             generator = torch.Generator(self.device).manual_seed(key)
@@ -317,13 +317,13 @@ class LightningMethod(lightning.LightningModule):
                 self.diffusion.update(loss, len(batch.images))
 
     def on_validation_epoch_end(self) -> None:
-        """Log what was counted; here, as a process may have had no image."""
+        """Log the metrics; done here, as a process may have had no images."""
         for name, module in self.accuracy.items():
             if not name.startswith("agreement_"):
                 self.log(f"val/{name}", cast(MulticlassAccuracy, module), prog_bar=True)
         if self.monitor == "val/diffusion":
             self.log("val/diffusion", self.diffusion, prog_bar=True)
-        # what chooses the checkpoint where that is the better of two readouts, or the agreement
+        # the monitored value if it is the better of two readouts, or the agreement
         if self.monitor not in ("val/best", "val/agreement"):
             return
         agrees = self.monitor == "val/agreement"
@@ -334,7 +334,7 @@ class LightningMethod(lightning.LightningModule):
             metric.reset()
 
     def configure_optimizers(self) -> Any:
-        """AdamW or SGD with decay by parameter kind, and the schedule per step."""
+        """AdamW or SGD with weight decay per parameter group, and the schedule per step."""
         config = self.config
         groups = parameter_groups(self.method, config.weight_decay, config.decay_all)
         fused = self._fused
@@ -351,12 +351,12 @@ class LightningMethod(lightning.LightningModule):
 
     @property
     def _fused(self) -> bool:
-        # the fused step unscales gradients itself, which Lightning's clipping can't follow
+        # the fused step unscales gradients itself, which is incompatible with Lightning's clipping
         return self.device.type in ("cpu", "cuda") and self.config.clip_grad_norm is None
 
     @property
     def layout(self) -> Layout:
-        """What a step is made of."""
+        """Composition of a step."""
         batch = self.data_config.batch_of(len(self.data.train))
         processes = self.part[1]
         return {
@@ -376,7 +376,7 @@ class LightningMethod(lightning.LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.seconds, self.waited = checkpoint["seconds"], checkpoint.get("waited", 0.0)
         convert(checkpoint, self.layout)
-        # where training goes on, it does so by the configuration of now
+        # a resumed training uses the current configuration
         for state in checkpoint.get("lr_schedulers", ()):
             count = len(state["base_lrs"])
             rate = self.config.lr * learning_rate_factor(

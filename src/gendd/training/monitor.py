@@ -10,7 +10,7 @@ from gendd.methods import Method
 
 
 def readout_classes(method: Method) -> dict[ReadoutName, int]:
-    """K of each readout of a method's student that costs one pass; the data's or the teacher's classes."""
+    """Number of classes (the data's or the teacher's) of each one-pass readout of a method's student."""
     student = method.student()
     return {name: student.num_classes(name) for name in student.readouts if name != "sample"}
 
@@ -18,22 +18,22 @@ def readout_classes(method: Method) -> dict[ReadoutName, int]:
 def choose_monitor(
     method: Method, monitor: MonitorName, labels: bool, num_classes: int, readout: ReadoutChoice = "mean"
 ) -> str | None:
-    """The validation metric that checkpoints of a method are chosen by; None where nothing judges it.
+    """Choose the validation metric that selects a method's checkpoint; None if there is none.
 
     Args:
-        method: What is trained.
+        method: The method to train.
         monitor: ``training.monitor``.
         labels: Whether the validation images have labels that training may see.
         num_classes: K of the data's labels.
-        readout: The readout in use; for ``sample`` it is ``mean``, which costs one pass, and for ``auto``
-            the better of those that do.
+        readout: The readout in use; ``sample`` is judged by ``mean``, which costs one pass, and ``auto`` by
+            the better of the one-pass readouts.
 
     Returns:
-        ``val/READOUT`` (top-1 of it), ``val/best`` (of the better of two), ``val/agreement`` or
-        ``val/diffusion``; None for a method without a teacher where there are no labels.
+        ``val/READOUT`` (its top-1), ``val/best`` (of the better of two), ``val/agreement`` or
+        ``val/diffusion``; None for a method without a teacher if there are no labels.
 
     Raises:
-        UserError: the method can't be judged by what ``monitor`` names, or by anything.
+        UserError: the method does not have the metric that ``monitor`` names, or has none at all.
     """
     classes = readout_classes(method)
     chosen = chosen_readouts(classes, readout, num_classes if labels else None)
@@ -51,7 +51,7 @@ def choose_monitor(
             "Validation: expected a readout of the data's or the teacher's classes to judge the student by, "
             "got none; set data.validation 0 or give another teacher."
         )
-    # a baseline beside the method is none the worse for what it lacks
+    # baselines may lack the metric chosen for the method
     lacking = (monitor == "diffusion" and not method.has_diffusion) or (
         monitor == "agreement" and method.teacher is None
     )
@@ -66,14 +66,14 @@ def choose_monitor(
 def chosen_readouts(
     classes: Mapping[ReadoutName, int], readout: ReadoutChoice, seen: int | None = None
 ) -> list[ReadoutName]:
-    """Of one-pass readouts those in use: ``mean`` for ``sample``, both for ``auto``, or what there is.
+    """One-pass readouts in use: ``mean`` for ``sample``, both for ``auto``, or those available.
 
-    Those of ``auto`` have the same classes.
+    The readouts of ``auto`` have the same classes.
 
     Args:
-        classes: K of each readout there is.
-        readout: The one that is asked for.
-        seen: K of the labels that training sees: a readout of other classes gives way to one of these.
+        classes: K of each available readout.
+        readout: The requested readout.
+        seen: K of the labels that training sees; readouts with these classes are preferred.
     """
     own = [name for name, count in classes.items() if count == seen]
     there = own or list(classes)
@@ -89,5 +89,5 @@ def teacher_classes(method: Method) -> int:
 
 
 def is_share(name: str) -> bool:
-    """Whether a logged metric is a share in [0, 1], of which more is better, and no loss."""
+    """Whether a logged metric is a fraction in [0, 1], higher being better, rather than a loss."""
     return name.startswith("val/") and name != "val/diffusion"

@@ -1,4 +1,4 @@
-"""Going on from a checkpoint with steps of another size: on more or fewer processes, or other batches."""
+"""Resume from a checkpoint with another step size: on more or fewer processes, or with other batches."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from typing import Any
 from gendd.errors import UserError
 from gendd.messages import say
 
-# what a checkpoint keeps of the steps it was written between
+# composition of a step, as stored in checkpoints
 Layout = dict[str, int]
 
 
 def convert(checkpoint: dict[str, Any], layout: Layout) -> None:
-    """Turn a checkpoint's place in the training into that of steps of another size.
+    """Convert a checkpoint's position in the training to steps of another size.
 
-    Whole epochs stay what they are; within one, training goes on after the images that were seen, but for
-    less than a step.
+    Completed epochs are unchanged; within an epoch, training resumes after the images already seen, to
+    within one step.
 
     Args:
-        checkpoint: Lightning's, with the layout of its steps as ``layout``; changed in place.
-        layout: Of the steps from here on: ``processes``, ``images`` per step, ``batches`` per step and
-            ``steps`` per epoch.
+        checkpoint: Lightning's checkpoint, with the layout of its steps as ``layout``; changed in place.
+        layout: The new layout: ``processes``, ``images`` per step, ``batches`` per step and ``steps`` per
+            epoch.
 
     Raises:
-        UserError: an epoch is one step from here on, and the checkpoint is within one.
+        UserError: an epoch is now a single step, and the checkpoint is from within an epoch.
     """
     before: Layout = checkpoint.get("layout", layout)
     if before == layout:
@@ -46,7 +46,7 @@ def convert(checkpoint: dict[str, Any], layout: Layout) -> None:
                 f"by, {before['processes']}, got {layout['processes']}, with which an epoch is a single step."
             )
         steps = min(max(1, steps * before["images"] // layout["images"]), layout["steps"] - 1)
-    # of the epoch that is gone on with, or that has ended
+    # steps of the epoch to resume, or of the one just completed
     current = steps if within else layout["steps"]
     total = epochs * layout["steps"] + steps
     batches, all_batches = current * layout["batches"], total * layout["batches"]
@@ -66,7 +66,7 @@ def convert(checkpoint: dict[str, Any], layout: Layout) -> None:
 
 
 def _count(progress: dict[str, Any], current: int, total: int, open_batch: int = 0) -> None:
-    """Set the counters of one of Lightning's progresses."""
+    """Set the counters of one of Lightning's progress trackers."""
     for name, value in (("current", current), ("total", total)):
         for key in progress[name]:
             progress[name][key] = value - (open_batch if key == "completed" else 0)

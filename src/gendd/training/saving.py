@@ -1,4 +1,4 @@
-"""Checkpoints within an epoch: every few minutes, and when a scheduler asks the training to stop."""
+"""Checkpoints within an epoch: every few minutes, and when a job scheduler asks training to stop."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from gendd.messages import say
 from gendd.processes import any_of
 from gendd.training.module import LightningMethod
 
-# a scheduler's end, and the warning before it (SLURM's --signal=USR1@120)
+# a job scheduler's termination, and its warning before (SLURM's --signal=USR1@120)
 _SIGNALS = ("SIGTERM", "SIGUSR1")
 
 
@@ -26,7 +26,7 @@ def _numbers() -> list[int]:
 
 
 def stopped(trainer: lightning.Trainer, module: LightningMethod) -> TrainingStopped:
-    """What ends a training that was asked to stop, which is said."""
+    """Report that training stops as requested, and return the exception to raise."""
     say(
         f"gendd: asked to stop after {trainer.global_step:,} of {module.total_steps:,} steps; the checkpoint "
         "is written. Go on with the same command and --resume."
@@ -35,24 +35,24 @@ def stopped(trainer: lightning.Trainer, module: LightningMethod) -> TrainingStop
 
 
 class Saving(Callback):
-    """Writes the last checkpoint between two steps of an epoch.
+    """Save the last checkpoint between two steps of an epoch.
 
-    It is due every so many minutes, and at SIGTERM or SIGUSR1, in whichever process: then training stops.
-    At the end of an epoch it is left to what writes one anyway.
+    It is saved every ``minutes`` minutes, and on SIGTERM or SIGUSR1 in any process, which also stops
+    training. At the end of an epoch this is left to the regular checkpoint callback.
 
     Args:
-        path: The checkpoint.
-        minutes: None: at signals alone.
+        path: The checkpoint file.
+        minutes: Interval in minutes; None: only on signals.
 
     Attributes:
-        signal: That asked this process to stop; None: none.
-        stopped: Whether training ended with an epoch for a signal.
+        signal: The signal that asked this process to stop, if any.
+        stopped: Whether training ended after an epoch because of a signal.
     """
 
     def __init__(self, path: Path, minutes: float | None) -> None:
         self.path, self.minutes = path, minutes
         self._written = time.monotonic()
-        # before Lightning has its own
+        # before Lightning installs its own
         self._before = {number: signal.getsignal(number) for number in _numbers()}
         self.signal: int | None = None
         self.stopped = False
@@ -63,12 +63,12 @@ class Saving(Callback):
             return
         for number in _numbers():
             if signal.getsignal(number) is not signal.SIG_IGN:
-                # Lightning puts back what was there
+                # Lightning restores the previous handlers
                 signal.signal(number, self._ask)
 
     def _ask(self, number: int, frame: FrameType | None) -> None:
         if self.signal is not None:
-            # asked again: at once, as without a training
+            # second signal: act immediately, as without training
             signal.signal(number, self._before[number])
             signal.raise_signal(number)
         self.signal = number
@@ -100,5 +100,5 @@ class Saving(Callback):
     def on_train_epoch_end(self, trainer: lightning.Trainer, pl_module: lightning.LightningModule) -> None:
         self._written = time.monotonic()
         self.stopped = any_of(self.signal is not None)
-        # once the callbacks that write the epoch's checkpoints have done so
+        # after the callbacks that save the epoch's checkpoints
         trainer.should_stop = trainer.should_stop or self.stopped

@@ -27,13 +27,13 @@ def learning_rate_factor(step: int, steps_per_epoch: int, config: TrainingConfig
 
 
 def beta2(step: int, total_steps: int, config: TrainingConfig) -> float:
-    """Adam's β2 at a step: from its start to its end on a half cosine."""
+    """Adam's β2 at a step: a half cosine from its start to its end value."""
     start, end = config.beta2
     return end - (end - start) * 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, total_steps - 1))))
 
 
 def parameter_groups(method: Method, weight_decay: float, decay_all: bool = False) -> list[dict[str, Any]]:
-    """Parameters with decay and without: biases and other 1-d ones (unless ``decay_all``), what is exempt."""
+    """Parameter groups with and without decay; 1-d ones (unless ``decay_all``) and exempt ones have none."""
     exempt = {id(parameter) for parameter in method.undecayed()}
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []

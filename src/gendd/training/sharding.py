@@ -1,7 +1,7 @@
-"""Training with weights, gradients and optimiser states shared out over the processes (FSDP).
+"""Training with weights, gradients and optimiser states sharded over the processes (FSDP).
 
-Every process trains on images of its own, as with DDP, but keeps a part of each weight. A unit, most often a
-block of the network, is gathered when it runs and let go of afterwards.
+Every process trains on its own images, as with DDP, but holds only a shard of each weight. A unit, usually a
+block of the network, is gathered when it runs and freed afterwards.
 """
 
 from __future__ import annotations
@@ -21,29 +21,28 @@ from gendd.models import Backbone, Frozen
 from gendd.processes import same_state, world_size
 from gendd.training.strategies import Replicated
 
-# a unit holds at most this share of a network's parameters, if its parts can be told apart
+# a unit holds at most this fraction of a network's parameters, if it can be split
 _LARGEST_UNIT = 1 / 8
 
 
 class Sharded(Replicated):
-    """Lightning's strategy for a method whose weights are shared out, the teacher's too.
+    """Lightning strategy for a method with sharded weights, including the teacher's.
 
-    While it trains, a sharded copy stands in the place of the method. Checkpoints hold whole tensors, as they
-    do without sharding.
+    During training a sharded copy replaces the method. Checkpoints hold full tensors, as without sharding.
     """
 
     def configure_ddp(self) -> None:
-        """Share out the method, once it is on the device."""
+        """Shard the method, once it is on the device."""
         module: Any = self.lightning_module
         module.method = shard(module.method, self.root_device)
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
-        """Whole tensors, on the CPU."""
+        """State dict with full tensors, on the CPU."""
         assert self.lightning_module is not None
         return {name: _whole(value) for name, value in self.lightning_module.state_dict().items()}
 
     def optimizer_state(self, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-        """Whole tensors, on the CPU."""
+        """Optimiser state with full tensors, on the CPU."""
         state: dict[str, Any] = dict(super().optimizer_state(optimizer))
         values = {
             number: {name: _whole(value) for name, value in kept.items()}
@@ -52,7 +51,7 @@ class Sharded(Replicated):
         return state | {"state": values}
 
     def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
-        """Share out the tensors of a checkpoint."""
+        """Load the optimiser states of a checkpoint, sharding their tensors."""
         for optimiser, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
             parameters = [each for group in optimiser.param_groups for each in group["params"]]
             values = {
@@ -63,9 +62,9 @@ class Sharded(Replicated):
 
 
 def shard(method: Method, device: torch.device) -> Method:
-    """A copy of a method on ``device`` whose weights are shared out; the method itself goes to the CPU.
+    """Return a sharded copy of a method on ``device``; the method itself is moved to the CPU.
 
-    Its teacher is sharded likewise. All processes must do what needs it together.
+    Its teacher is sharded too. All processes must use it together.
     """
     same_state(method)
     method.to("cpu")
@@ -80,7 +79,7 @@ def shard(method: Method, device: torch.device) -> Method:
 
 
 def shard_teacher(teacher: Frozen, device: torch.device) -> Frozen:
-    """A copy of a teacher on ``device`` whose blocks are shared out; its classifier stays whole."""
+    """Return a copy of a teacher on ``device`` with sharded blocks; its classifier is not sharded."""
     network = copy.deepcopy(teacher.backbone)
     _shard_units(network, device)
     return Frozen(network.to(device), graphs=False)
@@ -95,17 +94,17 @@ def _shard_units(backbone: Backbone, device: torch.device) -> None:
     largest = _LARGEST_UNIT * sum(value.numel() for value in backbone.net.parameters())
     mesh = _mesh(device)
     for unit in [*_units(backbone.net, kept, largest)]:
-        # let go of after it ran, also where nothing around it is sharded
+        # freed after it ran, even if no enclosing module is sharded
         fully_shard(unit, mesh=mesh, reshard_after_forward=True)
 
 
 def _units(net: nn.Module, kept: set[nn.Module], largest: float) -> Iterator[nn.Module]:
-    """The modules below a network that are gathered at once: those that are called and not too large."""
+    """Modules of a network to gather as a unit: those that are called and not too large."""
     for child in net.children():
         count = sum(value.numel() for value in child.parameters())
         if count == 0 or child in kept:
             continue
-        # containers may be gone through without being called
+        # containers may be iterated without being called
         called = type(child).forward is not nn.Module.forward and not isinstance(child, nn.Sequential)
         small = count <= largest or not [*child.children()] or isinstance(child, nn.MultiheadAttention)
         if called and small and kept.isdisjoint(child.modules()):
@@ -121,7 +120,7 @@ def _whole(value: Any) -> Any:
 
 
 def _like(value: Any, parameter: nn.Parameter) -> Any:
-    """A value of an optimiser's state, shared out as its parameter is."""
+    """Shard a value of an optimiser's state like its parameter."""
     if not isinstance(value, Tensor) or not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value
     return distribute_tensor(value.to(parameter.device), parameter.device_mesh, parameter.placements)

@@ -1,4 +1,4 @@
-"""How processes share a training: Lightning's strategies."""
+"""Lightning strategies for distributed training."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from gendd.processes import world_size
 
 
 class Replicated(DDPStrategy):
-    """Lightning's, whose validation doesn't exchange buffers: processes may have other numbers of batches."""
+    """DDP without buffer exchange in validation, where processes may have different numbers of batches."""
 
     def validation_step(self, *args: Any, **kwargs: Any) -> Any:
-        """As the plain strategy's, of the module itself."""
+        """Call the module itself, as in the non-distributed strategy."""
         assert self.lightning_module is not None
         with self.precision_plugin.val_step_context():
             return self.lightning_module.validation_step(*args, **kwargs)
 
 
 def is_sharded(config: TrainingConfig) -> bool:
-    """Whether each process has a part of each weight: none can do anything without the others."""
+    """Whether weights are sharded, so that no process can run the networks without the others."""
     return config.strategy == "fsdp" and world_size() > 1
 
 
 def strategy(config: TrainingConfig, accumulate: int) -> DDPStrategy:
-    """The strategy of several processes, for steps of so many batches."""
+    """Strategy for several processes and steps of ``accumulate`` batches."""
     if is_sharded(config):
         from gendd.training.sharding import Sharded
 
         return Sharded()
-    # parameters that a method doesn't use: found once, which accumulated gradients don't allow
+    # a static graph finds unused parameters only once, but does not allow accumulated gradients
     once = accumulate == 1
-    # buffers are those of the first process before they are read (LightningMethod.on_validation_epoch_start);
-    # to send them at every step is one more wait for the slowest
+    # buffers are broadcast before they are read (LightningMethod.on_validation_epoch_start); doing so at
+    # every step would be another synchronisation
     return Replicated(static_graph=once, find_unused_parameters=not once, broadcast_buffers=False)

@@ -1,4 +1,4 @@
-"""Training a method with Lightning's Trainer, from its statistics to the weights of the best checkpoint."""
+"""Train a method with Lightning's Trainer, from its statistics to the weights of the best checkpoint."""
 
 from __future__ import annotations
 
@@ -54,14 +54,14 @@ _PRECISIONS: dict[str, Literal["32-true", "bf16-mixed", "16-mixed"]] = {
 
 @dataclass
 class FitResult:
-    """What training ended with.
+    """Result of training.
 
     Attributes:
-        seconds: Spent in training steps, interruptions left out.
-        monitor: The validation metric that chose the checkpoint; None where none is held out.
+        seconds: Time spent in training steps, without interruptions.
+        monitor: The validation metric that chose the checkpoint; None without validation images.
         best: Its best value; None likewise.
         steps: Optimiser steps taken.
-        waited: Of the seconds those in which the next batch was waited for.
+        waited: Part of the seconds spent waiting for the next batch.
     """
 
     seconds: float
@@ -83,23 +83,23 @@ def fit(
     resume: bool = False,
     title: str = "training",
 ) -> FitResult:
-    """Train a method in place; its weights end as those of the best checkpoint.
+    """Train a method in place; it ends with the weights of the best checkpoint.
 
     Args:
-        method: What is trained.
-        data: Training and validation images; a method that takes no unknown labels is given the labelled
-            training images alone, in as many steps.
+        method: The method to train.
+        data: Training and validation images; a method that takes no unknown labels is given only the
+            labelled training images, in as many steps.
         config: Optimisation.
         data_config: Loading.
-        seed: Of everything random.
-        folder: Gets ``checkpoints/`` (last and best) and ``logs/``.
-        readout: The readout whose validation accuracy or agreement chooses the checkpoint, where it is
-            chosen by one (``config.monitor``).
-        resume: Go on from the last checkpoint in ``folder``, if there is one.
-        title: Shown with the progress.
+        seed: Seed of all randomness.
+        folder: Folder for ``checkpoints/`` (last and best) and ``logs/``.
+        readout: The readout whose validation accuracy or agreement chooses the checkpoint, if it is chosen
+            by one of these (``config.monitor``).
+        resume: Resume from the last checkpoint in ``folder``, if there is one.
+        title: Title shown with the progress.
 
     Raises:
-        UserError: the loss is not finite, a checkpoint to resume from doesn't fit, or as
+        UserError: the loss is not finite, a checkpoint to resume from doesn't fit, or as in
             :func:`choose_monitor`.
     """
     checkpoints = folder / "checkpoints"
@@ -115,7 +115,7 @@ def fit(
     monitor = module.monitor
 
     def begin() -> tuple[bool, Path | None]:
-        # a finished training goes on where it is given more epochs
+        # a finished training continues if it is given more epochs
         if finished.exists() and _result(finished)["steps"] >= module.total_steps:
             return False, None
         start = usable(checkpoints / "last.ckpt") if resume else None
@@ -128,7 +128,7 @@ def fit(
         if start is None:
             _prepare(module)
         result = _fit(module, config, device, folder, monitor, start, title)
-        # what trained may have been a copy, whose weights are shared out
+        # a sharded copy may have been trained in its place
         module.method = method
         if is_first():
             write_json(finished, result)
@@ -140,7 +140,7 @@ def fit(
 
 
 def _scaled(config: TrainingConfig) -> TrainingConfig:
-    """The configuration with the learning rates for the number of processes."""
+    """Scale the learning rates of the configuration for the number of processes."""
     count = world_size()
     factor = {"none": 1.0, "linear": float(count), "sqrt": math.sqrt(count)}[config.scale_lr]
     return dataclasses.replace(config, lr=config.lr * factor, min_lr=config.min_lr * factor)
@@ -158,12 +158,12 @@ def _result(finished: Path) -> dict[str, Any]:
 
 
 def placed(method: Method, config: TrainingConfig, device: torch.device) -> bool:
-    """Put a method on the device, ready to train; whether in the memory format channels_last."""
+    """Move a method to the device, ready to train; returns whether it is in the channels-last format."""
     # sharded weights must be contiguous
     channels_last = not (config.channels_last is False or is_sharded(config) or overruns(method, device))
     if channels_last:
         method.to(memory_format=torch.channels_last)
-    # a backbone that was trained before was left in eval mode
+    # a backbone trained before is still in eval mode
     method.to(device).train()
     return channels_last
 
@@ -203,7 +203,7 @@ def _fit(
             filename="best",
             monitor=monitor,
             mode="max" if is_share(monitor) else "min",
-            # Lightning puts the average into whole checkpoints only
+            # Lightning stores the average only in full checkpoints
             save_weights_only=config.ema is None,
             save_on_train_epoch_end=True,
             enable_version_counter=False,
@@ -220,7 +220,7 @@ def _fit(
     if precision != resolve_precision(config.precision, device):
         say("training in fp32: bf16 gradients of strided convolutions on maps of 1x1 are undefined on CPUs")
     processes = world_size()
-    # not Lightning's own SLURM environment, whose signals would write checkpoints elsewhere
+    # not Lightning's own SLURM environment, whose signal handlers would save checkpoints elsewhere
     shared: dict[str, Any] = {"devices": 1, "plugins": [SafeCheckpointIO(), LightningEnvironment()]}
     if processes > 1:
         shared = {
@@ -238,14 +238,14 @@ def _fit(
             f"steps per epoch; learning rate {config.lr:g} ({told})"
         )
     on_interrupt = signal.getsignal(signal.SIGINT)
-    # Lightning would go on unasked from a checkpoint of SLURM's that lies in its root: an empty one
+    # an empty root folder, as Lightning would resume by itself from a SLURM checkpoint found there
     with _quiet(), tempfile.TemporaryDirectory() as root:
         trainer = lightning.Trainer(
             accelerator=device.type,
             precision=_PRECISIONS[precision],
             max_epochs=epochs,
             accumulate_grad_batches=module.accumulate,
-            # whole steps: Lightning would give what is left over at the end of an epoch less weight
+            # whole steps only: Lightning would give leftover batches at the end of an epoch less weight
             limit_train_batches=module.steps_per_epoch * module.accumulate if module.accumulate > 1 else 1.0,
             gradient_clip_val=config.clip_grad_norm,
             logger=make_loggers(config.loggers, folder),
@@ -265,10 +265,10 @@ def _fit(
             raise
         except BaseException as error:
             if isinstance(error, SystemExit):
-                # Lightning ends the process on Ctrl-C; the caller decides that here
+                # Lightning exits on Ctrl-C; here this is left to the caller
                 signal.signal(signal.SIGINT, on_interrupt)
                 raise KeyboardInterrupt from error
-            if saving.signal is not None:  # it could not wait for the end of the step
+            if saving.signal is not None:  # interrupted before the end of the step
                 signal.raise_signal(saving.signal)
             odd = isinstance(error, KeyError) or (
                 isinstance(error, RuntimeError) and "state_dict" in str(error)
@@ -326,7 +326,7 @@ def make_loggers(names: Iterable[str], folder: Path) -> list[Logger]:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Lightning without its hints: what they point at is chosen on purpose here."""
+    """Silence Lightning's hints, which are about deliberate choices here."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:

@@ -594,7 +594,7 @@ def test_a_seed_out_of_range_is_refused(
 
 
 def test_a_run_with_exports_is_replaced_as_a_whole(
-    small_run: Path, exported: ExportOf, tmp_path: Path, no_report: None
+    small_run: Path, exported: ExportOf, tmp_path: Path
 ) -> None:
     from gendd.run.output import _check_replaceable
 

@@ -1,7 +1,7 @@
 """The CIFAR networks of the distillation literature, with the state-dict keys of the public checkpoints.
 
-The classifier is called ``fc`` in all of them; :func:`gendd.models.load_weights` takes the checkpoints
-that call it otherwise.
+The classifier is called ``fc`` in all of them; :func:`gendd.models.load_weights` also takes checkpoints
+with other names for it.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ NAMES: tuple[str, ...] = (
     "ShuffleV2",
 )
 
-# of the others that :func:`create` knows those that a list may name
+# further names that :func:`create` knows and that lists may show
 WIDTHS: tuple[str, ...] = (
     *(
         f"resnet{depth}x{width}"
@@ -62,10 +62,10 @@ _FAMILIES: dict[str, Callable[[str, int, int], Network]] = {
 
 
 def create(name: str, num_classes: int, in_channels: int = 3) -> Network:
-    """Build one of :data:`NAMES`, ``resnet{depth}x{multiplier}`` or ``wrn_{depth}_{width}``, randomly.
+    """Build one of :data:`NAMES`, ``resnet{depth}x{multiplier}`` or ``wrn_{depth}_{width}``, untrained.
 
     Raises:
-        KeyError: there is no network of the name (see :func:`canonical` for other spellings).
+        KeyError: there is no network of that name (see :func:`canonical` for other spellings).
     """
     if name in _SINGLE:
         return _SINGLE[name](num_classes, in_channels)
@@ -76,9 +76,9 @@ def create(name: str, num_classes: int, in_channels: int = 3) -> Network:
 
 
 def canonical(name: str) -> str:
-    """The spelling that :func:`create` takes of a listed name in any case; any other name as it is.
+    """Return the spelling that :func:`create` takes for a listed name in any case; other names unchanged.
 
-    ``resnet50`` is no spelling of ``ResNet50``: of basic blocks, it is another network.
+    ``resnet50`` is not a spelling of ``ResNet50``: it is another network, of basic blocks.
     """
     if name in NAMES or name.startswith("resnet"):
         return name

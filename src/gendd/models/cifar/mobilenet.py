@@ -1,4 +1,4 @@
-"""``MobileNetV2`` of half width for CIFAR (Sandler et al. 2018)."""
+"""``MobileNetV2`` with half width for CIFAR (Sandler et al. 2018)."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _FEATURES = 1280
 
 
 class InvertedResidual(nn.Module):
-    """1x1 to the expanded width, 3x3 a channel, 1x1 back; (B, I, H, W) -> (B, O, H / stride, W / stride)."""
+    """1x1 expansion, depthwise 3x3, 1x1 projection; (B, I, H, W) -> (B, O, H / stride, W / stride)."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()
@@ -58,7 +58,7 @@ class MobileNetV2(Network):
         self.reset_convolutions()
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> the last map (B, 1280, ceil(H / 16), ceil(W / 16))."""
+        """Images (B, C, H, W) -> the last feature map (B, 1280, ceil(H / 16), ceil(W / 16))."""
         features: Tensor = self.conv2(self.blocks(self.conv1(x)))
         return features
 

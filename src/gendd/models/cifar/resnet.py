@@ -1,9 +1,8 @@
-"""ResNets for CIFAR: basic blocks in three stages (He et al. 2016, section 4.2), and one of bottlenecks.
+"""ResNets for CIFAR: three stages of basic blocks (He et al. 2016, section 4.2), and one with bottlenecks.
 
-``resnetN`` has three stages of (N - 2) / 6 basic blocks and widths 16, 32, 64 behind a 16-channel stem;
-``resnetNx4`` widens the stages to 64, 128, 256 behind a 32-channel stem. Other multipliers
-(``resnet8x0.5``) scale the stem and every stage of ``resnetN``. ``ResNet50`` is the ImageNet one behind a
-3x3 stem that keeps the size.
+``resnetN`` has a 16-channel stem and three stages of (N - 2) / 6 basic blocks of widths 16, 32 and 64;
+``resnetNx4`` has a 32-channel stem and widths 64, 128 and 256. Other multipliers (``resnet8x0.5``) scale the
+stem and every stage of ``resnetN``. ``ResNet50`` is the ImageNet network with a 3x3 stem that keeps the size.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 
 from gendd.models.cifar.network import Network, convolution, stage
 
-# of a name, which a file may give: more is a mistake or meant to fill the memory
+# limits for names, which may come from a file: more is a mistake or an attempt to exhaust memory
 MOST_LAYERS, MOST_WIDER = 1_208, 64
 _PATTERN = re.compile(r"resnet(\d+)(?:x(\d+(?:\.\d+)?))?")
 
@@ -112,8 +111,8 @@ def create(name: str, num_classes: int, in_channels: int) -> Network:
     """Build ``resnet{depth}``, ``resnet{depth}x{multiplier}`` or ``ResNet50`` with random weights.
 
     Raises:
-        KeyError: the name is not of that form, the depth is not 6n + 2 of at most 1,208, or the multiplier is
-            not above 0 and at most 64.
+        KeyError: the name does not have that form, the depth is not 6n + 2 or exceeds 1,208, or the
+            multiplier is not above 0 and at most 64.
     """
     if name == "ResNet50":
         return BottleneckResNet((3, 4, 6, 3), num_classes, in_channels)

@@ -22,7 +22,7 @@ def shuffle(x: Tensor, groups: int) -> Tensor:
 
 
 class GroupBlock(nn.Module):
-    """ShuffleV1's bottleneck of grouped convolutions; a strided one appends its pooled input.
+    """ShuffleV1's bottleneck of grouped convolutions; with a stride, the pooled input is appended.
 
     (B, I, H, W) -> (B, O, H / stride, W / stride).
     """
@@ -31,7 +31,7 @@ class GroupBlock(nn.Module):
         super().__init__()
         made = out_channels - in_channels if stride == 2 else out_channels
         width = made // 4
-        # the stem is too narrow to be split
+        # the stem is too narrow for groups
         self.groups = 1 if in_channels == _STEM else _GROUPS
         self.stride = stride
         self.conv1 = convolution(in_channels, width, groups=self.groups)
@@ -64,14 +64,14 @@ class ShuffleV1(Network):
         self.reset_convolutions()
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> the last map (B, 960, ceil(H / 8), ceil(W / 8))."""
+        """Images (B, C, H, W) -> the last feature map (B, 960, ceil(H / 8), ceil(W / 8))."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         features: Tensor = self.layer3(self.layer2(self.layer1(x)))
         return features
 
 
 class SplitBlock(nn.Module):
-    """ShuffleV2's block: half of the channels pass, the others are convolved; (B, O, H, W) -> the same."""
+    """ShuffleV2's block: half of the channels pass unchanged, half are convolved; (B, O, H, W) is kept."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -92,7 +92,7 @@ class SplitBlock(nn.Module):
 
 
 class DownBlock(nn.Module):
-    """ShuffleV2's start of a stage, two strided branches; (B, I, H, W) -> (B, O, H / 2, W / 2)."""
+    """First block of a ShuffleV2 stage, two strided branches; (B, I, H, W) -> (B, O, H / 2, W / 2)."""
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -118,7 +118,7 @@ class DownBlock(nn.Module):
 
 
 class ShuffleV2(Network):
-    """Three stages down to an eighth of the size, a 1x1 convolution to the feature; see :class:`Network`."""
+    """Three stages down to an eighth of the size, then a 1x1 convolution; see :class:`Network`."""
 
     def __init__(self, num_classes: int, in_channels: int) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class ShuffleV2(Network):
         self.reset_convolutions()
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) -> the last map (B, 1024, ceil(H / 8), ceil(W / 8))."""
+        """Images (B, C, H, W) -> the last feature map (B, 1024, ceil(H / 8), ceil(W / 8))."""
         x = F.relu(self.bn1(self.conv1(x)), inplace=True)
         x = self.layer3(self.layer2(self.layer1(x)))
         return F.relu(self.bn2(self.conv2(x)), inplace=True)

@@ -18,10 +18,10 @@ _CONVOLUTIONS = {
 
 
 class VGG(Network):
-    """Five blocks of 3x3 convolutions, each of the first three before a pooling; see :class:`Network`.
+    """Five blocks of 3x3 convolutions, the first three followed by pooling; see :class:`Network`.
 
     Args:
-        convolutions: How many of them each block has.
+        convolutions: Number of convolutions in each block.
         num_classes: K.
         in_channels: C.
     """
@@ -35,7 +35,7 @@ class VGG(Network):
         self.reset_convolutions()
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """Images (B, C, H, W) of 8 pixels and more -> the last map (B, 512, H // 8, W // 8)."""
+        """Images (B, C, H, W) of at least 8 pixels -> the last feature map (B, 512, H // 8, W // 8)."""
         for block in (self.block0, self.block1, self.block2):
             x = F.max_pool2d(F.relu(block(x), inplace=True), 2)
         x = F.relu(self.block3(x), inplace=True)
@@ -43,7 +43,7 @@ class VGG(Network):
 
 
 def _block(in_channels: int, out_channels: int, convolutions: int) -> nn.Sequential:
-    """Convolutions with BatchNorm, ReLU between them and not behind the last."""
+    """Convolutions with BatchNorm, and ReLU after all but the last."""
     layers: list[nn.Module] = []
     for index in range(convolutions):
         if index > 0:
@@ -54,5 +54,5 @@ def _block(in_channels: int, out_channels: int, convolutions: int) -> nn.Sequent
 
 
 def create(name: str, num_classes: int, in_channels: int) -> VGG:
-    """Build a VGG with random weights; raises :class:`KeyError` if there is none of the name."""
+    """Build a VGG with random weights; raises :class:`KeyError` if there is none of that name."""
     return VGG(_CONVOLUTIONS[name], num_classes, in_channels)

@@ -17,7 +17,7 @@ _PATTERN = re.compile(r"wrn_(\d+)_(\d+)")
 class PreActivationBlock(nn.Module):
     """BatchNorm and ReLU before each of two 3x3 convolutions; (B, I, H, W) -> (B, O, H / stride, W / stride).
 
-    Where channels or size change, the shortcut takes what the first ReLU gives.
+    Where channels or size change, the shortcut takes the output of the first ReLU.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -26,7 +26,7 @@ class PreActivationBlock(nn.Module):
         self.conv1 = convolution(in_channels, out_channels, 3, stride)
         self.bn2 = nn.BatchNorm2d(out_channels)
         self.conv2 = convolution(out_channels, out_channels, 3)
-        # the name in the public checkpoints
+        # its name in the public checkpoints
         self.convShortcut: nn.Conv2d | None = None
         if in_channels != out_channels or stride != 1:
             self.convShortcut = convolution(in_channels, out_channels, stride=stride)
@@ -67,7 +67,7 @@ def create(name: str, num_classes: int, in_channels: int) -> WideResNet:
     """Build ``wrn_{depth}_{width}`` with random weights.
 
     Raises:
-        KeyError: the name is not of that form, the depth is not 6n + 4, or one is zero or too large.
+        KeyError: the name does not have that form, the depth is not 6n + 4, or a number is zero or too large.
     """
     match = _PATTERN.fullmatch(name)
     if match is None or (int(match[1]) - 4) % 6 or not 10 <= int(match[1]) <= MOST_LAYERS:
