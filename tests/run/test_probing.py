@@ -199,7 +199,7 @@ def test_other_targets(run: Path, target: str, least: float, capsys: Capture) ->
     assert (probe["target"], probe["judged_by"], probe["images"]) == (target, "labels", 150)
     assert probe["refitted"] >= least
     assert (probe["kept"] == "refitted") == (probe["refitted"] > probe["trained"])
-    said = {"teacher": "the teacher's answers", "mean": "the answers of readout mean"}[target]
+    said = {"teacher": "the teacher's predictions", "mean": "the predictions of readout mean"}[target]
     assert f"fitted to {said} of 150 images, weight decay " in capsys.readouterr().out
     # there was no report to update
     assert not (run / "report.html").exists()
@@ -495,7 +495,7 @@ def test_a_teacher_made_in_python_has_to_be_given(run: Path, cache: Path) -> Non
     configure(
         run, lambda config: replace(config, teacher=replace(config.teacher, name="module/Net", weights=None))
     )
-    with pytest.raises(UserError, match=r"got 'teacher': Teacher: expected 'module/Net', which was made in"):
+    with pytest.raises(UserError, match=r"got 'teacher': Teacher: expected 'module/Net', which was built in"):
         probe_run(run, "teacher")
     teacher = gendd.create_backbone("cifar/resnet8x0.5", 10, 1)
     assert probe_run(run, "teacher", teacher=teacher).refit.target == "teacher"

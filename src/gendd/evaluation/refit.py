@@ -64,7 +64,11 @@ class Refit:
         )
 
 
-SAID = {"labels": "labels", "teacher": "the teacher's answers", "mean": "the answers of readout mean"}
+SAID = {
+    "labels": "labels",
+    "teacher": "the teacher's predictions",
+    "mean": "the predictions of readout mean",
+}
 
 
 def targets_of(student: Student, teacher: Frozen | None, labels: bool) -> list[Target]:
