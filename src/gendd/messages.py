@@ -1,4 +1,4 @@
-"""What a person is told while something happens, on stderr: what a command prints on stdout is its result."""
+"""Progress and log messages, on stderr; a command's result goes to stdout."""
 
 from __future__ import annotations
 
@@ -14,45 +14,45 @@ from gendd.errors import typed_line
 from gendd.processes import launched_rank
 
 T = TypeVar("T")
-# seconds without a line, at most
+# maximum seconds between progress lines
 EVERY = 30.0
-# no bar before
+# seconds before a progress bar appears
 _QUIET_SECONDS = 2.0
 
 
 class Log:
-    """A file of what is said, with the time of each line; kept in memory until the file has a place."""
+    """Log file with a timestamp per line; lines are kept in memory until the file is opened."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
         self._lines: list[str] = []
 
     def open(self, path: Path) -> None:
-        """Append what was said, and what will be, to a file in a folder that is there."""
+        """Append the lines so far, and all later ones, to a file in an existing folder."""
         self._path = path
         self._flush()
 
     def add(self, text: str) -> None:
-        """One more line."""
+        """Add a line."""
         self._lines.append(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
         self._flush()
 
     def _flush(self) -> None:
         if self._path is None:
             return
-        # a log that can't be written ends nothing
+        # a log that can't be written must not end a run
         with suppress(OSError), self._path.open("a", encoding="utf-8", errors="backslashreplace") as file:
             file.writelines(self._lines)
         self._lines.clear()
 
 
 class Steps:
-    """Something of many steps, told at most every half minute, with an estimate of its end.
+    """Progress of a task, reported at most every half minute with the estimated time left.
 
     Args:
-        title: What it is.
-        total: Its steps; 0: not known.
-        unit: What they are.
+        title: Name of the task.
+        total: Number of steps; 0 if unknown.
+        unit: What a step is.
     """
 
     def __init__(self, title: str, total: int, unit: str = "batches") -> None:
@@ -61,18 +61,18 @@ class Steps:
         self._began = self._told = time.monotonic()
 
     def add(self, count: int = 1) -> None:
-        """So many steps are done."""
+        """Count ``count`` more steps as done."""
         self.done += count
         self.beat()
 
     def beat(self) -> None:
-        """Say how far it is, if that is due."""
+        """Report the progress if a report is due."""
         if self.due():
             total = f" of {self.total:,}" if self.total else ""
             say(f"{self.title}: {self.done:,}{total} {self.unit}{self.left()}")
 
     def due(self) -> bool:
-        """Whether half a minute has gone by since this was last true, or since the beginning."""
+        """Return whether half a minute has passed since this was last true, or since the start."""
         now = time.monotonic()
         due = now - self._told >= EVERY
         if due:
@@ -80,7 +80,7 @@ class Steps:
         return due
 
     def left(self) -> str:
-        """`` · about 3 min left``; nothing before the first step and after the last."""
+        """Return `` · about 3 min left``; empty before the first step and after the last."""
         if not 0 < self.done < self.total:
             return ""
         seconds = (time.monotonic() - self._began) / self.done * (self.total - self.done)
@@ -96,7 +96,7 @@ _running: list[Steps] = []
 
 
 def say(text: str) -> None:
-    """Print a line at once, and note it in the logs of the runs that go on; the first of processes does."""
+    """Print a line and add it to the logs of running runs; only the first process does."""
     if launched_rank() > 0:
         return
     print(text, file=sys.stderr, flush=True)
@@ -106,7 +106,7 @@ def say(text: str) -> None:
 
 @contextmanager
 def logged() -> Iterator[Log]:
-    """Note what is said, and how it ends if by an exception, in a log, once that is opened."""
+    """Log all messages, and the exception that ends the block, if any."""
     log = Log()
     _logs.append(log)
     try:
@@ -120,7 +120,7 @@ def logged() -> Iterator[Log]:
 
 @contextmanager
 def following(title: str, total: int, unit: str = "batches") -> Iterator[Steps]:
-    """Tell of something as it goes; :func:`beat` then tells of it too."""
+    """Report the progress of a task; :func:`beat` then reports it too."""
     steps = Steps(title, total, unit)
     _running.append(steps)
     try:
@@ -166,6 +166,6 @@ def followed(
 
 
 def beat() -> None:
-    """Within a step that may be a long one: say how far the whole is, if that is due."""
+    """Report the progress of the current task if due; for use within a long step."""
     if _running:
         _running[-1].beat()

@@ -1,4 +1,4 @@
-"""From a configuration to tar shards: which images are trained on, held out and tested on."""
+"""Open the tar shards of a configuration and split them into training, validation and test images."""
 
 from __future__ import annotations
 
@@ -39,16 +39,16 @@ _NO_BOUND = 2**63 - 1
 
 @dataclass(frozen=True)
 class Found:
-    """Shards and the test set beside them, as they were found.
+    """The shards and the test set of a configuration.
 
     Args:
         train: Training images; channels and size not set yet.
-        val: Images held out of them, encoded, size not set yet; None where there are none.
-        own_val: Validation images of the set's own in their place; None likewise.
-        test: Test images, labelled or not; None where there are none, which only unlabelled training
-            images allow.
-        class_names: One name a class; none where nothing tells the classes.
-        channels: 1 where the training images are gray, else 3.
+        val: Held-out training images, encoded, size not set yet; None if there are none.
+        own_val: The set's own validation images, used instead; None if there are none.
+        test: Test images, labelled or not; None if there are none, which only unlabelled training images
+            allow.
+        class_names: One name per class; empty if the classes are unknown.
+        channels: 1 if the training images are gray, else 3.
     """
 
     train: Shards
@@ -60,15 +60,15 @@ class Found:
 
 
 def read_shards(config: DataConfig) -> Found:
-    """What ``data.path`` and ``data.test_path`` name.
+    """Open the images at ``data.path`` and ``data.test_path``.
 
-    In the order of their hashes (of tar and key, by ``split_seed``) the first images are held out,
-    ``validation`` of them and at most 10,000, none where there are shards of validation images besides the
-    test images; the ``train_images`` that follow are trained on.
+    In the order of their hashes (of tar and key, by ``split_seed``) the first images are held out for
+    validation: a fraction ``validation``, at most 10,000, and none if there are validation shards. The
+    ``train_images`` that follow are the training images.
 
     Raises:
-        UserError: shards that are missing, hold no images or too many unreadable ones, labels that are no
-            class numbers or have no name, or labelled images without test images.
+        UserError: shards are missing, empty or have too many unreadable images; labels are not class
+            numbers or have no name; or labelled images come without test images.
     """
     path, val_path, test_path = _paths(config)
     mask = int(torch.randint(_NO_BOUND, (), generator=torch.Generator().manual_seed(config.split_seed)))
@@ -87,7 +87,7 @@ def read_shards(config: DataConfig) -> Found:
                 f"Expected a cls with every image of {val_path[0]!r}, as the training images have one, found "
                 "none; add them, or set data.labels to false."
             )
-    # what training may not see and no test image has needs to be no class
+    # labels that neither training nor testing uses need not be class numbers
     useful = config.labels or tested is not None
     labels, names = _classes(labels if useful else None, tested, names, config)
 
@@ -112,7 +112,7 @@ def read_shards(config: DataConfig) -> Found:
     )
     for missing, what in lost:
         train.skipped.add_missing(missing, what)
-    # said before anything is trained
+    # raises errors before training starts
     steps_of(train, config, 1)
     channels = 1 if all(each.gray for each in contents if len(each)) else 3
     val = None
@@ -135,11 +135,11 @@ def read_shards(config: DataConfig) -> Found:
 def _classes(
     labels: Tensor | None, tested: Tensor | None, names: list[str], config: DataConfig
 ) -> tuple[Tensor | None, list[str]]:
-    """The labels of the training images, which may be of no use, and a name for each class.
+    """Return the training images' labels, None if unusable, and a name per class.
 
     Args:
-        labels: Of the training images.
-        tested: Of the test images.
+        labels: Labels of the training images.
+        tested: Labels of the test images.
         names: What the test set calls the classes; none where it doesn't tell.
         config: Names them otherwise, and tells whether the labels of the training images are needed.
     """
@@ -156,7 +156,7 @@ def _classes(
 
 
 def _paths(config: DataConfig) -> tuple[list[str], list[str], str | list[str] | None]:
-    """The shards of training and validation; the test set: shards, the path of another kind, or none."""
+    """Return the training and validation shards, and the test set: shards, another kind's path, or None."""
     if config.path is None:
         raise UserError("data.path: expected tar shards for data.name 'webdataset', got none; set data.path.")
     train, val, test = find_tars(config.path, "data.path"), list[str](), list[str]()
@@ -179,11 +179,11 @@ def _paths(config: DataConfig) -> tuple[list[str], list[str], str | list[str] | 
 
 
 def _test(given: str | list[str], config: DataConfig) -> tuple[Part, list[str]]:
-    """The test or validation images, and their class names where they have any."""
+    """Return the test or validation images, and their class names if any."""
     if isinstance(given, str):
         part, names = read_part(given, "data.test_path")
         if names and all(name.isdecimal() for name in names):
-            # a cls counts; class folders are in the order of their names: 1, 10, 2
+            # a cls file holds a number; class folders are sorted by name: 1, 10, 2
             counted = sorted(names, key=int)
             part, names = renumbered(part, names, counted), counted
         return part, names
@@ -194,9 +194,9 @@ def _test(given: str | list[str], config: DataConfig) -> tuple[Part, list[str]]:
 
 
 def _check_whole(contents: Sequence[Contents], limit: float, remedy: str) -> list[tuple[int, str]]:
-    """How many images which shards lack; raises :class:`UserError` where they lack too many, or all.
+    """Return the numbers of missing images and their shards; raises :class:`UserError` if too many are missing.
 
-    A damaged shard is taken to have lost what it lacks of the median whole one, and one image at least.
+    A damaged shard is assumed to lack the difference to the median intact one, and at least one image.
     """
     total = sum(len(each) for each in contents)
     whole = [len(each) for each in contents if not each.damage]
@@ -223,7 +223,7 @@ def _check_whole(contents: Sequence[Contents], limit: float, remedy: str) -> lis
 
 
 def _labels(contents: Sequence[Contents], needed: bool) -> Tensor | None:
-    """The labels of all images; None where there are none, or not for all though they are not needed."""
+    """Return the labels of all images; None if there are none, or if some are missing and none is needed."""
     labels = torch.from_numpy(np.concatenate([each.labels for each in contents]))
     if bool((labels >= 0).all()):
         return labels
@@ -240,7 +240,7 @@ def _labels(contents: Sequence[Contents], needed: bool) -> Tensor | None:
 
 
 def _fewer(part: Part, wanted: int, config: DataConfig) -> Part:
-    """Some of the set's own validation images, drawn as those that are held out of others are."""
+    """Draw some of the set's own validation images, as held-out images of other sets are drawn."""
     labels = part.labels if config.labels else None
     rows = thinned(labels, part.count, wanted, torch.Generator().manual_seed(config.split_seed))
     kept = None if part.labels is None else part.labels[rows]
@@ -248,7 +248,7 @@ def _fewer(part: Part, wanted: int, config: DataConfig) -> Part:
 
 
 def _chosen(hashes: Tensor, mask: int, config: DataConfig, share: float) -> tuple[Choice, int]:
-    """Which images are trained on, and how many are held out, ``share`` of all."""
+    """Choose the training images; returns the number of held-out images too, a fraction ``share`` of all."""
     total = len(hashes)
     held = min(round(share * total), MOST_HELD_OUT)
     if held == total or (share > 0 and held == 0):
@@ -269,7 +269,7 @@ def _chosen(hashes: Tensor, mask: int, config: DataConfig, share: float) -> tupl
 
 
 def _held(images: ImageSet) -> ImageSet:
-    """The readable ones of encoded images, in memory as they are; each is decoded once to tell."""
+    """Hold the readable encoded images in memory; each is decoded once to check."""
     source, tally = images.source, images.tally(len(images))
     assert tally is not None and not isinstance(source, Tensor)
 

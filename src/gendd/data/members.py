@@ -1,4 +1,4 @@
-"""The images of tar shards that are held, or read where they are."""
+"""Images of tar shards, held in memory or read in place."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from gendd.messages import followed
 
 @dataclass(frozen=True)
 class Members:
-    """Images in tars, each read where it lies.
+    """Images in local tars, read in place.
 
     Args:
         files: The tars.
-        places: int64 (N, 3): tar, byte and size of each image.
+        places: int64 (N, 3): index of the tar, byte offset and size of each image.
     """
 
     files: Sequence[str]
@@ -55,7 +55,7 @@ class Members:
 
 
 def images_at(contents: Sequence[Contents], rows: Tensor) -> Encoded:
-    """The encoded images at ``rows`` of all samples, ascending; those of streamed tars are read now."""
+    """Return the encoded images at ``rows`` (ascending); those of streamed tars are read at once."""
     counts = torch.tensor([len(each) for each in contents])
     ends = counts.cumsum(0)
     shard = torch.searchsorted(ends, rows, right=True)
@@ -82,7 +82,7 @@ def images_at(contents: Sequence[Contents], rows: Tensor) -> Encoded:
 
 
 def _picked(contents: Contents, rows: Sequence[int]) -> list[Sample]:
-    """The samples at ``rows``, ascending, of a streamed tar."""
+    """Read the samples at ``rows`` (ascending) of a streamed tar."""
     wanted, problems = set(rows), list[str]()
     images = (each for each in read_samples(contents.url, problems=problems) if image_of(each) is not None)
     picked = [
@@ -99,7 +99,7 @@ def _picked(contents: Contents, rows: Sequence[int]) -> list[Sample]:
 
 
 def hold(images: Sequence[bytes], places: Sequence[str]) -> Held:
-    """Encoded images in memory, and what errors call them."""
+    """Hold encoded images in memory, with their names for error messages."""
     data = bytearray().join(images)
     ends = torch.tensor([len(image) for image in images]).cumsum(0)
     return Held(torch.frombuffer(data, dtype=torch.uint8), ends, _Names(places))

@@ -1,9 +1,9 @@
-"""Training images streamed from tar shards, shared out over processes, loader workers and steps.
+"""Stream training images from tar shards, divided among processes, loader workers and steps.
 
-An epoch is one line of images: the shards in shuffled order, each in its own. Every process takes an equal
-interval of it, and each of the process's STREAMS reads an equal part of that in sequence through a shuffle
-buffer; step i is a batch of stream i mod STREAMS. Loader workers share the streams, so that what is given
-does not depend on how many workers there are. Shapes: B images a batch, C channels, S side.
+An epoch is a sequence of images: the shards in shuffled order, each read sequentially. Every process takes an
+equal interval of it, and each of the process's STREAMS reads an equal part of that through a shuffle buffer;
+step i is a batch of stream i mod STREAMS. Loader workers divide the streams, so that the number of workers
+does not change the batches. Shapes: B batch size, C channels, S side.
 """
 
 from __future__ import annotations
@@ -34,18 +34,18 @@ from gendd.data.tars import (
 from gendd.data.workers import ignore_interrupts, unchanged
 from gendd.errors import UserError
 
-# a step's stream depends on this number and not on the workers, which must divide it
+# the number of workers must divide it
 STREAMS = 24
 
 
 @dataclass(frozen=True)
 class Choice:
-    """Which images are trained on, by the hash of tar and key: those that lie from ``first`` to ``last``.
+    """Selects the training images: those whose hash of tar and key lies between ``first`` and ``last``.
 
     Args:
-        mask: Of ``data.split_seed``; another one gives another split.
-        first: Hashes below are held out.
-        last: Hashes above are not used.
+        mask: Derived from ``data.split_seed``.
+        first: Images with lower hashes are held out for validation.
+        last: Images with higher hashes are not used.
     """
 
     mask: int
@@ -53,25 +53,25 @@ class Choice:
     last: int
 
     def takes(self, url: str, key: str) -> bool:
-        """Whether an image is trained on."""
+        """Return whether an image is a training image."""
         return self.first <= hash_of(url, key) ^ self.mask <= self.last
 
 
 @dataclass(frozen=True)
 class Shards:
-    """N training images in tar shards, only ever read in sequence.
+    """N training images in tar shards, read sequentially.
 
     Args:
-        urls: The shards that hold some.
+        urls: The shards that contain training images.
         counts: int64 (shards,): training images in each.
-        starts: int64 (N,): byte at which each image's sample begins; -1 where its shard is only read from
-            its start.
+        starts: int64 (N,): byte offset of each image's sample; -1 if its shard can only be read from the
+            start.
         labels: int64 (N,), or None.
-        choice: Tells the training images among those of a shard.
+        choice: Selects the training images among those of a shard.
         channels: C, 1 or 3.
         size: S.
-        max_corrupt: The largest share of them that may be unreadable where they are read as they are.
-        skipped: Told of the images that can't be read.
+        max_corrupt: Maximum fraction of unreadable images.
+        skipped: Records the unreadable images.
     """
 
     urls: Sequence[str]
@@ -89,17 +89,17 @@ class Shards:
 
     @property
     def fingerprint(self) -> str:
-        """A digest of the shards' names, of where their training images lie, and of the labels."""
+        """Digest of the shards' names, the positions of their training images, and the labels."""
         return digest(
             [*map(base_name, self.urls), *map(tensor_bytes, (self.counts, self.starts, self.labels))]
         )
 
     def __deepcopy__(self, memo: dict[int, object]) -> Shards:
-        # never written to: a copy of what holds it shares the labels
+        # immutable: copies share it
         return self
 
     def segments(self, order: Tensor, begin: int, end: int) -> Iterator[Segment]:
-        """What images ``begin`` to ``end`` of the line are: the shards end to end in ``order``."""
+        """Yield the segments of images ``begin`` to ``end`` of the shards concatenated in ``order``."""
         first = 0
         for shard, count in zip(order.tolist(), self.counts[order].tolist(), strict=True):
             low, high = max(begin, first), min(end, first + count)
@@ -108,10 +108,10 @@ class Shards:
             first += count
 
     def drawn(self, rng: random.Random) -> Iterator[Segment]:
-        """Shards drawn with replacement, without end.
+        """Yield shards drawn with replacement, endlessly.
 
-        The first is entered at an image drawn at random: entered at its beginning, images at the ends of
-        shards would hardly be met in epochs that are shorter than a shard.
+        The first begins at a random image: otherwise, in epochs shorter than a shard, images at the ends of
+        shards would rarely be seen.
         """
         ends = self.counts.cumsum(0)
         image = rng.randrange(len(self))
@@ -123,7 +123,7 @@ class Shards:
             yield Segment(shard, 0, int(self.counts[shard]))
 
     def read(self, segment: Segment, tally: Tally) -> Iterator[Sample]:
-        """The images of a segment; those that are missing are told to ``tally``."""
+        """Yield the images of a segment; missing ones are added to ``tally``."""
         url = self.urls[segment.shard]
         start = int(self.starts[int(self.counts[: segment.shard].sum()) + segment.first])
         skipped = 0 if start >= 0 else segment.first
@@ -140,7 +140,7 @@ class Shards:
                 tally.add(Problem(url, missing, f"training image {missing} of {url!r} ({why})"))
 
     def _chosen(self, url: str, samples: Iterator[dict[str, Any]]) -> Iterator[tuple[str, bytes, int]]:
-        """Key, image and label of those that are trained on."""
+        """Yield key, image and label of the training images."""
         for sample in samples:
             key, image = sample["__key__"], image_of(sample)
             label = label_of(sample.get("cls")) if self.labels is not None else NO_LABEL
@@ -151,7 +151,7 @@ class Shards:
 
 @dataclass(frozen=True)
 class Segment:
-    """Training images ``first`` to ``last`` (exclusive) of one shard."""
+    """Training images ``first`` (inclusive) to ``last`` (exclusive) of one shard."""
 
     shard: int
     first: int
@@ -160,7 +160,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class Problem:
-    """A training image of a shard that can't be read: its place among them, and its name."""
+    """An unreadable training image of a shard: its index there, and its name."""
 
     url: str
     row: int
@@ -168,11 +168,11 @@ class Problem:
 
 
 class Tally:
-    """The unreadable images met in an epoch, each counted once.
+    """Unreadable images of an epoch, each counted once.
 
     Args:
         total: Number of training images.
-        share: The largest share of them that may be unreadable, in [0, 1).
+        share: Maximum fraction of unreadable images, in [0, 1).
     """
 
     def __init__(self, total: int, share: float) -> None:
@@ -182,7 +182,7 @@ class Tally:
         self.problems: list[Problem] = []
 
     def add(self, problem: Problem) -> None:
-        """Raises :class:`UserError` where there are too many."""
+        """Count a problem; raises :class:`UserError` if there are too many."""
         place = (problem.url, problem.row)
         if place in self.met:
             return
@@ -196,10 +196,10 @@ class Tally:
 
 
 def steps_of(shards: Shards, config: DataConfig, world_size: int) -> tuple[int, int]:
-    """Steps of an epoch and images of a batch, the same for every process.
+    """Return the steps per epoch and the batch size, equal in all processes.
 
     Raises:
-        UserError: fewer images than processes, or fewer than the steps asked for take.
+        UserError: fewer images than processes, or fewer than ``data.steps_per_epoch`` needs.
     """
     share = len(shards) // world_size
     if share == 0:
@@ -224,25 +224,24 @@ def steps_of(shards: Shards, config: DataConfig, world_size: int) -> tuple[int, 
 class Epoch:
     """A sized iterable of batches: uint8 (B, C, S, S) and int64 (B,) or None; all of the same size.
 
-    Unreadable images are skipped and told of; others take their places.
+    Unreadable images are skipped, recorded and replaced by others.
 
     Args:
         shards: The images.
         order: int64 (shards,): order of the shards.
-        seeds: One a stream: of its shuffle buffer, and of its draws where ``resampled``.
-        vary: Augments: from a set, an index and the number of the draws, uint8 (C, S, S).
-        steps: Batches.
+        seeds: One per stream, for its shuffle buffer and, if ``resampled``, its draws.
+        vary: Augmentation: set, index and draw number → uint8 (C, S, S).
+        steps: Number of batches.
         batch_size: B.
-        rank: This process.
+        rank: Rank of this process.
         resampled: Draw the shards with replacement.
-        buffer: Images that the streams of the process hold together.
-        workers: Loader processes, at most; 0 reads in this one.
-        max_corrupt: The largest share of the training images that may be unreadable, as each process
-            counts them in an epoch.
-        first: The batch that iteration begins at; those before it are read and left out.
+        buffer: Total size of the process's shuffle buffers, in images.
+        workers: Maximum number of loader processes; 0 reads in this process.
+        max_corrupt: Maximum fraction of unreadable training images per epoch, counted in each process.
+        first: Index of the first batch to yield; those before it are read and dropped.
 
     Raises:
-        UserError: when iterated, more unreadable images than that.
+        UserError: during iteration, if more images are unreadable.
     """
 
     shards: Shards
@@ -268,7 +267,7 @@ class Epoch:
             num_workers=_helpers(min(self.workers, self.steps - self.first)),
             collate_fn=unchanged,
             worker_init_fn=ignore_interrupts,
-            # given, because the loader would otherwise draw from the global generator
+            # without one the loader would draw from the global generator
             generator=torch.Generator(),
         )
         tally = Tally(len(self.shards), self.max_corrupt)
@@ -282,15 +281,15 @@ class Epoch:
             yield pixels, labels
 
     def places_of(self, step: int) -> Tensor:
-        """int64 (B,): the places of a batch's images in the epoch."""
+        """Return the positions of a batch's images in the epoch, int64 (B,)."""
         first = (self.rank * self.steps + step) * self.batch_size
         return torch.arange(first, first + self.batch_size)
 
     def stream(self, number: int, tally: Tally) -> Iterator[Sample]:
-        """The images of one stream, shuffled; then others, without end, in the places of unreadable ones."""
+        """Yield the shuffled images of one stream, then endlessly others to replace unreadable ones."""
         rng = random.Random(self.seeds[number])
         begin, end = self.interval(number)
-        # more than the stream gives need not be read
+        # a buffer needs no more than the stream has
         size = min(-(-self.buffer // STREAMS), end - begin)
         shuffle = library().shuffle(size, initial=size, rng=rng)
         planned = self.shards.drawn(rng) if self.resampled else self.shards.segments(self.order, begin, end)
@@ -298,7 +297,7 @@ class Epoch:
             yield from stage(self._readable(segments, tally))
 
     def _readable(self, segments: Iterable[Segment], tally: Tally) -> Iterator[Sample]:
-        """The images of segments that can be read; raises :class:`UserError` where a whole pass has none."""
+        """Yield the readable images of segments; raises :class:`UserError` if a whole pass has none."""
         barren = 0
         for segment in segments:
             found = False
@@ -314,14 +313,14 @@ class Epoch:
                 )
 
     def interval(self, number: int) -> tuple[int, int]:
-        """The images of the epoch's line that a stream reads."""
+        """Return the range of the epoch's images that a stream reads."""
         steps = [len(range(each, self.steps, STREAMS)) for each in range(number + 1)]
         begin = (self.rank * self.steps + sum(steps[:-1])) * self.batch_size
         return begin, begin + steps[-1] * self.batch_size
 
 
 class _Reader(IterableDataset[Any]):
-    """Reads, decodes and augments the batches of some streams, in a loader process."""
+    """Reads, decodes and augments the batches of a loader process's streams."""
 
     def __init__(self, epoch: Epoch) -> None:
         self.epoch = epoch
@@ -351,7 +350,7 @@ class _Reader(IterableDataset[Any]):
         shape = (epoch.batch_size, shards.channels, shards.size, shards.size)
         pixels = torch.empty(shape, dtype=torch.uint8)
         labels = torch.empty(epoch.batch_size, dtype=torch.int64)
-        # by place, not by image: drawn twice in an epoch, it is augmented in two ways
+        # by position, not by image: an image drawn twice is augmented in two ways
         places = epoch.places_of(step).tolist()
         row = 0
         while row < epoch.batch_size:
@@ -368,5 +367,5 @@ class _Reader(IterableDataset[Any]):
 
 
 def _helpers(most: int) -> int:
-    """The largest number of workers that shares the streams evenly."""
+    """Return the largest number of workers that divides the streams evenly."""
     return max(number for number in range(most + 1) if number == 0 or STREAMS % number == 0)

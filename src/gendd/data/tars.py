@@ -1,7 +1,7 @@
-"""Tar files in WebDataset's layout: what they hold, and their samples in sequence.
+"""Read tar shards in WebDataset's layout.
 
-A sample is the run of files in a tar that share a key: KEY.jpg (or .jpeg, .png, .webp) and, where there are
-labels, KEY.cls with an integer; what else there is (KEY.txt, KEY.json) is left alone.
+A sample is the run of files in a tar that share a key: KEY.jpg (or .jpeg, .png, .webp) and, with labels,
+KEY.cls with an integer; other files (KEY.txt, KEY.json) are ignored.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _REMOTE = re.compile(r"pipe:|[A-Za-z][A-Za-z0-9+.-]*://")
 
 @dataclass(frozen=True)
 class Sample:
-    """One encoded image as it comes out of a tar; a set of this image alone, whatever its index.
+    """One encoded image read from a tar, usable as a set of one image.
 
     Args:
         url: The tar.
-        key: Its key there.
-        image: Encoded.
+        key: Its key in the tar.
+        image: Encoded image.
         label: Class number, or NO_LABEL.
-        row: Its place among the images that are used of the tar.
+        row: Its index among the tar's images in use.
     """
 
     url: str
@@ -52,30 +52,30 @@ class Sample:
 
     @property
     def place(self) -> str:
-        """What an error calls it."""
+        """Name of the image in error messages."""
         return f"image {self.key!r} of {self.url!r}"
 
     def where(self, index: int) -> str:
         return self.place
 
 
-# --- which tars --------------------------------------------------------------------------------------
+# --- finding tars --------------------------------------------------------------------------------------
 
 
 def is_remote(url: str) -> bool:
-    """Whether webdataset opens it by a program: a URL or ``pipe:COMMAND``."""
+    """Return whether webdataset opens it with a program: a URL or ``pipe:COMMAND``."""
     return _REMOTE.match(url) is not None
 
 
 def find_tars(value: str, key: str) -> list[str]:
-    """The tars that a path, a directory, a glob or a brace pattern of these (or of URLs) names.
+    """Expand a path, a directory, a glob or a brace pattern of these (or of URLs) to tars.
 
     Args:
-        value: What the user gave.
-        key: Its config key, for errors.
+        value: The user's value.
+        key: Its config key, for error messages.
 
     Raises:
-        UserError: one that is not there.
+        UserError: a tar is missing.
     """
     library()
     from webdataset.shardlists import expand_urls
@@ -117,7 +117,7 @@ def find_tars(value: str, key: str) -> list[str]:
 
 
 def library() -> Any:
-    """The package webdataset; raises :class:`UserError` where it is missing."""
+    """Import webdataset; raises :class:`UserError` if it is not installed."""
     try:
         import webdataset
     except ImportError as error:
@@ -129,14 +129,14 @@ def library() -> Any:
 
 
 def read_samples(url: str, begin: int = 0, problems: list[str] | None = None) -> Iterator[dict[str, Any]]:
-    """The samples of a tar in sequence: suffix → bytes, and ``__key__``.
+    """Iterate over the samples of a tar: suffix → bytes, and ``__key__``.
 
-    What can't be read ends or shortens the sequence and is told in ``problems``; nothing is raised.
+    Read errors end or shorten the sequence and are added to ``problems``; nothing is raised.
 
     Args:
         url: The tar.
-        begin: Byte of a local tar at which a sample begins.
-        problems: Gets a line a problem.
+        begin: Byte offset of a sample in a local tar to start at.
+        problems: Receives one line per error.
     """
     library()
     from webdataset.gopen import gopen, set_options
@@ -156,19 +156,19 @@ def read_samples(url: str, begin: int = 0, problems: list[str] | None = None) ->
         return True
 
     with stream:
-        # left early, a command is stopped by its closed pipe and says that it failed
+        # a command whose pipe is closed early reports a failure
         set_options(stream, ignore_errors=True)
         files = tar_file_expander([{"url": url, "stream": stream}], handler=note)
         yield from group_by_keys(files, handler=note)
 
 
 def image_of(sample: dict[str, Any]) -> Any:
-    """What a sample holds as its image; None without one."""
+    """Return a sample's encoded image; None if it has none."""
     return next((sample[suffix] for suffix in IMAGE_SUFFIXES if suffix in sample), None)
 
 
 def label_of(content: bytes | None) -> int:
-    """The class number in a ``cls`` file, NO_LABEL without one, BAD_LABEL where it holds something else."""
+    """Parse the class number of a ``cls`` file: NO_LABEL without a file, BAD_LABEL if invalid."""
     if content is None:
         return NO_LABEL
     try:
@@ -179,14 +179,14 @@ def label_of(content: bytes | None) -> int:
 
 
 def hash_of(url: str, key: str) -> int:
-    """In [0, 2⁶³), from the tar's file name and the key alone: moved elsewhere, a set keeps its split."""
+    """Hash in [0, 2⁶³) of the tar's file name and the key only, so that moving a set keeps its split."""
     name = re.split(r"[/\\]", url)[-1]
     digest = hashlib.blake2b(f"{name}/{key}".encode(errors="surrogateescape"), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 
 
 def reason(error: BaseException) -> str:
-    """The message of an error of a tar, in one line."""
+    """Format a tar's read error in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     # webdataset appends the streams and URLs it was working on

@@ -1,4 +1,4 @@
-"""The README of a student's folder: a model card as the Hugging Face Hub reads it."""
+"""The model card of a student: the README of its folder, in the Hugging Face Hub's format."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _OUTPUTS = {
 }
 
 
-# names of the Hub's own for licences; any other is one of its "other"
+# licence identifiers of the Hub; any other licence is declared as "other"
 _LICENSES = {
     "apache-2.0", "mit", "bsd", "bsd-2-clause", "bsd-3-clause", "bsd-3-clause-clear", "isc", "zlib", "ncsa",
     "openrail", "bigscience-openrail-m", "creativeml-openrail-m", "bigcode-openrail-m", "afl-3.0",
@@ -31,7 +31,7 @@ _LICENSES = {
     "lgpl", "lgpl-2.1", "lgpl-3.0", "mpl-2.0", "ms-pl", "ofl-1.1", "osl-3.0", "postgresql", "unlicense",
     "wtfpl", "unknown", "other",
 }  # fmt: skip
-# sets that have a place on the Hub
+# data sets that are on the Hub
 _DATASETS = {
     "cifar10": "uoft-cs/cifar10",
     "cifar100": "uoft-cs/cifar100",
@@ -42,7 +42,7 @@ _SHOWN = 20
 
 
 class Described(Protocol):
-    """What a card tells of: a :class:`gendd.Student`, which makes cards of itself and so imports this."""
+    """What a card describes: a :class:`gendd.Student`, which imports this module."""
 
     backbone: Backbone
     generator: FeatureGenerator | None
@@ -55,16 +55,16 @@ class Described(Protocol):
 
 
 def write_card(path: Path, student: Described, metrics: dict[str, Any]) -> None:
-    """Write the card of ``student`` with the figures of its run's ``metrics.json``."""
+    """Write the card of ``student`` with the results in its run's ``metrics.json``."""
     write_text(path, card(student, metrics))
 
 
 def card(student: Described, metrics: dict[str, Any] | None = None) -> str:
-    """The card of a student: what it is, how it is used, its figures, training, licences and limits.
+    """Return a student's card: description, usage, results, training, licences and limitations.
 
     Args:
-        student: The student; much is told by its ``info``.
-        metrics: Its run's ``metrics.json``; without it there are no figures.
+        student: The student; much comes from its ``info``.
+        metrics: Its run's ``metrics.json``; None leaves the results out.
     """
     teacher = None if metrics is None else metrics["teacher"]
     if metrics is None and student.info.get("teacher"):
@@ -261,20 +261,20 @@ _TARGETS = {
 
 
 def fit_of(probe: dict[str, Any]) -> dict[str, Any] | None:
-    """Target and number of images that the linear readout was fitted to after the training, if it was.
+    """Return the target and number of images of the linear readout's refit after training, if any.
 
     Args:
-        probe: ``student.probe`` of a run's figures; empty where the run was not probed.
+        probe: ``student.probe`` of a run's metrics; empty if the run was not probed.
     """
     if "fit" in probe:
         fit: dict[str, Any] | None = probe["fit"]
         return fit
-    # written before there was such an entry
+    # of runs before this entry existed
     return {key: probe[key] for key in ("target", "images")} if probe.get("kept") == "refitted" else None
 
 
 def _probed(own: dict[str, Any]) -> list[str]:
-    """Markdown lines of how the linear readout was fitted to the finished student, if it was."""
+    """Return Markdown lines on the refit of the linear readout, if any."""
     probe = own.get("probe", {})
     fit = fit_of(probe)
     if fit is None:
@@ -303,7 +303,7 @@ def _measured(readouts: dict[str, Any], name: str) -> bool:
 
 
 def _what(output: str, student: Described) -> str:
-    """An output of the student in words."""
+    """Describe an output of the student."""
     generator = student.generator
     return _OUTPUTS[output].format(
         reader="the nearest class mean"
@@ -315,7 +315,7 @@ def _what(output: str, student: Described) -> str:
 
 
 def _table(subject: str, figures: list[str], entries: dict[str, tuple[str, dict[str, Any]]]) -> list[str]:
-    """Markdown lines, a row an output with what it is, its figures and its costs."""
+    """Return a Markdown table with one row per output: description, results and costs."""
     titles = " | ".join(_FIGURES[name] for name in figures)
     lines = [
         "",
