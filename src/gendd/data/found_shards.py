@@ -194,7 +194,7 @@ def _test(given: str | list[str], config: DataConfig) -> tuple[Part, list[str]]:
 
 
 def _check_whole(contents: Sequence[Contents], limit: float, remedy: str) -> list[tuple[int, str]]:
-    """Return the numbers of missing images and their shards; raises :class:`UserError` if too many are missing.
+    """Return the numbers of missing images and their shards; raises :class:`UserError` if there are too many.
 
     A damaged shard is assumed to lack the difference to the median intact one, and at least one image.
     """
