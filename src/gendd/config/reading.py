@@ -236,7 +236,9 @@ def plain_values(path: Path, name: str) -> dict[str, Any]:
         found = {type(None): "nothing", list: "a list", str: "text"}.get(type(values), repr(values))
         raise UserError(f"{name}: expected key: value lines, got {found}; see gendd distill --print_config.")
     if not _is_finite(values):
-        raise UserError(f"{name}: expected a few nested sections, got endless ones; write out its anchors.")
+        raise UserError(
+            f"{name}: expected a few nested sections, got recursive ones; write out its YAML anchors."
+        )
     check_code(values, name)
     return values
 

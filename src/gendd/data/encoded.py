@@ -116,7 +116,7 @@ def probe(encoded: Encoded, count: int = 16) -> tuple[set[tuple[int, int]], bool
     parts = [spread[start : start + _CHUNK] for start in range(0, len(spread), _CHUNK)]
     with ThreadPoolExecutor(cores() if len(parts) > 1 else 1) as pool:
         for chunk in followed(
-            pool.map(headers, parts), len(spread), "Looking at the images", unit="images", bar=True, size=len
+            pool.map(headers, parts), len(spread), "Reading image headers", unit="images", bar=True, size=len
         ):
             for found in chunk:
                 if isinstance(found, UserError):

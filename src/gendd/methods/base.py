@@ -210,7 +210,7 @@ class Method(nn.Module):
             labels: As for :meth:`forward`.
             generator: Source of times and noise; losses from the same state are comparable.
         """
-        raise NotImplementedError(f"{type(self).__name__} diffuses nothing")
+        raise NotImplementedError(f"{type(self).__name__} has no diffusion loss")
 
     def prepare(self, batches: Iterable[Any]) -> None:
         """Collect statistics of the training data before the first step; does nothing by default.

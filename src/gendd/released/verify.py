@@ -55,7 +55,7 @@ def verify(reference: Path | None = None, device: torch.device | str = "cpu") ->
         with np.load(io.BytesIO(read_bytes(path))) as archive:
             arrays = {name: archive[name] for name in archive.files}
     except _UNREADABLE as error:
-        reason = getattr(error, "strerror", None) or "it is none"
+        reason = getattr(error, "strerror", None) or "it is not one"
         raise UserError(
             f"Reference {str(path)!r}: expected a readable .npz file; {reason}; correct the path."
         ) from error
