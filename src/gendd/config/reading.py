@@ -237,7 +237,7 @@ def plain_values(path: Path, name: str) -> dict[str, Any]:
         raise UserError(f"{name}: expected key: value lines, got {found}; see gendd distill --print_config.")
     if not _is_finite(values):
         raise UserError(
-            f"{name}: expected a few nested sections, got recursive ones; write out its YAML anchors."
+            f"{name}: expected a few nested sections, got recursive or nested anchors; write them out."
         )
     check_code(values, name)
     return values
