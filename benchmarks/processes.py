@@ -284,12 +284,10 @@ def common(case: str, root: Path) -> dict[str, Any]:
         "readout.name": "linear",
     }
     if case == "wide":
-        from safetensors.torch import save_file
-
-        from gendd.models import create_backbone
+        from gendd.models import create_backbone, save_weights
 
         path = root / "teacher.safetensors"
-        save_file(create_backbone(CASES[case]["teacher"], 10).net.state_dict(), path)
+        save_weights(create_backbone(CASES[case]["teacher"], 10), path)
         options["teacher.weights"] = path
     return options
 

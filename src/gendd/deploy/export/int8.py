@@ -16,14 +16,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import Progress
-
 from gendd.data import Data, eval_loader, sample_loader
 from gendd.deploy.export.source import Source
 from gendd.deploy.export.to_onnx import load
 from gendd.errors import UserError, first_line
 from gendd.evaluation import BATCH_SIZE
+from gendd.messages import followed
 
 CALIBRATION = 256
 _BATCH = 32
@@ -86,9 +84,8 @@ class _Calibration:
         self._batches = self._watched()
 
     def _watched(self) -> Iterator[dict[str, Any]]:
-        with Progress(console=Console(stderr=True), transient=True, disable=not self.progress) as bar:
-            for batch in bar.track(self.loader, total=len(self.loader), description="calibrating"):
-                yield {"images": batch.images.numpy()}
+        for batch in followed(self.loader, len(self.loader), "calibrating", bar=self.progress):
+            yield {"images": batch.images.numpy()}
 
     def get_next(self) -> dict[str, Any] | None:
         """Return the next batch; None at the end."""
@@ -156,19 +153,18 @@ def _scored(plain: Path, target: Path, data: Data, progress: bool) -> Quantized:
     network, small = load(plain), load(target)
     seen = agreed = right = small_right = 0
     labelled = False
-    with Progress(console=Console(stderr=True), transient=True, disable=not progress) as bar:
-        loader = eval_loader(data.test, BATCH_SIZE, None)
-        for batch in bar.track(loader, total=len(loader), description="evaluating"):
-            logits, found = network(batch.images), small(batch.images)
-            if not math.isfinite(float(found.sum())):
-                raise UserError("--quantize int8: expected finite logits, got others; export without it.")
-            said, small_said = logits.argmax(-1), found.argmax(-1)
-            seen += len(said)
-            agreed += int((said == small_said).sum())
-            if batch.labels is not None and logits.shape[-1] == data.num_classes:
-                labelled = True
-                right += int((said == batch.labels).sum())
-                small_right += int((small_said == batch.labels).sum())
+    loader = eval_loader(data.test, BATCH_SIZE, None)
+    for batch in followed(loader, len(loader), "evaluating", bar=progress):
+        logits, found = network(batch.images), small(batch.images)
+        if not math.isfinite(float(found.sum())):
+            raise UserError("--quantize int8: expected finite logits, got others; export without it.")
+        said, small_said = logits.argmax(-1), found.argmax(-1)
+        seen += len(said)
+        agreed += int((said == small_said).sum())
+        if batch.labels is not None and logits.shape[-1] == data.num_classes:
+            labelled = True
+            right += int((said == batch.labels).sum())
+            small_right += int((small_said == batch.labels).sum())
     figures = Quantized(
         100 * small_right / seen,
         100 * right / seen,
