@@ -287,7 +287,7 @@ def common(case: str, root: Path) -> dict[str, Any]:
         from gendd.models import create_backbone, save_weights
 
         path = root / "teacher.safetensors"
-        save_weights(create_backbone(CASES[case]["teacher"], 10), path)
+        save_weights(create_backbone(CASES[case]["teacher"], 10, in_channels=1), path)
         options["teacher.weights"] = path
     return options
 
