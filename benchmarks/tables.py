@@ -559,6 +559,81 @@ def plot_compared(name: str) -> None:
     figure.savefig(RESULTS / "compare" / f"{name}.png", dpi=150)
 
 
+def plot_differences(name: str) -> None:
+    """Plot the difference of every method to the reference, with its 95 % t interval, in the file's order."""
+    found = [row for row in summary(name) if row["difference"] is not None]
+    if not found:
+        return
+    figure = Figure(figsize=(7, 0.26 * len(found) + 0.9), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    axes.axvline(0, color="#999999", linewidth=0.8)
+    for place, row in enumerate(found):
+        value = row["difference"]
+        if row["difference_t_low"] is not None:
+            ends = [row["difference_t_low"], row["difference_t_high"]]
+            axes.plot(ends, [place, place], color="#0072b2", linewidth=1.2)
+        axes.plot(value, place, "o", color="#0072b2", markersize=5)
+    axes.set_yticks(range(len(found)), [row["label"] for row in found], fontsize=8)
+    axes.invert_yaxis()
+    # one very wide interval would hide the differences of all others
+    reach = 1.5 * max(abs(row["difference"]) for row in found)
+    axes.set_xlim(-reach, reach)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    axes.set_axisbelow(True)
+    axes.set_xlabel("difference of test top-1, points")
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(RESULTS / "compare" / f"{name}.png", dpi=150)
+
+
+# entries of compare/labels.yaml, by method and by what labels there are
+REGIMES = ("none", "1 %", "10 %", "all", "40 % wrong")
+BY_REGIME = {
+    "student alone": (None, "supervised_1", "supervised_10", "supervised", "supervised_noisy"),
+    "KD": ("kl", "kd_1", "kd_10", "kd", "kd_noisy"),
+    "GenDD": ("gendd_unlabelled", "gendd_1", "gendd_10", "gendd", "gendd_noisy"),
+}
+
+
+def labels() -> str:
+    """Test accuracy by method and by what labels the training images have."""
+    found = {row["method"]: row for row in summary("labels") if row["test"] is not None}
+    lines = [
+        [method, *("–" if name not in found else cells(found[name], ["test"])[0] for name in names)]
+        for method, names in BY_REGIME.items()
+    ]
+    return table(["labels", *REGIMES], lines)
+
+
+def plot_labels() -> None:
+    """Plot that table."""
+    found = {row["method"]: row for row in summary("labels") if row["test"] is not None}
+    figure = Figure(figsize=(7, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for (method, names), color in zip(BY_REGIME.items(), ("#666666", "#d55e00", "#0072b2"), strict=True):
+        places = [place for place, name in enumerate(names) if name in found]
+        rows = [found[names[place]] for place in places]
+        axes.errorbar(
+            places,
+            [row["test"] for row in rows],
+            yerr=[row["test_sd"] or 0 for row in rows],
+            fmt="o",
+            color=color,
+            capsize=3,
+            label=method if method != "KD" else "KD (no labels: KL)",
+        )
+    axes.set_xticks(range(len(REGIMES)), REGIMES)
+    axes.set_xlabel("labels of the training images")
+    axes.set_ylabel("test top-1, %")
+    axes.legend(fontsize=8, frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(RESULTS / "compare" / "labels.png", dpi=150)
+
+
+PLOTS = {"ablations": partial(plot_differences, "ablations"), "labels": plot_labels}
+
+
 def comparisons() -> list[str]:
     """Return the comparisons that have results."""
     return sorted(path.stem for path in (RESULTS / "compare").glob("*.csv"))
@@ -643,6 +718,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "probe_seconds": probe_seconds,
     "elsewhere": partial(lockstep_table, "elsewhere.csv", "top-1, %"),
     "longtail": longtail,
+    "labels": labels,
     **{f"families_{name}": partial(families, name) for name in ("timm", "torchvision", "hf")},
     "transfer_fashion": partial(transfer, "fashion"),
     "transfer_imagenet": partial(lockstep_table, "imagenet.csv", "agreement, %"),
@@ -674,7 +750,7 @@ def main() -> None:
         sys.exit(int(stale))
     plot_cifar10()
     for name in comparisons():
-        plot_compared(name)
+        PLOTS.get(name, partial(plot_compared, name))()
     if any(row["data"] == "cifar10" for row in read("samplers.csv")):
         plot_readouts()
 

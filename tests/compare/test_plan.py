@@ -12,6 +12,9 @@ from small_comparison import small
 from gendd.compare.plan import Budget
 from gendd.compare.reading import read_plan
 from gendd.errors import UserError
+from gendd.files import trusted_code
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize(
@@ -215,3 +218,21 @@ def test_settings_of_gendd_are_no_part_of_what_other_methods_depend_on() -> None
 
     plain, changed = digests(), digests(gendd={"repeats": 3})
     assert plain[0] == changed[0] and plain[1] != changed[1]
+
+
+def test_a_shared_teacher_cache_is_not_asked_of_a_method_without_teacher() -> None:
+    methods = {"supervised": {"method": "supervised"}, "kd": {"method": "kd"}}
+    base = {"data": {"name": "digits"}, "training.cache_teacher": 2}
+    groups = read_plan({"base": base, "methods": methods}).groups
+    assert [group.config.training.cache_teacher for group in groups] == [0, 2]
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "benchmarks" / "compare").glob("*.yaml")), ids=lambda path: path.stem
+)
+def test_the_files_of_the_benchmarks_can_be_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("DATA", "data")
+    with trusted_code():
+        plan = read_plan(path)
+        assert plan.groups and plan.reference in {group.method for group in plan.groups}

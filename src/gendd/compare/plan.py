@@ -178,6 +178,11 @@ class Plan:
                 f"add 'method: {entry.name}', or choose another name."
             )
         loggers = list(given.get("loggers") or ["csv"])
+        views = config.training.cache_teacher
+        own = entry.changes.get("training")
+        if not registry.learns_from_teacher(config.method) and "cache_teacher" not in (own or {}):
+            # a shared setting that this method has no use for
+            views = 0
         config = with_settings(
             dataclasses.replace(
                 config,
@@ -187,6 +192,7 @@ class Plan:
                     # curves are read from its CSV log
                     loggers=loggers if "csv" in loggers else ["csv", *loggers],
                     progress=bool(given.get("progress")),
+                    cache_teacher=views,
                 ),
             )
         )
