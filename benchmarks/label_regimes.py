@@ -9,18 +9,12 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from gendd.config import DataConfig
-from gendd.data.readers.common import NO_LABEL, Found, Part
+from gendd.data.readers.common import NO_LABEL, Found, subset
 from gendd.data.readers.fashion_mnist import read_fashion_mnist
 
 TRAIN, VALIDATION = 10_000, 2_000
-
-
-def _rows(part: Part, indices: Tensor) -> Part:
-    assert part.labels is not None
-    return Part(len(indices), part.labels[indices], lambda chosen: part.take(indices[chosen]))
 
 
 def all_labels(config: DataConfig) -> Found:
@@ -28,7 +22,7 @@ def all_labels(config: DataConfig) -> Found:
     found = read_fashion_mnist(config)
     order = torch.randperm(found.train.count, generator=torch.Generator().manual_seed(0))
     train, val = order[:TRAIN], order[TRAIN : TRAIN + VALIDATION]
-    return replace(found, train=_rows(found.train, train), val=_rows(found.train, val))
+    return replace(found, train=subset(found.train, train), val=subset(found.train, val))
 
 
 def _relabelled(config: DataConfig, share: float, noisy: bool) -> Found:

@@ -362,18 +362,63 @@ def test_folder_without_training_labels(tmp_path: Path) -> None:
 
 
 def test_a_path_one_folder_off_is_told(tmp_path: Path) -> None:
-    def told(path: Path, *words: str) -> None:
-        load_fails(DataConfig(name="folder", path=str(path), image_size=8), "found neither; ", *words)
-
     images = tmp_path / "mine" / "images"
     for part in ("train", "test"):
         (images / part / "ant").mkdir(parents=True)
     for path in (images / "train", images / "test", images.parent):
-        told(path, f"give '{images}', set data.test_path, or ")
-    (images / "more" / "ant").mkdir(parents=True)
-    told(
-        images / "more", "move its class folders into train/ and some of their images into test/CLASS/, set "
+        config = DataConfig(name="folder", path=str(path), image_size=8)
+        load_fails(config, f"got '{path}'; give '{images}', set data.test_path, or set data.labels to false.")
+
+
+def _class_folders(root: Path, count: int) -> None:
+    """Write ``count`` images of each of two classes; an image's value is unique to it."""
+    for label, name in enumerate(("ant", "bee")):
+        (root / name).mkdir(parents=True)
+        for number in range(count):
+            (root / name / f"{number:02}.png").write_bytes(_picture(100 * label + number))
+
+
+@pytest.mark.parametrize("below", ["", "train"])
+def test_labelled_images_without_test_images_are_split(
+    below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _class_folders(tmp_path / below, 20)
+    config = DataConfig("folder", str(tmp_path), image_size=8, validation=0.2)
+    data = load_data(config)
+    said = "no test images: 8 of the 40 labelled images are held out for testing (data.validation 0.2); "
+    assert said + "data.test_path names others" in capsys.readouterr().err.splitlines()
+    assert data.val is not None and data.tested_on == "test" and data.class_names == ["ant", "bee"]
+    parts = (data.train, data.val, data.test)
+    # a fifth of the rest, 6.4 images, for validation
+    assert [len(part) for part in parts] == [26, 6, 8]
+    values = [part.images(range(len(part)))[:, 0, 0, 0] for part in parts]
+    assert sorted(torch.cat(values).tolist()) == [*range(20), *range(100, 120)]
+    for part, each in zip(parts, values, strict=True):
+        assert part.labels is not None and part.labels.tolist() == (each >= 100).long().tolist()
+    assert data.test.labels is not None and data.test.labels.bincount().tolist() == [4, 4]
+
+    def tested(**changes: int) -> list[int]:
+        held = load_data(replace(config, **changes)).test
+        return held.images(range(len(held)))[:, 0, 0, 0].tolist()
+
+    assert tested() == tested(train_images=10) == values[2].tolist() != tested(split_seed=1)
+    load_fails(
+        replace(config, validation=0), "data.validation: expected a fraction above 0, as there are no test"
     )
+    load_fails(
+        replace(config, validation=0.01), "fraction of the 40 labelled images that leaves some to test on"
+    )
+    assert not load_data(replace(config, labels=False)).labelled
+
+
+def test_only_labelled_images_are_held_out_for_testing(tmp_path: Path) -> None:
+    _class_folders(tmp_path / "train", 10)
+    (tmp_path / "unlabelled").mkdir()
+    for number in range(50):
+        (tmp_path / "unlabelled" / f"{number}.png").write_bytes(_picture(200))
+    data = load_data(DataConfig("folder", str(tmp_path), image_size=8))
+    assert data.test.labels is not None and data.test.labels.tolist() == [0, 1]
+    assert data.partly_labelled and len(data.train) == 70 - 2 - 7
 
 
 def test_images_beside_class_folders_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -397,8 +442,7 @@ def test_folder_mistakes(tmp_path: Path) -> None:
     (tmp_path / "train" / "ant").mkdir()
     load_fails(
         config,
-        f"data.path: expected test/ or val/ in '{tmp_path}', found neither; "
-        "add one, set data.test_path, or set data.labels to false.",
+        f"Expected images in '{tmp_path / 'train' / 'ant'}', found none; add some or remove the folder.",
     )
     (tmp_path / "train" / "ant").rmdir()
     (tmp_path / "train").rmdir()
@@ -610,7 +654,9 @@ def test_parquet_mistakes(tmp_path: Path) -> None:
     _write_parquet(train, [_picture(1, (8, 8)), _picture(1, (8, 9))], [0, 1])
     load_fails(config, "data.image_size", "8x8, 9x8")
     _write_parquet(train, _shades(4), [0, 1, 0, 1])
-    load_fails(DataConfig("parquet", str(train)), "data.test_path", "or data.labels to false")
+    _write_parquet(train, _shades(6), [0, 1] * 3)
+    alone = load_data(DataConfig("parquet", str(train), validation=0.34))
+    assert alone.test.labels is not None and sorted(alone.test.labels.tolist()) == [0, 1]
     assert not load_data(DataConfig("parquet", str(train), labels=False, validation=0.5)).labelled
     _write_parquet(test, _shades(4), None)
     assert load_data(config).test.labels is None

@@ -63,14 +63,15 @@ class DataConfig:
     Args:
         name: demo, digits, fashion-mnist, cifar10, cifar100, folder, list, parquet, hf or webdataset.
         path: Root directory of the data set (folder: holds ``train/`` and ``test/`` or ``val/``, both if
-            there are separate validation images, or only unlabelled images). For parquet the training file,
+            there are separate validation images, or only class folders, or only unlabelled images). For parquet the training file,
             for list the training list (lines ``path label``, or ``path`` alone for unlabelled images), for hf
             a folder written by ``save_to_disk`` of Hugging Face's datasets, for webdataset a directory, glob
             or brace pattern of tar shards. Digits need none; fashion-mnist is also found in Debian's package.
         test_path: Test images that are not below ``path`` (folder, list, parquet, hf; for webdataset
-            shards, a directory of images or parquet). They may be unlabelled, or absent if the training
-            images are unlabelled or ``labels`` is false: evaluation then measures agreement with the
-            teacher, on the validation images if there are no test images.
+            shards, a directory of images or parquet). They may be unlabelled: evaluation then measures
+            agreement with the teacher. Without test images, as large a fraction of the labelled training
+            images as ``validation`` is held out of every class (except with webdataset); if the training
+            images are unlabelled or ``labels`` is false, the agreement on the validation images is measured.
         root: Folder that the paths in lists are relative to; null: the folder of each list.
         classes: A file of class names, one per line, starting with class 0; null: the set's own names, else
             numbers. Unlabelled images without it have the teacher's classes.

@@ -18,7 +18,7 @@ from gendd.data.drawing import validation_count
 from gendd.data.fingerprint import fingerprint
 from gendd.data.images import ImageSet
 from gendd.data.members import hold, images_at
-from gendd.data.readers import Part, by_split, class_numbers, given_names, read_part, renumbered, untested
+from gendd.data.readers import Part, by_split, class_numbers, given_names, read_part, renumbered
 from gendd.data.shards import Choice, Shards, steps_of
 from gendd.data.split import thinned
 from gendd.data.survey import Contents, survey
@@ -78,7 +78,11 @@ def read_shards(config: DataConfig) -> Found:
     test, names = (None, []) if test_path is None else _test(test_path, config)
     tested = None if test is None else test.labels
     if labels is not None and config.labels and test is None:
-        raise untested(config, "test images (shards, a directory of class folders or parquet)")
+        raise UserError(
+            "data.test_path: expected test images (shards, a directory of class folders or parquet), as the "
+            f"training images in {config.path!r} are labelled, got none; set data.test_path, or data.labels "
+            "to false."
+        )
     own_val = None
     if val_path:
         own_val, _ = _test(val_path, config)

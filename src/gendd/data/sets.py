@@ -17,8 +17,9 @@ from gendd.data.encoded import probe
 from gendd.data.fingerprint import fingerprint
 from gendd.data.found_shards import read_shards
 from gendd.data.images import SMALL, ImageSet
-from gendd.data.readers import Found, Part, Reader, given_names, reader, renumbered
+from gendd.data.readers import Found, Part, Reader, given_names, reader, renumbered, subset
 from gendd.data.shards import Shards
+from gendd.data.split import stratified_split
 from gendd.errors import UserError
 from gendd.messages import say
 
@@ -148,6 +149,7 @@ def load_data(config: DataConfig, scored: int | None = None) -> Data:
     kind = reader(config.name)
     found = _named(kind.read(config), config)
     _check_classes(found.train.labels, found.class_names, config)
+    found = _with_test(found, config)
     train, val = _held_out(found, config)
     test = None
     if found.test is not None:
@@ -262,6 +264,30 @@ def _named(found: Found, config: DataConfig) -> Found:
         ]
         return Found(renumbered(found.train, found.class_names, names), parts[0], names, parts[1])
     return replace(found, class_names=names)
+
+
+def _with_test(found: Found, config: DataConfig) -> Found:
+    """Hold test images out of a labelled set that has none: ``data.validation`` of every class."""
+    labels = found.train.labels
+    if found.test is not None or labels is None or not config.labels or bool((labels < 0).all()):
+        return found
+    if config.validation == 0:
+        raise _untested(config)
+    known = (labels >= 0).nonzero()[:, 0]
+    generator = torch.Generator().manual_seed(config.split_seed)
+    held = known[stratified_split(labels[known], config.validation, generator)[1]]
+    if len(held) == 0:
+        raise UserError(
+            f"data.validation: expected a fraction of the {len(known)} labelled images that leaves some to "
+            f"test on, got {config.validation}; raise it, or set data.test_path."
+        )
+    say(
+        f"no test images: {len(held):,} of the {len(known):,} labelled images are held out for testing "
+        f"(data.validation {config.validation:g}); data.test_path names others"
+    )
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    kept[held] = False
+    return replace(found, train=subset(found.train, kept.nonzero()[:, 0]), test=subset(found.train, held))
 
 
 def _held_out(found: Found, config: DataConfig) -> tuple[ImageSet, ImageSet | None]:

@@ -116,13 +116,9 @@ def test_mistakes(tmp_path: Path) -> None:
     assert _says(config).startswith(
         f"data.path: expected a folder written by save_to_disk of Hugging Face's datasets, got '{tmp_path}' ("
     )
-    path = _save(tmp_path / "a", train=_split([1], [0]))
-    config = replace(config, path=path)
-    assert _says(config) == (
-        "data.test_path: expected a folder of test images, or a split 'test' or 'validation', as the "
-        f"training images in {path!r} are labelled, got none; set data.test_path, or data.labels to false."
-    )
-    path = _save(tmp_path / "u", train=_split([1, 2], [0, 1]))
+    path = _save(tmp_path / "u", train=_split([1, 2, 3, 4, 5, 6], [0, 1] * 3))
+    split = load_data(replace(config, path=path, validation=0.34))
+    assert split.labelled and split.test.labels is not None and split.test.labels.tolist() == [0, 1]
     unseen = load_data(replace(config, path=path, labels=False, validation=0.5))
     assert not unseen.labelled and unseen.tested_on == "validation"
     path = _save(tmp_path / "b", train=_split([1], [0], ["x", "y"]), test=_split([1], [0], ["y", "x"]))

@@ -66,6 +66,11 @@ def test_paths_alone_are_unlabelled(tmp_path: Path) -> None:
     assert data.labelled and data.test.labels is None and data.num_classes == 3
 
 
+def test_labelled_paths_without_a_list_of_test_images_are_split(tmp_path: Path) -> None:
+    data = load_data(_config(tmp_path, "0.png 0\n1.png 1\n" * 3, None, validation=0.34))
+    assert data.test.labels is not None and sorted(data.test.labels.tolist()) == [0, 1]
+
+
 def test_labels_that_may_not_be_seen_need_no_test_images(tmp_path: Path) -> None:
     data = load_data(_config(tmp_path, "0.png 0\n1.png 7\n", None, validation=0.5, labels=False))
     assert not data.labelled and data.tested_on == "validation" and data.class_names == []
@@ -150,10 +155,6 @@ def test_mistakes_in_a_list(tmp_path: Path, train: str, message: str) -> None:
 
 def test_mistakes_around_a_list(tmp_path: Path) -> None:
     config = _config(tmp_path, "0.png 0\n", None)
-    assert _says(config) == (
-        f"data.test_path: expected a list of the test images, as the training images in {config.path!r} are "
-        "labelled, got none; set data.test_path, or data.labels to false."
-    )
     assert _says(DataConfig("list")) == (
         "data.path: expected a list of the training images for data.name 'list', got none; set data.path."
     )

@@ -9,7 +9,7 @@ from gendd.data.readers.common import (
     given_names,
     image_files,
     renumbered,
-    untested,
+    subset,
 )
 from gendd.data.readers.registry import reader, readers
 from gendd.data.readers.standalone import read_part
@@ -26,5 +26,5 @@ __all__ = [
     "reader",
     "readers",
     "renumbered",
-    "untested",
+    "subset",
 ]

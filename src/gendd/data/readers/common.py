@@ -50,8 +50,8 @@ class Found:
 
     Args:
         train: Training images, labelled or not.
-        test: Test images, labelled or not; None if there are none, which is allowed only with unlabelled
-            training images.
+        test: Test images, labelled or not; None if there are none: some of the labelled training images are
+            then held out instead, and unlabelled ones need none.
         class_names: One name per class; empty if the classes are unknown.
         val: The set's own validation images; None if some of the training images are held out instead.
     """
@@ -99,17 +99,15 @@ def renumbered(part: Part, names: list[str], wanted: list[str]) -> Part:
     return replace(part, labels=places[part.labels])
 
 
+def subset(part: Part, rows: Tensor) -> Part:
+    """Return the images at ``rows`` (int64)."""
+    labels = None if part.labels is None else part.labels[rows]
+    return Part(len(rows), labels, lambda indices: part.take(rows[indices]))
+
+
 def unlabelled(part: Part) -> Part:
     """Return the same images without labels."""
     return replace(part, labels=None)
-
-
-def untested(config: DataConfig, what: str) -> UserError:
-    """Return the error for labelled training images without test images; ``what`` is expected."""
-    return UserError(
-        f"data.test_path: expected {what}, as the training images in {config.path!r} are labelled, got none; "
-        "set data.test_path, or data.labels to false."
-    )
 
 
 def given_path(config: DataConfig, what: str) -> str:

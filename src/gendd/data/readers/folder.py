@@ -36,7 +36,7 @@ def read_folder(config: DataConfig) -> Found:
     val/ is used for validation. The folders may also be called training/, testing/, valid/ or validation/. A
     directory without any of them holds the training images itself. Images without class folders are
     unlabelled, and so are training images if training may not see labels and their folders are not the test
-    set's classes. Unlabelled training images need no test images.
+    set's classes.
     """
     root = required_path(config, "a directory of images, or one with train/ and test/ or val/")
     parts = _split_folders(root)
@@ -64,12 +64,14 @@ def read_folder(config: DataConfig) -> Found:
     for directory in filter(None, (train_dir if train_names and config.labels else None, test_dir, val_dir)):
         _say_loose(directory)
     if test_dir is None:
-        if train_names and config.labels:
+        if not (train_names and config.labels):
+            return Found(_training(train_dir, [], more), None, [])
+        if train_dir == root and (better := _one_folder_off(root)) is not None:
             raise UserError(
-                f"data.path: expected test/ or val/ in '{root}', found neither; "
-                f"{_instead(root, train_dir)}, set data.test_path, or set data.labels to false."
+                "data.path: expected a directory of class folders, or one with train/ and test/ or val/, "
+                f"got '{root}'; give '{better}', set data.test_path, or set data.labels to false."
             )
-        return Found(_training(train_dir, [], more), None, [])
+        return Found(_training(train_dir, train_names, more), None, _shown(train_names))
     test, names = folder_part(test_dir)
     labelled = bool(train_names)
     if names:
@@ -100,17 +102,15 @@ def _say_loose(directory: Path) -> None:
         say(f"left out {len(loose):,} images in '{directory}' that are in no class folder, such as {example}")
 
 
-def _instead(root: Path, train_dir: Path) -> str:
-    """Suggest a fix for missing test images: the path may be one level off, or hold only class folders."""
-    if train_dir != root:
-        return "add one"
+def _one_folder_off(root: Path) -> Path | None:
+    """Return the directory with train/ and test/ or val/ right above or below ``root``, if there is one."""
     above = root.resolve().parent
     near = [above] if root.resolve() in _split_folders(above).values() else []
     for each in near + [root / name for name in _class_folders(root)]:
         parts = _split_folders(each)
         if "train" in parts and parts.keys() & {"test", "val"}:
-            return f"give '{each}'"
-    return "move its class folders into train/ and some of their images into test/CLASS/"
+            return each
+    return None
 
 
 def _split_folders(root: Path) -> dict[str, Path]:

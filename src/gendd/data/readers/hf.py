@@ -21,7 +21,6 @@ from gendd.data.readers.common import (
     existing_path,
     required_path,
     unlabelled,
-    untested,
 )
 from gendd.errors import UserError
 from gendd.files import read_bytes
@@ -85,7 +84,7 @@ def read_hf(config: DataConfig) -> Found:
     train, train_names = _part(*train_split, least=NO_LABEL)
     if test_split is None:
         if train.labels is not None and config.labels:
-            raise untested(config, "a folder of test images, or a split 'test' or 'validation'")
+            return Found(train, None, train_names or class_numbers(train.labels))
         return Found(unlabelled(train), None, [])
     test, test_names = _part(*test_split)
     _check_equal(train_split, train_names, test_split, test_names)

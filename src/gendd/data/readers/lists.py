@@ -23,7 +23,6 @@ from gendd.data.readers.common import (
     read_names,
     read_text,
     unlabelled,
-    untested,
 )
 from gendd.errors import UserError
 
@@ -41,7 +40,7 @@ def read_list(config: DataConfig) -> Found:
     train = _read(path, "data.path", config.root, classes, least=NO_LABEL)
     if config.test_path is None:
         if train.labels is not None and config.labels:
-            raise untested(config, "a list of the test images")
+            return Found(train, None, class_numbers(train.labels))
         return Found(unlabelled(train), None, [])
     known = "the names in data.classes"
     if classes is None and config.labels and train.labels is not None:

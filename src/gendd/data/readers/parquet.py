@@ -24,7 +24,6 @@ from gendd.data.readers.common import (
     class_numbers,
     given_path,
     unlabelled,
-    untested,
 )
 from gendd.errors import UserError
 from gendd.files import user_path
@@ -119,11 +118,9 @@ def read_parquet(config: DataConfig) -> Found:
     elif not test_files:
         test_files, val_files = val_files, []
     train = _table(train_files, NO_LABEL)
-    if not test_files:
-        if train.labels is not None and config.labels:
-            raise untested(config, "the parquet file(s) of the test images")
+    if not test_files and (train.labels is None or not config.labels):
         return Found(unlabelled(train.part), None, [])
-    test = _table(test_files)
+    test = _table(test_files) if test_files else None
     val = _table(val_files) if val_files else None
     for part in (test, val):
         if part is not None and train.names and part.names and train.names != part.names:
@@ -132,14 +129,15 @@ def read_parquet(config: DataConfig) -> Found:
                 f"Expected the same class names in {train.files[0]!r} and {part.files[0]!r}, got {one!r} in "
                 f"the schema of the first where the second has {other!r}; make them equal."
             )
-    numbers = class_numbers(train.labels, test.labels, None if val is None else val.labels)
-    names = test.names or train.names or numbers
+    numbers = class_numbers(train.labels, *(None if each is None else each.labels for each in (test, val)))
+    names = (None if test is None else test.names) or train.names or numbers
     if len(numbers) > len(names):
         raise UserError(
             f"Expected labels below {len(names)} (the class names of the schema) in the files of data.path "
             f"and data.test_path, got {len(numbers) - 1}; correct the labels or the schema."
         )
-    return Found(train.part, test.part, names, None if val is None else val.part)
+    test_part, val_part = (None if each is None else each.part for each in (test, val))
+    return Found(train.part, test_part, names, val_part)
 
 
 def parquet_part(value: str, key: str) -> tuple[Part, list[str]]:
