@@ -40,8 +40,9 @@ from gendd.training.memory import peak_memory, reset_peak
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ["teacher", "student", "pixels", "batch", "precision", "method", "ratio", "lowest", "highest"]
 FIELDS += ["images_per_second", "peak_memory_mb", "waits", "repeats", "steps", "machine", "torch"]
+PLAIN = "student alone"
 METHODS: dict[str, dict[str, Any]] = {
-    "student alone": {"method": "supervised"},
+    PLAIN: {"method": "supervised"},
     "KD": {"method": "kd"},
     "SimKD": {"method": "simkd"},
     "GenDD": {"method": "gendd"},
@@ -154,11 +155,12 @@ def _peak(settings: dict[str, Any], case: Case, precision: str, threads: int) ->
 
 
 def measure(
-    case: Case, precision: str, device: torch.device, repeats: int, steps: int
+    case: Case, precision: str, device: torch.device, repeats: int, steps: int, names: list[str]
 ) -> list[dict[str, Any]]:
-    """Return one row per method."""
+    """Return one row per method; ``names`` contains the plain student, which ratios refer to."""
     found: dict[str, tuple[float | str, str]] = {}
-    for name, settings in METHODS.items():
+    chosen = {name: METHODS[name] for name in names}
+    for name, settings in chosen.items():
         if device.type != "cuda":
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 peak = pool.submit(_peak, settings, case, precision, torch.get_num_threads()).result()
@@ -168,14 +170,14 @@ def measure(
         torch.cuda.empty_cache()
         base = torch.cuda.memory_allocated()
         found[name] = alone(Training(settings, case, precision, device), base)
-    trainings = {name: Training(each, case, precision, device) for name, each in METHODS.items()}
+    trainings = {name: Training(each, case, precision, device) for name, each in chosen.items()}
     for training in trainings.values():
         training.seconds(max(3, steps))
     taken: dict[str, list[float]] = {name: [] for name in trainings}
     for _ in range(repeats):
         for name, training in trainings.items():
             taken[name].append(training.seconds(steps))
-    plain = taken["student alone"]
+    plain = taken[PLAIN]
     machine = platform.processor() or platform.machine()
     rows = []
     for name, seconds in taken.items():
@@ -211,6 +213,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, help="images of a step; default: the case's, 128 or 512")
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--steps", type=int, default=20, help="steps per repeat")
+    parser.add_argument("--methods", choices=[*METHODS], nargs="+", default=[*METHODS])
     parser.add_argument("--threads", type=int, help="of the processor; default: as PyTorch chooses")
     parser.add_argument("--results", type=Path, default=RESULTS / "throughput.csv")
     arguments = parser.parse_args()
@@ -220,7 +223,8 @@ def main() -> None:
     for case in arguments.case:
         for precision in arguments.precision:
             made = CASES[case] if arguments.batch is None else replace(CASES[case], batch=arguments.batch)
-            rows = measure(made, precision, device, arguments.repeats, arguments.steps)
+            names = [PLAIN, *(name for name in METHODS if name in arguments.methods and name != PLAIN)]
+            rows = measure(made, precision, device, arguments.repeats, arguments.steps, names)
             records.append(arguments.results, FIELDS, rows)
             for row in rows:
                 print(
