@@ -754,7 +754,7 @@ def test_images_without_labels(
     for method in ("supervised", "kd"):
         assert refused(capsys, *words, f"--method={method}") == (
             f"Method {method!r} learns from labels, and 'folder' has none: use method gendd or kl, "
-            "or give labelled images, in a folder as train/CLASS/."
+            "or give labelled images, in a folder as train/CLASS/ or CLASS/."
         )
     assert refused(capsys, *words) == (
         "teacher.weights: expected a trained teacher for images without labels; give its file."

@@ -53,7 +53,7 @@ ROOT = Path(__file__).parents[2]
         ({"rates": [0.1, -1]}, "rates: expected a list of different positive numbers, got [0.1, -1]."),
         ({"reference": "kt"}, "reference: expected one of the methods, got 'kt'. Did you mean 'kd'?"),
         ({"share_teacher": "yes"}, "share_teacher: expected true or false, got 'yes'."),
-        ({"base": {"seed": 3}}, "base.seed: expected none, as seeds says it; leave it out."),
+        ({"base": {"seed": 3}}, "base.seed: expected none, as seeds sets it; leave it out."),
         (
             {"base": {"training": {"epochs": 3}}},
             "base.training.epochs: expected none beside budget; leave one out.",

@@ -21,7 +21,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 from gendd.config import DataConfig
-from gendd.data import Data, ImageSet, describe, load_data, train_loader
+from gendd.data import Data, ImageSet, Shards, describe, load_data, train_loader
 from gendd.data.encoded import Held
 from gendd.data.readers.parquet import read_parquet
 from gendd.data.split import random_split
@@ -378,47 +378,90 @@ def _class_folders(root: Path, count: int) -> None:
             (root / name / f"{number:02}.png").write_bytes(_picture(100 * label + number))
 
 
+def _values(part: ImageSet | Shards | None) -> list[int]:
+    assert isinstance(part, ImageSet)
+    return part.images(range(len(part)))[:, 0, 0, 0].tolist()
+
+
 @pytest.mark.parametrize("below", ["", "train"])
 def test_labelled_images_without_test_images_are_split(
     below: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _class_folders(tmp_path / below, 20)
-    config = DataConfig("folder", str(tmp_path), image_size=8, validation=0.2)
+    config = DataConfig("folder", str(tmp_path), image_size=8, validation=0.2, test=0.2)
     data = load_data(config)
-    said = "no test images: 8 of the 40 labelled images are held out for testing (data.validation 0.2); "
-    assert said + "data.test_path names others" in capsys.readouterr().err.splitlines()
-    assert data.val is not None and data.tested_on == "test" and data.class_names == ["ant", "bee"]
-    parts = (data.train, data.val, data.test)
+    said = "no test images of its own: 8 of the 40 labelled images are held out of training (data.test 0.2)"
+    assert said in capsys.readouterr().err.splitlines()
+    assert data.tested_on == "held-out" and data.class_names == ["ant", "bee"]
     # a fifth of the rest, 6.4 images, for validation
-    assert [len(part) for part in parts] == [26, 6, 8]
-    values = [part.images(range(len(part)))[:, 0, 0, 0] for part in parts]
-    assert sorted(torch.cat(values).tolist()) == [*range(20), *range(100, 120)]
-    for part, each in zip(parts, values, strict=True):
-        assert part.labels is not None and part.labels.tolist() == (each >= 100).long().tolist()
+    assert describe(data).startswith(
+        "folder: 26 train, 6 validation, 8 held-out test images of 1x8x8, 2 classes, "
+    )
+    parts = (data.train, data.val, data.test)
+    assert sorted(value for part in parts for value in _values(part)) == [*range(20), *range(100, 120)]
+    for part in parts:
+        assert part is not None and part.labels is not None
+        assert part.labels.tolist() == [int(value >= 100) for value in _values(part)]
     assert data.test.labels is not None and data.test.labels.bincount().tolist() == [4, 4]
 
-    def tested(**changes: int) -> list[int]:
-        held = load_data(replace(config, **changes)).test
-        return held.images(range(len(held)))[:, 0, 0, 0].tolist()
+    def tested(**changes: float) -> list[int]:
+        return _values(load_data(replace(config, **changes)).test)
 
-    assert tested() == tested(train_images=10) == values[2].tolist() != tested(split_seed=1)
-    load_fails(
-        replace(config, validation=0), "data.validation: expected a fraction above 0, as there are no test"
-    )
-    load_fails(
-        replace(config, validation=0.01), "fraction of the 40 labelled images that leaves some to test on"
-    )
+    assert tested() == tested(train_images=10) == tested(validation=0) == _values(data.test)
+    assert tested() != tested(split_seed=1)
+    load_fails(replace(config, test=0), "data.test: expected a fraction above 0, as there are no test images")
     assert not load_data(replace(config, labels=False)).labelled
+    # nothing is held out where nothing is trained
+    whole = load_data(config, trained=False)
+    assert whole.tested_on == "test" and len(whole.test) == 40
 
 
-def test_only_labelled_images_are_held_out_for_testing(tmp_path: Path) -> None:
-    _class_folders(tmp_path / "train", 10)
+def test_every_class_of_two_images_is_tested(tmp_path: Path) -> None:
+    for count, name in enumerate(("one", "two", "three", "many")):
+        (tmp_path / name).mkdir()
+        for number in range(20 if name == "many" else count + 1):
+            (tmp_path / name / f"{number}.png").write_bytes(_picture(number))
+    config = DataConfig("folder", str(tmp_path), image_size=8, validation=0)
+    data = load_data(config)
+    assert data.class_names == ["many", "one", "three", "two"] and data.test.labels is not None
+    assert data.test.labels.bincount().tolist() == [2, 0, 1, 1]
+    for name in ("many", "three", "two"):
+        for file in list((tmp_path / name).iterdir())[1:]:
+            file.unlink()
+    load_fails(
+        config, "Expected at least two images of a class, to hold one out for testing, got one of each"
+    )
+
+
+@pytest.mark.parametrize("below", ["", "train"])
+def test_only_labelled_images_are_held_out_for_testing(below: str, tmp_path: Path) -> None:
+    _class_folders(tmp_path / below, 10)
     (tmp_path / "unlabelled").mkdir()
     for number in range(50):
-        (tmp_path / "unlabelled" / f"{number}.png").write_bytes(_picture(200))
-    data = load_data(DataConfig("folder", str(tmp_path), image_size=8))
+        (tmp_path / "unlabelled" / f"{number}.png").write_bytes(_picture(200 + number))
+    config = DataConfig("folder", str(tmp_path), image_size=8)
+    data = load_data(config)
+    assert data.class_names == ["ant", "bee"]
     assert data.test.labels is not None and data.test.labels.tolist() == [0, 1]
     assert data.partly_labelled and len(data.train) == 70 - 2 - 7
+    unseen = load_data(replace(config, labels=False))
+    assert unseen.tested_on == "validation" and len(unseen.train) == 70 - 7
+
+
+def test_names_in_a_file_are_matched_with_the_class_folders(tmp_path: Path) -> None:
+    _class_folders(tmp_path / "images", 5)
+    names = tmp_path / "names.txt"
+    config = DataConfig("folder", str(tmp_path / "images"), image_size=8, classes=str(names), validation=0)
+    names.write_text("wasp\nbee\nant\n")
+    data = load_data(config)
+    assert data.class_names == ["wasp", "bee", "ant"] and data.train.labels is not None
+    assert data.train.labels.bincount(minlength=3).tolist() == [0, 4, 4]
+    names.write_text("Ameise\nBiene\n")
+    assert load_data(config).class_names == ["Ameise", "Biene"]
+    names.write_text("wasp\nant\nfly\n")
+    load_fails(
+        config, "expected the names of all classes, as", "has some of them, got none for bee; add them."
+    )
 
 
 def test_images_beside_class_folders_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -25,7 +25,7 @@ _SHORT = {
 _PLACES = {"distill": ("DIR", "TEACHER", "STUDENT"), "train": ("DIR", "STUDENT")}
 # settings that the short help lists besides the flags: placeholder, help
 _OFTEN = {
-    "data.path": ("DIR", "their location; a folder of images has train/CLASS/ and test/CLASS/"),
+    "data.path": ("DIR", "their location; a folder of images has train/CLASS/ and test/CLASS/, or CLASS/"),
     "data.labels": ("{true,false}", "whether training may see the labels (default: true)"),
     "method": ("NAME", "training method (gendd methods lists them; default: gendd)"),
     "baselines": ("NAME,…", "methods to train as well, for comparison"),

@@ -63,7 +63,7 @@ def _plan(stem: str, values: dict[str, Any], spelled: dict[str, str]) -> Plan:
     rates = None if values.get("rates") is None else _rates("rates", values["rates"])
     budget = None if values.get("budget") is None else _budget(values["budget"])
     # before the methods, which may set options of a Python file named here
-    base = _changes("base", _section("base", values.get("base")), budget, ())
+    base = _changes("base", _section("base", values.get("base")), budget, rates or ())
     methods = _sections("methods", values.get("methods"))
     check(bool(methods), "methods", "a section of one method or more", values.get("methods"))
     entries = tuple(_entry(name, changes, rates, budget) for name, changes in methods.items())
@@ -159,7 +159,7 @@ def _changes(
     own = {key: value for key, value in nested.items() if key != "extends"}
     for key, instead in _DECIDED.items():
         if key in own:
-            raise UserError(f"{where}.{key}: expected none, as {instead} says it; leave it out.")
+            raise UserError(f"{where}.{key}: expected none, as {instead} sets it; leave it out.")
     training = own.get("training")
     if isinstance(training, dict):
         if training.get("devices", "auto") not in ("auto", 1):

@@ -158,7 +158,9 @@ def _difference(chosen: Mapping[int, Mapping[str, Any]], reference: Mapping[int,
     pairs = [
         row["test"] - reference[seed]["test"]
         for seed, row in chosen.items()
-        if seed in reference and row["test"] is not None and reference[seed]["test"] is not None
+        if seed in reference
+        and None not in (row["test"], reference[seed]["test"])
+        and _is_top1(row) == _is_top1(reference[seed])
     ]
     low, high = bootstrap_interval(pairs)
     t_low, t_high = t_interval(pairs)
@@ -170,6 +172,12 @@ def _difference(chosen: Mapping[int, Mapping[str, Any]], reference: Mapping[int,
         "difference_t_low": t_low,
         "difference_t_high": t_high,
     }
+
+
+def _is_top1(row: Mapping[str, Any]) -> bool:
+    """Whether a row's test metric is a top-1, not the agreement with the teacher."""
+    readout = row.get("readout")
+    return not readout or row.get(f"test_{readout}") is not None
 
 
 def seconds(row: Mapping[str, Any]) -> float:

@@ -33,6 +33,7 @@ _RULES = {
     "split_seed": SEED,
     "steps_per_epoch": or_null(POSITIVE_INTEGER),
     "validation": FRACTION,
+    "test": FRACTION,
     "imbalance": or_null(Rule(lambda value: value >= 1, "a factor of at least 1")),
     "max_corrupt": FRACTION,
     "shot_thresholds": Rule(
@@ -63,15 +64,15 @@ class DataConfig:
     Args:
         name: demo, digits, fashion-mnist, cifar10, cifar100, folder, list, parquet, hf or webdataset.
         path: Root directory of the data set (folder: holds ``train/`` and ``test/`` or ``val/``, both if
-            there are separate validation images, or only class folders, or only unlabelled images). For parquet the training file,
-            for list the training list (lines ``path label``, or ``path`` alone for unlabelled images), for hf
-            a folder written by ``save_to_disk`` of Hugging Face's datasets, for webdataset a directory, glob
-            or brace pattern of tar shards. Digits need none; fashion-mnist is also found in Debian's package.
+            there are separate validation images, or only class folders, or only unlabelled images). For
+            parquet the training file, for list the training list (lines ``path label``, or ``path`` alone
+            for unlabelled images), for hf a folder written by ``save_to_disk`` of Hugging Face's datasets,
+            for webdataset a directory, glob or brace pattern of tar shards. Digits need none; fashion-mnist
+            is also found in Debian's package.
         test_path: Test images that are not below ``path`` (folder, list, parquet, hf; for webdataset
             shards, a directory of images or parquet). They may be unlabelled: evaluation then measures
-            agreement with the teacher. Without test images, as large a fraction of the labelled training
-            images as ``validation`` is held out of every class (except with webdataset); if the training
-            images are unlabelled or ``labels`` is false, the agreement on the validation images is measured.
+            agreement with the teacher. A labelled set without any uses ``test``; if the training images are
+            unlabelled or ``labels`` is false, the agreement on the validation images is measured.
         root: Folder that the paths in lists are relative to; null: the folder of each list.
         classes: A file of class names, one per line, starting with class 0; null: the set's own names, else
             numbers. Unlabelled images without it have the teacher's classes.
@@ -81,6 +82,9 @@ class DataConfig:
             class if ``labels`` is true, else random; where only some images are labelled, taken from the
             labelled or the unlabelled ones, whichever are more. A set that has validation images of its own
             besides its test images uses those instead. 0: no validation images.
+        test: Fraction of the labelled training images held out for testing, before the validation images,
+            if the set has no test images and ``labels`` is true (not for webdataset): of each class the
+            rounded number, at least one of two or more.
         imbalance: Make the training set long-tailed: class c of K keeps at most n · imbalance^(-c/(K-1))
             images, where n is the size of the largest class (Cui et al. 2019). They are drawn by
             ``split_seed`` after the validation images were held out, which are unaffected. At least 1; null
@@ -90,7 +94,7 @@ class DataConfig:
         validation_images: Number of validation images to use, drawn likewise (by class if ``labels`` is
             true), or ``all``; null: the same fraction as ``train_images`` is of the available training
             images.
-        split_seed: Seed of the split into training and validation images.
+        split_seed: Seed of the split into training, validation and test images.
         labels: Whether training may use the labels; evaluation always does. A training image labelled -1,
             or in ``unlabelled/`` beside ``train/``, has no label: it is only distilled, and methods that
             need labels learn from the other images.
@@ -140,6 +144,7 @@ class DataConfig:
     classes: str | None = None
     image_size: int | None = None
     validation: float = 0.1
+    test: float = 0.1
     imbalance: float | None = None
     train_images: int | None = None
     validation_images: int | Literal["all"] | None = None

@@ -26,8 +26,9 @@ def describe(data: Data) -> str:
         counts[0] += f" ({data.known_labels:,} labelled)"
     if data.val is not None:
         counts.append(f"{len(data.val):,} validation")
-    if data.tested_on == "test":
-        counts.append(f"{len(data.test):,} test")
+    if data.tested_on != "validation":
+        held = "held-out " if data.tested_on == "held-out" else ""
+        counts.append(f"{len(data.test):,} {held}test")
     classes = f"{data.num_classes} class" + ("es" if data.num_classes > 1 else "")
     spread = data.class_counts
     if data.long_tailed and spread is not None:
@@ -49,6 +50,6 @@ def _place(images: ImageSet | Shards) -> str:
 
 
 def _unlabelled(data: Data) -> str:
-    parts = [("training", data.labelled), ("test", data.tested_on != "test" or data.test.labels is not None)]
-    missing = [part for part, labelled in parts if not labelled]
+    tested = data.tested_on == "validation" or data.test.labels is not None
+    missing = [part for part, labelled in (("training", data.labelled), ("test", tested)) if not labelled]
     return f" ({' and '.join(missing)} images unlabelled)" if missing else ""

@@ -2,14 +2,58 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from gendd.config import DataConfig
 from gendd.data.images import ImageSet
-from gendd.data.readers import Part
-from gendd.data.split import long_tail, random_split, stratified_split, thinned
+from gendd.data.readers import Found, Part, subset
+from gendd.data.split import class_split, long_tail, random_split, stratified_split, thinned
 from gendd.errors import UserError
+from gendd.messages import say
+
+
+def with_test_images(found: Found, config: DataConfig, trained: bool) -> Found:
+    """Use some of the labelled training images as test images if the set has none.
+
+    Args:
+        found: The data set.
+        config: The data configuration.
+        trained: Whether a network is trained on the set; if not, all its labelled images are test images.
+
+    Raises:
+        UserError: no image can be held out.
+    """
+    labels = found.train.labels
+    if found.test is not None or labels is None or not config.labels:
+        return found
+    known = (labels >= 0).nonzero()[:, 0]
+    if len(known) == 0:
+        return found
+    if not trained:
+        say(f"no test images of its own: all {len(known):,} labelled images are used")
+        return replace(found, test=subset(found.train, known))
+    if config.test == 0:
+        raise UserError(
+            f"data.test: expected a fraction above 0, as there are no test images, got {config.test}; hold "
+            "some out to evaluate on, or set data.test_path."
+        )
+    generator = torch.Generator().manual_seed(config.split_seed)
+    held = known[class_split(labels[known], config.test, generator)[1]]
+    if len(held) == 0:
+        raise UserError(
+            "Expected at least two images of a class, to hold one out for testing, got one of each; add "
+            "images, or set data.test_path."
+        )
+    say(
+        f"no test images of its own: {len(held):,} of the {len(known):,} labelled images are held out of "
+        f"training (data.test {config.test:g})"
+    )
+    kept = torch.ones(len(labels), dtype=torch.bool)
+    kept[held] = False
+    return replace(found, train=subset(found.train, kept.nonzero()[:, 0]), test=subset(found.train, held))
 
 
 def used_rows(part: Part, own: Part | None, classes: int, config: DataConfig) -> tuple[Tensor, Tensor]:

@@ -12,14 +12,13 @@ from torch import Tensor
 from gendd.config import DataConfig
 from gendd.data.corrupt import Skipped
 from gendd.data.decoding import resize_pixels
-from gendd.data.drawing import spread, used_rows
+from gendd.data.drawing import spread, used_rows, with_test_images
 from gendd.data.encoded import probe
 from gendd.data.fingerprint import fingerprint
 from gendd.data.found_shards import read_shards
 from gendd.data.images import SMALL, ImageSet
-from gendd.data.readers import Found, Part, Reader, given_names, reader, renumbered, subset
+from gendd.data.readers import Found, Part, Reader, given_names, reader, renumbered
 from gendd.data.shards import Shards
-from gendd.data.split import stratified_split
 from gendd.errors import UserError
 from gendd.messages import say
 
@@ -47,7 +46,8 @@ class Data:
         channels: 1 (gray) or 3 (RGB).
         image_size: Side of the square images in pixels.
         augment: Kind of augmentation, ``auto`` resolved.
-        tested_on: Which images ``test`` holds.
+        tested_on: Which images ``test`` holds: the set's test images, labelled ones held out of its training
+            images, or its validation images.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Data:
     channels: int
     image_size: int
     augment: str
-    tested_on: Literal["test", "validation"] = "test"
+    tested_on: Literal["test", "held-out", "validation"] = "test"
 
     @property
     def num_classes(self) -> int:
@@ -124,11 +124,12 @@ class Data:
         return list(dict.fromkeys(part.skipped for part in self.parts.values()))
 
 
-def load_data(config: DataConfig, scored: int | None = None) -> Data:
+def load_data(config: DataConfig, scored: int | None = None, *, trained: bool = True) -> Data:
     """Find the data set, split it, and load the images that are used.
 
-    Validation images are the set's own, if it has some besides its test images, or held out first (stratified
-    if training may see labels); then the rest is made long-tailed by ``imbalance``, then ``train_images`` are
+    A labelled set without test images holds some out (``test``) before anything else. Validation images are
+    the set's own, if it has some besides its test images, or held out next (stratified if training may see
+    labels); then the rest is made long-tailed by ``imbalance``, then ``train_images`` are
     drawn from it; all determined by ``split_seed``. Only images that are used are decoded. Holding images in
     memory never changes their content: training images for ``resized-crop`` are decoded ahead only if all
     have the final size, as crops are taken from the originals; else ``in_memory: true`` keeps them encoded.
@@ -139,6 +140,8 @@ def load_data(config: DataConfig, scored: int | None = None) -> Data:
     Args:
         config: The data configuration.
         scored: Maximum number of test images, evenly spread (``evaluation.images``); None: all.
+        trained: Whether a network is trained on the set. If not, a labelled set without test images holds
+            none out: all its labelled images are test images.
 
     Raises:
         UserError: the set is unknown, files are missing, empty or do not match, there are more unreadable
@@ -149,7 +152,8 @@ def load_data(config: DataConfig, scored: int | None = None) -> Data:
     kind = reader(config.name)
     found = _named(kind.read(config), config)
     _check_classes(found.train.labels, found.class_names, config)
-    found = _with_test(found, config)
+    split = found.test is None
+    found = with_test_images(found, config, trained)
     train, val = _held_out(found, config)
     test = None
     if found.test is not None:
@@ -181,7 +185,7 @@ def load_data(config: DataConfig, scored: int | None = None) -> Data:
         channels=channels,
         image_size=size,
         augment=augment,
-        tested_on="validation" if test is None else "test",
+        tested_on="validation" if test is None else "held-out" if split and trained else "test",
     )
 
 
@@ -235,7 +239,8 @@ def _scored(images: ImageSet | None, most: int | None) -> ImageSet:
 
 def _check_classes(labels: Tensor | None, names: list[str], config: DataConfig) -> None:
     """Raise :class:`UserError` if training would use labels of a single class."""
-    if config.labels and labels is not None and len(names) < 2:
+    known = labels is not None and bool((labels >= 0).any())
+    if config.labels and known and len(names) < 2:
         raise UserError(
             f"Images of {config.path or config.name!r}: expected at least 2 classes to learn from, got 1 "
             f"({names[0]}); correct data.path, or set data.labels to false where that is no label."
@@ -256,38 +261,20 @@ def _named(found: Found, config: DataConfig) -> Found:
         return found
     others = [part.labels for part in (found.test, found.val) if part is not None]
     names = given_names(config.classes, found.train.labels, *others)
-    if names != found.class_names and sorted(names) == sorted(found.class_names):
+    own = set(found.class_names)
+    if names != found.class_names and own & set(names):
         # the set's own names, in the order of the file
+        if missing := sorted(own - set(names)):
+            raise UserError(
+                f"data.classes: expected the names of all classes, as {config.classes!r} has some of them, "
+                f"got none for {', '.join(missing[:5])}{', …' if len(missing) > 5 else ''}; add them."
+            )
         parts = [
             None if part is None else renumbered(part, found.class_names, names)
             for part in (found.test, found.val)
         ]
         return Found(renumbered(found.train, found.class_names, names), parts[0], names, parts[1])
     return replace(found, class_names=names)
-
-
-def _with_test(found: Found, config: DataConfig) -> Found:
-    """Hold test images out of a labelled set that has none: ``data.validation`` of every class."""
-    labels = found.train.labels
-    if found.test is not None or labels is None or not config.labels or bool((labels < 0).all()):
-        return found
-    if config.validation == 0:
-        raise _untested(config)
-    known = (labels >= 0).nonzero()[:, 0]
-    generator = torch.Generator().manual_seed(config.split_seed)
-    held = known[stratified_split(labels[known], config.validation, generator)[1]]
-    if len(held) == 0:
-        raise UserError(
-            f"data.validation: expected a fraction of the {len(known)} labelled images that leaves some to "
-            f"test on, got {config.validation}; raise it, or set data.test_path."
-        )
-    say(
-        f"no test images: {len(held):,} of the {len(known):,} labelled images are held out for testing "
-        f"(data.validation {config.validation:g}); data.test_path names others"
-    )
-    kept = torch.ones(len(labels), dtype=torch.bool)
-    kept[held] = False
-    return replace(found, train=subset(found.train, kept.nonzero()[:, 0]), test=subset(found.train, held))
 
 
 def _held_out(found: Found, config: DataConfig) -> tuple[ImageSet, ImageSet | None]:

@@ -42,6 +42,25 @@ def stratified_split(labels: Tensor, fraction: float, generator: torch.Generator
     return order[~held].sort().values, order[held].sort().values
 
 
+def class_split(labels: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Hold out ``fraction`` of every class, rounded, but at least one item of a class of two or more.
+
+    Args:
+        labels: (N,) non-negative integers.
+        fraction: In (0, 1); every class keeps at least one item.
+        generator: Source of the draws.
+
+    Returns:
+        Kept and held out indices, each int64 and ascending.
+    """
+    counts = torch.bincount(labels)
+    quota = (counts.double() * fraction).round().long().clamp(min=1)
+    quota = torch.minimum(quota, (counts - 1).clamp(min=0))
+    order = torch.randperm(len(labels), generator=generator)
+    held = _rank_in_class(labels[order], counts) < quota[labels[order]]
+    return order[~held].sort().values, order[held].sort().values
+
+
 def thinned(labels: Tensor | None, count: int, wanted: int, generator: torch.Generator) -> Tensor:
     """Choose ``wanted`` of ``count`` items; with labels, the same share of every class and at least one.
 

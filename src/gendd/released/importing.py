@@ -128,7 +128,8 @@ def _images(released: Released, config: RunConfig) -> Data:
     from gendd.data import load_data
 
     # streamed, as the training images are not used
-    data = load_data(dataclasses.replace(config.data, in_memory=False), config.evaluation.images)
+    streamed = dataclasses.replace(config.data, in_memory=False)
+    data = load_data(streamed, config.evaluation.images, trained=False)
     for kind, came, expected in (
         ("classes", data.num_classes, released.num_classes),
         ("channels", data.channels, released.in_channels),

@@ -337,6 +337,8 @@ def _plain(value: float | None) -> str:
 def _tested(run: dict[str, Any]) -> str:
     if run.get("tested_on") == "validation":
         return "validation images, by which the checkpoint was chosen too, as there were no test images"
+    if run.get("tested_on") == "held-out":
+        return "images held out of the training set, which has no test images of its own"
     return "test images"
 
 

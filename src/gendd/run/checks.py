@@ -166,7 +166,7 @@ def _check_labels(name: str, method: Method, config: RunConfig, data: Data) -> N
     if not method.needs_labels or sees_labels(config, data):
         return
     if config.data.labels:
-        where = ", in a folder as train/CLASS/" if data.name == "folder" else ""
+        where = ", in a folder as train/CLASS/ or CLASS/" if data.name == "folder" else ""
         raise UserError(
             f"Method {name!r} learns from labels, and {data.name!r} has none: use method gendd or kl, "
             f"or give labelled images{where}."

@@ -145,7 +145,7 @@ def _run(
     if network is not None:
         say(f"teacher {network.describe()}")
     if config.data.labels and not data.labelled:
-        kept = " (a folder of images holds train/CLASS/)" if data.name == "folder" else ""
+        kept = " (a folder of images holds train/CLASS/ or CLASS/)" if data.name == "folder" else ""
         say(
             f"data.labels is true, but the training images of {data.name!r} have no labels{kept}: training "
             "without labels; set data.labels false if that is intended"

@@ -119,6 +119,22 @@ def check_images(folder: Path, data: Data, resume: bool) -> None:
         )
 
 
+def warn_of_other_images(folder: Path, data: Data) -> None:
+    """Warn if the images held out for testing are no longer those held out in training."""
+    if data.tested_on != "held-out":
+        return
+    try:
+        known = json.loads((folder / "logs" / "images.json").read_text(encoding="utf-8"))
+        same = known["test"]["fingerprint"] == data.test.fingerprint
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if not same:
+        say(
+            "the images are no longer those of the training: test images held out now may have been trained "
+            "on; give the run's own images, or set data.test_path in a new run"
+        )
+
+
 def finish(folder: Path) -> None:
     """Remove the run that was set aside."""
     _remove(folder / ASIDE)

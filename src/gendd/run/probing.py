@@ -30,6 +30,7 @@ from gendd.files import write_json
 from gendd.messages import say
 from gendd.report.model_card import fit_of, write_card
 from gendd.run import exhibits
+from gendd.run.output import warn_of_other_images
 from gendd.run.probe_target import AskedTeacher, choose_target, lay_out
 from gendd.student import Student
 from gendd.student.folders import RunFolder
@@ -135,6 +136,7 @@ def probe_run(
     lay_out(student, config)
     with _staged(run.folder) as stage:
         data = _images(path, config)
+        warn_of_other_images(run.folder, data)
         ask = AskedTeacher(config, data, place, teacher)
         target, labels = choose_target(target, config, data, student, ask, allow_labels)
         refit = refit_linear(

@@ -16,6 +16,7 @@ from gendd.models import build_teacher
 from gendd.models.registry import check_name
 from gendd.run.checks import check_class_names, check_place, check_size
 from gendd.run.networks import with_classes
+from gendd.run.output import warn_of_other_images
 from gendd.run.settings import is_taught
 from gendd.run.teacher import open_teacher
 from gendd.student import Student
@@ -55,7 +56,10 @@ def evaluate_run(
             "--data.name, --data.path and another --out."
         )
     # streamed, as the training images only determine size and channels and need no decoding
-    data = load_data(dataclasses.replace(config.data, in_memory=False), config.evaluation.images)
+    trained = "imported" not in run.metrics["run"]
+    streamed = dataclasses.replace(config.data, in_memory=False)
+    data = load_data(streamed, config.evaluation.images, trained=trained)
+    warn_of_other_images(run.folder, data)
     names = student.readouts if readout is None else (readout,)
     teacher = None
     unlabelled = data.test.labels is None
@@ -105,7 +109,7 @@ def evaluate_network(
             f"--network: expected {network.name} with weights, got none; give --weights FILE, or "
             "--network.pretrained true."
         )
-    images = load_data(dataclasses.replace(data, in_memory=False), scored)
+    images = load_data(dataclasses.replace(data, in_memory=False), scored, trained=False)
     if images.test.labels is None:
         raise UserError(
             f"Images of {data.name!r}: expected labelled test images, got unlabelled ones; set "

@@ -84,6 +84,8 @@ def binding_of(config: RunConfig) -> dict[str, Any]:
         config.data.validation_images is None and config.data.train_images is None
     ):
         del found["data.validation_images"]
+    if config.data.test == DataConfig.test:
+        del found["data.test"]
     if config.evaluation.images is None:
         del found["evaluation.images"]
     for part in ("training", "teacher_training"):

@@ -32,11 +32,11 @@ _UNLABELLED = ("unlabelled", "unlabeled")
 def read_folder(config: DataConfig) -> Found:
     """Read ``train/CLASS/*.jpg`` below ``data.path``; test images likewise, in test/, val/ or ``test_path``.
 
-    Images in unlabelled/ beside train/ are training images without labels. If there are other test images,
-    val/ is used for validation. The folders may also be called training/, testing/, valid/ or validation/. A
-    directory without any of them holds the training images itself. Images without class folders are
-    unlabelled, and so are training images if training may not see labels and their folders are not the test
-    set's classes.
+    Images in unlabelled/ beside train/, or beside the class folders, are training images without labels. If
+    there are other test images, val/ is used for validation. The folders may also be called training/,
+    testing/, valid/ or validation/. A directory without any of them holds the training images itself. Images
+    without class folders are unlabelled, and so are training images if training may not see labels and their
+    folders are not the test set's classes.
     """
     root = required_path(config, "a directory of images, or one with train/ and test/ or val/")
     parts = _split_folders(root)
@@ -55,8 +55,10 @@ def read_folder(config: DataConfig) -> Found:
         test_dir, val_dir = val_dir, None
     train_names = _class_folders(train_dir)
     more: list[str] = []
-    if train_dir != root and "unlabelled" in parts:
+    if "unlabelled" in parts and (train_dir != root or len(train_names) > 1):
         more = _images(parts["unlabelled"])
+        if train_dir == root:
+            train_names.remove(parts["unlabelled"].name)
     if train_dir != root:
         _check_beside(root, train_dir, bool(train_names) or test_dir is not None or not config.labels)
     if (line := left_out(root)) is not None:
@@ -154,7 +156,8 @@ def folder_part(directory: Path) -> tuple[Part, list[str]]:
 def _training(directory: Path, names: Sequence[str], more: list[str]) -> Part:
     """Find the training images, by class if ``names`` are given, and those with unknown labels."""
     if not names:
-        return file_part(_images(directory) + more, None)
+        # unlabelled/ may be inside
+        return file_part(list(dict.fromkeys(_images(directory) + more)), None)
     files, labels = _labelled_files(directory, names)
     return file_part(files + more, torch.cat([labels, torch.full((len(more),), -1)]))
 

@@ -20,7 +20,7 @@ from gendd.config import ReadoutName
 from gendd.data import Data, load_data
 from gendd.deploy import Deployed
 from gendd.deploy.hub import load
-from gendd.errors import UserError
+from gendd.errors import UntrustedCodeError, UserError
 from gendd.student import Student
 from gendd.student.folders import RunFolder
 
@@ -75,6 +75,8 @@ class Source:
             return "no run beside the student"
         try:
             data = load_data(dataclasses.replace(self.run.config.data, in_memory=False))
+        except UntrustedCodeError:
+            return "the run's are read by code that only --trust-code allows"
         except UserError as error:
             return f"the run's are not there: {str(error).rstrip('.')}"
         # the run of an imported checkpoint may name other data than it was trained on

@@ -37,6 +37,9 @@ def _facts(metrics: dict[str, Any]) -> list[tuple[str, str]]:
         (_FACTS[key], f"{value:,}" if isinstance(value, int) and key != "seed" else str(value))
         for key, value in known.items()
     ]
+    if run.get("tested_on") == "held-out":
+        held = _FACTS["test_images"]
+        facts = [(name, f"{value} (held out)" if name == held else value) for name, value in facts]
     probe = metrics["student"].get("probe")
     if probe is not None and probe["kept"] == "refitted":
         facts.append(("Linear readout", f"refitted to {probe['target']}"))
