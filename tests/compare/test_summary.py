@@ -215,3 +215,15 @@ def test_seconds_and_memory_are_those_of_one_machine() -> None:
     kd, gendd = summarise(plan([0, 1]), rows)
     assert (kd["train_seconds"], gendd["train_seconds"], gendd["peak_memory_mb"]) == (5.0, 8.0, 20.0)
     assert gendd["test"] == 82.0 and gendd["seconds_to_reference"] == 8.0
+
+
+def test_a_top1_and_an_agreement_have_no_difference() -> None:
+    rows = [
+        row("kd", 0, 70.0, readout="linear", test_linear=70.0, agreement=90.0),
+        row("gendd", 0, 80.0, readout="linear", agreement=80.0),
+    ]
+    found = {each["method"]: each for each in summarise(plan([0]), rows)}
+    assert found["gendd"]["test"] == 80.0 and found["gendd"]["difference"] is None
+    rows[1] |= {"test_linear": 80.0}
+    found = {each["method"]: each for each in summarise(plan([0]), rows)}
+    assert found["gendd"]["difference"] == pytest.approx(10.0)
