@@ -37,6 +37,5 @@ def test_a_network_trained_on_class_folders_is_scored_on_images_held_out(
     assert main(["evaluate", str(run)]) == 0
     assert "no longer those of the training" in capsys.readouterr().err
 
-    network = ["--network", "cifar/resnet8x0.25", "--weights", str(run)]
-    assert main(["evaluate", *network, "--data.name=folder", f"--data.path={images}"]) == 0
+    assert main(["evaluate", "--network", str(run), "--data", str(images)]) == 0
     assert "no test images of its own: all 201 labelled images are used" in capsys.readouterr().err

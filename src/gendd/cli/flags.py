@@ -47,17 +47,21 @@ def in_full(command: str, flags: argparse.Namespace) -> list[str]:
     found = []
     for short, (key, _, _) in _short(command).items():
         value = getattr(flags, short)
-        if value is None:
-            continue
-        if short in ("teacher", "student") and os.path.isdir(value):
-            from gendd.models.weights import network_of
-
-            found += [f"--{short}.{name}={part}" for name, part in network_of(value).items()]
-        elif short == "data" and os.path.isdir(value) and not _is_set(value):
-            found += ["--data.name=folder", f"--data.path={value}"]
-        else:
-            found.append(f"--{key}={value}")
+        if value is not None:
+            found += dotted(key, value)
     return found
+
+
+def dotted(key: str, value: str) -> list[str]:
+    """Return the dotted options that a short one stands for; a folder is a trained network, or images."""
+    section = key.split(".")[0]
+    if key in ("teacher.name", "student.name", "network.name") and os.path.isdir(value):
+        from gendd.models.weights import network_of
+
+        return [f"--{section}.{name}={part}" for name, part in network_of(value).items()]
+    if key == "data.name" and os.path.isdir(value) and not _is_set(value):
+        return ["--data.name=folder", f"--data.path={value}"]
+    return [f"--{key}={value}"]
 
 
 def _is_set(name: str) -> bool:

@@ -7,6 +7,7 @@ import sys
 from dataclasses import dataclass, field
 from typing import Any
 
+from gendd.cli.flags import dotted
 from gendd.cli.parsing import COMMANDS, Parser, say_next
 from gendd.config import DataConfig, EvaluationConfig, ModelConfig, from_dict, keys, one_line
 from gendd.errors import UserError, did_you_mean
@@ -30,9 +31,13 @@ class Scored:
 
 # short options: the dotted option, its placeholder, its help
 _SHORT = {
-    "network": ("network.name", "NAME", "a network to score without a run, such as timm/resnet18"),
+    "network": (
+        "network.name",
+        "NAME",
+        "a network such as timm/resnet18, or the folder of a trained one",
+    ),
     "weights": ("network.weights", "FILE", "its weights"),
-    "data": ("data.name", "SET", "the images to score it on"),
+    "data": ("data.name", "SET", "the images to score it on, or the path of a folder"),
 }
 
 
@@ -63,8 +68,9 @@ def evaluate_command(words: list[str]) -> int:
         given, rest = parser.parse_known_args(words)
         if given.readout is not None:
             raise UserError(f"--readout: expected none with --network, got {given.readout!r}; leave it out.")
-        short = {key: getattr(given, name) for name, (key, _, _) in _SHORT.items()}
-        scores = _of_network([*rest, *(f"--{key}={value}" for key, value in short.items() if value)])
+        for name, (key, _, _) in _SHORT.items():
+            rest += dotted(key, value) if (value := getattr(given, name)) else []
+        scores = _of_network(rest)
     if launched_rank() > 0:
         return 0
     if given.json:
