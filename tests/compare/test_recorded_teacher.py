@@ -73,6 +73,24 @@ def test_a_map_is_rounded_alike_when_it_is_computed_and_when_it_is_found(
     assert fresh.found == 1
 
 
+def test_only_the_requested_stages_are_stored(teacher: Frozen, tmp_path: Path) -> None:
+    *_, last, stages = RecordedTeacher(teacher, tmp_path / "all").with_stages(images())
+    assert len(stages) > 1
+    recorded = RecordedTeacher(teacher, tmp_path / "last")
+    for count in (1, 9):
+        recorded.stages = count
+        for _ in range(2):
+            *_, found, fewer = recorded.with_stages(images())
+            assert found is not None and last is not None and torch.equal(found, last)
+            assert all(map(torch.equal, fewer, stages[-count:])) and len(fewer) == min(count, len(stages))
+    assert (recorded.computed, recorded.found) == (2, 2)
+
+    def size(name: str, pattern: str) -> int:
+        return sum(each.stat().st_size for each in (tmp_path / name).rglob(pattern))
+
+    assert size("last", "*.stages1.*") < size("all", "*.stages.*") == size("last", "*.stages9.*")
+
+
 def test_bf16_answers_keep_their_type_and_are_apart_from_others(teacher: Frozen, tmp_path: Path) -> None:
     recorded = RecordedTeacher(teacher, tmp_path)
     plain = recorded(images())

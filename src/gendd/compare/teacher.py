@@ -51,10 +51,11 @@ class _Answer:
 class RecordedTeacher(Frozen):
     """A teacher that reads its answers from disk for batches it has seen.
 
-    Answers are keyed by the content of the images, their memory format and the arithmetic dtype. Feature and
-    logits are stored exactly; maps are rounded to fp16 (unless out of its range), also when first computed,
-    so that no result depends on which method asked first. Files are written atomically, so any number of
-    processes may share the folder.
+    Of the stages' maps it returns and stores those that ``stages`` asks for. Answers are keyed by the
+    content of the images, their memory format and the arithmetic dtype. Feature and logits are stored
+    exactly; maps are rounded to fp16 (unless out of its range), also when first computed, so that no result
+    depends on which method asked first. Files are written atomically, so any number of processes may share
+    the folder.
 
     Args:
         teacher: The teacher to record.
@@ -111,7 +112,7 @@ class RecordedTeacher(Frozen):
         start = time.perf_counter()
         key = self._key(images, kind)
         path = self.folder / key[:2] / f"{key}.safetensors"
-        answer = _read(path, kind)
+        answer = _read(path, kind, self.stages)
         if answer is None:
             answer = self._compute(images, kind)
             self._keep(path, answer, kind)
@@ -146,7 +147,7 @@ class RecordedTeacher(Frozen):
         start = time.perf_counter()
         if kind == "stages":
             feature, logits, last, stages = super().with_stages(images)
-            found = [last, *stages]
+            found = [last, *self.stored(stages)]
         elif kind == "map":
             feature, logits, last = super().with_map(images)
             found = [last]
@@ -172,7 +173,7 @@ class RecordedTeacher(Frozen):
             if kind != "feature":
                 about = {"seconds": repr(answer.seconds), "maps": _name(answer.map_type)}
                 maps = {str(number): each for number, each in enumerate(answer.maps)}
-                _write(_maps_path(path, kind), maps, about)
+                _write(_maps_path(path, kind, self.stages), maps, about)
             if not path.exists():
                 about = {name: _name(getattr(answer, name).dtype) for name in _TENSORS}
                 found = {name: getattr(answer, name).float() for name in _TENSORS}
@@ -217,8 +218,9 @@ def remove_unfinished(root: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _maps_path(path: Path, kind: Asked) -> Path:
-    return path.with_suffix(f".{kind}.safetensors")
+def _maps_path(path: Path, kind: Asked, stages: int | None) -> Path:
+    part = kind if kind != "stages" or stages is None else f"stages{stages}"
+    return path.with_suffix(f".{part}.safetensors")
 
 
 def _name(kind: torch.dtype) -> str:
@@ -237,14 +239,14 @@ def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> Non
         raise
 
 
-def _read(path: Path, kind: Asked) -> _Answer | None:
+def _read(path: Path, kind: Asked, stages: int | None) -> _Answer | None:
     """Read the answer at a path; None if there is none, or it lacks the requested maps."""
     files = [path]
     if kind != "feature":
         # the stages' maps include the map
         kinds: list[Asked] = [kind, "stages"]
-        found = [place for place in (_maps_path(path, each) for each in kinds) if place.exists()]
-        files += found[:1] or [_maps_path(path, kind)]
+        found = [place for place in (_maps_path(path, each, stages) for each in kinds) if place.exists()]
+        files += found[:1] or [_maps_path(path, kind, stages)]
     if not all(each.exists() for each in files):
         return None
     tensors: dict[str, Tensor] = {}

@@ -32,7 +32,13 @@ class Frozen(nn.Module):
         dtype: Type of its weights and arithmetic, see :meth:`Backbone.compute_in`; None: unchanged.
         compile: Compile the network at its first use; if that fails, it runs uncompiled, with a warning.
         graphs: Use CUDA graphs.
+
+    Attributes:
+        stages: Number of stage maps, counted from the last, that teachers which store their outputs store
+            and return; None: all.
     """
+
+    stages: int | None = None
 
     def __init__(
         self,
@@ -52,6 +58,10 @@ class Frozen(nn.Module):
         self._compiled: Callable[[Tensor], Tensor] | None = None
         if compile:
             self._compiled = torch.compile(backbone._reader())
+
+    def stored(self, stages: list[Tensor]) -> list[Tensor]:
+        """Return those of the stage maps that are stored."""
+        return stages if self.stages is None else stages[max(0, len(stages) - self.stages) :]
 
     def digest(self, *more: object) -> str:
         """Digest of everything the outputs depend on: weights, settings, and further values if given."""

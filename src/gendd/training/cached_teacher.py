@@ -114,7 +114,7 @@ class CachedTeacher(Frozen):
             feature, logits, found = self.source.with_map(images)
         else:
             feature, logits, found, stages = self.source.with_stages(images)
-            stages = stages if self.stages is None else stages[len(stages) - self.stages :]
+            stages = self.stored(stages)
         maps = [] if found is None else [found]
         return dict(zip(self.parts(asked), ([feature, logits], maps, stages), strict=False))
 

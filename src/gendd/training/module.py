@@ -88,8 +88,8 @@ class LightningMethod(lightning.LightningModule):
         self.mixing = Mixing.from_config(data_config, data.num_classes)
         self.views = 0 if method.teacher is None else config.cache_teacher
         self.cached = method.teacher if self.views and isinstance(method.teacher, CachedTeacher) else None
-        if self.cached is not None:
-            self.cached.stages = method.asked_stages
+        if method.teacher is not None:
+            method.teacher.stages = method.asked_stages
         self.part = method.part = (rank(), world_size())
         # whether all processes must run the networks the same number of times
         self.in_step = is_sharded(config)
