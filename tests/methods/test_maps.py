@@ -371,3 +371,18 @@ def test_images_too_small_for_a_map_are_learned_from_all_the_same() -> None:
 def test_an_image_has_eight_rows_and_a_token_two(width: int, rows: int) -> None:
     assert repeats(width, GenDDConfig()) == rows
     assert repeats(width, GenDDConfig(repeats=5)) == 5
+
+
+def test_labels_of_other_classes_than_the_teachers_train_the_students_own_feature() -> None:
+    def projector(labels: bool | None, classes: int = 7, **settings: Any) -> int:
+        teacher = network("cifar/resnet8", classes)
+        method = GenDD(network(), teacher, labels=labels, **{**SMALL, "contraction": 0, **settings})
+        assert method.maps is not None
+        assert isinstance(method.backbone.net, Projected) == (method.maps.hidden > 0)
+        return method.maps.hidden
+
+    assert projector(True) == 0
+    assert projector(True, CLASSES) > 0
+    # the student's feature is its estimate of the teacher's
+    assert projector(False) > 0
+    assert projector(True, projector=5) == 5

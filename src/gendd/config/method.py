@@ -79,7 +79,8 @@ class GenDDConfig:
         projector: Hidden channels of the convolutional projector from the student's last feature map to the
             teacher's. It is part of the student: the student's feature, which conditions the head, is the
             mean of the projected map. 0: use a projector in training only. Null: half the teacher's width,
-            or less if it would cost more than a quarter of the student's multiply-adds.
+            or less if it would cost more than a quarter of the student's multiply-adds; 0 if training uses
+            labels of other classes than the teacher's, which then train the student's own feature.
         residual: Generate the difference between the teacher's feature and the projected student's estimate
             of it. Null: if the feature is split into tokens, there is a projector and ``prediction`` is
             ``sample``.

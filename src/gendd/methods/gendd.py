@@ -85,7 +85,9 @@ class GenDD(Method):
         assert self.teacher is not None
         self.maps: MapRegression | None = None
         if config.map_weight > 0 and backbone.has_map and self.teacher.has_map:
-            deployed = config.projector != 0
+            # labels of other classes than the teacher's train the student's own feature
+            usual = self._same_classes or not labels
+            deployed = config.projector != 0 and (usual or config.projector is not None)
             self.maps = MapRegression(backbone, self.teacher, config.projector or None, deployed)
             backbone = self.backbone = self.maps.student
         hidden = 0 if self.maps is None else self.maps.hidden
@@ -267,8 +269,7 @@ class GenDD(Method):
             vlb = rows.vlb.mean()
             loss = loss + vlb
             parts["vlb"] = vlb.detach()
-        if self.config.diffusion_weight != 1:
-            loss = self.config.diffusion_weight * loss
+        loss = self.config.diffusion_weight * loss
         if dense is not None:
             loss = loss + self.config.map_weight * dense.map
             parts["map"] = dense.map.detach()
