@@ -495,13 +495,13 @@ def methods_table(rows: list[dict[str, Any]], shown: list[str]) -> str:
     return table(["method", *(names[each] for each in shown)], lines)
 
 
-def compared(name: str) -> str:
-    """The methods of a comparison that have results, the best first."""
+def compared(name: str, shown: list[str] | None = None) -> str:
+    """The methods of a comparison that have results, the best first, and all columns that are filled."""
     found = measured(name)
     if not found:
         return "Not measured yet."
     left_out = ("interval", "epochs", "peak_memory_mb", "mean")
-    return methods_table(found, [each for each in headings(found) if each not in left_out])
+    return methods_table(found, shown or [each for each in headings(found) if each not in left_out])
 
 
 def headline() -> str:
@@ -723,6 +723,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "transfer_fashion": partial(transfer, "fashion"),
     "transfer_imagenet": partial(lockstep_table, "imagenet.csv", "agreement, %"),
     **{f"compare_{name}": partial(compared, name) for name in comparisons()},
+    "compare_ablations": partial(
+        compared, "ablations", ["rate", "test", "linear", "difference", "t_interval", "seeds"]
+    ),
 }
 
 
