@@ -576,9 +576,13 @@ def plot_differences(name: str) -> None:
         axes.plot(value, place, "o", color="#0072b2", markersize=5)
     axes.set_yticks(range(len(found)), [row["label"] for row in found], fontsize=8)
     axes.invert_yaxis()
-    # one very wide interval would hide the differences of all others
-    reach = 1.5 * max(abs(row["difference"]) for row in found)
-    axes.set_xlim(-reach, reach)
+    # linear near 0, so that small differences show beside large ones
+    axes.set_xscale("symlog", linthresh=2)
+    ticks = [-50, -20, -10, -5, -2, -1, 0, 1, 2, 5, 10, 20, 50]
+    axes.set_xticks(ticks, [f"{tick:+}" if tick else "0" for tick in ticks], fontsize=8)
+    names = ("difference_t_low", "difference_t_high")
+    edges = [row[name] for row in found for name in names if row[name] is not None]
+    axes.set_xlim(min([*edges, -2]) * 1.1, max([*edges, 2]) * 1.1)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel("difference of test top-1, points")
