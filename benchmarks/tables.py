@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import records
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -512,14 +513,27 @@ def headline() -> str:
     return methods_table(found, ["rate", "test", "difference", "t_interval", "multiply_adds", "seeds"])
 
 
+def new_axes(height: float) -> Axes:
+    """Axes of a figure as wide as a page's text, of a height in inches."""
+    figure = Figure(figsize=(7, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure.subplots()
+
+
+def save(axes: Axes, path: Path) -> None:
+    """Save the axes' figure, without a frame at the top and the right."""
+    axes.spines[["top", "right"]].set_visible(False)
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    figure.savefig(path, dpi=150)
+
+
 def plot_compared(name: str) -> None:
     """Plot the test accuracy of every method of a comparison, and of the linear readout if it differs."""
     found = measured(name)
     if not found:
         return
-    figure = Figure(figsize=(7, 0.26 * len(found) + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    axes = new_axes(0.26 * len(found) + 0.9)
     apart = False
     for place, row in enumerate(found):
         colour = "#0072b2" if row["label"].startswith("GenDD") else "#666666"
@@ -555,8 +569,7 @@ def plot_compared(name: str) -> None:
     axes.set_axisbelow(True)
     axes.margins(x=0.12)
     axes.set_xlabel("test top-1, %" + (" (◇ linear readout)" if apart else ""))
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(RESULTS / "compare" / f"{name}.png", dpi=150)
+    save(axes, RESULTS / "compare" / f"{name}.png")
 
 
 def plot_differences(name: str) -> None:
@@ -564,9 +577,7 @@ def plot_differences(name: str) -> None:
     found = [row for row in summary(name) if row["difference"] is not None]
     if not found:
         return
-    figure = Figure(figsize=(7, 0.26 * len(found) + 0.9), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    axes = new_axes(0.26 * len(found) + 0.9)
     axes.axvline(0, color="#999999", linewidth=0.8)
     for place, row in enumerate(found):
         value = row["difference"]
@@ -586,8 +597,7 @@ def plot_differences(name: str) -> None:
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     axes.set_axisbelow(True)
     axes.set_xlabel("difference of test top-1, points")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(RESULTS / "compare" / f"{name}.png", dpi=150)
+    save(axes, RESULTS / "compare" / f"{name}.png")
 
 
 # entries of compare/labels.yaml, by method and by what labels there are
@@ -601,7 +611,7 @@ BY_REGIME = {
 
 def labels() -> str:
     """Test accuracy by method and by what labels the training images have."""
-    found = {row["method"]: row for row in summary("labels") if row["test"] is not None}
+    found = {row["method"]: row for row in measured("labels")}
     lines = [
         [method, *("–" if name not in found else cells(found[name], ["test"])[0] for name in names)]
         for method, names in BY_REGIME.items()
@@ -611,10 +621,8 @@ def labels() -> str:
 
 def plot_labels() -> None:
     """Plot that table."""
-    found = {row["method"]: row for row in summary("labels") if row["test"] is not None}
-    figure = Figure(figsize=(7, 3.2), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    found = {row["method"]: row for row in measured("labels")}
+    axes = new_axes(3.2)
     for (method, names), color in zip(BY_REGIME.items(), ("#666666", "#d55e00", "#0072b2"), strict=True):
         places = [place for place, name in enumerate(names) if name in found]
         rows = [found[names[place]] for place in places]
@@ -631,8 +639,7 @@ def plot_labels() -> None:
     axes.set_xlabel("labels of the training images")
     axes.set_ylabel("test top-1, %")
     axes.legend(fontsize=8, frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(RESULTS / "compare" / "labels.png", dpi=150)
+    save(axes, RESULTS / "compare" / "labels.png")
 
 
 PLOTS = {"ablations": partial(plot_differences, "ablations"), "labels": plot_labels}
@@ -645,9 +652,7 @@ def comparisons() -> list[str]:
 
 def plot_readouts() -> None:
     """Plot accuracy of the readouts against cost per image on CIFAR-10, for the seed with every sampler."""
-    figure = Figure(figsize=(7, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    axes = new_axes(3.4)
     colours = {"practical, condition dropout 0.2": "#0072b2", "published": "#d55e00"}
     marks = {"linear": "o", "mean": "D", "sample": "."}
     rows = [row for row in read("samplers.csv") if row["data"] == "cifar10" and row["seed"] == "0"]
@@ -665,14 +670,11 @@ def plot_readouts() -> None:
     axes.set_xlabel("multiply-adds per image, millions")
     axes.set_ylabel("test top-1, % (one seed)")
     axes.legend(fontsize=8, frameon=False, ncols=2, loc="center")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(RESULTS / "readouts.png", dpi=150)
+    save(axes, RESULTS / "readouts.png")
 
 
 def plot_cifar10() -> None:
-    figure = Figure(figsize=(7, 3.4), layout="constrained")
-    FigureCanvasAgg(figure)
-    axes = figure.subplots()
+    axes = new_axes(3.4)
     labels, means, errors = [], [], []
     for line in cifar10().splitlines()[2:]:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
@@ -692,8 +694,7 @@ def plot_cifar10() -> None:
     axes.set_xlabel("test top-1, %")
     for position, top1 in zip(positions, means, strict=True):
         axes.text(top1 + 0.4, position, f"{top1:.1f}", va="center", fontsize=8)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(RESULTS / "cifar10.png", dpi=150)
+    save(axes, RESULTS / "cifar10.png")
 
 
 TABLES: dict[str, Callable[[], str]] = {

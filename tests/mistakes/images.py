@@ -108,7 +108,7 @@ def _hidden(root: Path) -> None:
 _FOLDERS: dict[str, Callable[[Place], Made]] = {
     "nothing in it": _folder(lambda root: None),
     "train/ empty": _folder(lambda root: (root / "train").mkdir()),
-    "no test/ and none held out": _folder(lambda root: _classes(root, "a", "b"), "--data.validation=0"),
+    "no test/ and none held out": _folder(lambda root: _classes(root, "a", "b"), "--data.test=0"),
     "no train/": _folder(lambda root: _classes(root, "a", "b", part="test")),
     "one class": _folder(lambda root: _both(root, ("a",), ("a",))),
     "an empty class": _folder(lambda root: (_both(root, ("a", "b"), ("a", "b")), (root / "train/c").mkdir())),
@@ -119,7 +119,7 @@ _FOLDERS: dict[str, Callable[[Place], Made]] = {
     "unlabelled without a teacher": _folder(lambda root: fill(root)),
     "unlabelled for labels": _folder(lambda root: fill(root), "--method=supervised", "--baselines=[]"),
     "files of other suffixes": _folder(lambda root: fill(root / "train/a", suffix="txt")),
-    "a loop of links": _folder(_loop, "--data.validation=0"),
+    "a loop of links": _folder(_loop, "--data.test=0"),
     "FIFOs alone": _folder(_fifos),
     "one image a class": _folder(
         lambda root: [_classes(root, "a", "b", part=part, count=1) for part in ("train", "test")],

@@ -112,7 +112,7 @@ class RecordedTeacher(Frozen):
         start = time.perf_counter()
         key = self._key(images, kind)
         path = self.folder / key[:2] / f"{key}.safetensors"
-        answer = _read(path, kind, self.stages)
+        answer = _read(path, kind, self.stages_part)
         if answer is None:
             answer = self._compute(images, kind)
             self._keep(path, answer, kind)
@@ -173,7 +173,7 @@ class RecordedTeacher(Frozen):
             if kind != "feature":
                 about = {"seconds": repr(answer.seconds), "maps": _name(answer.map_type)}
                 maps = {str(number): each for number, each in enumerate(answer.maps)}
-                _write(_maps_path(path, kind, self.stages), maps, about)
+                _write(_maps_path(path, self.stages_part if kind == "stages" else kind), maps, about)
             if not path.exists():
                 about = {name: _name(getattr(answer, name).dtype) for name in _TENSORS}
                 found = {name: getattr(answer, name).float() for name in _TENSORS}
@@ -218,8 +218,7 @@ def remove_unfinished(root: Path) -> None:
         path.unlink(missing_ok=True)
 
 
-def _maps_path(path: Path, kind: Asked, stages: int | None) -> Path:
-    part = kind if kind != "stages" or stages is None else f"stages{stages}"
+def _maps_path(path: Path, part: str) -> Path:
     return path.with_suffix(f".{part}.safetensors")
 
 
@@ -239,14 +238,13 @@ def _write(path: Path, tensors: dict[str, Tensor], about: dict[str, str]) -> Non
         raise
 
 
-def _read(path: Path, kind: Asked, stages: int | None) -> _Answer | None:
+def _read(path: Path, kind: Asked, stages: str) -> _Answer | None:
     """Read the answer at a path; None if there is none, or it lacks the requested maps."""
     files = [path]
     if kind != "feature":
         # the stages' maps include the map
-        kinds: list[Asked] = [kind, "stages"]
-        found = [place for place in (_maps_path(path, each, stages) for each in kinds) if place.exists()]
-        files += found[:1] or [_maps_path(path, kind, stages)]
+        places = [_maps_path(path, part) for part in ([stages] if kind == "stages" else [kind, stages])]
+        files.append(next((place for place in places if place.exists()), places[0]))
     if not all(each.exists() for each in files):
         return None
     tensors: dict[str, Tensor] = {}

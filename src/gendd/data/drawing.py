@@ -51,9 +51,15 @@ def with_test_images(found: Found, config: DataConfig, trained: bool) -> Found:
         f"no test images of its own: {len(held):,} of the {len(known):,} labelled images are held out of "
         f"training (data.test {config.test:g})"
     )
-    kept = torch.ones(len(labels), dtype=torch.bool)
+    kept = _others(held, len(labels))
+    return replace(found, train=subset(found.train, kept), test=subset(found.train, held))
+
+
+def _others(held: Tensor, count: int) -> Tensor:
+    """Return the rows of ``count`` that are not held out."""
+    kept = torch.ones(count, dtype=torch.bool)
     kept[held] = False
-    return replace(found, train=subset(found.train, kept.nonzero()[:, 0]), test=subset(found.train, held))
+    return kept.nonzero()[:, 0]
 
 
 def used_rows(part: Part, own: Part | None, classes: int, config: DataConfig) -> tuple[Tensor, Tensor]:
@@ -141,9 +147,7 @@ def _split_partly(labels: Tensor, fraction: float, generator: torch.Generator) -
         held = pool[stratified_split(labels[pool], share, generator)[1]]
     else:
         held = pool[random_split(len(pool), share, generator)[1]]
-    kept = torch.ones(len(labels), dtype=torch.bool)
-    kept[held] = False
-    return kept.nonzero()[:, 0], held
+    return _others(held, len(labels)), held
 
 
 def _drawn(part: Part, rest: Tensor, config: DataConfig, generator: torch.Generator) -> Tensor:

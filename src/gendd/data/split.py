@@ -36,10 +36,7 @@ def stratified_split(labels: Tensor, fraction: float, generator: torch.Generator
     quota = exact.floor().long()
     missing = round(fraction * len(labels)) - int(quota.sum())
     quota[(exact - quota).argsort(descending=True, stable=True)[:missing]] += 1
-    quota = torch.minimum(quota, (counts - 1).clamp(min=0))
-    order = torch.randperm(len(labels), generator=generator)
-    held = _rank_in_class(labels[order], counts) < quota[labels[order]]
-    return order[~held].sort().values, order[held].sort().values
+    return _split_by_quota(labels, torch.minimum(quota, (counts - 1).clamp(min=0)), generator)
 
 
 def class_split(labels: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -55,10 +52,7 @@ def class_split(labels: Tensor, fraction: float, generator: torch.Generator) -> 
     """
     counts = torch.bincount(labels)
     quota = (counts.double() * fraction).round().long().clamp(min=1)
-    quota = torch.minimum(quota, (counts - 1).clamp(min=0))
-    order = torch.randperm(len(labels), generator=generator)
-    held = _rank_in_class(labels[order], counts) < quota[labels[order]]
-    return order[~held].sort().values, order[held].sort().values
+    return _split_by_quota(labels, torch.minimum(quota, (counts - 1).clamp(min=0)), generator)
 
 
 def thinned(labels: Tensor | None, count: int, wanted: int, generator: torch.Generator) -> Tensor:
@@ -93,12 +87,19 @@ def long_tail(labels: Tensor, classes: int, factor: float, generator: torch.Gene
     # in the published code's order of operations, which matters where a product is an integer
     shares = (1 / factor) ** (torch.arange(classes, dtype=torch.float64) / max(classes - 1, 1))
     quota = (int(counts.max()) * shares).floor().long().clamp(min=1)
+    return _split_by_quota(labels, quota, generator)[1]
+
+
+def _split_by_quota(labels: Tensor, quota: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw up to ``quota`` (K,) items of every class; return the indices of the others and of the drawn."""
     order = torch.randperm(len(labels), generator=generator)
-    return order[_rank_in_class(labels[order], counts) < quota[labels[order]]].sort().values
+    drawn = _rank_in_class(labels[order], len(quota)) < quota[labels[order]]
+    return order[~drawn].sort().values, order[drawn].sort().values
 
 
-def _rank_in_class(labels: Tensor, counts: Tensor) -> Tensor:
+def _rank_in_class(labels: Tensor, classes: int) -> Tensor:
     """Return how many items of the same class precede each item: int64 (N,)."""
+    counts = torch.bincount(labels, minlength=classes)
     # position in the class-sorted order minus the position where the class starts
     by_class = labels.argsort(stable=True)
     starts = counts.cumsum(0) - counts

@@ -63,6 +63,11 @@ class Frozen(nn.Module):
         """Return those of the stage maps that are stored."""
         return stages if self.stages is None else stages[max(0, len(stages) - self.stages) :]
 
+    @property
+    def stages_part(self) -> str:
+        """Name under which those are stored."""
+        return "stages" if self.stages is None else f"stages{self.stages}"
+
     def digest(self, *more: object) -> str:
         """Digest of everything the outputs depend on: weights, settings, and further values if given."""
         backbone = self.backbone

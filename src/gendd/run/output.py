@@ -99,10 +99,7 @@ def check_images(folder: Path, data: Data, resume: bool) -> None:
     found = {
         name: {"images": len(part), "fingerprint": part.fingerprint} for name, part in data.parts.items()
     }
-    known: dict[str, Any] = {}
-    if resume and file.is_file():
-        with suppress(ValueError):  # a damaged file is ignored
-            known = json.loads(file.read_text(encoding="utf-8"))
+    known = _known_images(file) if resume else {}
     if not known:
         file.parent.mkdir(parents=True, exist_ok=True)
         write_json(file, found)
@@ -119,16 +116,24 @@ def check_images(folder: Path, data: Data, resume: bool) -> None:
         )
 
 
+def _known_images(file: Path) -> dict[str, Any]:
+    """Read the saved fingerprints of a run's images; empty if there are none, or the file is damaged."""
+    if file.is_file():
+        with suppress(ValueError):
+            found: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+            return found
+    return {}
+
+
 def warn_of_other_images(folder: Path, data: Data) -> None:
     """Warn if the images held out for testing are no longer those held out in training."""
     if data.tested_on != "held-out":
         return
     try:
-        known = json.loads((folder / "logs" / "images.json").read_text(encoding="utf-8"))
-        same = known["test"]["fingerprint"] == data.test.fingerprint
-    except (OSError, ValueError, KeyError, TypeError):
+        before = _known_images(folder / "logs" / "images.json")["test"]["fingerprint"]
+    except (OSError, KeyError, TypeError):
         return
-    if not same:
+    if before != data.test.fingerprint:
         say(
             "the images are no longer those of the training: test images held out now may have been trained "
             "on; give the run's own images, or set data.test_path in a new run"

@@ -100,9 +100,8 @@ class CachedTeacher(Frozen):
 
     def parts(self, asked: Asked) -> tuple[str, ...]:
         """Names of the parts of the requested outputs, one file each."""
-        stages = "stages" if self.stages is None else f"stages{self.stages}"
         count = 1 + _ASKED.index(asked) if self.has_map else 1
-        return ("feature", "map", stages)[:count]
+        return ("feature", "map", self.stages_part)[:count]
 
     def computed_parts(self, images: Tensor, asked: Asked) -> dict[str, list[Tensor]]:
         """Run the teacher; returns its outputs by part."""

@@ -33,13 +33,12 @@ def _facts(metrics: dict[str, Any]) -> list[tuple[str, str]]:
     known = {key: run[key] for key in _FACTS if run.get(key) is not None}
     if run.get("tested_on") == "validation":
         known.pop("test_images", None)
+    elif run.get("tested_on") == "held-out":
+        known["test_images"] = f"{known['test_images']:,} (held out)"
     facts = [
         (_FACTS[key], f"{value:,}" if isinstance(value, int) and key != "seed" else str(value))
         for key, value in known.items()
     ]
-    if run.get("tested_on") == "held-out":
-        held = _FACTS["test_images"]
-        facts = [(name, f"{value} (held out)" if name == held else value) for name, value in facts]
     probe = metrics["student"].get("probe")
     if probe is not None and probe["kept"] == "refitted":
         facts.append(("Linear readout", f"refitted to {probe['target']}"))
