@@ -19,6 +19,7 @@ from gendd.data.draws import keyed_generator
 from gendd.data.encoded import Files
 from gendd.errors import UserError
 from gendd.processes import share
+from gendd.training.device import with_images_on
 
 
 def _data(count: int, augment: str = "none", labelled: bool = True) -> Data:
@@ -338,3 +339,38 @@ def test_batch_moves_as_one() -> None:
     batch = Batch(torch.zeros(1, 1, 2, 2), torch.zeros(1, dtype=torch.int64)).to("meta")
     assert batch.images.device.type == "meta" and _of(batch).device.type == "meta"
     assert Batch(torch.zeros(1, 1, 2, 2), None).to("cpu").labels is None
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("augment", ["none", "crop-flip", "resized-crop"])
+def test_images_on_a_device_give_the_same_batches(augment: str) -> None:
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randint(0, 256, (50, 3, 16, 16), dtype=torch.uint8, generator=generator)
+    images = ImageSet(pixels, torch.arange(50), 3, 16)
+    data = Data("noise", images, None, images, [str(label) for label in range(50)], 3, 16, augment)
+    there = with_images_on(data, torch.device("cuda"))
+    config = DataConfig(batch_size=8)
+    host, device = (list(train_loader(each, config, seed=0, epoch=1)) for each in (data, there))
+    assert all(batch.images.is_cuda and _of(batch).is_cuda for batch in device)
+    back = [batch.to("cpu") for batch in device]
+    if augment != "resized-crop":
+        assert _equal(host, back)
+        return
+    # interpolated in another order of operations
+    for one, two in zip(host, back, strict=True):
+        assert torch.equal(_of(one), _of(two))
+        assert (one.images - two.images).abs().max() < 1.5 / 255
+
+
+def test_images_stay_in_memory_without_cuda_or_if_they_stream(tmp_path: Path) -> None:
+    data, streamed = _data(4), _streamed(tmp_path, 4, "none")
+    assert with_images_on(data, torch.device("cpu")) is data
+    assert with_images_on(streamed, torch.device("cuda")) is streamed
+
+
+def test_a_set_larger_than_a_quarter_of_the_free_memory_stays_where_it_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = _data(4)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (4 * 4 * 64 - 1, 10**9))
+    assert with_images_on(data, torch.device("cuda")) is data

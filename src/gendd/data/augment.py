@@ -37,6 +37,11 @@ class Draws:
         offsets, boxes = (None if each is None else each[rows] for each in (self.offsets, self.boxes))
         return Draws(self.flips[rows], offsets, boxes, self.padding)
 
+    def to(self, device: torch.device) -> Draws:
+        """Move the parameters to a device."""
+        offsets, boxes = (None if each is None else each.to(device) for each in (self.offsets, self.boxes))
+        return Draws(self.flips.to(device), offsets, boxes, self.padding)
+
     def __call__(self, images: Tensor) -> Tensor:
         """Augment (n, C, H, W); shape, dtype and device are kept."""
         if self.offsets is not None:

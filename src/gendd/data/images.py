@@ -73,6 +73,18 @@ class ImageSet:
             labels=None if self.labels is None else self.labels[rows],
         )
 
+    def on(self, device: torch.device) -> ImageSet:
+        """Move the images in memory and their labels to a device; indices must then be there too."""
+        if not isinstance(self.source, Tensor):
+            return self
+        labels = None if self.labels is None else self.labels.to(device)
+        return replace(self, source=self.source.to(device), labels=labels)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the images in memory are; the CPU for encoded ones."""
+        return self.source.device if isinstance(self.source, Tensor) else torch.device("cpu")
+
     def images(self, indices: Sequence[int] | Tensor) -> Tensor:
         """Return the images at ``indices``, not augmented.
 

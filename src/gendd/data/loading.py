@@ -97,14 +97,16 @@ class Batches:
         return torch.split(left, self.batch_size) if len(left) else ()
 
     def _from_memory(self) -> Iterator[Batch]:
-        how = self.augmentation
+        how, device = self.augmentation, self.images.device
+        batches = self._batches(self.order.to(device))
         if how is None or self.places is None:
-            for indices in self._batches(self.order):
+            for indices in batches:
                 yield self._batch(self.images.images(indices), indices)
             return
         size = self.images.size, self.images.size
-        draws = draw(how.kind, len(self.images), size, how.generator("batches"), how.crop_scale)
-        for indices, places in zip(self._batches(self.order), self._batches(self.places), strict=True):
+        # drawn on the CPU, so that they are the same wherever the images are
+        draws = draw(how.kind, len(self.images), size, how.generator("batches"), how.crop_scale).to(device)
+        for indices, places in zip(batches, self._batches(self.places.to(device)), strict=True):
             yield self._batch(draws.of(places)(self.images.images(indices)), indices)
 
     def _one_by_one(self) -> Iterator[Batch]:
@@ -128,7 +130,8 @@ class Batches:
 
     def _batch(self, pixels: Tensor, indices: Tensor) -> Batch:
         labels = self.images.labels
-        return _on_host(pixels, None if labels is None else labels.index_select(0, indices))
+        labels = None if labels is None else labels.index_select(0, indices)
+        return _on_host(pixels, labels) if pixels.device.type == "cpu" else _on_device(pixels, labels)
 
 
 @dataclass(frozen=True)
@@ -206,6 +209,13 @@ def _on_host(pixels: Tensor, labels: Tensor | None) -> Batch:
     """Make a batch of uint8 images (B, C, S, S) and their labels (B,)."""
     images = _host(pixels.shape, torch.float32).copy_(pixels).div_(255)
     return Batch(images, None if labels is None else _host(labels.shape, torch.int64).copy_(labels))
+
+
+def _on_device(pixels: Tensor, labels: Tensor | None) -> Batch:
+    """:func:`_on_host` of images on a device, bit for bit."""
+    # CUDA would multiply by the reciprocal of a number
+    most = torch.full((), 255.0, device=pixels.device)
+    return Batch(pixels.float().div_(most), labels)
 
 
 def _host(shape: torch.Size, dtype: torch.dtype) -> Tensor:

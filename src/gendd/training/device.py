@@ -1,12 +1,14 @@
-"""Device, precision and memory format for training."""
+"""Device, precision and memory format for training, and which images are on the device."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 
+from gendd.data import Data, ImageSet
 from gendd.errors import UserError
 from gendd.models import Backbone
 from gendd.models.trial import sample_images, still
@@ -24,6 +26,15 @@ def resolve_device(name: str, key: str = "training.device") -> torch.device:
     if not there.get(name):
         raise UserError(f"{key}: expected a device of this machine, got {name!r}; use 'auto' or 'cpu'.")
     return torch.device(name)
+
+
+def with_images_on(data: Data, device: torch.device) -> Data:
+    """Move training images in memory to a CUDA device if they take at most a quarter of its free memory."""
+    images = data.train
+    if device.type != "cuda" or not isinstance(images, ImageSet) or not isinstance(images.source, Tensor):
+        return data
+    free, _ = torch.cuda.mem_get_info(device)
+    return replace(data, train=images.on(device)) if images.source.nbytes <= free / 4 else data
 
 
 def resolve_precision(name: str, device: torch.device) -> Literal["fp32", "bf16", "fp16"]:

@@ -38,6 +38,7 @@ from gendd.training.device import (
     resolve_device,
     resolve_precision,
     training_precision,
+    with_images_on,
 )
 from gendd.training.launch import Joined, local_world_size
 from gendd.training.module import LightningMethod
@@ -112,6 +113,9 @@ def fit(
         for name in ("last.ckpt", "best.ckpt"):
             SafeCheckpointIO().remove_checkpoint(checkpoints / name)
     module = LightningMethod(method, data, config, data_config, seed, channels_last, readout)
+    # answers recorded by a cached teacher are found by checksums that are computed on the CPU
+    if module.cached is None:
+        module.data = with_images_on(module.data, device)
     monitor = module.monitor
 
     def begin() -> tuple[bool, Path | None]:
