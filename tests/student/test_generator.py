@@ -202,16 +202,32 @@ def test_the_mean_is_the_conditional_mean_of_a_linear_gaussian(prediction: Predi
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-def test_the_mean_is_one_pass_from_zeros_at_one_time(prediction: Prediction) -> None:
+def test_the_mean_is_one_pass_from_one_noise_at_one_time(prediction: Prediction) -> None:
     model = generator(prediction=prediction)
     model.head = recorder = Recorder(4)  # type: ignore[assignment]
     z = conditions()
     model.mean(z)
     ((x, t, condition, token),) = recorder.calls
-    assert torch.equal(x, torch.zeros(9, 4)) and t.tolist() == [model.mean_time] * 9
-    if prediction != "epsilon":
+    assert t.tolist() == [model.mean_time] * 9
+    noise = torch.tensor([1.0, -1.0, 1.0, -1.0])
+    if prediction == "epsilon":
+        noise = torch.zeros(4)
+    else:
         assert model.mean_time == 29
+    assert torch.equal(x, noise.expand(9, 4))
     assert torch.equal(condition, z.repeat_interleave(3, 0)) and token.tolist() == [0, 1, 2] * 3
+
+
+def test_the_mean_is_that_of_noise_even_if_the_head_is_wrong_at_zero() -> None:
+    model, matrix = exact("sample")
+    z, head = conditions(), model.head.denoise
+
+    def wrong(x: Tensor, modulations: list[Tensor]) -> Tensor:
+        # as heads become that are trained for long: right wherever noise is, and only there
+        return head(x, modulations) * (x.square().mean(-1, keepdim=True) > 0.2)
+
+    model.head.denoise = wrong  # type: ignore[method-assign]
+    torch.testing.assert_close(model.mean(z), z @ matrix, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)

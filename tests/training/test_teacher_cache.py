@@ -71,6 +71,8 @@ def made(name: str, taught_by: Frozen) -> Method:
 
 def settings(**changes: Any) -> TrainingConfig:
     given: dict[str, Any] = {"epochs": 4, "lr": 1e-3, "loggers": [], "device": "cpu", "precision": "fp32"}
+    # the memory format of maps, which is part of a file, would depend on the processor
+    given["channels_last"] = False
     return TrainingConfig(**{**given, "progress": False, "cache_teacher": 2, **changes})
 
 

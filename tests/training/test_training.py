@@ -1127,6 +1127,7 @@ def test_the_student_of_a_fit_predicts(done: Done) -> None:
         assert student(torch.rand(2, 1, 8, 8)).shape == (2, 10)
 
 
+@pytest.mark.filterwarnings("ignore:GPU available but not used")
 def test_the_bar_counts_epochs_from_one() -> None:
     bar = Progress()
     bar._trainer = lightning.Trainer(

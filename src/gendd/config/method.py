@@ -45,6 +45,9 @@ class GenDDConfig:
         contraction: Strength λ of the contraction f ← (1-λ) f + λ c_y, in [0, 1]. Without labels it is 0.
             Null: 0.3, or 0 if there are no centres for the labels' classes (the teacher has other classes
             and ``centres`` is not ``means``).
+        contract: Which images' features are contracted: ``all``, as published, or ``errors``: each in proportion
+            to the distance between its label and the teacher's probabilities, 1 minus the probability of the
+            label. Only applies if the teacher has the labels' classes.
         alpha: Weight of the label against the teacher's own prediction in the contraction's class
             probabilities, in [0, 1].
         centres: Class centres c_y: ``classifier`` (row y of the teacher's classifier, as published) or
@@ -93,6 +96,7 @@ class GenDDConfig:
     """
 
     contraction: float | None = None
+    contract: Literal["errors", "all"] = "errors"
     alpha: float = 1.0
     centres: Literal["classifier", "means"] = "classifier"
     centre_scale: Literal["none", "match"] = "none"

@@ -3,7 +3,7 @@
 Shapes: B images · d student feature · D teacher feature · K classes · N tokens · C token width · W head
 width.
 
-The readout evaluates the head at x_t = 0 and a single time step. The input layer's output is then a constant,
+The readout evaluates the head at one x_t and a single time step. The input layer's output is then a constant,
 and so is the first block's norm of it; time and position become a table of N rows; the LayerNorm's scale and
 the condition's layer become one Linear; and with few classes, the head's last layer, the features' scale and
 the teacher's classifier become one Linear from hidden state to logits.
@@ -72,7 +72,7 @@ class FoldedMean(nn.Module):
         self.condition = Affine(head.condition.weight * generator.norm.weight, table[0] if single else None)
         self.register_buffer("table", None if single else table)
         # first block: its normed input is one vector a, so that MLP[0](a (1 + scale) + shift) is linear in y
-        start = head.input.bias
+        start = head.input(generator.mean_input.to(head.input.weight))
         first, *others = (block for block in head.blocks if isinstance(block, Block))
         normed = first.norm(start)
         shift, scale, gate = first.modulation.weight.chunk(3)
@@ -186,7 +186,7 @@ def _fold_output(
     head, width, tokens = generator.head, generator.head.condition.out_features, generator.num_tokens
     shift, scale = head.final_modulation.weight.chunk(2)
     shift_bias, scale_bias = head.final_modulation.bias.chunk(2)
-    # x̂_0 = factor · output at x_t = 0
+    # x̂_0 = factor · output, without the share of x_t
     t = torch.tensor([generator.mean_time])
     one, zero = torch.ones(1, 1), torch.zeros(1, 1)
     factor = float(predicted_x0(one, zero, t, generator.schedule, generator.prediction))

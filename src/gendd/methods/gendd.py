@@ -16,7 +16,7 @@ from gendd.config import GenDDConfig
 from gendd.diffusion import tokens
 from gendd.diffusion.draws import beta
 from gendd.errors import UserError, did_you_mean
-from gendd.methods._labels import known, taught_loss
+from gendd.methods._labels import contracted_classes, known, taught_loss
 from gendd.methods._maps import MapLosses, MapRegression
 from gendd.methods._moments import Moments
 from gendd.methods.base import Method, StepOutput
@@ -330,11 +330,7 @@ class GenDD(Method):
         if labels is None or self.strength == 0:
             return standard
         self._check_classes()
-        probabilities = tokens.class_probabilities(labels, self.centres.shape[0])
-        if self.config.alpha < 1:
-            predicted = logits.float().softmax(-1)
-            share = known(labels).unsqueeze(-1)
-            probabilities = self.config.alpha * probabilities + (1 - self.config.alpha) * share * predicted
+        probabilities = contracted_classes(labels, logits, self.centres.shape[0], self.config)
         return tokens.contract(standard, probabilities, self.centres, self.strength)
 
     def _probe_loss(self, logits: Tensor, labels: Tensor | None, teacher_logits: Tensor) -> Tensor | None:

@@ -88,6 +88,9 @@ def binding_of(config: RunConfig) -> dict[str, Any]:
         del found["data.test"]
     if config.evaluation.images is None:
         del found["evaluation.images"]
+    own = config.gendd
+    if own.contract == "all" or own.contraction == 0 or not config.data.labels:
+        del found["gendd.contract"]
     for part in ("training", "teacher_training"):
         if found[f"{part}.cache_teacher"] == 0:
             del found[f"{part}.cache_teacher"], found[f"{part}.cache_dtype"]

@@ -178,8 +178,19 @@ class FeatureGenerator(nn.Module):
             output = completed(output.float(), x_t, t, rows, self.schedule)
         return diffusion_loss(output, x0, x_t, t, noise, self.schedule, self.prediction)
 
+    @property
+    def mean_input(self) -> Tensor:
+        """The head's noisy token (C,) in :meth:`mean`: 1 and -1 in turn, which has the norm of noise.
+
+        At T-1 any noise gives the same prediction, but not 0, which is unlike all noise: heads trained for
+        long are wrong there. An ε head runs at earlier times, with 0.
+        """
+        x = torch.ones(self.token_width)
+        x[1::2] = -1
+        return x.zero_() if self.prediction == "epsilon" else x
+
     def mean(self, condition: Tensor) -> Tensor:
-        """E[f | z] in one pass, the head's x̂_0 at x_t = 0; output of :meth:`condition` -> (B, D).
+        """E[f | z], the head's x̂_0 in one pass; output of :meth:`condition` -> (B, D).
 
         The time is :attr:`mean_time`: T-1, where x_t carries no information; for an ε head, whose x̂_0 is
         ill-conditioned there, an earlier one (see :func:`gendd.student.readout.choose_mean_time`).
@@ -188,9 +199,11 @@ class FeatureGenerator(nn.Module):
         position = torch.arange(self.num_tokens, device=condition.device)
         z, tokenised = self._parts(condition)
         modulations = self.head.modulate(t, z.unsqueeze(1), position)
-        # a single row of zeros for all: the blocks process it only once
-        x = condition.new_zeros(1, 1, self.token_width)
-        output = self.head.denoise(x, modulations)[..., : self.token_width].float()
+        # a single row for all: the blocks process it only once
+        noise = self.mean_input.to(condition.device, condition.dtype).view(1, 1, -1)
+        output = self.head.denoise(noise, modulations)[..., : self.token_width].float()
+        # without the share of x_t in the prediction, √ᾱ_t, which is 5e-5 for T 1,000
+        x = torch.zeros_like(noise)
         if tokenised is not None:
             output = completed(output, x, t, tokenised, self.schedule)
         estimate = predicted_x0(output, x, t, self.schedule, self.prediction)
