@@ -513,7 +513,7 @@ def compared(name: str, shown: list[str] | None = None) -> str:
 
 def headline() -> str:
     """The main methods of the comparison on CIFAR-10, the best first."""
-    wanted = ("gendd", "gendd_unlabelled", "gendd_published")
+    wanted = ("gendd", "gendd_all", "gendd_unlabelled", "gendd_published")
     wanted += ("simkd", "srd", "dist", "kd", "supervised")
     found = [row for row in measured("cifar10") if row["method"] in wanted]
     return methods_table(found, ["rate", "test", "difference", "t_interval", "multiply_adds", "seeds"])

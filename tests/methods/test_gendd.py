@@ -204,7 +204,7 @@ def test_without_contraction_labels_change_nothing() -> None:
 
 
 def test_hard_labels_and_their_one_hot_form_give_the_same_loss() -> None:
-    method = build(contraction=0.6, alpha=0.7).eval()
+    method = build(contraction=0.6, contract="all", alpha=0.7).eval()
     hard = method(images(), labels(), generator=seeded())
     soft = method(images(), F.one_hot(labels(), CLASSES).float(), generator=seeded())
     assert torch.equal(hard.parts["diffusion"], soft.parts["diffusion"])
@@ -212,7 +212,7 @@ def test_hard_labels_and_their_one_hot_form_give_the_same_loss() -> None:
 
 
 def test_mixed_labels_contract_and_probe_by_their_weights() -> None:
-    method = build(contraction=0.6, standardise=False).eval()
+    method = build(contraction=0.6, contract="all", standardise=False).eval()
     hard = F.one_hot(labels(), CLASSES).float()
     soft = 0.7 * hard + 0.3 * hard.flip(0)
     feature, logits = teacher_of(method)(images())
@@ -252,7 +252,7 @@ def test_a_few_steps_lower_the_loss() -> None:
 
 
 def test_targets_are_contracted_by_hand() -> None:
-    method = build(contraction=0.3)
+    method = build(contraction=0.3, contract="all")
     feature, logits = teacher_of(method)(images())
     centres = teacher_of(method).classifier.weight[labels()]
     torch.testing.assert_close(
@@ -261,8 +261,26 @@ def test_targets_are_contracted_by_hand() -> None:
     assert torch.equal(method.targets(feature, logits, None), feature)
 
 
+def test_by_default_each_target_is_contracted_as_much_as_the_teacher_contradicts_its_label() -> None:
+    method = build(contraction=0.5)
+    feature = torch.arange(64.0).view(2, 32) / 64
+    logits = torch.tensor([[2.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    weight = teacher_of(method).classifier.weight.detach()
+    probability = np.exp(2.0) / (np.exp(2.0) + 3)
+    # right at the first image's label, as good as ignorant of the second's
+    for index, label, share in ((0, 0, 1 - probability), (0, 1, 1 - 1 / (np.exp(2.0) + 3)), (1, 2, 0.75)):
+        came = method.targets(feature[[index]], logits[[index]], torch.tensor([label])).detach()
+        wanted = torch.lerp(feature[index], weight[label], 0.5 * share)
+        torch.testing.assert_close(came[0], wanted, rtol=0, atol=1e-6)
+    # a label that is the teacher's own prediction, and none
+    own = torch.stack([logits[0].softmax(-1), torch.zeros(4)])
+    torch.testing.assert_close(method.targets(feature, logits, own), feature, rtol=0, atol=1e-6)
+    unknown = torch.tensor([-1, -1])
+    assert torch.equal(method.targets(feature, logits, unknown), feature)
+
+
 def test_alpha_blends_the_label_with_the_teachers_prediction() -> None:
-    method = build(contraction=0.5, alpha=0.25)
+    method = build(contraction=0.5, contract="all", alpha=0.25)
     feature = torch.zeros(2, 32)
     logits = torch.tensor([[2.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 0.0]])
     e = np.exp(2.0)
