@@ -5,8 +5,8 @@ a random moment of its training, and the run is resumed as a user would. `restar
 nodes" on this machine; one loses its process, and they restart all of them. Both pass if the run ends
 bit-identical to an undisturbed one: weights, metrics except times, logged curves. `speed`: images per second
 of a training in one process, in two that share its batch, and of two independent trainings at once, in turns,
-one thread per process; `small`: ResNet-56 to ResNet-20 at 32 pixels; `large batch`: the same in steps of 1,024
-images; `wide`: ResNet-50 to ResNet-18 at 224.
+one thread per process; `small`: ResNet-56 to ResNet-20 at 32 pixels; `large batch`: the same in steps of
+1,024 images; `wide`: ResNet-50 to ResNet-18 at 224.
 
     python benchmarks/processes.py kill --count 4
     python benchmarks/processes.py restart --count 3

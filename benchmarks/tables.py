@@ -735,7 +735,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "transfer_imagenet": partial(lockstep_table, "imagenet.csv", "agreement, %"),
     **{f"compare_{name}": partial(compared, name) for name in comparisons()},
     "compare_tiny_tokens": partial(
-        compared, "tiny_tokens", ["rate", "mean", "linear", "difference", "t_interval", "multiply_adds", "seeds"]
+        compared,
+        "tiny_tokens",
+        ["rate", "mean", "linear", "difference", "t_interval", "multiply_adds", "seeds"],
     ),
     "compare_ablations": partial(
         compared, "ablations", ["rate", "test", "linear", "difference", "t_interval", "seeds"]

@@ -40,6 +40,7 @@ BASES = sorted(set(recipes()) - set(NAMES))
 
 METHOD = {
     "gendd.contraction": 0.9,
+    "gendd.contract": "all",
     "gendd.alpha": 1.0,
     "gendd.centres": "classifier",
     "gendd.centre_scale": "none",

@@ -26,7 +26,7 @@ _RULES = {
     "time_power": POSITIVE,
     "mixup": NON_NEGATIVE,
     "condition_dropout": Rule(lambda value: 0 <= value < 1, "a probability in [0, 1)"),
-    "token_width": or_null(POSITIVE_INTEGER),
+    "token_width": POSITIVE_INTEGER,
     "repeats": or_null(POSITIVE_INTEGER),
     "head_depth": at_most(100, POSITIVE_INTEGER),
     "head_width": or_null(at_most(65_536, POSITIVE_INTEGER)),
@@ -45,9 +45,9 @@ class GenDDConfig:
         contraction: Strength λ of the contraction f ← (1-λ) f + λ c_y, in [0, 1]. Without labels it is 0.
             Null: 0.3, or 0 if there are no centres for the labels' classes (the teacher has other classes
             and ``centres`` is not ``means``).
-        contract: Which images' features are contracted: ``all``, as published, or ``errors``: each in proportion
-            to the distance between its label and the teacher's probabilities, 1 minus the probability of the
-            label. Only applies if the teacher has the labels' classes.
+        contract: Which images' features are contracted: ``all``, as published, or ``errors``: each in
+            proportion to the distance between its label and the teacher's probabilities, 1 minus the
+            probability of the label. Only applies if the teacher has the labels' classes.
         alpha: Weight of the label against the teacher's own prediction in the contraction's class
             probabilities, in [0, 1].
         centres: Class centres c_y: ``classifier`` (row y of the teacher's classifier, as published) or
@@ -56,8 +56,8 @@ class GenDDConfig:
         centre_scale: ``none`` uses the centres as they are; ``match`` scales them so that their
             mean squared norm equals that of the teacher's features.
         mixup: β of the feature mixup's Beta(β, β); 0 is off.
-        token_width: Token width τ; if it does not divide the teacher's feature width, the last token is padded.
-            Null: that width, one token.
+        token_width: Token width τ, at most the teacher's feature width; if it does not divide that width, the
+            last token is padded.
         repeats: M, training rows per token and step, each with its own t and noise. Null: as many as give 8
             rows per image, at least 2.
         condition_dropout: Probability that a row's condition is zeroed, in [0, 1). Needed for guided
@@ -101,7 +101,7 @@ class GenDDConfig:
     centres: Literal["classifier", "means"] = "classifier"
     centre_scale: Literal["none", "match"] = "none"
     mixup: float = 0.0
-    token_width: int | None = None
+    token_width: int = 64
     repeats: int | None = None
     condition_dropout: float = 0.0
     prediction: Prediction = "sample"

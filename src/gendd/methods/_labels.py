@@ -24,9 +24,7 @@ def label_loss(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits.float(), labels, ignore_index=-1, reduction="sum") / len(labels)
 
 
-def contracted_classes(
-    labels: Tensor, teacher_logits: Tensor, classes: int, config: GenDDConfig
-) -> Tensor:
+def contracted_classes(labels: Tensor, teacher_logits: Tensor, classes: int, config: GenDDConfig) -> Tensor:
     """Class probabilities (B, K) for the contraction of each image's target; their sum scales it.
 
     Args:

@@ -22,7 +22,7 @@ from gendd.methods._moments import Moments
 from gendd.methods.base import Method, StepOutput
 from gendd.models import Asked, Backbone, Frozen
 from gendd.student import Student
-from gendd.student.generator import FeatureGenerator, head_width, repeats, token_width
+from gendd.student.generator import FeatureGenerator, head_width, repeats
 from gendd.student.readout import fixed_classifier, nearest_mean_classifier
 
 # default of λ
@@ -93,12 +93,7 @@ class GenDD(Method):
         hidden = 0 if self.maps is None else self.maps.hidden
         self.repeats = repeats(self.teacher.feature_dim, config)
         width = config.head_width or head_width(backbone, self.teacher.feature_dim, config)
-        config = dataclasses.replace(
-            config,
-            repeats=self.repeats,
-            head_width=width,
-            token_width=token_width(self.teacher.feature_dim, config),
-        )
+        config = dataclasses.replace(config, repeats=self.repeats, head_width=width)
         self.labels = labels
         config = dataclasses.replace(config, residual=self._estimates(config))
         strength = config.contraction
@@ -129,7 +124,7 @@ class GenDD(Method):
         if config.residual is not None:
             return config.residual
         assert self.teacher is not None
-        return able and token_width(self.teacher.feature_dim, config) < self.teacher.feature_dim
+        return able and config.token_width < self.teacher.feature_dim
 
     @property
     def _same_classes(self) -> bool:

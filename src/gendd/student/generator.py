@@ -37,13 +37,9 @@ HEAD_WIDTH = 128
 _ROWS, _LEAST_REPEATS = 8, 2
 
 
-def token_width(feature_width: int, config: GenDDConfig) -> int:
-    """τ: the value set, at most D, so that a single token needs no padding."""
-    return min(config.token_width or feature_width, feature_width)
-
-
 def _token_count(feature_width: int, config: GenDDConfig) -> int:
-    return tokens.num_tokens(feature_width, token_width(feature_width, config))
+    # a single token needs no padding
+    return tokens.num_tokens(feature_width, min(config.token_width, feature_width))
 
 
 def repeats(feature_width: int, config: GenDDConfig) -> int:
@@ -100,7 +96,7 @@ class FeatureGenerator(nn.Module):
         self.config = config
         self.condition_width = condition_width
         self.feature_width = feature_width
-        self.token_width = token_width(feature_width, config)
+        self.token_width = min(config.token_width, feature_width)
         self.num_tokens = _token_count(feature_width, config)
         self.prediction = config.prediction
         self.residual = bool(config.residual)
