@@ -477,7 +477,8 @@ def families(library: str) -> str:
 
 
 # measured on a GPU that a varying number of runs shared, so that times don't compare
-SHARED = ("cifar10", "cifar10_mobilenet", "cifar10_long", "tiny_imagenet", "tiny_tokens", "fashion")
+SHARED = ("cifar10", "cifar10_mobilenet", "cifar10_long", "tiny_imagenet", "tiny_tokens")
+SHARED += ("fashion", "fashion_long")
 
 
 def summary(name: str) -> list[dict[str, Any]]:

@@ -185,9 +185,9 @@ class FeatureGenerator(nn.Module):
         At T-1 any noise gives the same prediction, but not 0, which is unlike all noise: heads trained for
         long are wrong there. An ε head runs at earlier times, with 0.
         """
-        x = torch.ones(self.token_width)
-        x[1::2] = -1
-        return x.zero_() if self.prediction == "epsilon" else x
+        # made on the device, as a copy to it would wait
+        x = torch.arange(self.token_width, device=self.feature_mean.device, dtype=torch.float32)
+        return torch.zeros_like(x) if self.prediction == "epsilon" else 1 - 2 * (x % 2)
 
     def mean(self, condition: Tensor) -> Tensor:
         """E[f | z], the head's x̂_0 in one pass; output of :meth:`condition` -> (B, D).
@@ -200,7 +200,7 @@ class FeatureGenerator(nn.Module):
         z, tokenised = self._parts(condition)
         modulations = self.head.modulate(t, z.unsqueeze(1), position)
         # a single row for all: the blocks process it only once
-        noise = self.mean_input.to(condition.device, condition.dtype).view(1, 1, -1)
+        noise = self.mean_input.to(condition.dtype).view(1, 1, -1)
         output = self.head.denoise(noise, modulations)[..., : self.token_width].float()
         # without the share of x_t in the prediction, √ᾱ_t, which is 5e-5 for T 1,000
         x = torch.zeros_like(noise)
