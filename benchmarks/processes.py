@@ -6,7 +6,7 @@ nodes" on this machine; one loses its process, and they restart all of them. Bot
 bit-identical to an undisturbed one: weights, metrics except times, logged curves. `speed`: images per second
 of a training in one process, in two that share its batch, and of two independent trainings at once, in turns,
 one thread per process; `small`: ResNet-56 to ResNet-20 at 32 pixels; `large batch`: the same in steps of
-1,024 images; `wide`: ResNet-50 to ResNet-18 at 224.
+1,024 images of Fashion-MNIST; `wide`: ResNet-50 to ResNet-18 at 224.
 
     python benchmarks/processes.py kill --count 4
     python benchmarks/processes.py restart --count 3
@@ -51,6 +51,7 @@ CASES: dict[str, dict[str, Any]] = {
     "large batch": {
         "teacher": "cifar/resnet56",
         "student": "cifar/resnet20",
+        "data.name": "fashion-mnist",
         "data.image_size": 32,
         "data.batch_size": 1024,
         "data.train_images": 2048,
