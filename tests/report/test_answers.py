@@ -31,9 +31,9 @@ def section(html: str, title: str) -> str:
 def test_what_to_do_next_is_at_the_top_as_commands(html: str) -> None:
     told = section(html, "Use the student")
     assert re.findall(r"<code>(.*?)</code>", told) == [
-        "gendd predict &#x27;runs/a &lt;run&gt;&#x27; IMAGE…",
-        "gendd evaluate &#x27;runs/a &lt;run&gt;&#x27;",
-        "gendd export &#x27;runs/a &lt;run&gt;&#x27; --to onnx",
+        "gendd predict &#39;runs/a &lt;run&gt;&#39; IMAGE…",
+        "gendd evaluate &#39;runs/a &lt;run&gt;&#39;",
+        "gendd export &#39;runs/a &lt;run&gt;&#39; --to onnx",
     ]
     assert html.index("Use the student") < html.index("<h2>Comparison")
     assert "Use the student" not in write_of(full())
@@ -117,7 +117,7 @@ def test_the_hardest_classes_come_with_pictures(html: str) -> None:
 
 
 def test_mistakes_are_counted_beside_the_teachers(html: str) -> None:
-    told = section(html, "Mistakes beside the teacher&#x27;s")
+    told = section(html, "Mistakes beside the teacher&#39;s")
     rows = re.findall(r'<td>(.*?)</td><td class="n">(.*?)</td>', told)
     assert rows == [
         ("Both right", "6"),
@@ -134,7 +134,7 @@ def test_without_pictures_or_labels_less_is_shown(tmp_path: Path) -> None:
     data.picture = None
     html = write_of(data)
     assert "<figure" not in section(html, "Hardest classes") + section(
-        html, "Mistakes beside the teacher&#x27;s"
+        html, "Mistakes beside the teacher&#39;s"
     )
     unknown = torch.arange(12) % 3
     data.answers = {"gendd": answered([True] * 12, unknown)}

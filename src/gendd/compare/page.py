@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from html import escape
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -19,8 +18,8 @@ from gendd.compare.results import Row, is_loss
 from gendd.compare.summary import cells, headings, places, seconds
 from gendd.config import registry
 from gendd.files import write_text
-from gendd.report.drawing import DARK, FONT, LIGHT, Theme, picture
-from gendd.report.markup import line, section, table
+from gendd.report.drawing import DARK, LIGHT, Theme, picture
+from gendd.report.markup import Line, document, part, section, sentence, table
 
 # for methods whose own colours are taken: Okabe and Ito's for light pages, and lighter ones for dark
 _COLORS = (
@@ -72,7 +71,7 @@ def write_page(plan: Plan, rows: Sequence[Mapping[str, Any]], summary: Sequence[
 def page(plan: Plan, rows: Sequence[Mapping[str, Any]], summary: Sequence[Row]) -> str:
     """Return the whole page as HTML."""
     drawn = looks(plan)
-    parts = []
+    parts: list[Markup | None] = []
     for place, mine in places(summary).items():
         chosen = [
             row
@@ -89,16 +88,8 @@ def page(plan: Plan, rows: Sequence[Mapping[str, Any]], summary: Sequence[Row]) 
     parts.append(_errors(rows))
     seeds = f"{len(plan.seeds)} seed{'s' if len(plan.seeds) > 1 else ''}"
     lead = f"{len(drawn)} methods, {seeds}{_budget(plan)}."
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
-        "style-src 'unsafe-inline'\">"
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(plan.name)} · GenDD comparison</title>"
-        f"<style>\n{_css(drawn)}</style></head><body><main>"
-        f'<p class="eyebrow">Comparison of methods</p><h1>{escape(plan.name)}</h1>'
-        f'<p class="lead">{escape(lead)}</p>' + "\n".join(filter(None, parts)) + "</main></body></html>\n"
-    )
+    dots = [(f"m{number}", look.color(LIGHT), look.color(DARK)) for number, look in enumerate(drawn.values())]
+    return document(plan.name, "comparison", "Comparison of methods", lead, dots, parts)
 
 
 def _budget(plan: Plan) -> str:
@@ -109,27 +100,16 @@ def _budget(plan: Plan) -> str:
     return f", {amount:g}{of.get(kind, f' {kind} each')}"
 
 
-def _css(drawn: Mapping[str, _Look]) -> str:
-    def dots(theme: Theme) -> str:
-        return "".join(
-            f".dot.m{number}{{background:{look.color(theme)}}}" for number, look in enumerate(drawn.values())
-        )
-
-    style = files("gendd.report").joinpath("page.css").read_text(encoding="utf-8")
-    both = f"{dots(LIGHT)}\n@media (prefers-color-scheme:dark){{{dots(DARK)}}}"
-    return style.replace("FONT", FONT).replace("DOTS", both)
-
-
 def _titled(title: str, what: str) -> str:
     return f"{title}: {what[:1].lower()}{what[1:]}" if title else what
 
 
-def _table(title: str, rows: Sequence[Row], plan: Plan, drawn: Mapping[str, _Look]) -> str:
+def _table(title: str, rows: Sequence[Row], plan: Plan, drawn: Mapping[str, _Look]) -> Markup:
     columns = headings(rows)
     order = list(drawn)
     lines = [
-        line(
-            [f'<i class="dot m{order.index(row["method"])}"></i>{escape(row["label"])}'],
+        Line(
+            [part("method", f"m{order.index(row['method'])}", row["label"], "")],
             cells(row, columns),
             own=row["method"] == plan.reference,
         )
@@ -139,16 +119,16 @@ def _table(title: str, rows: Sequence[Row], plan: Plan, drawn: Mapping[str, _Loo
     if plan.reference is not None:
         label = drawn[plan.reference].label
         note += (
-            f" Differences are to {escape(label)}, in points, paired by seed. A bootstrap over few seeds is "
+            f" Differences are to {label}, in points, paired by seed. A bootstrap over few seeds is "
             "too narrow; the t interval next to it is not."
         )
-    shown = [heading[:1].upper() + heading[1:] for heading in columns.values()]
+    shown = [sentence(heading) for heading in columns.values()]
     return section(title or "Methods", table(["Method"], shown, lines), note)
 
 
 def _curves(
     title: str, rows: Sequence[Mapping[str, Any]], drawn: Mapping[str, _Look], by_seconds: bool
-) -> str:
+) -> Markup | None:
     """Plot the mean validation metric after each epoch, against epochs or seconds."""
     series: dict[str, tuple[Any, Any]] = {}
     losses = False
@@ -166,7 +146,7 @@ def _curves(
         losses = losses or is_loss(mine[0])
         series[name] = along, values
     if not series:
-        return ""
+        return None
     what = "Validation figure" if losses else "Validation accuracy"
     label = "seconds of training" if by_seconds else "epochs trained"
 
@@ -202,11 +182,11 @@ def _curves(
     return section(heading, picture(draw, heading), note)
 
 
-def _costs(title: str, rows: Sequence[Row], drawn: Mapping[str, _Look]) -> str:
+def _costs(title: str, rows: Sequence[Row], drawn: Mapping[str, _Look]) -> Markup | None:
     """Plot the test metric against multiply-adds per image."""
     shown = [row for row in rows if row["test"] is not None and row["multiply_adds"]]
     if not shown:
-        return ""
+        return None
     most = max(row["multiply_adds"] for row in shown)
     size, unit = (1e9, "billions") if most >= 1e9 else (1e6, "millions")
 
@@ -244,16 +224,13 @@ def _figure(fill: Callable[[Axes], None]) -> Figure:
     return figure
 
 
-def _errors(rows: Sequence[Mapping[str, Any]]) -> str:
+def _errors(rows: Sequence[Mapping[str, Any]]) -> Markup | None:
     failed = [row for row in rows if row["error"]]
     if not failed:
-        return ""
+        return None
     lines = [
-        line(
-            [
-                escape(" · ".join(filter(None, (row["data"], row["pair"], row["label"])))),
-                escape(row["error"]),
-            ],
+        Line(
+            [" · ".join(filter(None, (row["data"], row["pair"], row["label"]))), row["error"]],
             [f"{row['rate']:g}", str(row["seed"])],
         )
         for row in failed

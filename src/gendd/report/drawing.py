@@ -7,15 +7,14 @@ import io
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 import matplotlib
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from gendd.config import registry
-
-FONT = "system-ui,-apple-system,'Segoe UI',Roboto,'Helvetica Neue',Arial,'DejaVu Sans',sans-serif"
+from gendd.report.markup import FONT, part
 
 
 @dataclass(frozen=True)
@@ -90,8 +89,6 @@ _STYLE: Any = {
     **{f"{axis}tick.{size}.size": 0 for axis in "xy" for size in ("major", "minor")},
 }
 
-# width in inches that stays readable when scaled to a phone's screen
-_NARROW = 7
 # draws a figure in the colours of a theme; ten inches fill the page
 Draw = Callable[[Theme], Figure]
 
@@ -106,14 +103,10 @@ def short(name: str, limit: int = 16) -> str:
     return name if len(name) <= limit else name[: limit - 1] + "…"
 
 
-def picture(draw: Draw, alt: str) -> str:
-    """Return an ``<img>`` of a figure, 96 pixels per inch, with its counterpart for dark pages."""
+def picture(draw: Draw, alt: str) -> Markup:
+    """Return a figure, 96 pixels per inch, with its counterpart for dark pages."""
     (light, width), (dark, _) = (_svg(draw, theme) for theme in (LIGHT, DARK))
-    return (
-        f"<picture{' class=wide' if width > _NARROW else ''}>"
-        f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img src="{light}" alt="{escape(alt)}" style="width:{width * 96:.0f}px"></picture>'
-    )
+    return part("picture", light, dark, round(width * 96), alt)
 
 
 def _svg(draw: Draw, theme: Theme) -> tuple[str, float]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from html import escape
+from html import unescape
 from pathlib import Path
 
 from gendd.errors import UserError
@@ -14,18 +14,15 @@ from gendd.report.sections import confusion, examples, features, mistakes, relia
 
 _SECTION = re.compile(r"<section><h2>(.*?)</h2>.*?</section>", re.DOTALL)
 # starts of the titles of sections that remain valid when the student's metrics change
-_LASTING = tuple(
-    escape(title)
-    for title in (
-        *(what.title for what in training.VALIDATED.values()),
-        training.LOSSES,
-        confusion.TITLE,
-        reliability.TITLE,
-        mistakes.HARDEST,
-        mistakes.BESIDE,
-        features.TITLE,
-        examples.TITLE,
-    )
+_LASTING = (
+    *(what.title for what in training.VALIDATED.values()),
+    training.LOSSES,
+    confusion.TITLE,
+    reliability.TITLE,
+    mistakes.HARDEST,
+    mistakes.BESIDE,
+    features.TITLE,
+    examples.TITLE,
 )
 
 
@@ -60,7 +57,7 @@ def update_report(data: ReportData, path: Path, into: Path | None = None) -> Pat
         The file written.
     """
     # new predictions of the student invalidate the comparison with the teacher's
-    lasting = tuple(title for title in _LASTING if not (data.answers and title == escape(mistakes.BESIDE)))
+    lasting = tuple(title for title in _LASTING if not (data.answers and title == mistakes.BESIDE))
     return _write(_merged(page(data), Path(path).read_text(encoding="utf-8"), lasting), Path(into or path))
 
 
@@ -72,10 +69,10 @@ def _write(text: str, path: Path) -> Path:
 
 def _merged(new: str, before: str, lasting: tuple[str, ...]) -> str:
     """Add to a page the still valid sections of the previous page that it lacks."""
-    sections = {found[1]: found[0] for found in _SECTION.finditer(new)}
+    sections = {unescape(found[1]): found[0] for found in _SECTION.finditer(new)}
     order: list[str] = []
     for found in _SECTION.finditer(before):
-        title = found[1]
+        title = unescape(found[1])
         if title in sections or title.startswith(lasting):
             sections.setdefault(title, found[0])
             order.append(title)

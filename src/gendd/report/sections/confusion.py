@@ -6,9 +6,9 @@ Shapes: K classes.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
@@ -16,36 +16,33 @@ from torch import Tensor
 
 from gendd.report.content import Array, array
 from gendd.report.drawing import Draw, Theme, picture, short
-from gendd.report.markup import line, section, table
+from gendd.report.markup import Line, part, section, table
 
 TITLE = "Confusion matrix"
 _MAX_ANNOTATED = 20
 
 
-def confusion(matrix: Tensor | Array | None, names: Sequence[str]) -> str:
+def confusion(matrix: Tensor | Array | None, names: Sequence[str]) -> Markup | None:
     """Return the section with the matrix (K, K) of counts and the most frequent errors."""
     if matrix is None:
-        return ""
+        return None
     counts = array(matrix)
     assert counts.shape == (len(names), len(names)), (counts.shape, len(names))
     errors = [
-        line(
-            [escape(short(names[true], 24)), escape(short(names[predicted], 24))],
+        Line(
+            [short(names[true], 24), short(names[predicted], 24)],
             [f"{images:,}", f"{100 * share:.1f} %"],
         )
         for true, predicted, share, images in most_frequent(counts)
     ]
-    listing = ""
-    if errors:
-        listing = table(["True", "Predicted"], ["Images", "Share"], errors)
-        listing = f"<div><h3>Most frequent errors</h3>{listing}</div>"
+    listing = table(["True", "Predicted"], ["Images", "Share"], errors) if errors else None
     numbers = "colour shows the share of the row (square-root scale)"
     if len(names) <= _MAX_ANNOTATED:
         numbers = "numbers are percent of the row"
     drawn = picture(_draw_confusion(shares_of_rows(counts), names), "Confusion matrix of the student")
     return section(
         TITLE,
-        f'<div class="pair">{drawn}{listing}</div>',
+        part("pair", drawn, "Most frequent errors", listing),
         f"Rows are true classes and columns predicted ones; {numbers}, "
         "and everything off the diagonal is an error.",
     )

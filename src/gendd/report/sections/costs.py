@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator, Sequence
 from typing import Literal
 
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -18,12 +19,12 @@ from gendd.report.markup import section, sentence
 Side = Literal["left", "center", "right"]
 
 
-def costs(rows: Sequence[Row]) -> str:
+def costs(rows: Sequence[Row]) -> Markup | None:
     """Return the plot of the main measure against multiply-adds, if at least two rows have both."""
     measure = measure_of(own_row(rows)) or "top1"
     shown = [row for row in rows if row[measure] is not None and row["multiply_adds"]]
     if len(shown) < 2:
-        return ""
+        return None
     title, better = "Accuracy", "more accurate"
     if measure == "agreement":
         title, better = "Agreement", "closer to the teacher"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Sequence
-from html import escape
+from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 from PIL import Image
 
 from gendd.report.content import Array, Example
-from gendd.report.markup import section
+from gendd.report.markup import part, section
 
 TITLE = "Examples"
 _MAX_SHOWN = 24
@@ -19,36 +20,37 @@ _MAX_SHOWN = 24
 _LARGE, _TINY = 224, 64
 
 
-def examples(found: Sequence[Example]) -> str:
+def examples(found: Sequence[Example]) -> Markup | None:
     """Return the section with the first 24 images and the student's predictions."""
     shown = found[:_MAX_SHOWN]
     if not shown:
-        return ""
+        return None
     note = "Below each image: the predicted class and its confidence"
     if any(example.true is not None for example in shown):
         note += "; errors are outlined and marked ✗, with the true class under them"
     return section(TITLE, figures(shown), note + ".")
 
 
-def figures(shown: Sequence[Example]) -> str:
+def figures(shown: Sequence[Example]) -> Markup:
     """Return a grid of images, each with its prediction below."""
-    return f'<div class="grid">{"".join(map(_figure, shown))}</div>'
+    return part("examples", [_figure(example) for example in shown])
 
 
-def _figure(example: Example) -> str:
+def _figure(example: Example) -> dict[str, Any]:
     encoded, tiny = _png(example.image)
-    predicted = escape(example.predicted)
     wrong = example.true is not None and example.true != example.predicted
-    mark = "" if example.true is None else "✗ " if wrong else "✓ "
-    truth = f"<span>is {escape(str(example.true))}</span>" if wrong else ""
+    remarks = [f"is {example.true}"] if wrong else []
     if example.teacher is not None and example.teacher != example.true:
-        truth += f"<span>teacher: {escape(example.teacher)}</span>"
-    sure = f"{100 * example.confidence:.0f}\N{NO-BREAK SPACE}%"
-    return (
-        f"<figure{' class=wrong' if wrong else ''}><img{' class=tiny' if tiny else ''} "
-        f'src="data:image/png;base64,{encoded}" alt="{predicted}">'
-        f"<figcaption><b>{mark}{predicted}</b> {sure}{truth}</figcaption></figure>"
-    )
+        remarks.append(f"teacher: {example.teacher}")
+    return {
+        "source": f"data:image/png;base64,{encoded}",
+        "tiny": tiny,
+        "wrong": wrong,
+        "mark": "" if example.true is None else "✗ " if wrong else "✓ ",
+        "predicted": example.predicted,
+        "sure": f"{100 * example.confidence:.0f}\N{NO-BREAK SPACE}%",
+        "remarks": remarks,
+    }
 
 
 def _png(image: Array) -> tuple[str, bool]:

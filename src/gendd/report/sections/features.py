@@ -10,6 +10,7 @@ from typing import Any
 
 import matplotlib
 import numpy as np
+from markupsafe import Markup
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -35,14 +36,14 @@ _CLASSES = [
 ]
 
 
-def features(data: ReportData) -> str:
+def features(data: ReportData) -> Markup | None:
     """Return the plot of both sets of features in the plane of the teacher's largest variance."""
     if data.teacher_features is None or data.generated_features is None:
-        return ""
+        return None
     teacher, generated = array(data.teacher_features), array(data.generated_features)
     assert teacher.shape == generated.shape, (teacher.shape, generated.shape)
     if len(teacher) < 2:
-        return ""
+        return None
     labels = None if data.feature_labels is None else array(data.feature_labels)
     draw = _draw_features(teacher.astype(float), generated.astype(float), labels, data.class_names)
     return section(

@@ -5,24 +5,23 @@ Shapes: N images · K classes.
 
 from __future__ import annotations
 
-from html import escape
-
 import numpy as np
+from markupsafe import Markup
 
 from gendd.evaluation import Answers
 from gendd.report.content import Array, Example, ReportData, array
-from gendd.report.markup import line, section, table
+from gendd.report.markup import Line, part, section, table
 from gendd.report.sections.examples import figures
 
 HARDEST, BESIDE = "Hardest classes", "Mistakes beside the teacher's"
 _CLASSES, _PICTURES = 3, 8
 
 
-def hardest(data: ReportData, method: str) -> str:
+def hardest(data: ReportData, method: str) -> Markup | None:
     """Return the classes with the lowest accuracy, with misclassified images."""
     said, teacher = data.answers.get(method), data.answers.get("teacher")
     if said is None or said.right is None or said.labels is None:
-        return ""
+        return None
     labels, right = array(said.labels).astype(int), array(said.right)
     taught = None if teacher is None or teacher.right is None else array(teacher.right)
     parts = []
@@ -32,25 +31,24 @@ def hardest(data: ReportData, method: str) -> str:
         if taught is not None:
             told += f", teacher {100 * taught[of_class].mean():.1f} %"
         wrong = _surest(array(said.confidence), of_class & (right == 0))
-        name = escape(data.class_names[label])
-        parts.append(f"<h3>{name} <small>{told}</small></h3>{_pictures(data, said, teacher, wrong)}")
+        parts.append((data.class_names[label], told, _pictures(data, said, teacher, wrong)))
     if not parts:
-        return ""
+        return None
     note = "" if data.picture is None else "The images shown are the most confident wrong predictions."
-    return section(HARDEST, "".join(parts), note)
+    return section(HARDEST, part("classes", parts), note)
 
 
-def beside(data: ReportData, method: str) -> str:
+def beside(data: ReportData, method: str) -> Markup | None:
     """Compare the correct predictions of student and teacher, with images that only the student got wrong."""
     said, teacher = data.answers.get(method), data.answers.get("teacher")
     if said is None or teacher is None or said.right is None or teacher.right is None:
-        return ""
+        return None
     own, taught = array(said.right) > 0, array(teacher.right) > 0
     if len(own) != len(taught):
-        return ""
+        return None
     same = array(said.predicted) == array(teacher.predicted)
     lines = [
-        line([words], [f"{int(rows.sum()):,}", f"{100 * rows.mean():.1f} %"])
+        Line([words], [f"{int(rows.sum()):,}", f"{100 * rows.mean():.1f} %"])
         for words, rows in (
             ("Both right", own & taught),
             ("Only the teacher right", ~own & taught),
@@ -78,9 +76,9 @@ def _surest(confidence: Array, rows: Array) -> list[int]:
     return [int(row) for row in chosen[np.argsort(-confidence[chosen], kind="stable")][:_PICTURES]]
 
 
-def _pictures(data: ReportData, said: Answers, teacher: Answers | None, rows: list[int]) -> str:
+def _pictures(data: ReportData, said: Answers, teacher: Answers | None, rows: list[int]) -> Markup:
     if data.picture is None or not rows or said.labels is None:
-        return ""
+        return Markup()
     names = data.class_names
     fits = teacher is not None and teacher.right is not None
     return figures(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from gendd.evaluation import Answers
@@ -14,10 +15,10 @@ TITLE = "Reliability"
 _BINS = 10
 
 
-def reliability(said: Answers | None, method: str) -> str:
+def reliability(said: Answers | None, method: str) -> Markup | None:
     """Return the section with the student's accuracy by confidence."""
     if said is None or said.right is None or len(said.right) == 0:
-        return ""
+        return None
     bins, error = by_confidence(array(said.confidence), array(said.right))
     leaning = "overconfident" if error["lean"] > 0 else "underconfident"
     share = error["right"] / 100

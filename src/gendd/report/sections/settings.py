@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from html import escape
 from typing import Any
 
-from gendd.report.markup import section
+from markupsafe import Markup
+
+from gendd.report.markup import part, section
 
 _FACTS = {
     "train_images": "Training images",
@@ -18,14 +19,12 @@ _FACTS = {
 }
 
 
-def settings(metrics: dict[str, Any], config_yaml: str) -> str:
+def settings(metrics: dict[str, Any], config_yaml: str) -> Markup | None:
     """Return the main settings of the run, and its full configuration, collapsed."""
     facts = _facts(metrics)
-    body = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
-    body = f"<dl>{body}</dl>" if body else ""
-    if config_yaml:
-        body += f"<details><summary>Full configuration</summary><pre>{escape(config_yaml)}</pre></details>"
-    return section("Settings", body) if body else ""
+    if not facts and not config_yaml:
+        return None
+    return section("Settings", part("settings", facts, config_yaml))
 
 
 def _facts(metrics: dict[str, Any]) -> list[tuple[str, str]]:

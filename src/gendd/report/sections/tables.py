@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from html import escape
 from typing import Any
+
+from markupsafe import Markup
 
 from gendd.config import registry
 from gendd.report.comparison import MEASURES, Row, measures_of
-from gendd.report.markup import line, section, table
+from gendd.report.markup import Line, part, section, table
 from gendd.report.numbers import count, milliseconds, number
 
 _COLUMNS = {"top5": "Top-5, %", "linear_probe": "Linear probe, %", "cosine": "Cosine"}
 
 
-def comparison(rows: Sequence[Row], run: dict[str, Any]) -> str:
+def comparison(rows: Sequence[Row], run: dict[str, Any]) -> Markup:
     """Return the table of every row with its network, measures and costs."""
     columns = {name: MEASURES[name].page for name in measures_of(rows)}
     columns |= {name: title for name, title in _COLUMNS.items() if any(row[name] is not None for row in rows)}
@@ -23,7 +24,7 @@ def comparison(rows: Sequence[Row], run: dict[str, Any]) -> str:
     for row in rows:
         numbers = [number(row[name]) for name in columns]
         numbers += [count(row["parameters"]), count(row["multiply_adds"]), milliseconds(row["latency_ms"])]
-        lines.append(line([_method(row), escape(str(row["network"]))], numbers, own=row["chosen"]))
+        lines.append(Line([_method(row), str(row["network"])], numbers, own=row["chosen"]))
     note = "The highlighted row is the readout of the finished student; cost and latency are per image."
     own, images = next((row["top1"] for row in rows if row["chosen"]), None), run.get("test_images")
     if own is not None and images:
@@ -36,13 +37,13 @@ def comparison(rows: Sequence[Row], run: dict[str, Any]) -> str:
     return section("Comparison", table(["Method", "Network"], headings, lines), note)
 
 
-def groups(rows: Sequence[Row], run: dict[str, Any]) -> str:
+def groups(rows: Sequence[Row], run: dict[str, Any]) -> Markup | None:
     """Return the table of top-1 for classes with many, a medium number and few training images."""
     shown = [row for row in rows if row["groups"]]
     if not shown:
-        return ""
+        return None
     lines = [
-        line(
+        Line(
             [_method(row | {"detail": ""})],
             [number(group["top1"]) for group in row["groups"].values()],
             own=row["chosen"],
@@ -63,7 +64,6 @@ def groups(rows: Sequence[Row], run: dict[str, Any]) -> str:
     )
 
 
-def _method(row: Row) -> str:
+def _method(row: Row) -> Markup:
     key = row["key"] if row["key"] in ("teacher", *registry.names()) else "gendd"
-    detail = f"<br><small>{escape(row['detail'])}</small>" if row["detail"] else ""
-    return f'<i class="dot {key}"></i>{escape(row["method"])}{detail}'
+    return part("method", key, row["method"], row["detail"])

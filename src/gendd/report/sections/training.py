@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
@@ -50,12 +51,12 @@ _LOSS_PARTS = {
 Series = tuple[Array, Array]
 
 
-def validation(curves: dict[str, Log]) -> str:
+def validation(curves: dict[str, Log]) -> Markup | None:
     """Return the validation curves of every method."""
     metric = validation_metric(curves)
     found, by = _validated(curves, metric)
     if not found:
-        return ""
+        return None
     what = VALIDATED[metric]
     cut = what.percent and _visible(found)[2]
     return section(
@@ -66,11 +67,11 @@ def validation(curves: dict[str, Log]) -> str:
     )
 
 
-def losses(log: Log, method: str) -> str:
+def losses(log: Log, method: str) -> Markup | None:
     """Return the loss curves of the run's method."""
     parts = _loss_parts(log)
     if not parts:
-        return ""
+        return None
     return section(
         f"{LOSSES}{label(method)}",
         picture(_draw_losses(parts, method), "Training loss and its parts over optimiser steps"),
