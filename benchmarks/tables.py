@@ -476,9 +476,9 @@ def families(library: str) -> str:
     return table(head, lines)
 
 
-# measured on a GPU that a varying number of runs shared, so that times don't compare
+# measured while a varying number of other runs shared the machine, so that times don't compare
 SHARED = ("cifar10", "cifar10_mobilenet", "cifar10_long", "tiny_imagenet", "tiny_tokens")
-SHARED += ("fashion", "fashion_long")
+SHARED += ("fashion", "fashion_long", "labels")
 
 
 def summary(name: str) -> list[dict[str, Any]]:
