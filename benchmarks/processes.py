@@ -2,20 +2,22 @@
 
 `kill`: one of two processes, or the only one, of a small run with a checkpoint after every step is killed at
 a random moment of its training, and the run is resumed as a user would. `restart`: two torchrun agents, "two
-nodes" on this machine; one loses its process, and they restart all of them. Both pass if the run ends
+nodes" on this machine; one loses its process, and they restart all of them. With `--namespaces` (root, Linux)
+each agent has a network of its own, connected by a virtual cable. Both pass if the run ends
 bit-identical to an undisturbed one: weights, metrics except times, logged curves. `speed`: images per second
 of a training in one process, in two that share its batch, and of two independent trainings at once, in turns,
 one thread per process; `small`: ResNet-56 to ResNet-20 at 32 pixels; `large batch`: the same in steps of
 1,024 images of Fashion-MNIST; `wide`: ResNet-50 to ResNet-18 at 224.
 
     python benchmarks/processes.py kill --count 4
-    python benchmarks/processes.py restart --count 3
+    python benchmarks/processes.py restart --count 3 --namespaces
     python benchmarks/processes.py speed --case wide --repeats 5
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import os
 import platform
@@ -28,6 +30,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -88,10 +91,12 @@ def words(folder: Path, options: list[str], processes: int, resume: bool = False
     ]
 
 
-def start(arguments: list[str], cache: Path, launcher: list[str] | None = None) -> subprocess.Popen[str]:
-    """Start a gendd process that leads its own process group."""
+def start(
+    arguments: list[str], cache: Path, launcher: Sequence[str] = (), inside: Sequence[str] = ()
+) -> subprocess.Popen[str]:
+    """Start a gendd process that leads its own process group, ``inside`` another command."""
     return subprocess.Popen(
-        [sys.executable, *(launcher or []), "-m", "gendd", *arguments],
+        [*inside, sys.executable, *launcher, "-m", "gendd", *arguments],
         env=os.environ | ENVIRONMENT | {"GENDD_CACHE": str(cache)},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -203,9 +208,40 @@ def kill(count: int, seed: int) -> None:
                     shutil.rmtree(folder)
 
 
-def restart(count: int, seed: int) -> None:
+@contextlib.contextmanager
+def nodes(namespaces: bool) -> Iterator[list[tuple[str, list[str]]]]:
+    """Yield address and command prefix of two nodes; with ``namespaces`` each has its own network."""
+    if not namespaces:
+        yield [("127.0.0.1", []), ("127.0.0.1", [])]
+        return
+
+    def ip(*arguments: str) -> None:
+        subprocess.run(["ip", *arguments], check=True)
+
+    names, addresses = ["gendd-node0", "gendd-node1"], ["10.77.0.1", "10.77.0.2"]
+    made: list[str] = []
+    try:
+        for name in names:
+            ip("netns", "add", name)
+            made.append(name)
+        ip("link", "add", "cable", "netns", names[0], "type", "veth", "peer", "cable", "netns", names[1])
+        for name, address in zip(names, addresses, strict=True):
+            ip("-n", name, "address", "add", f"{address}/24", "dev", "cable")
+            for device in ("lo", "cable"):
+                ip("-n", name, "link", "set", device, "up")
+        network = ["env", "GLOO_SOCKET_IFNAME=cable"]
+        yield [
+            (address, ["ip", "netns", "exec", name, *network])
+            for name, address in zip(names, addresses, strict=True)
+        ]
+    finally:
+        for name in made:
+            ip("netns", "delete", name)
+
+
+def restart(count: int, seed: int, namespaces: bool) -> None:
     """Run two torchrun agents, one of which loses its process."""
-    with tempfile.TemporaryDirectory() as root:
+    with tempfile.TemporaryDirectory() as root, nodes(namespaces) as machines:
         base = Path(root)
         options = images("digits", base / "images")
         cache = base / "cache"
@@ -223,10 +259,12 @@ def restart(count: int, seed: int) -> None:
                     [
                         *("-m", "torch.distributed.run", "--nnodes=2", "--nproc-per-node=1"),
                         *(f"--node-rank={node}", "--max-restarts=3", f"--rdzv-id=case-{case}"),
-                        *("--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{port}"),
+                        *("--rdzv-backend=c10d", f"--rdzv-endpoint={machines[0][0]}:{port}"),
+                        *(f"--rdzv-conf=is_host={node == 0}", f"--local-addr={address}"),
                     ],
+                    inside,
                 )
-                for node in range(2)
+                for node, (address, inside) in enumerate(machines)
             ]
             began = time.monotonic()
             await_steps(folder, pace.randrange(1, 40), agents)
@@ -241,7 +279,8 @@ def restart(count: int, seed: int) -> None:
                 if code or not members:
                     print(said)
             wrong = [f"exit codes {codes}"] if any(codes) or not members else lost(whole, folder)
-            note("restart", "digits", 2, f"{seed}-{case}", after, "", codes[0], wrong)
+            kind = "restart, namespaces" if namespaces else "restart"
+            note(kind, "digits", 2, f"{seed}-{case}", after, "", codes[0], wrong)
             shutil.rmtree(folder)
 
 
@@ -336,12 +375,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--case", choices=[*CASES], default="small")
     parser.add_argument("--arms", choices=[*ARMS], nargs="+", default=[*ARMS])
+    parser.add_argument("--namespaces", action="store_true", help="restart: a network per agent")
     parser.add_argument("--seed", type=int, default=0)
     given = parser.parse_args()
     if given.what == "kill":
         kill(given.count, given.seed)
     elif given.what == "restart":
-        restart(given.count, given.seed)
+        restart(given.count, given.seed, given.namespaces)
     else:
         speed(given.case, given.repeats, given.arms)
 
