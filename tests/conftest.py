@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 
 # before torch is imported, so that sums have the same order here and in processes that tests start
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# a shell that runs the tests in the background ignores Ctrl-C, which child processes would inherit
+# a shell that runs the tests in the background ignores Ctrl-C, nohup SIGHUP, and child processes inherit that
 signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 TINY = [
     "--teacher.name=cifar/resnet8x0.5",
