@@ -408,18 +408,19 @@ def teacher_cache() -> str:
 def throughput() -> str:
     """Training step of each method relative to the plain student's and to KD's."""
     rows = read("throughput.csv")
-    place = ("student", "pixels", "batch", "precision", "machine")
+    place = ("student", "pixels", "batch", "precision", "machine", "graphs")
+    graphs = {"true": ", CUDA graphs", "false": ", no graphs", "": ""}
     of_kd = {tuple(row[key] for key in place): row for row in rows if row["method"] == "KD"}
     lines = []
     for row in rows:
         kd = of_kd[tuple(row[key] for key in place)]
-        memory = float(row["peak_memory_mb"]) / float(kd["peak_memory_mb"]) if row["peak_memory_mb"] else None
+        memory = float(row["peak_memory_mb"]) / float(kd["peak_memory_mb"]) if kd["peak_memory_mb"] else None
         machine = row["machine"] if "NVIDIA" in row["machine"] else "one CPU core"
         lines.append(
             [
                 " → ".join(row[role].partition("/")[2] for role in ("teacher", "student"))
                 + f", {row['pixels']} px",
-                f"{machine}, {row['precision']}, batch {row['batch']}",
+                f"{machine}, {row['precision']}, batch {row['batch']}{graphs[row['graphs']]}",
                 row["method"],
                 f"{float(row['ratio']) / float(kd['ratio']):.2f}",
                 f"{float(row['ratio']):.2f}",
@@ -740,6 +741,7 @@ TABLES: dict[str, Callable[[], str]] = {
         "tiny_tokens",
         ["rate", "mean", "linear", "difference", "t_interval", "multiply_adds", "seeds"],
     ),
+    "compare_views": partial(compared, "views", ["test", "linear", "seeds"]),
     "compare_ablations": partial(
         compared, "ablations", ["rate", "test", "linear", "difference", "t_interval", "seeds"]
     ),

@@ -3,8 +3,9 @@
 Images are random and already on the device: a step is the teacher's pass, forward, backward and the
 optimiser. Every repeat times all methods one after the other; a row's ratio is the median over repeats of its
 seconds divided by those of the plain student in the same repeat. Peak memory is measured for each method
-alone, on a CPU in a separate process, excluding the import of PyTorch. On CUDA, a few more steps run with
-PyTorch's check for host-device synchronisation.
+alone, on a CPU in a separate process, excluding the import of PyTorch; on CUDA it is what PyTorch's allocator
+reserves. On CUDA, a few more steps run with PyTorch's check for host-device synchronisation. Steps are
+replayed as CUDA graphs, as in training, or not (`--no-graphs`).
 
     python benchmarks/throughput.py --case small --precision bf16
     python benchmarks/throughput.py --case large --precision bf16
@@ -34,12 +35,12 @@ from gendd.config import RunConfig, from_dict
 from gendd.methods import Method, build_method
 from gendd.models import Frozen, create_backbone
 from gendd.models.costs import synchronise
-from gendd.training import autocast_type, overruns, parameter_groups, resolve_device
+from gendd.training import GraphedSteps, autocast_type, overruns, parameter_groups, resolve_device
 from gendd.training.memory import peak_memory, reset_peak
 
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ["teacher", "student", "pixels", "batch", "precision", "method", "ratio", "lowest", "highest"]
-FIELDS += ["images_per_second", "peak_memory_mb", "waits", "repeats", "steps", "machine", "torch"]
+FIELDS += ["images_per_second", "peak_memory_mb", "waits", "graphs", "repeats", "steps", "machine", "torch"]
 PLAIN = "student alone"
 METHODS: dict[str, dict[str, Any]] = {
     PLAIN: {"method": "supervised"},
@@ -76,7 +77,9 @@ CASES = {
 class Training:
     """A method trained repeatedly on one batch."""
 
-    def __init__(self, settings: dict[str, Any], case: Case, precision: str, device: torch.device) -> None:
+    def __init__(
+        self, settings: dict[str, Any], case: Case, precision: str, device: torch.device, graphs: bool
+    ) -> None:
         config = from_dict(settings, RunConfig)
         torch.manual_seed(0)
         backbones = [create_backbone(name, case.classes) for name in (case.student, case.teacher)]
@@ -91,6 +94,7 @@ class Training:
         self.method.prepare([(self.images, self.labels)])
         self.optimiser = torch.optim.AdamW(parameter_groups(self.method, 0.05), lr=1e-3, fused=True)
         self.autocast = autocast_type(precision, device)
+        self.losses = GraphedSteps(self.method, graphs)
         self.generator = torch.Generator(device).manual_seed(0)
         self.device = device
 
@@ -98,7 +102,7 @@ class Training:
         """Take one step and return its loss."""
         self.optimiser.zero_grad()
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
-            out = self.method(self.images, self.labels, generator=self.generator)
+            out = self.losses(self.images, self.labels, generator=self.generator)
         out.loss.backward()
         self.optimiser.step()
         return out.loss.detach()
@@ -127,10 +131,10 @@ def waits_are_errors() -> Iterator[None]:
 
 def alone(training: Training, base: int) -> tuple[float | str, str]:
     """Return peak memory in MB above ``base`` bytes, and the first synchronisation in three steps, if any."""
-    training.seconds(3)
+    training.seconds(5)
     torch.cuda.reset_peak_memory_stats()
     training.seconds(3)
-    peak = round((torch.cuda.max_memory_allocated() - base) / 1e6, 1)
+    peak = round((torch.cuda.max_memory_reserved() - base) / 1e6, 1)
     try:
         with waits_are_errors():
             for _ in range(3):
@@ -147,7 +151,7 @@ def _peak(settings: dict[str, Any], case: Case, precision: str, threads: int) ->
     torch.set_num_threads(threads)
     reset_peak()
     base = peak_memory()
-    training = Training(settings, case, precision, torch.device("cpu"))
+    training = Training(settings, case, precision, torch.device("cpu"), False)
     training.seconds(1)
     reset_peak()
     training.seconds(2)
@@ -155,7 +159,13 @@ def _peak(settings: dict[str, Any], case: Case, precision: str, threads: int) ->
 
 
 def measure(
-    case: Case, precision: str, device: torch.device, repeats: int, steps: int, names: list[str]
+    case: Case,
+    precision: str,
+    device: torch.device,
+    repeats: int,
+    steps: int,
+    names: list[str],
+    graphs: bool,
 ) -> list[dict[str, Any]]:
     """Return one row per method; ``names`` contains the plain student, which ratios refer to."""
     found: dict[str, tuple[float | str, str]] = {}
@@ -168,11 +178,11 @@ def measure(
             continue
         gc.collect()
         torch.cuda.empty_cache()
-        base = torch.cuda.memory_allocated()
-        found[name] = alone(Training(settings, case, precision, device), base)
-    trainings = {name: Training(each, case, precision, device) for name, each in chosen.items()}
+        base = torch.cuda.memory_reserved()
+        found[name] = alone(Training(settings, case, precision, device, graphs), base)
+    trainings = {name: Training(each, case, precision, device, graphs) for name, each in chosen.items()}
     for training in trainings.values():
-        training.seconds(max(3, steps))
+        training.seconds(max(5, steps))
     taken: dict[str, list[float]] = {name: [] for name in trainings}
     for _ in range(repeats):
         for name, training in trainings.items():
@@ -196,6 +206,7 @@ def measure(
                 "images_per_second": round(case.batch / statistics.median(seconds)),
                 "peak_memory_mb": found[name][0],
                 "waits": found[name][1],
+                "graphs": str(graphs).lower() if device.type == "cuda" else "",
                 "repeats": repeats,
                 "steps": steps,
                 "machine": torch.cuda.get_device_name() if device.type == "cuda" else machine,
@@ -214,6 +225,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--steps", type=int, default=20, help="steps per repeat")
     parser.add_argument("--methods", choices=[*METHODS], nargs="+", default=[*METHODS])
+    parser.add_argument("--graphs", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--threads", type=int, help="of the processor; default: as PyTorch chooses")
     parser.add_argument("--results", type=Path, default=RESULTS / "throughput.csv")
     arguments = parser.parse_args()
@@ -224,7 +236,9 @@ def main() -> None:
         for precision in arguments.precision:
             made = CASES[case] if arguments.batch is None else replace(CASES[case], batch=arguments.batch)
             names = [PLAIN, *(name for name in METHODS if name in arguments.methods and name != PLAIN)]
-            rows = measure(made, precision, device, arguments.repeats, arguments.steps, names)
+            rows = measure(
+                made, precision, device, arguments.repeats, arguments.steps, names, arguments.graphs
+            )
             records.append(arguments.results, FIELDS, rows)
             for row in rows:
                 print(

@@ -11,7 +11,7 @@ from torch import nn
 from gendd.config import ReadoutConfig, ReadoutName
 from gendd.deploy import Deployed, deploy
 from gendd.deploy.deployed import FixedSamples
-from gendd.diffusion.head import _frequencies
+from gendd.diffusion.head import _FREQUENCIES
 from gendd.errors import UserError
 from gendd.models import count_parameters, wrap
 from gendd.student import Student
@@ -102,7 +102,7 @@ def test_a_deployed_sampler_can_be_traced(settings: dict[str, Any]) -> None:
     config = ReadoutConfig("sample", steps=2, num_samples=2, **settings)
     student = make_student(readout=config)
     # tensors cached by eager code must not come from the trace
-    _frequencies.cache_clear()
+    _FREQUENCIES.clear()
     deployed = deploy(student)
     batch = torch.export.Dim("batch")
     program = torch.export.export(deployed, (rgb_images()[:2],), dynamic_shapes=({0: batch},))

@@ -744,3 +744,52 @@ def test_a_module_that_is_no_backbone_is_refused(role: str) -> None:
     networks = {"student": network(), "teacher": network(), role: torch.nn.Linear(2, 2)}
     with pytest.raises(UserError, match=f"expected a gendd.Backbone as {role}, got Linear"):
         GenDD(networks["student"], networks["teacher"], **TINY)  # type: ignore[arg-type]
+
+
+# by the compiler, which inspects tensors
+@pytest.mark.filterwarnings("ignore:The .grad attribute")
+@pytest.mark.parametrize("settings", [{"map_weight": 1.0}, {"token_width": 5, "condition_dropout": 0.2}])
+def test_compiled_losses_have_the_same_values_and_gradients(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compile, graphs = torch.compile, []
+
+    def traced(function: Any) -> Any:
+        def backend(graph: Any, inputs: Any) -> Any:
+            graphs.append(graph)
+            return graph.forward
+
+        return compile(function, backend=backend, fullgraph=True)
+
+    monkeypatch.setattr(torch, "compile", traced)
+
+    def gradients(compiled: bool) -> tuple[Tensor, list[Tensor]]:
+        torch.manual_seed(0)
+        method = build(**settings)
+        method.prepare([(images(), labels())])
+        if compiled:
+            method.compile_losses()
+        loss = method(images(), labels(), generator=seeded(1)).loss
+        return loss, list(torch.autograd.grad(loss, [*method.parameters()], allow_unused=True))
+
+    torch.testing.assert_close(gradients(True), gradients(False), rtol=1e-5, atol=1e-6)
+    assert len(graphs) == (2 if "map_weight" in settings else 1)
+    torch.compiler.reset()
+
+
+def test_without_a_compiler_losses_run_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(function: Any) -> Any:
+        def fail(*_: Any) -> None:
+            raise RuntimeError("no compiler found\nmore")
+
+        return fail
+
+    method = build(map_weight=1.0)
+    method.prepare([(images(), labels())])
+    expected = method(images(), labels(), generator=seeded(1)).loss
+    monkeypatch.setattr(torch, "compile", broken)
+    method.compile_losses()
+    with pytest.warns(UserWarning, match=r"loss: not compiled \(no compiler found\)$") as raised:
+        losses = [method(images(), labels(), generator=seeded(1)).loss for _ in range(2)]
+    assert len(raised) == 2
+    torch.testing.assert_close(losses, [expected, expected], rtol=0, atol=0)

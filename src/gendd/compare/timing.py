@@ -26,7 +26,7 @@ from gendd.run.checks import check_names, check_networks
 from gendd.run.experiment import prepared_teacher
 from gendd.run.networks import student_network, teacher_network, with_classes
 from gendd.run.settings import sees_labels
-from gendd.training import LightningMethod, autocast_type, derive_seed, overruns, resolve_device
+from gendd.training import GraphedSteps, LightningMethod, autocast_type, derive_seed, overruns, resolve_device
 
 WARMUP = 3
 # feature, logits, map and the stages' maps
@@ -126,7 +126,7 @@ class _Feed:
 class _Runner:
     """A method being timed."""
 
-    def __init__(self, config: RunConfig, feed: _Feed, teacher: _Shared | None) -> None:
+    def __init__(self, config: RunConfig, feed: _Feed, teacher: Frozen | None) -> None:
         self.config, self.feed, self.teacher = config, feed, teacher
         data, device = feed.data, feed.device
         torch.manual_seed(derive_seed(config.seed, "student"))
@@ -152,14 +152,16 @@ class _Runner:
             config.readout.name,
         ).to(device)
         self.accumulate = module.accumulate
+        self.losses = GraphedSteps(self.method, config.training.cuda_graphs)
         self.optimiser: torch.optim.Optimizer = module.configure_optimizers()["optimizer"]
         self.autocast = autocast_type(config.training.precision, device)
 
     def step(self, batches: list[Batch], loading: list[float]) -> float:
         """Train a step of one or more batches and return the seconds it would take alone."""
         device, training = self.feed.device, self.config.training
-        if self.teacher is not None:
-            self.teacher.restart()
+        shared = self.teacher if isinstance(self.teacher, _Shared) else None
+        if shared is not None:
+            shared.restart()
         if self.channels_last:
             batches = [self.feed.channels_last(batch) for batch in batches]
         start = time.perf_counter()
@@ -167,15 +169,15 @@ class _Runner:
         for number, batch in enumerate(batches[: self.accumulate]):
             generator = torch.Generator(device).manual_seed(number)
             with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
-                out = self.method(batch.images, batch.labels, generator=generator)
-            (out.loss / self.accumulate).backward()
+                loss: Tensor = self.losses(batch.images, batch.labels, generator=generator).loss
+            (loss / self.accumulate).backward()  # type: ignore[no-untyped-call]
         if training.clip_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.method.parameters(), training.clip_grad_norm)
         self.optimiser.step()
         synchronise(device)
         seconds = time.perf_counter() - start + sum(loading[: self.accumulate])
-        if self.teacher is not None:
-            seconds += self.teacher.charged - self.teacher.spent
+        if shared is not None:
+            seconds += shared.charged - shared.spent
         return seconds
 
 
@@ -192,7 +194,7 @@ def step_seconds(configs: Mapping[str, RunConfig], steps: int) -> dict[str, floa
         Seconds by the same names, or the error of a method that can't be trained.
     """
     feeds: dict[str, _Feed] = {}
-    teachers: dict[str, _Shared] = {}
+    teachers: dict[str, Frozen] = {}
     runners: dict[str, _Runner] = {}
     found: dict[str, float | UserError] = {}
     for name, config in configs.items():
@@ -227,7 +229,7 @@ def _batches(feed: _Feed, count: int) -> tuple[list[Batch], list[float]]:
     return batches, seconds
 
 
-def _runner(config: RunConfig, feeds: dict[str, _Feed], teachers: dict[str, _Shared]) -> _Runner:
+def _runner(config: RunConfig, feeds: dict[str, _Feed], teachers: dict[str, Frozen]) -> _Runner:
     device = resolve_device(config.training.device)
     check_names(config, {})
     plain = to_dict(config)
@@ -238,7 +240,7 @@ def _runner(config: RunConfig, feeds: dict[str, _Feed], teachers: dict[str, _Sha
     network = teacher_network(config, feed.data, {})
     feed.data = with_classes(config, feed.data, network)
     check_networks(config, feed.data, network, {})
-    teacher: _Shared | None = None
+    teacher: Frozen | None = None
     if network is not None:
         # teachers are trained with labels whatever this setting is
         made_of = [plain["teacher"], plain["teacher_training"], {**plain["data"], "labels": True}]
@@ -246,7 +248,8 @@ def _runner(config: RunConfig, feeds: dict[str, _Feed], teachers: dict[str, _Sha
         if which not in teachers:
             frozen, _ = prepared_teacher(config, feed.data, network, device)
             assert frozen is not None
-            teachers[which] = _Shared(frozen)
+            # on CUDA the teacher's pass is part of a recorded step
+            teachers[which] = frozen if device.type == "cuda" else _Shared(frozen)
         teacher = teachers[which]
     return _Runner(config, feed, teacher)
 

@@ -93,6 +93,11 @@ class TrainingConfig:
             teacher's outputs for them are kept on disk, so that it runs on each only once (see ``gendd
             cache``). 0: new views in every epoch, and the teacher runs on every batch.
         cache_dtype: Data type of those outputs: ``fp16``, ``int8`` with one scale per image, or ``fp32``.
+        cuda_graphs: On one CUDA device, record a training step and replay it in one launch, which makes small
+            networks faster. Steps that can't be recorded run as usual. Set false for networks whose Python
+            code changes from step to step, and to save the memory that a recorded step keeps.
+        compile: Compile GenDD's head and losses with ``torch.compile``, which takes up to a minute at the
+            start; they run uncompiled where there is no compiler.
         checkpoint_every: Epochs between checkpoints.
         checkpoint_minutes: Minutes of training between checkpoints within an epoch; null: none.
         device: ``auto``, ``cpu``, ``cuda`` or ``mps``.
@@ -131,6 +136,8 @@ class TrainingConfig:
     monitor: MonitorName = "auto"
     cache_teacher: int = 0
     cache_dtype: Literal["fp16", "int8", "fp32"] = "fp16"
+    cuda_graphs: bool = True
+    compile: bool = False
     checkpoint_every: int = 1
     checkpoint_minutes: float | None = 10.0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"

@@ -5,7 +5,6 @@ Shapes: R rows · C token width · W head width · E condition width · N tokens
 
 from __future__ import annotations
 
-import functools
 import math
 
 import torch
@@ -16,12 +15,18 @@ TIME_CHANNELS = 256
 MAX_PERIOD = 10_000.0
 
 
-@functools.lru_cache(maxsize=8)
+# by number and device; not in lru_cache, which torch.compile ignores
+_FREQUENCIES: dict[tuple[int, torch.device], Tensor] = {}
+
+
 def _frequencies(count: int, device: torch.device) -> Tensor:
-    # exponential in float64, rounded once: an angle is up to T times a frequency and multiplies its rounding
-    # error as much, and float32 exponentials differ between machines
-    exponents = -math.log(MAX_PERIOD) * torch.arange(count, dtype=torch.float32) / count
-    return torch.exp(exponents.double()).float().to(device)
+    key = count, device
+    if key not in _FREQUENCIES:
+        # exponential in float64, rounded once: an angle is up to T times a frequency and multiplies its
+        # rounding error as much, and float32 exponentials differ between machines
+        exponents = -math.log(MAX_PERIOD) * torch.arange(count, dtype=torch.float32) / count
+        _FREQUENCIES[key] = torch.exp(exponents.double()).float().to(device)
+    return _FREQUENCIES[key]
 
 
 def time_embedding(t: Tensor, channels: int = TIME_CHANNELS) -> Tensor:

@@ -64,6 +64,9 @@ class Method(nn.Module):
         needs_classes: Whether the teacher must have a classifier of the student's classes.
         needs_maps: Whether teacher and student must have feature maps (see :attr:`gendd.Backbone.has_map`).
         has_diffusion: Whether it has a :meth:`diffusion_loss`.
+        replayable: Whether its steps differ only in their inputs, so that a recorded one can be replayed as a
+            CUDA graph; a method whose Python code changes from step to step is not. By default, methods of
+            this package are, and others are not.
         part: Index and number of the parts of a step's batch, if processes share it; see :meth:`draw`.
 
     Raises:
@@ -81,6 +84,7 @@ class Method(nn.Module):
     needs_classes: ClassVar[bool] = False
     needs_maps: ClassVar[bool] = False
     has_diffusion = False
+    replayable: ClassVar[bool] = False
     takes_unknown: bool = False
     may_see_labels: bool = True
     part: tuple[int, int] = (0, 1)
@@ -89,6 +93,8 @@ class Method(nn.Module):
         super().__init_subclass__(**arguments)
         if "name" in cls.__dict__ and "label" not in cls.__dict__:
             cls.label = cls.name
+        if "replayable" not in cls.__dict__:
+            cls.replayable = cls.__module__.startswith("gendd.methods.")
 
     def __init__(
         self,
@@ -248,6 +254,9 @@ class Method(nn.Module):
         if world_size == 1:
             return drawn
         return drawn.index_select(images, share(whole[images], rank, world_size).to(device))
+
+    def compile_losses(self) -> None:
+        """Compile the losses of training steps; by default nothing is compiled."""
 
     def rows(self, images: int) -> int:
         """Number of rows of the loss for a number of images; by default one per image."""

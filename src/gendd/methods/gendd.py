@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from gendd.config import GenDDConfig
-from gendd.diffusion import tokens
+from gendd.diffusion import LossRows, tokens
 from gendd.diffusion.draws import beta
 from gendd.errors import UserError, did_you_mean
 from gendd.methods._labels import contracted_classes, known, taught_loss
 from gendd.methods._maps import MapLosses, MapRegression
 from gendd.methods._moments import Moments
 from gendd.methods.base import Method, StepOutput
-from gendd.models import Asked, Backbone, Frozen
+from gendd.models import Asked, Backbone, Compiled, Frozen
 from gendd.student import Student
 from gendd.student.generator import FeatureGenerator, head_width, repeats
 from gendd.student.readout import fixed_classifier, nearest_mean_classifier
@@ -151,12 +151,8 @@ class GenDD(Method):
         assert self.teacher is not None
         if self._same_classes:
             return
-        config, classes = self.config, self.backbone.num_classes
-        came = (
-            f"one with {self.teacher.num_classes}"
-            if self.teacher.has_classifier
-            else "one without a classifier"
-        )
+        config, classes, found = self.config, self.backbone.num_classes, self.teacher.num_classes
+        came = f"one with {found}" if found else "one without a classifier"
         expected = f"expected a teacher with the data's {classes} classes, got {came}."
         if self.strength > 0 and config.centres == "classifier":
             raise UserError(
@@ -182,6 +178,13 @@ class GenDD(Method):
     def asked_stages(self) -> int | None:
         """See :attr:`Method.asked_stages`."""
         return None if self.maps is None else len(self.maps.stages)
+
+    def compile_losses(self) -> None:
+        """See :meth:`Method.compile_losses`."""
+        own, maps = self.generator, self.maps
+        own.loss_rows = Compiled(own.loss_rows, "diffusion loss")  # type: ignore[method-assign]
+        if maps is not None:
+            maps.forward = Compiled(maps.forward, "map loss")  # type: ignore[method-assign]
 
     def rows(self, images: int) -> int:
         """See :meth:`Method.rows`."""
@@ -317,8 +320,7 @@ class GenDD(Method):
         feature, logits = self.teacher(images)
         targets = self.targets(feature, logits, None if self.labels is False else labels)
         condition = self.generator.condition(self.backbone.features(images))
-        loss: Tensor = self._diffuse(targets, condition, generator, regularised=False).mse.mean()
-        return loss
+        return self._diffuse(targets, condition, generator, regularised=False).mse.mean()
 
     def targets(self, feature: Tensor, logits: Tensor, labels: Tensor | None) -> Tensor:
         """Targets of the generator (B, D): the standardised teacher feature, contracted towards its class.
@@ -346,7 +348,7 @@ class GenDD(Method):
         generator: torch.Generator | None,
         *,
         regularised: bool = True,
-    ) -> Any:
+    ) -> LossRows:
         config, device = self.config, targets.device
         if regularised and config.mixup > 0:
             weight = beta(config.mixup, generator, device)

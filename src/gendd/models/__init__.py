@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gendd.models.backbone import Backbone
+from gendd.models.compiled import Compiled
 from gendd.models.costs import count_parameters, memory_format, multiply_adds, timings
 from gendd.models.feature import FeatureNetwork
 from gendd.models.frozen import Asked, Frozen
@@ -14,6 +15,7 @@ from gendd.models.weights import load_weights, save_weights
 __all__ = [
     "Asked",
     "Backbone",
+    "Compiled",
     "FeatureNetwork",
     "Frozen",
     "build_model",

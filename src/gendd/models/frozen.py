@@ -6,15 +6,13 @@ Shapes: B images, C channels, D feature width, K classes, E channels of the feat
 from __future__ import annotations
 
 import hashlib
-import warnings
-from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from gendd.errors import first_line
 from gendd.models.backbone import Backbone
+from gendd.models.compiled import Compiled
 from gendd.models.graphs import GraphedPasses
 
 # requested outputs: the feature and logits; also the last feature map; also the maps of the stages
@@ -55,9 +53,9 @@ class Frozen(nn.Module):
         self.eval()
         self._passes = GraphedPasses(graphs)
         # the view of a network that stays in eval mode stays valid
-        self._compiled: Callable[[Tensor], Tensor] | None = None
+        self._compiled: Compiled[[Tensor], Tensor] | None = None
         if compile:
-            self._compiled = torch.compile(backbone._reader())
+            self._compiled = Compiled(backbone._reader(), backbone.name)
 
     def stored(self, stages: list[Tensor]) -> list[Tensor]:
         """Return those of the stage maps that are stored."""
@@ -116,7 +114,8 @@ class Frozen(nn.Module):
             if self._compiled is None:
                 found: tuple[Tensor, Tensor] = self._passes("feature", self.backbone, images)
                 return found
-            return self.backbone.with_logits(self._read(self.backbone.prepare(images)))
+            feature = self.backbone._as_feature(self._compiled(self.backbone.prepare(images)))
+            return self.backbone.with_logits(feature)
 
     def _apply(self, fn: Any, recurse: bool = True) -> Frozen:
         self._passes.clear()
@@ -152,18 +151,6 @@ class Frozen(nn.Module):
 
         with torch.no_grad():
             return self._passes("map", look, images)
-
-    def _read(self, x: Tensor) -> Tensor:
-        if self._compiled is not None:
-            try:
-                return self.backbone._as_feature(self._compiled(x))
-            except Exception as error:  # from the compiler, which may be missing
-                feature = self.backbone.read(x)  # raises the network's own errors
-                reason = first_line(error)
-                warnings.warn(f"{self.backbone.name}: not compiled ({reason})", stacklevel=2)
-                self._compiled = None
-                return feature
-        return self.backbone.read(x)
 
 
 def bytes_of(tensor: Tensor) -> Any:

@@ -24,7 +24,10 @@ _FREE = (
     | {
         f"{section}.{key}"
         for section in ("training", "teacher_training")
-        for key in ("device", "devices", "strategy", "loggers", "progress", *_CHECKPOINTS)
+        for key in (
+            *("device", "devices", "strategy", "cuda_graphs", "compile", "loggers", "progress"),
+            *_CHECKPOINTS,
+        )
     }
 )
 

@@ -19,7 +19,7 @@ from gendd.models import Frozen
 from gendd.models.costs import synchronise
 from gendd.run.settings import sees_labels
 from gendd.run.training import untrained
-from gendd.training import autocast_type
+from gendd.training import GraphedSteps, autocast_type
 
 WARMUP, TIMED = 2, 8
 # stop timing after this many seconds
@@ -60,6 +60,7 @@ class Steps:
         self._prepare(data)
         self.optimiser: torch.optim.Optimizer = self.module.configure_optimizers()["optimizer"]
         self._autocast = autocast_type(config.training.precision, device)
+        self._steps = GraphedSteps(self.module.method, config.training.cuda_graphs)
         self._mixing = Mixing.from_config(config.data, self.module.data.num_classes)
         self._batches = self._endless()
         self.taken = 0
@@ -104,7 +105,9 @@ class Steps:
             generator = torch.Generator(device).manual_seed(self.taken)
             autocast = torch.autocast(device.type, self._autocast, enabled=self._autocast is not None)
             with part("losses"), autocast:
-                out = module.method(images, labels, generator=generator)
+                # a replayed step has no parts
+                losses = self._steps if part is _whole else module.method
+                out = losses(images, labels, generator=generator)
             with part("backward"):
                 (out.loss / module.accumulate).backward()
         with part("optimiser"):

@@ -11,6 +11,7 @@ from gendd.training.device import (
     resolve_precision,
     training_precision,
 )
+from gendd.training.graphed import GraphedSteps
 from gendd.training.launch import join, restarted
 from gendd.training.module import LightningMethod
 from gendd.training.monitor import choose_monitor, chosen_readouts, is_share
@@ -22,6 +23,7 @@ __all__ = [
     "Answers",
     "CachedTeacher",
     "FitResult",
+    "GraphedSteps",
     "LightningMethod",
     "autocast_type",
     "beta2",

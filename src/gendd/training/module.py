@@ -13,6 +13,7 @@ import math
 import time
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import cached_property
 from typing import Any, cast
 
 import lightning
@@ -30,6 +31,7 @@ from gendd.processes import rank, world_size
 from gendd.training.cached_teacher import CachedTeacher
 from gendd.training.callbacks import is_logged
 from gendd.training.epochs import Empty, Epoch, InStep
+from gendd.training.graphed import GraphedSteps
 from gendd.training.monitor import choose_monitor, chosen_readouts, readout_classes, teacher_classes
 from gendd.training.resuming import Layout, convert
 from gendd.training.schedule import beta2, learning_rate_factor, parameter_groups
@@ -193,7 +195,7 @@ class LightningMethod(lightning.LightningModule):
         images, labels = self._mixed(batch, batch_idx)
         try:
             with self.answering(images, self.current_epoch, batch.rows):
-                out = self.method(images, labels, generator=generator)
+                out = self._steps(images, labels, generator=generator)
         except ValueError as error:
             if "more than 1 value per channel" not in str(error):
                 raise
@@ -208,6 +210,11 @@ class LightningMethod(lightning.LightningModule):
                 self.log(f"train/{name}", value, prog_bar=True, batch_size=len(batch.images))
         loss: Tensor = out.loss
         return loss
+
+    @cached_property
+    def _steps(self) -> GraphedSteps:
+        # made at the first step, when the method may have been replaced by a sharded copy
+        return GraphedSteps(self.method, self.config.cuda_graphs)
 
     def _step_seed(self, batch_idx: int, rank: int = 0) -> int:
         part = batch_idx % self.accumulate

@@ -108,6 +108,8 @@ def fit(
     device = resolve_device(config.device)
     config = _scaled(config)
     channels_last = placed(method, config, device)
+    if config.compile:
+        method.compile_losses()
     if not resume and is_first():
         finished.unlink(missing_ok=True)
         for name in ("last.ckpt", "best.ckpt"):

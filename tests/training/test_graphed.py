@@ -1,0 +1,219 @@
+"""Training steps recorded as CUDA graphs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import gendd
+from gendd.config import RunConfig, TrainingConfig, from_dict
+from gendd.methods import Method, StepOutput, build_method
+from gendd.models import Frozen, create_backbone
+from gendd.training import GraphedSteps
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+METHODS: dict[str, dict[str, Any]] = {
+    "supervised": {"method": "supervised"},
+    "kd": {"method": "kd"},
+    "simkd": {"method": "simkd"},
+    "gendd": {"method": "gendd"},
+    "published": {
+        "method": "gendd",
+        "gendd": {"map_weight": 0, "token_width": 16, "mixup": 0.4, "condition_dropout": 0.2},
+    },
+}
+
+
+def _method(settings: dict[str, Any], net: nn.Module | None = None) -> Method:
+    torch.manual_seed(0)
+    student = create_backbone("cifar/resnet8", 10) if net is None else gendd.wrap(net, input_size=32)
+    teacher = Frozen(create_backbone("cifar/resnet14", 10))
+    return build_method(from_dict(settings, RunConfig), student, teacher, True)
+
+
+def _trained(
+    method: Method,
+    device: str,
+    graphs: bool,
+    steps: int = 8,
+    autocast: torch.dtype | None = None,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> tuple[list[float], list[Tensor], GraphedSteps]:
+    """Losses and final weights of some steps on random images; the fifth batch is smaller."""
+    method.to(device, memory_format=torch.channels_last).train()
+    draw = torch.Generator().manual_seed(1)
+    batches = [
+        (torch.rand(8 if step != 4 else 5, 3, 32, 32, generator=draw), torch.arange(8 if step != 4 else 5))
+        for step in range(steps)
+    ]
+    batches = [
+        (images.to(device, memory_format=torch.channels_last), labels.to(device))
+        for images, labels in batches
+    ]
+    method.prepare(batches[:1])
+    losses = GraphedSteps(method, graphs)
+    optimiser = torch.optim.AdamW(method.parameters(), lr=1e-3)
+    found = []
+    for step, (images, labels) in enumerate(batches):
+        on_step(step)
+        torch.manual_seed(step)
+        optimiser.zero_grad()
+        with torch.autocast(device, autocast, enabled=autocast is not None):
+            out = losses(images, labels, generator=torch.Generator(device).manual_seed(step))
+        out.loss.backward()
+        optimiser.step()
+        found.append((out.loss.detach(), out.logits.detach(), out.parts))
+        del out
+    values = [float(value) for loss, _, parts in found for value in (loss, *parts.values())]
+    return values, [each.detach().cpu() for each in method.state_dict().values()], losses
+
+
+def test_on_a_cpu_steps_run_as_they_are() -> None:
+    method = _method(METHODS["gendd"])
+    with_graphs, weights, losses = _trained(method, "cpu", True)
+    plain, expected, _ = _trained(_method(METHODS["gendd"]), "cpu", False)
+    assert with_graphs == plain and all(map(torch.equal, weights, expected))
+    assert losses.enabled and not losses._captured
+
+
+def test_only_methods_that_say_so_are_replayed() -> None:
+    class Mine(gendd.Method):
+        name = "mine"
+
+    class MineToo(type(_method(METHODS["kd"]))):  # type: ignore[misc]
+        name = "mine_too"
+
+    class Replayable(gendd.Method):
+        name = "replayable"
+        replayable = True
+
+    assert not Mine.replayable and not MineToo.replayable and Replayable.replayable
+    assert GraphedSteps(_method(METHODS["kd"])).enabled
+    assert not GraphedSteps(_method(METHODS["kd"]), enabled=False).enabled
+    assert TrainingConfig().cuda_graphs
+
+
+class _Counting(Frozen):
+    """A teacher that looks answers up on the CPU."""
+
+
+def test_methods_with_another_form_of_teacher_are_not_replayed() -> None:
+    method = _method(METHODS["kd"])
+    assert method.teacher is not None
+    method.ask(_Counting(method.teacher.backbone))
+    assert not GraphedSteps(method).enabled
+
+
+@needs_cuda
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+@pytest.mark.parametrize("name", METHODS)
+def test_replayed_steps_are_the_same(name: str, autocast: torch.dtype | None) -> None:
+    replayed, weights, losses = _trained(_method(METHODS[name]), "cuda", True, autocast=autocast)
+    plain, expected, _ = _trained(_method(METHODS[name]), "cuda", False, autocast=autocast)
+    assert len(losses._captured) == 1
+    assert replayed == pytest.approx(plain, rel=2e-2 if autocast else 2e-3)
+    for one, other in zip(weights, expected, strict=True):
+        assert one.dtype == other.dtype
+        # Adam's first steps have the size of the rate whatever the gradient
+        assert torch.allclose(one.float(), other.float(), atol=8e-3, rtol=1e-2)
+
+
+@needs_cuda
+def test_gradients_add_up_and_are_scaled() -> None:
+    method = _method(METHODS["kd"]).cuda().train()
+    images, labels = torch.rand(8, 3, 32, 32, device="cuda"), torch.arange(8, device="cuda")
+    losses, generator = GraphedSteps(method), torch.Generator("cuda")
+
+    def gradients(factors: list[float]) -> list[Tensor]:
+        method.zero_grad()
+        for factor in factors:
+            (factor * losses(images, labels, generator=generator).loss).backward()
+        return [each.grad.clone() for each in method.parameters() if each.grad is not None]
+
+    for _ in range(4):
+        once = gradients([1.0])
+    assert losses._captured
+    for one, other in zip(gradients([1.0, 0.5]), once, strict=True):
+        assert torch.allclose(one, 1.5 * other, rtol=1e-3, atol=1e-5)
+
+
+class _DrawsOnCpu(nn.Module):
+    """A network that skips a layer at random, decided on the CPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 8, 3)
+        self.fc = nn.Linear(8, 10)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.body(images).mean((2, 3))
+        return self.fc(F.relu(x) if self.training and random.random() < 0.5 else x)
+
+
+class _Waits(_DrawsOnCpu):
+    """A network that synchronises with the device in training."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.body(images).mean((2, 3))
+        return self.fc(x * 2 if self.training and float(x.detach().mean()) > 1e6 else x)
+
+
+@needs_cuda
+@pytest.mark.parametrize("network", [_DrawsOnCpu, _Waits])
+def test_steps_that_cant_be_replayed_run_as_they_are(network: type[nn.Module]) -> None:
+    def made() -> Method:
+        random.seed(0)
+        torch.manual_seed(0)
+        return _method(METHODS["kd"], network())
+
+    found, _, losses = _trained(made(), "cuda", True)
+    plain, _, _ = _trained(made(), "cuda", False)
+    assert not losses.enabled and not losses._captured
+    assert found == pytest.approx(plain, rel=1e-3)
+
+
+@needs_cuda
+def test_graphs_of_moved_weights_are_dropped() -> None:
+    method = _method(METHODS["kd"])
+
+    def move(step: int) -> None:
+        if step == 6:
+            for each in method.parameters():
+                each.data = each.data.clone()
+
+    found, _, losses = _trained(method, "cuda", True, 12, on_step=move)
+    plain, _, _ = _trained(_method(METHODS["kd"]), "cuda", False, 12)
+    assert losses.enabled and losses._captured
+    assert found == pytest.approx(plain, rel=2e-3)
+
+
+class _Steps(Method):
+    """A method whose loss depends on the number of the step."""
+
+    needs_teacher = False
+    steps = 0
+
+    def forward(
+        self, images: Tensor, labels: Tensor | None = None, *, generator: torch.Generator | None = None
+    ) -> StepOutput:
+        self.steps += 1
+        logits = self.backbone(images)[1]
+        return StepOutput(self.steps * F.cross_entropy(logits, self.labelled(labels)), logits)
+
+
+@needs_cuda
+def test_a_method_that_changes_from_step_to_step_is_not_replayed() -> None:
+    def made() -> Method:
+        torch.manual_seed(0)
+        return _Steps(create_backbone("cifar/resnet8", 10))
+
+    found, _, _ = _trained(made(), "cuda", True)
+    plain, _, _ = _trained(made(), "cuda", False)
+    assert found == pytest.approx(plain, rel=2e-3)
