@@ -49,8 +49,8 @@ class Profile:
         seconds: Median seconds per step.
         parts: Median seconds of the parts of a step: loading (waiting for the loader), augmentation (and
             the copy to the device), teacher, student and head (forward passes), losses (the rest of the
-            method), backward, optimiser. Measured separately from ``seconds``, synchronising the device after
-            each part, so their sum may be larger.
+            method), backward, optimiser. Measured separately from ``seconds``, without CUDA graphs and
+            synchronising the device after each part, so their sum may be larger.
         loader: Images per second of the loader alone.
         workers: Number of loader processes.
         beside: Name of a logit-based method timed in alternation for comparison, if there is one.
