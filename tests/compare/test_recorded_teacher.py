@@ -13,6 +13,7 @@ from gendd.compare.teacher import RecordedTeacher, answers_folder, ledger_second
 from gendd.config import ModelConfig
 from gendd.methods import KD
 from gendd.models import Frozen
+from gendd.models.maps import thinned
 
 
 @pytest.fixture
@@ -78,7 +79,7 @@ def test_only_the_requested_stages_are_stored(teacher: Frozen, tmp_path: Path) -
     assert len(stages) > 1
     recorded = RecordedTeacher(teacher, tmp_path / "last")
     for count in (1, 9):
-        recorded.stages = count
+        recorded.stages = (False,) * count
         for _ in range(2):
             *_, found, fewer = recorded.with_stages(images())
             assert found is not None and last is not None and torch.equal(found, last)
@@ -89,6 +90,10 @@ def test_only_the_requested_stages_are_stored(teacher: Frozen, tmp_path: Path) -
         return sum(each.stat().st_size for each in (tmp_path / name).rglob(pattern))
 
     assert size("last", "*.stages1.*") < size("all", "*.stages.*") == size("last", "*.stages9.*")
+    recorded.stages = (True,) * 9
+    *_, thin = recorded.with_stages(images())
+    assert all(torch.equal(one, thinned(whole)) for one, whole in zip(thin, stages, strict=True))
+    assert size("last", "*.stages9-ttttttttt.*") > 0
 
 
 def test_bf16_answers_keep_their_type_and_are_apart_from_others(teacher: Frozen, tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from gendd.errors import UserError
 from gendd.methods import GenDD
 from gendd.methods._maps import MapRegression
 from gendd.models import Backbone, Frozen, create_backbone, multiply_adds
+from gendd.models.maps import thinned
 from gendd.models.projector import Projected, one_grid, pools_its_map, project, projector_width
 from gendd.student.generator import head_width, repeats
 
@@ -119,10 +120,17 @@ def test_stages_are_the_last_maps_of_finer_grids() -> None:
     x = F.relu(net.bn1(net.conv1(backbone.prepare(batch))))
     first = net.layer1(x)
     second = net.layer2(first)
-    assert backbone.stage_dims == [16, 32] and found is not None
+    assert backbone.stage_shapes == [(16, 32, 32), (32, 16, 16)] and found is not None
     for got, expected in zip([*stages, found], [first, second, net.layer3(second)], strict=True):
         torch.testing.assert_close(got, expected, rtol=0, atol=0)
     torch.testing.assert_close(feature, backbone(batch)[0], rtol=0, atol=0)
+    for asked in ((True, True), (False, True), (True,), (), (False, False, True)):
+        thin = backbone.with_stages(batch, asked)[2]
+        kept = list(zip(stages[::-1], asked[::-1], strict=False))[::-1]
+        assert len(thin) == len(kept)
+        for got, (whole, flag) in zip(thin, kept, strict=True):
+            expected = whole[:, :, :: whole.shape[-1] // 8, :: whole.shape[-1] // 8] if flag else whole
+            assert got.shape == expected.shape and torch.equal(got, thinned(whole) if flag else whole)
 
 
 @pytest.mark.parametrize(
@@ -133,8 +141,8 @@ def test_stages_of_other_libraries(name: str, count: int) -> None:
     size = backbone.image_size or (64, 64)
     stages = backbone.with_stages(torch.rand(2, 3, *size))[2]
     grids = [each.shape[-1] for each in stages]
-    assert len(stages) == count == len(backbone.stage_dims) and grids == sorted(grids, reverse=True)
-    assert [each.shape[1] for each in stages] == backbone.stage_dims
+    assert len(stages) == count and grids == sorted(grids, reverse=True)
+    assert [each.shape[1] for each in stages] == [shape[0] for shape in backbone.stage_shapes]
 
 
 # --- the losses ---

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from gendd.config import ModelConfig
-from gendd.models import Asked, Frozen
+from gendd.models import Asked, Frozen, Stages
 from gendd.models.costs import synchronise
 from gendd.models.frozen import bytes_of
 from gendd.models.module import digest
@@ -103,8 +103,11 @@ class RecordedTeacher(Frozen):
         feature, logits, maps = self._answer(images, "map" if self.has_map else "feature")
         return feature, logits, maps[0] if maps else None
 
-    def with_stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
+    def with_stages(
+        self, images: Tensor, stages: Stages = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
         """As :meth:`Frozen.with_stages`; the maps are rounded to fp16."""
+        del stages
         feature, logits, maps = self._answer(images, "stages" if self.has_map else "feature")
         return feature, logits, maps[0] if maps else None, maps[1:]
 
@@ -146,8 +149,8 @@ class RecordedTeacher(Frozen):
         synchronise(images.device)
         start = time.perf_counter()
         if kind == "stages":
-            feature, logits, last, stages = super().with_stages(images)
-            found = [last, *self.stored(stages)]
+            feature, logits, last, stages = super().with_stages(images, self.stages)
+            found = [last, *stages]
         elif kind == "map":
             feature, logits, last = super().with_map(images)
             found = [last]

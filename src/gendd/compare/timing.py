@@ -20,7 +20,7 @@ from gendd.config import RunConfig, to_dict
 from gendd.data import Batch, Data, Mixing, load_data, train_loader
 from gendd.errors import UserError, first_line
 from gendd.methods import build_method
-from gendd.models import Frozen
+from gendd.models import Frozen, Stages
 from gendd.models.costs import synchronise
 from gendd.run.checks import check_names, check_networks
 from gendd.run.experiment import prepared_teacher
@@ -55,7 +55,7 @@ class _Shared(Frozen):
         super().__init__(teacher.backbone)
         self._compiled = teacher._compiled
         self.spent = self.charged = 0.0
-        self._last: dict[str, tuple[Tensor, _Answer, float]] = {}
+        self._last: dict[tuple[str, Stages], tuple[Tensor, _Answer, float]] = {}
 
     def restart(self) -> None:
         self.spent = self.charged = 0.0
@@ -66,22 +66,22 @@ class _Shared(Frozen):
     def with_map(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         return self._answer(images, "map")[:3]
 
-    def with_stages(self, images: Tensor) -> _Answer:
-        return self._answer(images, "stages")
+    def with_stages(self, images: Tensor, stages: Stages = None) -> _Answer:
+        return self._answer(images, "stages", stages)
 
-    def _answer(self, images: Tensor, kind: str) -> _Answer:
+    def _answer(self, images: Tensor, kind: str, stages: Stages = None) -> _Answer:
         start = time.perf_counter()
-        last = self._last.get(kind)
+        last = self._last.get((kind, stages))
         if last is None or last[0] is not images:
             answer: _Answer
             if kind == "stages":
-                answer = super().with_stages(images)
+                answer = super().with_stages(images, stages)
             elif kind == "map":
                 answer = (*super().with_map(images), [])
             else:
                 answer = (*super().forward(images), None, [])
             synchronise(images.device)
-            last = self._last[kind] = images, answer, time.perf_counter() - start
+            last = self._last[kind, stages] = images, answer, time.perf_counter() - start
         self.spent += time.perf_counter() - start
         self.charged += last[2]
         return last[1]

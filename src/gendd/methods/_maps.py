@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendd.models import Backbone, Frozen
+from gendd.models.maps import thinned
 from gendd.models.projector import (
     Projected,
     Projector,
@@ -22,10 +23,8 @@ from gendd.models.projector import (
     unprojected,
 )
 
-# stages before the last map that are regressed too
+# stages before the last map that are regressed too, thinned: more positions cost time and add little
 _STAGES = 2
-# positions per row and column of those stages; more cost time and add little
-_SIDE = 8
 
 
 class MapLosses(NamedTuple):
@@ -55,6 +54,7 @@ class MapRegression(nn.Module):
     Attributes:
         student: The student as it is trained and deployed.
         hidden: Channels between the convolutions of the projector that is part of it; 0 without one.
+        asked: The stage maps that it takes of both networks, see :meth:`Backbone.with_stages`.
     """
 
     def __init__(self, backbone: Backbone, teacher: Frozen, hidden: int | None, deployed: bool) -> None:
@@ -67,8 +67,11 @@ class MapRegression(nn.Module):
         found = teacher.backbone.on_noise()[1]
         assert found is not None
         rectified = self.pools and bool((found >= 0).all())
-        pairs = zip(reversed(backbone.stage_dims), reversed(teacher.backbone.stage_dims), strict=False)
-        self.stages = nn.ModuleList(nn.Conv2d(own, other, 1) for own, other in list(pairs)[:_STAGES])
+        shapes = zip(reversed(backbone.stage_shapes), reversed(teacher.backbone.stage_shapes), strict=False)
+        pairs = list(shapes)[:_STAGES]
+        self.stages = nn.ModuleList(nn.Conv2d(own[0], other[0], 1) for own, other in pairs)
+        # maps of different grids are pooled to one before they are thinned
+        self.asked = tuple(own[1:] == other[1:] for own, other in reversed(pairs))
         self.adapter: nn.Module | None = None
         student = backbone
         if not deployed:
@@ -106,7 +109,7 @@ class MapRegression(nn.Module):
         if isinstance(self.student.net, Projected) and not self.pools:
             loss = loss + _error(feature.float(), teacher_feature.float())
         errors = [
-            _error(*_standard(*map(_thinned, one_grid(own, other))), layer)
+            _error(*_standard(*map(thinned, one_grid(own, other))), layer)
             for layer, own, other in zip(
                 self.stages, reversed(stages), reversed(teacher_stages), strict=False
             )
@@ -119,12 +122,6 @@ def _error(predicted: Tensor, target: Tensor, layer: nn.Module | None = None) ->
     if layer is not None:
         predicted = layer(predicted).float()
     return F.mse_loss(predicted, target) / target.var().clamp(min=1e-12)
-
-
-def _thinned(found: Tensor) -> Tensor:
-    """A map (B, E, h, w) at evenly spaced positions, about :data:`_SIDE` per row and column if finer."""
-    down, right = (max(1, round(size / _SIDE)) for size in found.shape[2:])
-    return found[:, :, down // 2 :: down, right // 2 :: right]
 
 
 def _standard(own: Tensor, other: Tensor) -> tuple[Tensor, Tensor]:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gendd.errors import UserError
-from gendd.models import Asked, Backbone, Frozen
+from gendd.models import Asked, Backbone, Frozen, Stages
 from gendd.processes import share
 from gendd.student import Student
 
@@ -179,8 +179,8 @@ class Method(nn.Module):
         return "map" if self.needs_maps else "feature"
 
     @property
-    def asked_stages(self) -> int | None:
-        """Number of stage maps that it uses, if it uses any, counted from the last; None: all."""
+    def asked_stages(self) -> Stages:
+        """Stage maps that it uses, if it uses any, see :meth:`gendd.Backbone.with_stages`."""
         return None
 
     @abstractmethod

@@ -20,7 +20,7 @@ from gendd.methods._labels import contracted_classes, known, taught_loss
 from gendd.methods._maps import MapLosses, MapRegression
 from gendd.methods._moments import Moments
 from gendd.methods.base import Method, StepOutput
-from gendd.models import Asked, Backbone, Compiled, Frozen
+from gendd.models import Asked, Backbone, Compiled, Frozen, Stages
 from gendd.student import Student
 from gendd.student.generator import FeatureGenerator, head_width, repeats
 from gendd.student.readout import fixed_classifier, nearest_mean_classifier
@@ -175,9 +175,9 @@ class GenDD(Method):
         return "feature" if self.maps is None else "stages"
 
     @property
-    def asked_stages(self) -> int | None:
+    def asked_stages(self) -> Stages:
         """See :attr:`Method.asked_stages`."""
-        return None if self.maps is None else len(self.maps.stages)
+        return None if self.maps is None else self.maps.asked
 
     def compile_losses(self) -> None:
         """See :meth:`Method.compile_losses`."""
@@ -292,8 +292,9 @@ class GenDD(Method):
         if self.maps is None:
             teacher_feature, teacher_logits = self.teacher(images)
             return self.backbone.features(images), teacher_feature, teacher_logits, None
-        teacher_feature, teacher_logits, teacher_map, teacher_stages = self.teacher.with_stages(images)
-        feature, found, stages = self.backbone.with_stages(images)
+        asked = self.maps.asked
+        teacher_feature, teacher_logits, teacher_map, teacher_stages = self.teacher.with_stages(images, asked)
+        feature, found, stages = self.backbone.with_stages(images, asked)
         assert found is not None and teacher_map is not None
         dense = self.maps(feature, found, stages, teacher_feature, teacher_map, teacher_stages)
         return feature, teacher_feature, teacher_logits, dense

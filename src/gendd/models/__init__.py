@@ -7,6 +7,7 @@ from gendd.models.compiled import Compiled
 from gendd.models.costs import count_parameters, memory_format, multiply_adds, timings
 from gendd.models.feature import FeatureNetwork
 from gendd.models.frozen import Asked, Frozen
+from gendd.models.maps import Stages
 from gendd.models.module import wrap
 from gendd.models.registry import build_model, create_backbone, list_models
 from gendd.models.teacher import build_teacher, teacher_class_names
@@ -18,6 +19,7 @@ __all__ = [
     "Compiled",
     "FeatureNetwork",
     "Frozen",
+    "Stages",
     "build_model",
     "build_teacher",
     "count_parameters",

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gendd.models.backbone import Backbone
 from gendd.models.compiled import Compiled
 from gendd.models.graphs import GraphedPasses
+from gendd.models.maps import Stages
 
 # requested outputs: the feature and logits; also the last feature map; also the maps of the stages
 Asked = Literal["feature", "map", "stages"]
@@ -32,11 +33,11 @@ class Frozen(nn.Module):
         graphs: Use CUDA graphs.
 
     Attributes:
-        stages: Number of stage maps, counted from the last, that teachers which store their outputs store
-            and return; None: all.
+        stages: The stage maps that teachers which store their outputs store and return, see
+            :meth:`Backbone.with_stages`.
     """
 
-    stages: int | None = None
+    stages: Stages = None
 
     def __init__(
         self,
@@ -57,14 +58,13 @@ class Frozen(nn.Module):
         if compile:
             self._compiled = Compiled(backbone._reader(), backbone.name)
 
-    def stored(self, stages: list[Tensor]) -> list[Tensor]:
-        """Return those of the stage maps that are stored."""
-        return stages if self.stages is None else stages[max(0, len(stages) - self.stages) :]
-
     @property
     def stages_part(self) -> str:
         """Name under which those are stored."""
-        return "stages" if self.stages is None else f"stages{self.stages}"
+        if self.stages is None:
+            return "stages"
+        flags = "".join("t" if thin else "w" for thin in self.stages)
+        return f"stages{len(flags)}" + (f"-{flags}" if any(self.stages) else "")
 
     def digest(self, *more: object) -> str:
         """Digest of everything the outputs depend on: weights, settings, and further values if given."""
@@ -132,15 +132,20 @@ class Frozen(nn.Module):
         """See :attr:`Backbone.map_dim`."""
         return self.backbone.map_dim
 
-    def with_stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
-        """Like :meth:`with_map`, followed by the finer feature maps of :meth:`Backbone.with_stages`."""
+    def with_stages(
+        self, images: Tensor, stages: Stages = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
+        """Like :meth:`with_map`, followed by the finer feature maps of :meth:`Backbone.with_stages`.
+
+        Teachers that store their outputs return the maps that :attr:`stages` names, whatever is asked for.
+        """
 
         def look(images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
-            feature, found, stages = self.backbone.with_stages(images)
-            return *self.backbone.with_logits(feature), found, stages
+            feature, found, maps = self.backbone.with_stages(images, stages)
+            return *self.backbone.with_logits(feature), found, maps
 
         with torch.no_grad():
-            return self._passes("stages", look, images)
+            return self._passes(f"stages {stages}", look, images)
 
     def with_map(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
         """Images (B, C, H, W) in [0, 1] -> (feature (B, D), logits (B, K), map (B, E, h, w)), detached."""

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from gendd.models.costs import multiply_adds
 from gendd.models.feature import FeatureNetwork
-from gendd.models.maps import as_map, has_positions, stage_names
+from gendd.models.maps import Stages, as_map, has_positions, stage_names, thinned
 from gendd.models.trial import sample_images, still
 from gendd.models.view import Reading, View, tapped
 
@@ -33,7 +33,7 @@ class Mapped(nn.Module):
         super().__init__()
         self.noise_size: tuple[int, int] | None = None
         self._stage_names: list[str] | None = None
-        self._stage_dims: list[int] | None = None
+        self._stage_shapes: list[tuple[int, int, int]] | None = None
         self._map_shape: tuple[int, int, int] | Literal["unknown"] | None = "unknown"
 
     def prepare(self, images: Tensor) -> Tensor:
@@ -64,18 +64,38 @@ class Mapped(nn.Module):
             found = self._as_feature(found)
         return self._as_feature(feature), found
 
-    def with_stages(self, images: Tensor) -> tuple[Tensor, Tensor | None, list[Tensor]]:
+    def with_stages(
+        self, images: Tensor, stages: Stages = None
+    ) -> tuple[Tensor, Tensor | None, list[Tensor]]:
         """Like :meth:`with_map`, followed by the last map (B, E, h, w) of each finer grid before it.
 
         The finest comes first. A network with a single grid, such as a plain vision transformer, has none.
-        """
-        taken: dict[str, Tensor] = {}
-        feature, found = self._tapped(taken).with_map(images)
-        return feature, found, [self._as_feature(taken[name]) for name in self._stages()]
 
-    def _tapped(self, taken: dict[str, Tensor]) -> Self:
-        """A view of this network, sharing everything, that stores the maps of its stages in ``taken``."""
-        return self._around(tapped(self.net, self._stages(), taken.__setitem__))
+        Args:
+            images: As for :meth:`with_map`.
+            stages: For each of the last of these maps whether it is thinned (see
+                :func:`gendd.models.maps.thinned`); others are left out. None: all, whole.
+        """
+        names = self._stages()
+        if stages is not None:
+            names = names[max(0, len(names) - len(stages)) :]
+        flags = [False] * len(names) if stages is None else list(stages[len(stages) - len(names) :])
+        taken: dict[str, Tensor] = {}
+        feature, found = self._tapped(dict(zip(names, flags, strict=True)), taken).with_map(images)
+        return feature, found, [self._as_feature(taken[name]) for name in names]
+
+    def _tapped(self, thin: dict[str, bool], taken: dict[str, Tensor]) -> Self:
+        """A view of this network, sharing everything, that stores the outputs of modules in ``taken``."""
+
+        def take(name: str, output: Tensor) -> None:
+            if not thin[name]:
+                taken[name] = output.clone()
+                return
+            last = output.is_contiguous(memory_format=torch.channels_last)
+            layout = torch.channels_last if last else torch.contiguous_format
+            taken[name] = thinned(output).clone(memory_format=layout)
+
+        return self._around(tapped(self.net, list(thin), take))
 
     def _stages(self) -> list[str]:
         if self._stage_names is None:
@@ -85,13 +105,14 @@ class Mapped(nn.Module):
         return self._stage_names
 
     @property
-    def stage_dims(self) -> list[int]:
-        """Channels of the additional maps of :meth:`with_stages`."""
-        if self._stage_dims is None:
-            taken: dict[str, Tensor] = {}
-            self._tapped(taken).on_noise()
-            self._stage_dims = [taken[name].shape[1] for name in self._stages()]
-        return self._stage_dims
+    def stage_shapes(self) -> list[tuple[int, int, int]]:
+        """(E, h, w) of the additional maps of :meth:`with_stages`, measured like :attr:`map_shape`."""
+        if self._stage_shapes is None:
+            names, taken = self._stages(), dict[str, Tensor]()
+            self._tapped(dict.fromkeys(names, False), taken).on_noise()
+            sizes = [taken[name].shape for name in names]
+            self._stage_shapes = [(size[1], size[2], size[3]) for size in sizes]
+        return self._stage_shapes
 
     @property
     def map_shape(self) -> tuple[int, int, int] | None:
@@ -123,7 +144,7 @@ class Mapped(nn.Module):
     def expect(self, size: tuple[int, int]) -> Self:
         """Set the image size (H, W) at which maps and costs are measured."""
         self.noise_size, self._map_shape = size, "unknown"
-        self._stage_names = self._stage_dims = None
+        self._stage_names = self._stage_shapes = None
         return self
 
     def noise_cost(self) -> int:

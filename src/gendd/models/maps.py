@@ -12,6 +12,11 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+# positions per row and column of a thinned map
+SIDE = 8
+# for each of the last stage maps, finest first, whether it is thinned; None: all of them, whole
+Stages = tuple[bool, ...] | None
+
 
 def first_tensor(output: Any) -> Tensor:
     """Return a module's output tensor, or the first tensor of a tuple or mapping."""
@@ -40,6 +45,12 @@ def as_map(output: Tensor, prefix: int | None = None, channels_last: bool = Fals
     elif channels_last and output.dim() == 4:
         output = output.permute(0, 3, 1, 2)
     return output if output.dim() == 4 else None
+
+
+def thinned(found: Tensor) -> Tensor:
+    """A map (B, D, h, w) at evenly spaced positions, about :data:`SIDE` per row and column if finer."""
+    down, right = (max(1, round(size / SIDE)) for size in found.shape[2:])
+    return found[:, :, down // 2 :: down, right // 2 :: right]
 
 
 def has_positions(found: Tensor | None) -> bool:

@@ -154,14 +154,16 @@ def without(net: nn.Module, paths: Sequence[str]) -> nn.Module:
 
 
 def tapped(net: nn.Module, names: Sequence[str], take: Callable[[str, Tensor], None]) -> nn.Module:
-    """Return a view of the network that also passes the outputs of some modules, all maps, to ``take``."""
+    """Return a view of the network that also passes the outputs of some modules, all maps, to ``take``.
+
+    Later layers may work in place, so ``take`` copies what it keeps.
+    """
 
     def twin_of(name: str) -> Callable[[nn.Module], nn.Module]:
         def twin(module: nn.Module) -> nn.Module:
             found = _shallow(module)
             found._forward_hooks = OrderedDict(module._forward_hooks)
-            # copied, as later layers may work in place
-            found.register_forward_hook(lambda _, __, output: take(name, output.clone()))
+            found.register_forward_hook(lambda _, __, output: take(name, output))
             return found
 
         return twin

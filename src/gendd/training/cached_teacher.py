@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gendd.data import Rows
 from gendd.messages import say
-from gendd.models import Asked, Frozen
+from gendd.models import Asked, Frozen, Stages
 from gendd.training.answers import Answers, Fault, decode, encode
 
 _ASKED: tuple[Asked, ...] = ("feature", "map", "stages")
@@ -42,7 +42,7 @@ class CachedTeacher(Frozen):
     Args:
         teacher: The teacher to run for outputs that are not stored.
         answers: Storage of the outputs.
-        stages: Number of stage maps to store and return, counted from the last; None: all.
+        stages: The stage maps to store and return, see :meth:`gendd.Backbone.with_stages`.
 
     Attributes:
         computed: Number of batches of :meth:`answering` that were computed.
@@ -50,7 +50,7 @@ class CachedTeacher(Frozen):
         error: Why storing outputs failed; after that, none are stored.
     """
 
-    def __init__(self, teacher: Frozen, answers: Answers, stages: int | None = None) -> None:
+    def __init__(self, teacher: Frozen, answers: Answers, stages: Stages = None) -> None:
         super().__init__(teacher.backbone)
         self.source = teacher
         self.answers = answers
@@ -85,8 +85,11 @@ class CachedTeacher(Frozen):
         feature, logits, *maps = self.answer(images, "map")
         return feature, logits, maps[0] if maps else None
 
-    def with_stages(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
+    def with_stages(
+        self, images: Tensor, stages: Stages = None
+    ) -> tuple[Tensor, Tensor, Tensor | None, list[Tensor]]:
         """See :meth:`Frozen.with_stages`."""
+        del stages
         feature, logits, *maps = self.answer(images, "stages")
         return feature, logits, maps[0] if maps else None, maps[1:]
 
@@ -112,8 +115,7 @@ class CachedTeacher(Frozen):
         elif asked == "map":
             feature, logits, found = self.source.with_map(images)
         else:
-            feature, logits, found, stages = self.source.with_stages(images)
-            stages = self.stored(stages)
+            feature, logits, found, stages = self.source.with_stages(images, self.stages)
         maps = [] if found is None else [found]
         return dict(zip(self.parts(asked), ([feature, logits], maps, stages), strict=False))
 
