@@ -741,6 +741,10 @@ TABLES: dict[str, Callable[[], str]] = {
         "tiny_tokens",
         ["rate", "mean", "linear", "difference", "t_interval", "multiply_adds", "seeds"],
     ),
+    "compare_label_weight": partial(
+        compared, "label_weight", ["test", "linear", "difference", "t_interval", "seeds"]
+    ),
+    "compare_label_weight_short": partial(compared, "label_weight_short", ["test", "linear", "seeds"]),
     "compare_views": partial(compared, "views", ["test", "linear", "seeds"]),
     "compare_ablations": partial(
         compared, "ablations", ["rate", "test", "linear", "difference", "t_interval", "seeds"]

@@ -89,7 +89,8 @@ class GenDDConfig:
             ``sample``.
         diffusion_weight: Weight of the diffusion loss.
         label_weight: Weight with which the linear readout's cross-entropy also trains the student itself, if
-            training uses labels; null: 1 if the teacher does not have the labels' classes, else 0.
+            training uses labels; null: 1 if the teacher does not have the labels' classes, else 0. In long
+            trainings with correct labels 0.3 can be better.
         refit: Fit the linear readout again after training, to ``labels``, the ``teacher``'s
             probabilities or those of readout ``mean`` on the unaugmented training images, and keep the
             better of the two on the validation images; ``none`` keeps the one trained with the student.
