@@ -34,15 +34,17 @@ published = {f"gendd.{key}": value for key, value in read_yaml(recipe_path("publ
 published |= {"gendd.head_width": 256, "gendd.repeats": 8}
 published |= {"readout.sampler": "ddpm", "readout.steps": 100, "readout.guidance": 2.0}
 published |= {"readout.num_samples": 5}
+# the defaults when this was measured
+POOLED = {"gendd.map_weight": 0, "gendd.contract": "all", "gendd.head_width": 256}
 METHODS: dict[str, dict[str, Any]] = {
     "supervised": {"method": "supervised"},
     "kl": {"method": "kl"},
     "kd": {"method": "kd", "kd.temperature": 4.0, "kd.weight": 0.9},
     "gendd_published": published,
-    "gendd": {},
-    "gendd_unlabelled": {"data.labels": False},
+    "gendd": POOLED,
+    "gendd_unlabelled": {**POOLED, "data.labels": False},
     # required for guidance, at the learning rate of "gendd"; only run when named
-    "gendd_dropout": {"gendd.condition_dropout": 0.2},
+    "gendd_dropout": {**POOLED, "gendd.condition_dropout": 0.2},
 }
 TABLE = [name for name in METHODS if name != "gendd_dropout"]
 
