@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from helpers import Waits
+from torch import Tensor
 
 import gendd
 from gendd.models import Frozen, create_backbone
@@ -80,23 +81,10 @@ def test_graphs_follow_weights_that_change_and_networks_that_move() -> None:
     assert torch.allclose(graphed(images.cpu())[1], plain(images)[1].cpu(), atol=2e-2)
 
 
-class _Waits(nn.Module):
-    """A network that synchronises with the device."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.body = nn.Conv2d(3, 8, 3)
-        self.fc = nn.Linear(8, 10)
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.body(images).mean((2, 3))
-        return self.fc(x * 2 if float(x.mean()) > 1e6 else x)
-
-
 @needs_cuda
 def test_a_network_that_waits_for_the_device_is_not_graphed() -> None:
     torch.manual_seed(0)
-    teacher = Frozen(gendd.wrap(_Waits(), input_size=16)).cuda()
+    teacher = Frozen(gendd.wrap(Waits(), input_size=16)).cuda()
     images = torch.rand(4, 3, 16, 16, device="cuda")
     first = teacher(images)[1]
     for _ in range(4):

@@ -6,8 +6,10 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from helpers import Waits
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -16,6 +18,7 @@ from gendd.config import RunConfig, TrainingConfig, from_dict
 from gendd.methods import Method, StepOutput, build_method
 from gendd.models import Frozen, create_backbone
 from gendd.training import GraphedSteps
+from gendd.training.graphed import _drawn_on_cpu
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
@@ -100,6 +103,15 @@ def test_only_methods_that_say_so_are_replayed() -> None:
     assert TrainingConfig().cuda_graphs
 
 
+@pytest.mark.parametrize("draw", [random.random, np.random.rand, lambda: torch.rand(1)])
+def test_draws_on_the_cpu_are_noticed(draw: Callable[[], Any]) -> None:
+    before = _drawn_on_cpu()
+    torch.rand(2, generator=torch.Generator())
+    assert _drawn_on_cpu() == before
+    draw()
+    assert _drawn_on_cpu() != before
+
+
 class _Counting(Frozen):
     """A teacher that looks answers up on the CPU."""
 
@@ -157,16 +169,8 @@ class _DrawsOnCpu(nn.Module):
         return self.fc(F.relu(x) if self.training and random.random() < 0.5 else x)
 
 
-class _Waits(_DrawsOnCpu):
-    """A network that synchronises with the device in training."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        x = self.body(images).mean((2, 3))
-        return self.fc(x * 2 if self.training and float(x.detach().mean()) > 1e6 else x)
-
-
 @needs_cuda
-@pytest.mark.parametrize("network", [_DrawsOnCpu, _Waits])
+@pytest.mark.parametrize("network", [_DrawsOnCpu, Waits])
 def test_steps_that_cant_be_replayed_run_as_they_are(network: type[nn.Module]) -> None:
     def made() -> Method:
         random.seed(0)
