@@ -61,6 +61,7 @@ class GenDD(Method):
     prepared: Tensor
     class_means: Tensor
     class_variance: Tensor
+    _compiled_rows: Compiled[..., LossRows] | None = None
 
     def __init__(
         self,
@@ -181,10 +182,9 @@ class GenDD(Method):
 
     def compile_losses(self) -> None:
         """See :meth:`Method.compile_losses`."""
-        own, maps = self.generator, self.maps
-        own.loss_rows = Compiled(own.loss_rows, "diffusion loss")  # type: ignore[method-assign]
-        if maps is not None:
-            maps.forward = Compiled(maps.forward, "map loss")  # type: ignore[method-assign]
+        self._compiled_rows = Compiled(self.generator.loss_rows, "diffusion loss")
+        if self.maps is not None:
+            self.maps.forward = Compiled(self.maps.forward, "map loss")  # type: ignore[method-assign]
 
     def rows(self, images: int) -> int:
         """See :meth:`Method.rows`."""
@@ -370,7 +370,8 @@ class GenDD(Method):
         keep = None
         if regularised and config.condition_dropout > 0:
             keep = draw(torch.rand) >= config.condition_dropout
-        return self.generator.loss_rows(targets, condition, t, noise, keep)
+        loss_rows = self._compiled_rows or self.generator.loss_rows
+        return loss_rows(targets, condition, t, noise, keep)
 
     def student(self) -> Student:
         """See :meth:`Method.student`."""

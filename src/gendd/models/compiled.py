@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import warnings
 from collections.abc import Callable
-from typing import Generic, ParamSpec, TypeVar
+from typing import Any, Generic, ParamSpec, TypeVar
 
 import torch
 
@@ -27,6 +28,10 @@ class Compiled(Generic[Arguments, Result]):
     def __init__(self, function: Callable[Arguments, Result], name: str) -> None:
         self.function, self.name = function, name
         self._compiled: Callable[Arguments, Result] | None = torch.compile(function)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Compiled[Arguments, Result]:
+        # the compiled function of a bound method belongs to the original object
+        return Compiled(copy.deepcopy(self.function, memo), self.name)
 
     def __call__(self, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
         if self._compiled is None:
