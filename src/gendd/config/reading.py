@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import re
 from collections.abc import Callable
@@ -33,6 +34,9 @@ _SHARED = ("teacher", "student", "training", "teacher_training")
 F = TypeVar("F", bound=Callable[..., Any])
 # mypy considers classes unhashable
 _cached: Callable[[F], F] = lru_cache(maxsize=64)  # type: ignore[assignment]
+# sections by type, name in a run and values
+_BUILT: dict[tuple[type[Any], str | None, str], Any] = {}
+_MOST_BUILT = 1000
 # the annotations are strings, which are slow to resolve
 _hints = _cached(get_type_hints)
 
@@ -156,20 +160,31 @@ def _built(
     values: dict[str, Any], section: type[C], name: str | None = None, given: dict[str, Any] | None = None
 ) -> C:
     """Build a section from values whose keys were checked; ``name`` is its name in a run, if it has one."""
+    # a run builds the same sections several times, and each takes jsonargparse milliseconds; a run itself is
+    # not kept, as the methods that it may name can change
+    key = section, name, repr(values)
+    if key in _BUILT:
+        return copy.deepcopy(cast(C, _BUILT[key]))
     parser = parser_of(section, name)
     try:
         parsed = parser.instantiate(parser.parse_object(values if name is None else {name: values}))
         parsed = parsed if name is None or not dataclasses.fields(cast(Any, section)) else parsed[name]
         if name is not None:
-            return parsed if isinstance(parsed, section) else section()
-        fields = {key: getattr(parsed, key) for key in _hints(section) if key in parsed}
-        return section(**fields, **(given or {}))
+            built = parsed if isinstance(parsed, section) else section()
+        else:
+            fields = {key: getattr(parsed, key) for key in _hints(section) if key in parsed}
+            built = section(**fields, **(given or {}))
     except UserError as error:
         if name in _SHARED:
             raise UserError(f"{name}.{str(error).removeprefix('training.')}") from error
         raise
     except Exception as error:
         raise UserError(one_line(error, section, name)) from error
+    if section is not RunConfig:
+        if len(_BUILT) >= _MOST_BUILT:
+            _BUILT.clear()
+        _BUILT[key] = copy.deepcopy(built)
+    return built
 
 
 @_cached
