@@ -168,6 +168,9 @@ def measure(
     graphs: bool,
 ) -> list[dict[str, Any]]:
     """Return one row per method; ``names`` contains the plain student, which ratios refer to."""
+    if device.type == "cuda":
+        # libraries allocate workspaces once
+        alone(Training(METHODS[PLAIN], case, precision, device, graphs), 0)
     found: dict[str, tuple[float | str, str]] = {}
     chosen = {name: METHODS[name] for name in names}
     for name, settings in chosen.items():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
+import weakref
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,10 +16,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import gendd
-from gendd.config import RunConfig, TrainingConfig, from_dict
+from gendd.config import DataConfig, RunConfig, TrainingConfig, from_dict
+from gendd.data import load_data
 from gendd.methods import Method, StepOutput, build_method
 from gendd.models import Frozen, create_backbone
-from gendd.training import GraphedSteps
+from gendd.models.view import View
+from gendd.training import GraphedSteps, fit
 from gendd.training.graphed import _drawn_on_cpu
 
 needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
@@ -26,6 +30,9 @@ METHODS: dict[str, dict[str, Any]] = {
     "supervised": {"method": "supervised"},
     "kd": {"method": "kd"},
     "simkd": {"method": "simkd"},
+    # their losses multiply matrices in float32 whatever the precision
+    "sp": {"method": "sp"},
+    "pkt": {"method": "pkt"},
     "gendd": {"method": "gendd"},
     "published": {
         "method": "gendd",
@@ -138,6 +145,70 @@ def test_replayed_steps_are_the_same(name: str, autocast: torch.dtype | None) ->
 
 
 @needs_cuda
+@pytest.mark.parametrize("autocast", [None, torch.bfloat16])
+@pytest.mark.parametrize("name", ["kd", "sp", "pkt", "gendd"])
+def test_a_replayed_gradient_is_that_of_a_backward_pass(name: str, autocast: torch.dtype | None) -> None:
+    method = _method(METHODS[name]).cuda().train()
+    images, labels = torch.rand(16, 3, 32, 32, device="cuda"), torch.arange(16, device="cuda") % 10
+    method.prepare([(images, labels)])
+    losses = GraphedSteps(method)
+
+    def gradients(step: Callable[..., StepOutput]) -> list[Tensor]:
+        method.zero_grad()
+        generator = torch.Generator("cuda").manual_seed(0)
+        with torch.autocast("cuda", autocast, enabled=autocast is not None):
+            out = step(images, labels, generator=generator)
+        out.loss.backward()
+        return [each.grad for each in method.parameters() if each.grad is not None]
+
+    for _ in range(3):
+        replayed = gradients(losses)
+    assert losses._captured
+    plain = gradients(method)
+    assert len(replayed) == len(plain)
+    for one, other in zip(replayed, plain, strict=True):
+        assert torch.allclose(one, other, rtol=1e-3, atol=1e-4 * float(other.abs().max()) + 1e-8)
+
+
+@needs_cuda
+def test_a_network_with_a_reading_is_replayed() -> None:
+    torch.manual_seed(0)
+    student = create_backbone("torchvision/resnet18", 10).expect((64, 64))
+    method = gendd.GenDD(student, Frozen(create_backbone("cifar/resnet14", 10)))
+    _, _, losses = _trained(method, "cuda", True)
+    assert losses.enabled and losses._captured
+
+
+def test_a_view_keeps_no_map() -> None:
+    backbone = create_backbone("torchvision/resnet18", 10)
+    assert backbone.reading is not None
+    view = View(backbone.net, backbone.reading, with_map=True)
+    view(torch.rand(2, 3, 64, 64))
+    found = view.take_map()
+    assert found is not None and found.requires_grad
+    kept = weakref.ref(found)
+    del found
+    assert kept() is None and view.take_map() is None
+
+
+def test_recorded_steps_end_with_the_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[GraphedSteps]] = []
+
+    class Watched(GraphedSteps):
+        def __init__(self, method: Method, enabled: bool = True) -> None:
+            super().__init__(method, enabled)
+            made.append(weakref.ref(self))
+
+    monkeypatch.setattr("gendd.training.module.GraphedSteps", Watched)
+    images = DataConfig(name="digits", train_images=64, validation_images=None)
+    student = create_backbone("cifar/resnet8x0.25", 10, in_channels=1)
+    method = build_method(from_dict({"method": "supervised"}, RunConfig), student, None, True)
+    training = TrainingConfig(epochs=1, precision="fp32", loggers=[], progress=False)
+    fit(method, load_data(images), training, images, seed=0, folder=tmp_path)
+    assert len(made) == 1 and made[0]() is None
+
+
+@needs_cuda
 def test_gradients_add_up_and_are_scaled() -> None:
     method = _method(METHODS["kd"]).cuda().train()
     images, labels = torch.rand(8, 3, 32, 32, device="cuda"), torch.arange(8, device="cuda")
@@ -169,9 +240,20 @@ class _DrawsOnCpu(nn.Module):
         return self.fc(F.relu(x) if self.training and random.random() < 0.5 else x)
 
 
+class _WaitsAndDrops(Waits):
+    """One with dropout, whose random numbers a failed capture must not stop."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(F.dropout(images, 0.1, self.training))
+
+
 @needs_cuda
-@pytest.mark.parametrize("network", [_DrawsOnCpu, Waits])
-def test_steps_that_cant_be_replayed_run_as_they_are(network: type[nn.Module]) -> None:
+@pytest.mark.parametrize("network", [_DrawsOnCpu, Waits, _WaitsAndDrops])
+def test_steps_that_cant_be_replayed_run_as_they_are(
+    network: type[nn.Module], capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = torch.cuda.current_stream()
+
     def made() -> Method:
         random.seed(0)
         torch.manual_seed(0)
@@ -180,6 +262,8 @@ def test_steps_that_cant_be_replayed_run_as_they_are(network: type[nn.Module]) -
     found, _, losses = _trained(made(), "cuda", True)
     plain, _, _ = _trained(made(), "cuda", False)
     assert not losses.enabled and not losses._captured
+    assert "steps run without CUDA graphs: they" in "".join(capsys.readouterr())
+    assert torch.cuda.current_stream() == stream
     assert found == pytest.approx(plain, rel=1e-3)
 
 

@@ -171,6 +171,8 @@ class _Runner:
             with torch.autocast(device.type, self.autocast, enabled=self.autocast is not None):
                 loss: Tensor = self.losses(batch.images, batch.labels, generator=generator).loss
             (loss / self.accumulate).backward()  # type: ignore[no-untyped-call]
+            # its graph of gradients would be part of the capture of the next
+            del loss
         if training.clip_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.method.parameters(), training.clip_grad_norm)
         self.optimiser.step()

@@ -117,8 +117,12 @@ class Frozen(nn.Module):
             feature = self.backbone._as_feature(self._compiled(self.backbone.prepare(images)))
             return self.backbone.with_logits(feature)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Frozen:
+    def drop_graphs(self) -> None:
+        """Free the memory of recorded passes; they are recorded again when needed."""
         self._passes.clear()
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Frozen:
+        self.drop_graphs()
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
         return self
 

@@ -5,7 +5,9 @@ Launching the kernels of a small network one by one takes longer than running th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+import contextlib
+import gc
+from collections.abc import Callable, Hashable, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -17,6 +19,31 @@ Outputs = TypeVar("Outputs")
 _AFTER = 3
 # maximum number of graphs; each keeps the memory of its pass
 _MOST = 4
+
+
+@contextlib.contextmanager
+def capturing(graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream, pool: Any) -> Iterator[None]:
+    """Capture a graph.
+
+    Args:
+        graph: The graph.
+        stream: A stream for captures that share their memory: when a graph is destroyed, PyTorch frees the
+            libraries' workspaces of its stream.
+        pool: Memory pool of an earlier graph whose outputs are copied before this one is replayed, or None.
+
+    Raises:
+        RuntimeError: what is captured synchronises with the device or exhausts its memory.
+    """
+    # a graph of gradients that waits for Python's collector would be part of the capture
+    gc.collect()
+    before = torch.cuda.current_stream()
+    try:
+        # other threads may allocate meanwhile
+        with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+            yield
+    finally:
+        # a failed capture stays on its own
+        torch.cuda.set_stream(before)
 
 
 class _Captured(NamedTuple):
@@ -38,6 +65,7 @@ class GraphedPasses:
     def __init__(self, enabled: bool = True) -> None:
         self._captured: dict[Hashable, _Captured] = {}
         self._met: dict[Hashable, int] = {}
+        self._stream: torch.cuda.Stream | None = None
         self._refused = not enabled
 
     def clear(self) -> None:
@@ -75,16 +103,17 @@ class GraphedPasses:
 
     def _capture(self, function: Callable[[Tensor], Any], images: Tensor) -> _Captured:
         static = torch.empty_like(images).copy_(images)
+        if self._stream is None:
+            self._stream = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
+        side = self._stream
         # libraries initialise in a warm-up pass that is not captured
-        side = torch.cuda.Stream(images.device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(images.device))
         with torch.cuda.stream(side):
             function(static)
         torch.cuda.current_stream(images.device).wait_stream(side)
         graph = torch.cuda.CUDAGraph()
         pool = next((each.graph.pool() for each in self._captured.values()), None)
-        # other threads may allocate meanwhile
-        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+        with capturing(graph, side, pool):
             outputs = function(static)
         return _Captured(graph, static, outputs)
 

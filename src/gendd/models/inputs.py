@@ -54,5 +54,7 @@ def check_images(images: Any, channels: int, name: str) -> None:
 def as_channels(images: Tensor, channels: int) -> Tensor:
     """Convert RGB images to their luma if fewer channels are needed."""
     if channels < images.shape[1]:
-        return (images * images.new_tensor(_LUMA).reshape(1, 3, 1, 1)).sum(1, keepdim=True)
+        # not by a tensor of weights, which would be copied to the device each time
+        red, green, blue = (weight * images[:, index : index + 1] for index, weight in enumerate(_LUMA))
+        return red + green + blue
     return images

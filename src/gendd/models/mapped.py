@@ -51,7 +51,7 @@ class Mapped(nn.Module):
         """Like :meth:`with_map`, but for the network's input, as returned by :meth:`prepare`."""
         if self.reading is not None:
             view = View(self.net, self.reading, with_map=True)
-            feature, found = view(x), view.map
+            feature, found = view(x), view.take_map()
         else:
             net = cast(FeatureNetwork, self.net)
             maps = net.forward_features(x)

@@ -59,13 +59,13 @@ class View:
     Args:
         net: The network.
         reading: How its feature is read.
-        with_map: Also record the feature map; :attr:`map` is then that of the last call.
+        with_map: Also record the feature map, for :meth:`take_map`.
     """
 
     def __init__(self, net: nn.Module, reading: Reading, with_map: bool = False) -> None:
         self._reading = reading
         self._seen: dict[str, Tensor] = {}
-        self.map: Tensor | None = None
+        self._map: Tensor | None = None
         kind = _Passing if reading.skips else _Loose
         for name in reading.classifier:
             net = _with(net, name, lambda layer: _shallow(layer, kind))
@@ -82,6 +82,11 @@ class View:
         parts = [self._seen[name] for name in self._reading.modules]
         self._seen.clear()
         return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+
+    def take_map(self) -> Tensor | None:
+        """Return the map of the last call, which is not kept: only Python's collector frees a view."""
+        found, self._map = self._map, None
+        return found
 
     def _tapped(self, name: str, module: nn.Module) -> nn.Module:
         twin = _shallow(module)
@@ -101,7 +106,7 @@ class View:
 
     def _take_map(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         # copied, as later layers may work in place
-        self.map = as_map(first_tensor(output).clone())
+        self._map = as_map(first_tensor(output).clone())
 
     def _take_input(self, name: str, module: nn.Module, inputs: tuple[Any, ...]) -> None:
         self._seen[name] = inputs[0].flatten(1)

@@ -166,7 +166,7 @@ def profile_run(
 
     Args:
         config: Configuration of the run.
-        steps: Number of steps to time, after two warm-up steps.
+        steps: Number of steps to time, after three warm-up steps.
         networks: A ``teacher`` or ``student`` built in Python.
 
     Raises:

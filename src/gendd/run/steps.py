@@ -21,7 +21,7 @@ from gendd.run.settings import sees_labels
 from gendd.run.training import untrained
 from gendd.training import GraphedSteps, autocast_type
 
-WARMUP, TIMED = 2, 8
+WARMUP, TIMED = 3, 8
 # stop timing after this many seconds
 _ENOUGH = 20.0
 # batches used for feature statistics
@@ -110,6 +110,8 @@ class Steps:
                 out = losses(images, labels, generator=generator)
             with part("backward"):
                 (out.loss / module.accumulate).backward()
+            # its graph of gradients would be part of the capture of the next
+            del out
         with part("optimiser"):
             self.optimiser.step()
         synchronise(device)

@@ -216,6 +216,10 @@ class LightningMethod(lightning.LightningModule):
         # made at the first step, when the method may have been replaced by a sharded copy
         return GraphedSteps(self.method, self.config.cuda_graphs)
 
+    def release(self) -> None:
+        """Free the memory of recorded steps, which Lightning's references would keep after the training."""
+        self.__dict__.pop("_steps", None)
+
     def _step_seed(self, batch_idx: int, rank: int = 0) -> int:
         part = batch_idx % self.accumulate
         # the batches of a step share its step number

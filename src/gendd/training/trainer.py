@@ -133,7 +133,10 @@ def fit(
     if unfinished:
         if start is None:
             _prepare(module)
-        result = _fit(module, config, device, folder, monitor, start, title)
+        try:
+            result = _fit(module, config, device, folder, monitor, start, title)
+        finally:
+            module.release()
         # a sharded copy may have been trained in its place
         module.method = method
         if is_first():
@@ -180,6 +183,8 @@ def _prepare(module: LightningMethod) -> None:
         module.method.prepare(batches)
     else:
         module.method.prepare(Batch(batch.images, None) for batch in batches)
+    if module.method.teacher is not None:
+        module.method.teacher.drop_graphs()
 
 
 def _fit(
