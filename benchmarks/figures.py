@@ -1,7 +1,8 @@
-"""Draw the figures of the explanation page from the rows of comparisons: python benchmarks/figures.py"""
+"""Draw the figures of training curves and gradients from committed results: python benchmarks/figures.py"""
 
 from __future__ import annotations
 
+import records
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from tables import RESULTS
@@ -37,5 +38,48 @@ def curves(name: str) -> None:
     figure.savefig(RESULTS / "compare" / f"{name}_curves.png", dpi=150)
 
 
+PARTS = {
+    "stages": ("stage maps", "#009e73"),
+    "map": ("last map", "#56b4e9"),
+    "diffusion": ("diffusion", "#0072b2"),
+    "labels": ("labels (weight 1)", "#d55e00"),
+}
+
+
+def gradients(file: str, method: str) -> None:
+    """Plot norms and directions of the losses' gradients, and what the condition adds at each t."""
+
+    def chosen(name: str) -> list[dict[str, str]]:
+        rows = records.read(RESULTS / f"{name}.csv")
+        return [row for row in rows if (row["file"], row["method"]) == (file, method)]
+
+    figure = Figure(figsize=(10, 3.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    norms, angles, conditions = figure.subplots(1, 3)
+    for part, (label, colour) in PARTS.items():
+        rows = [row for row in chosen("gradients") if row["part"] == part]
+        epochs = [int(row["epoch"]) for row in rows]
+        for axes, key in ((norms, "norm"), (angles, "cosine")):
+            values = [float(row[key]) for row in rows]
+            axes.plot(epochs, values, color=colour, marker="o", markersize=3, label=label)
+    norms.set(yscale="log", xlabel="epoch", ylabel="norm of the gradient")
+    norms.legend(fontsize=7, frameon=False)
+    angles.set(xlabel="epoch", ylabel="cosine to the other losses' gradient")
+    angles.axhline(0, color="#bbbbbb", linewidth=0.8)
+    rows = chosen("conditions")
+    last = max(int(row["epoch"]) for row in rows)
+    rows = [row for row in rows if int(row["epoch"]) == last]
+    for key, label, style in (("own", "own condition", "-"), ("other", "another image's", "--")):
+        values = [float(row[key]) for row in rows]
+        times = [float(row["t"]) for row in rows]
+        conditions.plot(times, values, style, color="#0072b2", marker="o", markersize=3, label=label)
+    conditions.set(xlabel="t / T", ylabel="cosine to the teacher's feature")
+    conditions.legend(fontsize=7, frameon=False)
+    for axes in (norms, angles, conditions):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(RESULTS / "gradients.png", dpi=150)
+
+
 if __name__ == "__main__":
     curves("cifar10")
+    gradients("label_weight_short", "weight_0")
