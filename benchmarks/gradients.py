@@ -28,7 +28,7 @@ from gendd.compare.reading import read_plan
 from gendd.config import GenDDConfig, RunConfig
 from gendd.data import ImageSet, eval_loader, train_loader
 from gendd.diffusion import tokens
-from gendd.diffusion.loss import add_noise, predicted_x0
+from gendd.diffusion.loss import add_noise
 from gendd.methods import GenDD
 from gendd.run.experiment import opened, prepared_teacher
 from gendd.run.training import untrained
@@ -98,17 +98,11 @@ def conditions(method: GenDD, images: Tensor) -> list[dict[str, Any]]:
     noise = torch.randn(rows.shape, generator=torch.Generator().manual_seed(0)).to(rows.device)
     found = []
     for share in TIMES:
-        t = torch.full((len(rows),), round(share * len(own.schedule)), device=rows.device)
-        x_t = add_noise(rows, t, noise, own.schedule)
+        step = round(share * len(own.schedule))
+        x_t = add_noise(rows, torch.full((len(rows),), step, device=rows.device), noise, own.schedule)
         cosines = []
         for given in (condition, condition.roll(1, 0)):
-            z, estimate = own._parts(given)
-            grid = (1, len(images), own.num_tokens)
-            position = torch.arange(own.num_tokens, device=rows.device)
-            output = own.head(x_t.view(*grid, -1), t.view(grid), z.unsqueeze(1), position).flatten(0, 2)
-            if estimate is not None:
-                raise SystemExit("expected a head that outputs the feature itself: one token")
-            predicted = predicted_x0(output[:, : own.token_width], x_t, t, own.schedule, own.prediction)
+            predicted = own.denoiser(given, own.schedule)(x_t, step).x0
             merged = tokens.merge(predicted.view(len(images), own.num_tokens, -1), own.feature_width)
             cosines.append(F.cosine_similarity(merged, targets).mean())
         found.append({"t": share, "own": f"{cosines[0]:.4f}", "other": f"{cosines[1]:.4f}"})

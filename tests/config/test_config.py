@@ -472,3 +472,14 @@ def test_settings_of_other_methods_are_sections_too() -> None:
     )
     assert refused({"kd": {"temperature": "warm"}}) == "kd.temperature: expected number, got warm."
     assert refused({"kd": {"weight": 2}}) == "kd.weight: expected a number in [0, 1], got 2.0."
+
+
+def test_sections_parsed_before_are_separate_and_of_their_own_types() -> None:
+    first, second = (from_dict({"training": {"lr": 0.5}}, RunConfig) for _ in range(2))
+    assert first.training == second.training and first.training is not second.training
+    first.training.lr = 9.0
+    assert from_dict({"training": {"lr": 0.5}}, RunConfig).training.lr == 0.5
+    assert from_dict({"gendd": {"contraction": 1}}, RunConfig).gendd.contraction == 1
+    for wrong in (True, "1x"):
+        with pytest.raises(UserError, match=r"gendd\.contraction"):
+            from_dict({"gendd": {"contraction": wrong}}, RunConfig)
