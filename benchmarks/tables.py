@@ -744,6 +744,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "compare_label_weight": partial(
         compared, "label_weight", ["test", "linear", "difference", "t_interval", "seeds"]
     ),
+    "compare_digits_ideas": partial(
+        compared, "digits_ideas", ["test", "linear", "difference", "t_interval", "seeds"]
+    ),
     "compare_label_weight_short": partial(compared, "label_weight_short", ["test", "linear", "seeds"]),
     "compare_views": partial(compared, "views", ["test", "linear", "seeds"]),
     "compare_ablations": partial(
