@@ -56,8 +56,9 @@ def gradients(file: str, method: str) -> None:
     figure = Figure(figsize=(10, 3.2), layout="constrained")
     FigureCanvasAgg(figure)
     norms, angles, conditions = figure.subplots(1, 3)
+    losses = chosen("gradients")
     for part, (label, colour) in PARTS.items():
-        rows = [row for row in chosen("gradients") if row["part"] == part]
+        rows = [row for row in losses if row["part"] == part]
         epochs = [int(row["epoch"]) for row in rows]
         for axes, key in ((norms, "norm"), (angles, "cosine")):
             values = [float(row[key]) for row in rows]

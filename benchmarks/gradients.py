@@ -38,13 +38,8 @@ from gendd.training.schedule import beta2
 RESULTS = Path(__file__).parent / "results"
 GRADIENTS = ["file", "method", "epoch", "part", "norm", "cosine"]
 CONDITIONS = ["file", "method", "epoch", "t", "own", "other"]
-# weights in a method's settings of the losses that train the student
-PARTS = {
-    "diffusion": "diffusion_weight",
-    "map": "map_weight",
-    "stages": "stage_weight",
-    "labels": "label_weight",
-}
+# the losses that train the student
+PARTS = ("diffusion", "map", "stages", "labels")
 TIMES = (0.999, 0.9, 0.75, 0.5, 0.25, 0.1)
 IMAGES = 512
 
@@ -126,12 +121,13 @@ def measure(file: str, name: str, config: RunConfig) -> tuple[list[dict[str, Any
     assert fixed.labels is not None
     found: tuple[list[dict[str, Any]], list[dict[str, Any]]] = ([], [])
     step = 0
-    for epoch in range(module.config.num_epochs(module.steps_per_epoch) + 1):
+    epochs = module.config.num_epochs(module.steps_per_epoch)
+    for epoch in range(epochs + 1):
         key = {"file": file, "method": name, "epoch": epoch}
         found[0].extend({**key, **row} for row in gradients(method, fixed.images, fixed.labels))
         found[1].extend({**key, **row} for row in conditions(method, tested.images))
         print(*found[0][-len(PARTS) :], found[1][-len(TIMES)], sep="\n", flush=True)
-        if epoch == module.config.epochs:
+        if epoch == epochs:
             break
         for number, batch in enumerate(train_loader(data, config.data, seed=config.seed, epoch=epoch)):
             rate = config.training.lr * learning_rate_factor(step, module.steps_per_epoch, config.training)
@@ -157,6 +153,8 @@ def main() -> None:
     plan = read_plan(given.file)
     for name in given.methods:
         group = next(each for each in plan.groups if each.method == name)
+        if plan.budget is not None and plan.budget.kind != "epochs":
+            raise SystemExit(f"{given.file}: expected a budget in epochs, got {plan.budget.kind}")
         epochs = 0 if plan.budget is None else int(plan.budget.amount)
         cell = plan.cell(group, plan.seeds[0], group.rates[0], epochs)
         for result, fields, rows in zip(

@@ -132,20 +132,21 @@ def from_dict(values: dict[str, Any], section: type[C]) -> C:
     """
     check_keys(values, section)
     if section is not RunConfig:
-        return _built(values, section)
+        return _section(values, section)
     # the defaults of a run's teacher and student differ
     kinds, defaults = section_types(), to_dict(RunConfig())
     settings = {
-        name: _built(value, registry.settings_type(name), name)
+        name: _section(value, registry.settings_type(name), name)
         for name, value in values.items()
         if name not in _hints(RunConfig)
     }
     parts = {
-        name: _built(defaults[name] | value, kinds[name], name)
+        name: _section(defaults[name] | value, kinds[name], name)
         for name, value in values.items()
         if name in kinds
     }
     own = {name: value for name, value in values.items() if name not in {*settings, *parts}}
+    # not kept, as the methods that a run may name can change
     return _built(own, section, given={**parts, "settings": settings})
 
 
@@ -156,35 +157,34 @@ def section_types() -> dict[str, type[Any]]:
     return {name: kind for name, kind in hints.items() if dataclasses.is_dataclass(kind)}
 
 
+def _section(values: dict[str, Any], section: type[C], name: str | None = None) -> C:
+    """Like :func:`_built`, but parses the same values once: a run builds the same sections several times."""
+    key = section, name, repr(values)
+    if key not in _BUILT:
+        if len(_BUILT) >= _MOST_BUILT:
+            _BUILT.clear()
+        _BUILT[key] = _built(values, section, name)
+    return copy.deepcopy(cast(C, _BUILT[key]))
+
+
 def _built(
     values: dict[str, Any], section: type[C], name: str | None = None, given: dict[str, Any] | None = None
 ) -> C:
     """Build a section from values whose keys were checked; ``name`` is its name in a run, if it has one."""
-    # a run builds the same sections several times, and each takes jsonargparse milliseconds; a run itself is
-    # not kept, as the methods that it may name can change
-    key = section, name, repr(values)
-    if key in _BUILT:
-        return copy.deepcopy(cast(C, _BUILT[key]))
     parser = parser_of(section, name)
     try:
         parsed = parser.instantiate(parser.parse_object(values if name is None else {name: values}))
         parsed = parsed if name is None or not dataclasses.fields(cast(Any, section)) else parsed[name]
         if name is not None:
-            built = parsed if isinstance(parsed, section) else section()
-        else:
-            fields = {key: getattr(parsed, key) for key in _hints(section) if key in parsed}
-            built = section(**fields, **(given or {}))
+            return parsed if isinstance(parsed, section) else section()
+        fields = {key: getattr(parsed, key) for key in _hints(section) if key in parsed}
+        return section(**fields, **(given or {}))
     except UserError as error:
         if name in _SHARED:
             raise UserError(f"{name}.{str(error).removeprefix('training.')}") from error
         raise
     except Exception as error:
         raise UserError(one_line(error, section, name)) from error
-    if section is not RunConfig:
-        if len(_BUILT) >= _MOST_BUILT:
-            _BUILT.clear()
-        _BUILT[key] = copy.deepcopy(built)
-    return built
 
 
 @_cached

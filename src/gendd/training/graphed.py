@@ -76,8 +76,8 @@ class GraphedSteps:
         if step is None:
             self._met[key] = self._met.get(key, 0) + 1
             if self._met[key] < _AFTER or len(self._captured) == _MOST:
-                # what is made in the first step may wait
-                return self._as_it_is(images, labels, generator, may_wait=self._met[key] != _AFTER - 1)
+                # not the first step, where what is made once may wait
+                return self._as_it_is(images, labels, generator, watched=self._met[key] == _AFTER - 1)
             step = self._capture(images, labels, generator, autocast)
             if step is None:
                 return self(images, labels, generator=generator)
@@ -91,10 +91,10 @@ class GraphedSteps:
             self._met.clear()
 
     def _as_it_is(
-        self, images: Tensor, labels: Tensor | None, generator: torch.Generator, *, may_wait: bool
+        self, images: Tensor, labels: Tensor | None, generator: torch.Generator, *, watched: bool
     ) -> StepOutput:
         before = _drawn_on_cpu()
-        with _waits(not may_wait) as waits:
+        with _waits(watched) as waits:
             out: StepOutput = self.method(images, labels, generator=generator)
         if any(waits):
             self._refuse("they synchronise with the device")
