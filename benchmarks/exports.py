@@ -19,13 +19,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import cifar10
 import onnxruntime
 import records
 import timm
 import torch
+import trained
 from torch import Tensor
-from uncertainty import is_student, students, taken
+from uncertainty import taken
 
 import gendd
 from gendd.config import ReadoutName, RunConfig, from_dict, load_config, merge, to_dict
@@ -124,7 +124,7 @@ def rows(student: gendd.Student, images: Tensor, data: Data, labels: Tensor) -> 
 def train(folder: Path) -> None:
     """Train the students of the digits that ``folder`` lacks."""
     for name, changes in DIGITS.items():
-        if not is_student(folder / name):
+        if not trained.is_student(folder / name):
             values = to_dict(load_config(recipe_path("digits")))
             merge(values, {"baselines": [], **changes})
             gendd.distill(from_dict(values, RunConfig), out=folder / name, overwrite=True)
@@ -175,8 +175,8 @@ def main(words: list[str] | None = None) -> None:
         train(given.students)
         measure("digits", ((name, given.students / name) for name in DIGITS), None, None)
         return
-    config = dataclasses.replace(cifar10.base(given.data, 0, 1).data, in_memory=False)
-    found = ((f"{method}-{seed}", place) for method, seed, place in students(given.students))
+    config = dataclasses.replace(trained.config(given.data).data, in_memory=False)
+    found = ((f"{method}-{seed}", place) for method, seed, place in trained.students(given.students))
     measure("cifar10", found, load_data(config), given.images)
 
 

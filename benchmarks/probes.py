@@ -1,9 +1,9 @@
 """Effect of `gendd probe` on the linear readout, and how long it takes.
 
-STUDENTS is a folder of students from `benchmarks/cifar10.py DATA … --students STUDENTS`. Each is fitted three
-times, starting from the classifier of its training: to the labels of the 20,000 training images, evaluated by
-the validation images' labels; and without labels, to the outputs of the teacher and of readout mean,
-evaluated by the teacher. Students that have rows are skipped.
+DATA and STUDENTS are those of trained.py. Each student of GenDD is fitted three times, starting from the
+classifier of its training: to the labels of the 20,000 training images, evaluated by the validation images'
+labels; and without labels, to the outputs of the teacher and of readout mean, evaluated by the teacher.
+Students that have rows are skipped.
 
 `time` trains one epoch into a run folder and times the whole command `gendd probe` on copies of it.
 
@@ -25,9 +25,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import cifar10
 import records
 import torch
+import trained
 
 import gendd
 from gendd.data import Data
@@ -48,10 +48,10 @@ def top1(student: gendd.Student, data: Data) -> Any:
 
 def fits(place: Path, data: Data, teacher: Frozen) -> Iterator[dict[str, Any]]:
     """Yield one row per target for a student."""
-    trained = gendd.load(place)
-    before = top1(trained, data)
-    for target in targets_of(trained, teacher, True):
-        student = copy.deepcopy(trained)
+    loaded = gendd.load(place)
+    before = top1(loaded, data)
+    for target in targets_of(loaded, teacher, True):
+        student = copy.deepcopy(loaded)
         fit = refit_linear(student, teacher, data, target, labels=target == "labels")
         yield {
             "target": target,
@@ -66,12 +66,11 @@ def fits(place: Path, data: Data, teacher: Frozen) -> Iterator[dict[str, Any]]:
 
 
 def fit(place: Path, students: Path) -> None:
-    data, teacher = cifar10.opened(place)
+    data, teacher = trained.opened(place)
     path = RESULTS / "probes.csv"
-    done = {(row["method"], row["seed"]) for row in records.read(path)}
-    for folder in sorted(students.glob("gendd*-*")):
-        method, _, seed = folder.name.rpartition("-")
-        if (method, seed) not in done:
+    done = {(row["method"], int(row["seed"])) for row in records.read(path)}
+    for method, seed, folder in trained.students(students):
+        if method.startswith("gendd") and (method, seed) not in done:
             found = [{"method": method, "seed": seed, **row} for row in fits(folder, data, teacher)]
             records.append(path, FIELDS, found)
             print(*found, sep="\n", flush=True)
@@ -79,7 +78,8 @@ def fit(place: Path, students: Path) -> None:
 
 def timed(place: Path, repeats: int) -> None:
     """Time whole commands, each on a copy of the same run, and write their rows."""
-    config = cifar10.base(place, 0, 1)
+    config = trained.config(place)
+    config = dataclasses.replace(config, training=dataclasses.replace(config.training, epochs=1))
     rows = []
     with TemporaryDirectory() as name:
         folder = Path(name)

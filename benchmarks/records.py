@@ -19,11 +19,6 @@ def read(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def best_rate(rows: Iterable[Mapping[str, str]]) -> str:
-    """Return the learning rate of the row with the best validation result, by readout mean if available."""
-    return max(rows, key=lambda row: float(row["val_mean"] or row["val_linear"]))["lr"]
-
-
 def _text(fields: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bool) -> str:
     stream = io.StringIO()
     writer = csv.DictWriter(stream, fields, restval="", lineterminator="\n")

@@ -1,12 +1,12 @@
 """Accuracy of every readout and sampler of a student, from zero to a thousand passes of the head.
 
 Digits: for each seed, distils a teacher with the recipe, with the condition dropout that guidance needs, and
-with the published diffusion settings (keeping the recipe's head, repeats and epochs). CIFAR-10: uses students
-saved by `benchmarks/cifar10.py DATA --students DIR`, the first seed's with every sampler, the others' with
-the published one. Students that have rows are skipped.
+with the published diffusion settings (keeping the recipe's head, repeats and epochs). CIFAR-10: uses the
+students of trained.py, the first seed's with every sampler, the others' with the published one. Students that
+have rows are skipped.
 
     python benchmarks/samplers.py digits --seeds 5
-    python benchmarks/samplers.py cifar10 DATA DIR
+    python benchmarks/samplers.py cifar10 DATA STUDENTS
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import cifar10
 import records
 import torch
+import trained
 
 import gendd
 from gendd.config import ReadoutConfig, ReadoutName, RunConfig, from_dict, merge, read_yaml
@@ -143,18 +143,17 @@ def digits(seeds: int, done: set[tuple[str, int]]) -> Iterator[Subject]:
 
 
 def cifar(place: Path, students: Path, done: set[tuple[str, int]]) -> Iterator[Subject]:
-    data, teacher = cifar10.opened(place)
+    data, teacher = trained.opened(place)
     settings = {
         "gendd": "practical",
         "gendd_dropout": "practical, condition dropout 0.2",
         "gendd_published": "published",
         "gendd_unlabelled": "no labels",
     }
-    for method, name in settings.items():
-        for folder in sorted(students.glob(f"{method}-*")):
-            seed = int(folder.name.rpartition("-")[2])
-            if (name, seed) not in done:
-                yield Subject(name, seed, data, gendd.load(folder), teacher, method != "gendd_unlabelled")
+    for method, seed, folder in trained.students(students):
+        name = settings.get(method)
+        if name is not None and (name, seed) not in done:
+            yield Subject(name, seed, data, gendd.load(folder), teacher, method != "gendd_unlabelled")
 
 
 def main() -> None:

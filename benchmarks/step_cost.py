@@ -2,7 +2,8 @@
 
 `published`: steps of ResNet-56 → ResNet-20 on images of 32 pixels in turns: KD's; GenDD's as published,
 computed as in the released code (every row has its own token, condition and position, and every layer
-processes all of them); the same mathematics computed as in gendd; and GenDD's with its defaults, with the
+processes all of them); the same mathematics computed as in gendd; the matrix products of that head alone,
+forward and backward, which every implementation computes; and GenDD's with its defaults, with the
 teacher or its cached answers. Loss and gradients of the first two GenDD variants are also compared.
 `growth`: a step of networks of negligible cost, so that the method is timed, against the teacher's width D,
 repeats M, batch, classes K, and an epoch against its images. Each time is a median over turns.
@@ -88,7 +89,7 @@ def row_by_row(
 
 
 def training(settings: Mapping[str, Any], batch: int, rows: bool = False) -> Training:
-    made = Training(dict(settings), replace(CASES["small"], batch=batch), "fp32", torch.device("cpu"))
+    made = Training(dict(settings), replace(CASES["small"], batch=batch), "fp32", torch.device("cpu"), False)
     if rows:
         made.method.generator.loss_rows = MethodType(row_by_row, made.method.generator)
     return made
@@ -116,15 +117,17 @@ def deviation(one: Training, other: Training) -> tuple[float, float]:
 def published(repeats: int, batch: int) -> None:
     """Time the arms in turns."""
     settings = {"method": "gendd", "gendd": read_yaml(recipe_path("published"))["gendd"]}
-    arms = {
+    ours = training(settings, batch)
+    arms: dict[str, Training | Products] = {
         "released": training(settings, batch, rows=True),
-        "published": training(settings, batch),
+        "published": ours,
+        "matrix products of the published head": Products(ours),
         "defaults": training({"method": "gendd"}, batch),
         "defaults, teacher kept": kept(training({"method": "gendd"}, batch)),
         "KD": training({"method": "kd"}, batch),
         "student alone": training({"method": "supervised"}, batch),
     }
-    loss, gradient = deviation(arms["released"], arms["published"])
+    loss, gradient = deviation(training(settings, batch, rows=True), ours)
     print(f"released and published: loss {loss:.1e}, gradients {gradient:.1e} apart")
     if max(loss, gradient) > 1e-5:
         raise SystemExit("expected the same mathematics to 1e-5")
@@ -147,9 +150,40 @@ def kept(made: Training) -> Training:
     """Replace the teacher by one that answers at no cost."""
     teacher = made.method.teacher
     assert teacher is not None
-    answer = teacher.with_stages(made.images)
-    vars(teacher)["with_stages"] = lambda images: answer
+    answer = teacher.with_stages(made.images, made.method.asked_stages)
+    vars(teacher)["with_stages"] = lambda images, asked: answer
     return made
+
+
+class Products:
+    """The matrix products of a training's head: of every layer's output, and of its two gradients."""
+
+    def __init__(self, made: Training) -> None:
+        own, rows = made.method.generator, made.method.rows(len(made.images))
+        head = own.head
+        # without gradients of their input, and once per image
+        first, shared = (head.time[0], head.input), (head.condition,)
+        self.layers = [
+            (
+                layer.weight.detach(),
+                torch.randn(len(made.images) if layer in shared else rows, layer.in_features),
+                torch.randn(len(made.images) if layer in shared else rows, layer.out_features),
+                layer not in first,
+            )
+            for layer in head.modules()
+            if isinstance(layer, nn.Linear)
+        ]
+
+    def seconds(self, steps: int) -> float:
+        """Return the mean seconds of all products."""
+        start = time.perf_counter()
+        for _ in range(steps):
+            for weight, x, gradient, inner in self.layers:
+                x @ weight.T
+                gradient.T @ x
+                if inner:
+                    gradient @ weight
+        return (time.perf_counter() - start) / steps
 
 
 class Free(nn.Module):

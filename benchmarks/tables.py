@@ -7,8 +7,6 @@ python benchmarks/tables.py --check  # exit 1 if a table does not match its CSV
 from __future__ import annotations
 
 import argparse
-import itertools
-import json
 import os
 import re
 import statistics
@@ -33,8 +31,6 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "results"
 DOCS = HERE.parent / "docs"
 PAGES = [HERE.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
-# 10 epochs of 20,000 images in batches of 128
-STEPS = 1560
 LABELS = {
     "teacher": "teacher",
     "supervised": "student alone (cross-entropy)",
@@ -77,44 +73,6 @@ def table(head: list[str], rows: list[list[str]]) -> str:
         return "Not measured yet."
     lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
     return "\n".join(lines)
-
-
-def cifar10() -> str:
-    """All seeds at the learning rate with the best validation accuracy for seed 0.
-
-    Seconds are those of a step, measured separately with all methods side by side, times the steps.
-    """
-    rows = read("cifar10.csv")
-    steps = {row["name"]: float(row["step_seconds"]) for row in read("cifar10_seconds.csv")}
-    lines = []
-    for method in LABELS:
-        mine = [row for row in rows if row["name"] == method]
-        if not mine:
-            continue
-        first = [row for row in mine if row["seed"] == "0"]
-        rate = records.best_rate(first)
-        chosen = [row for row in mine if row["lr"] == rate]
-        cells = [LABELS[method], f"{float(rate):g}"]
-        for readout in ("linear", "mean", "sample"):
-            values = [float(row[f"test_{readout}"]) for row in chosen if row[f"test_{readout}"]]
-            cells.append(mean_std(values) if values else "–")
-        cells.append(f"{steps[method] * STEPS:.0f}" if method in steps else "–")
-        cells.append(str(len(chosen)))
-        lines.append(cells)
-    return table(["method", "lr", "linear", "mean", "sample", "train s", "seeds"], lines)
-
-
-def ablation(number: str) -> str:
-    """One round of an ablation, whose variants each change that round's base."""
-    rows = []
-    for row in read("cifar10_ablation.csv"):
-        if row["round"] != number:
-            continue
-        changes = ", ".join(f"`{key} {value}`" for key, value in json.loads(row["changes"]).items())
-        cells = [row["name"], changes, row["seed"]]
-        cells += [row[key] or "–" for key in ("val_linear", "val_mean", "test_linear", "test_mean")]
-        rows.append(cells)
-    return table(["variant", "change", "seed", "val linear", "val mean", "test linear", "test mean"], rows)
 
 
 def demo() -> str:
@@ -300,67 +258,6 @@ def probe_seconds() -> str:
     return table(["training images", "seconds", "threads"], rows)
 
 
-def lockstep_rows(name: str) -> dict[str, list[dict[str, str]]]:
-    """Group the rows of a CSV of `benchmarks/lockstep.py` by method, in the order of the labels."""
-    rows = read(name)
-    found = {method: [row for row in rows if row["name"] == method] for method in LABELS}
-    return {method: mine for method, mine in found.items() if mine}
-
-
-def lockstep_table(name: str, figure: str) -> str:
-    """Test result of every readout at each method's best rate on the first seed's validation images.
-
-    Without validation results, at every rate.
-    """
-    lines = []
-    for method, rows in lockstep_rows(name).items():
-        first = [row for row in rows if row["seed"] == rows[0]["seed"]]
-        rates = [row["lr"] for row in first]
-        if all(row["val_linear"] for row in first):
-            rates = [records.best_rate(first)]
-        for rate, readout in itertools.product(rates, ("linear", "mean", "sample")):
-            chosen = [row[f"test_{readout}"] for row in rows if row["lr"] == rate]
-            values = [float(value) for value in chosen if value]
-            if values:
-                cells = [LABELS[method], readout, f"{float(rate):g}", mean_std(values)]
-                lines.append([*cells, str(len(values))])
-    return table(["method", "readout", "lr", figure, "seeds"], lines)
-
-
-def longtail() -> str:
-    """Top-1 over all test images, and over classes with many, a medium number and few images."""
-    lines = []
-    for method, rows in lockstep_rows("longtail.csv").items():
-        for readout in ("linear", "mean"):
-            told = [row for row in rows if row[f"test_{readout}"]]
-            if not told:
-                continue
-            groups = [json.loads(row[f"groups_{readout}"]) for row in told]
-            cells = [LABELS[method], readout, mean_std([float(row[f"test_{readout}"]) for row in told])]
-            cells += [mean_std([group[name] for group in groups]) for name in ("many", "medium", "few")]
-            lines.append([*cells, str(len(told))])
-    return table(["method", "readout", "all", "many", "medium", "few", "seeds"], lines)
-
-
-def transfer(case: str) -> str:
-    """Accuracy of readouts of a foreign teacher's features, or the agreement with its first class."""
-    columns = {
-        "top1": "top-1, %",
-        "agreement": "agreement, %",
-        "knn": "nearest neighbours, %",
-        "linear_probe": "linear probe, %",
-        "cosine": "cosine",
-    }
-    rows = [row for row in read("transfer.csv") if row["case"] == case]
-    told = {key: head for key, head in columns.items() if any(row[key] for row in rows)}
-    lines = []
-    for row in rows:
-        name = LABELS[row["method"]] + (f" · {row['output']}" if row["method"] == "gendd" else "")
-        figures = [f"{float(row[key]):.{3 if key == 'cosine' else 2}f}" if row[key] else "–" for key in told]
-        lines.append([name, *figures, f"{int(row['multiply_adds']) / 1e6:.1f} M"])
-    return table(["", *told.values(), "multiply-adds"], lines)
-
-
 def faults() -> str:
     """How many disturbed runs printed one line, and ended as the undisturbed one once resumed."""
     named = {
@@ -393,7 +290,7 @@ def teacher_cache() -> str:
     lines = [
         [
             LABELS[row["method"]],
-            told[row["teacher"]].format(row["storage"]),
+            told[row["teacher"]].format(row["storage"]) + (", compiled" if row["compiled"] == "true" else ""),
             row["seconds"],
             f"{float(row['ratio']):.2f} ({float(row['lowest']):.2f} to {float(row['highest']):.2f})",
             f"{float(row['cpu_ratio']):.2f}",
@@ -414,7 +311,10 @@ def throughput() -> str:
     lines = []
     for row in rows:
         kd = of_kd[tuple(row[key] for key in place)]
-        memory = float(row["peak_memory_mb"]) / float(kd["peak_memory_mb"]) if kd["peak_memory_mb"] else None
+        memory = [
+            f"{float(row[name]) / float(kd[name]):.2f}" if row[name] and kd[name] else "–"
+            for name in ("peak_memory_mb", "tensors_mb")
+        ]
         machine = row["machine"] if "NVIDIA" in row["machine"] else "one CPU core"
         lines.append(
             [
@@ -425,10 +325,19 @@ def throughput() -> str:
                 f"{float(row['ratio']) / float(kd['ratio']):.2f}",
                 f"{float(row['ratio']):.2f}",
                 f"{int(row['images_per_second']):,}",
-                f"{memory:.2f}" if memory else "–",
+                *memory,
             ]
         )
-    head = ["networks", "on", "method", "× KD", "× student alone", "images/s", "memory, × KD"]
+    head = [
+        "networks",
+        "on",
+        "method",
+        "× KD",
+        "× student alone",
+        "images/s",
+        "memory, × KD",
+        "tensors, × KD",
+    ]
     return table(head, lines)
 
 
@@ -479,7 +388,7 @@ def families(library: str) -> str:
 
 # measured while a varying number of other runs shared the machine, so that times don't compare
 SHARED = ("cifar10", "cifar10_mobilenet", "cifar10_long", "tiny_imagenet", "tiny_tokens")
-SHARED += ("fashion", "fashion_long", "labels")
+SHARED += ("fashion", "fashion_long", "labels", "longtail", "other_images")
 
 
 def summary(name: str) -> list[dict[str, Any]]:
@@ -681,36 +590,8 @@ def plot_readouts() -> None:
     save(axes, RESULTS / "readouts.png")
 
 
-def plot_cifar10() -> None:
-    axes = new_axes(3.4)
-    labels, means, errors = [], [], []
-    for line in cifar10().splitlines()[2:]:
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        for readout, cell in zip(("linear", "mean"), cells[2:4], strict=True):
-            if cell == "–":
-                continue
-            value, _, spread = cell.partition(" ± ")
-            labels.append(cells[0] + (f" · {readout}" if cells[0].startswith("GenDD") else ""))
-            means.append(float(value))
-            errors.append(float(spread or 0))
-    colours = ["#0072b2" if label.startswith("GenDD") else "#888888" for label in labels]
-    positions = range(len(labels))
-    axes.barh(positions, means, xerr=errors, color=colours, height=0.65, error_kw={"capsize": 3})
-    axes.set_yticks(positions, labels, fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlim(min(means) - 3, max(means) + 2)
-    axes.set_xlabel("test top-1, %")
-    for position, top1 in zip(positions, means, strict=True):
-        axes.text(top1 + 0.4, position, f"{top1:.1f}", va="center", fontsize=8)
-    save(axes, RESULTS / "cifar10.png")
-
-
 TABLES: dict[str, Callable[[], str]] = {
     "headline": headline,
-    "cifar10": cifar10,
-    "ablation_1": partial(ablation, "1"),
-    "ablation_2": partial(ablation, "2"),
-    "ablation_3": partial(ablation, "3"),
     "demo": demo,
     "demo_rates": demo_rates,
     "recipes": recipes,
@@ -729,12 +610,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "step_cost": step_cost,
     "probes": probes,
     "probe_seconds": probe_seconds,
-    "elsewhere": partial(lockstep_table, "elsewhere.csv", "top-1, %"),
-    "longtail": longtail,
     "labels": labels,
     **{f"families_{name}": partial(families, name) for name in ("timm", "torchvision", "hf")},
-    "transfer_fashion": partial(transfer, "fashion"),
-    "transfer_imagenet": partial(lockstep_table, "imagenet.csv", "agreement, %"),
     **{f"compare_{name}": partial(compared, name) for name in comparisons()},
     "compare_tiny_tokens": partial(
         compared,
@@ -748,6 +625,11 @@ TABLES: dict[str, Callable[[], str]] = {
         compared, "digits_ideas", ["test", "linear", "difference", "t_interval", "seeds"]
     ),
     "compare_label_weight_short": partial(compared, "label_weight_short", ["test", "linear", "seeds"]),
+    "compare_fashion_seconds": partial(
+        compared,
+        "fashion_seconds",
+        ["rate", "test", "difference", "t_interval", "epochs", "train_seconds", "seeds"],
+    ),
     "compare_views": partial(compared, "views", ["test", "linear", "seeds"]),
     "compare_ablations": partial(
         compared, "ablations", ["rate", "test", "linear", "difference", "t_interval", "seeds"]
@@ -777,7 +659,6 @@ def main() -> None:
             page.write_text(new, encoding="utf-8")
     if check:
         sys.exit(int(stale))
-    plot_cifar10()
     for name in comparisons():
         PLOTS.get(name, partial(plot_compared, name))()
     if any(row["data"] == "cifar10" for row in read("samplers.csv")):

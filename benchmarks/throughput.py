@@ -3,9 +3,9 @@
 Images are random and already on the device: a step is the teacher's pass, forward, backward and the
 optimiser. Every repeat times all methods one after the other; a row's ratio is the median over repeats of its
 seconds divided by those of the plain student in the same repeat. Peak memory is measured for each method
-alone, on a CPU in a separate process, excluding the import of PyTorch; on CUDA it is what PyTorch's allocator
-reserves. On CUDA, a few more steps run with PyTorch's check for host-device synchronisation. Steps are
-replayed as CUDA graphs, as in training, or not (`--no-graphs`).
+alone: of the tensors that a step allocates, and of the process (on a CPU, without the import of PyTorch) or
+what PyTorch's allocator reserves (on CUDA). On CUDA, a few more steps run with PyTorch's check for
+synchronisations. Steps are replayed as CUDA graphs, as in training, or not (`--no-graphs`).
 
     python benchmarks/throughput.py --case small --precision bf16
     python benchmarks/throughput.py --case large --precision bf16
@@ -17,19 +17,22 @@ from __future__ import annotations
 import argparse
 import contextlib
 import gc
+import json
 import platform
 import statistics
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import records
 import torch
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 
 from gendd.config import RunConfig, from_dict
 from gendd.methods import Method, build_method
@@ -40,13 +43,15 @@ from gendd.training.memory import peak_memory, reset_peak
 
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ["teacher", "student", "pixels", "batch", "precision", "method", "ratio", "lowest", "highest"]
-FIELDS += ["images_per_second", "peak_memory_mb", "waits", "graphs", "repeats", "steps", "machine", "torch"]
+FIELDS += ["images_per_second", "peak_memory_mb", "tensors_mb", "waits", "graphs", "repeats", "steps"]
+FIELDS += ["machine", "torch"]
 PLAIN = "student alone"
 METHODS: dict[str, dict[str, Any]] = {
     PLAIN: {"method": "supervised"},
     "KD": {"method": "kd"},
     "SimKD": {"method": "simkd"},
     "GenDD": {"method": "gendd"},
+    "GenDD, compiled": {"method": "gendd", "training": {"compile": True}},
     "GenDD, pooled": {"method": "gendd", "gendd": {"map_weight": 0}},
     "GenDD, published": {
         "method": "gendd",
@@ -92,6 +97,8 @@ class Training:
             self.images = self.images.contiguous(memory_format=torch.channels_last)
         self.method.to(device).train()
         self.method.prepare([(self.images, self.labels)])
+        if config.training.compile:
+            self.method.compile_losses()
         self.optimiser = torch.optim.AdamW(parameter_groups(self.method, 0.05), lr=1e-3, fused=True)
         self.autocast = autocast_type(precision, device)
         self.losses = GraphedSteps(self.method, graphs)
@@ -129,25 +136,50 @@ def waits_are_errors() -> Iterator[None]:
         torch.cuda.set_sync_debug_mode("default")
 
 
-def alone(training: Training, base: int) -> tuple[float | str, str]:
-    """Return peak memory in MB above ``base`` bytes, and the first synchronisation in three steps, if any."""
+class Peak(NamedTuple):
+    """Peak memory in MB, reserved or of the process, and of tensors; the first synchronisation, if any."""
+
+    memory: float
+    tensors: float | None
+    waits: str = ""
+
+
+def alone(training: Training, base: int) -> Peak:
+    """Return CUDA's peak memory above ``base`` bytes, and the first synchronisation in three steps."""
     training.seconds(5)
     torch.cuda.reset_peak_memory_stats()
+    kept = torch.cuda.memory_allocated()
     training.seconds(3)
-    peak = round((torch.cuda.max_memory_reserved() - base) / 1e6, 1)
+    memory = round((torch.cuda.max_memory_reserved() - base) / 1e6, 1)
+    # a replayed step uses the memory of its graph and allocates nothing
+    graphed = training.losses.enabled
+    tensors = None if graphed else round((torch.cuda.max_memory_allocated() - kept) / 1e6, 1)
+    waits = "none"
     try:
         with waits_are_errors():
             for _ in range(3):
                 training.step()
     except RuntimeError as error:
-        return peak, str(error).splitlines()[0]
+        waits = str(error).splitlines()[0]
     finally:
         synchronise(training.device)
-    return peak, "none"
+    return Peak(memory, tensors, waits)
 
 
-def _peak(settings: dict[str, Any], case: Case, precision: str, threads: int) -> float:
-    """Return the peak memory in MB that a method and its steps add to a process."""
+def _tensors(training: Training) -> float:
+    """Return the peak in MB of the tensors that a step on a CPU allocates."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        training.step()
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "trace.json"
+        profiler.export_chrome_trace(str(file))
+        events = json.loads(file.read_text())["traceEvents"]
+    totals = [event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]"]
+    return round((max(totals) - totals[0]) / 1e6, 1)
+
+
+def _peak(settings: dict[str, Any], case: Case, precision: str, threads: int) -> Peak:
+    """Return the peak memory that a method and its steps add to a process."""
     torch.set_num_threads(threads)
     reset_peak()
     base = peak_memory()
@@ -155,7 +187,7 @@ def _peak(settings: dict[str, Any], case: Case, precision: str, threads: int) ->
     training.seconds(1)
     reset_peak()
     training.seconds(2)
-    return round(peak_memory() - base, 1)
+    return Peak(round(peak_memory() - base, 1), _tensors(training))
 
 
 def measure(
@@ -171,13 +203,13 @@ def measure(
     if device.type == "cuda":
         # libraries allocate workspaces once
         alone(Training(METHODS[PLAIN], case, precision, device, graphs), 0)
-    found: dict[str, tuple[float | str, str]] = {}
+    found: dict[str, Peak] = {}
     chosen = {name: METHODS[name] for name in names}
     for name, settings in chosen.items():
         if device.type != "cuda":
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-                peak = pool.submit(_peak, settings, case, precision, torch.get_num_threads()).result()
-            found[name] = (peak, "")
+                threads = torch.get_num_threads()
+                found[name] = pool.submit(_peak, settings, case, precision, threads).result()
             continue
         gc.collect()
         torch.cuda.empty_cache()
@@ -207,8 +239,9 @@ def measure(
                 "lowest": f"{min(ratios):.3f}",
                 "highest": f"{max(ratios):.3f}",
                 "images_per_second": round(case.batch / statistics.median(seconds)),
-                "peak_memory_mb": found[name][0],
-                "waits": found[name][1],
+                "peak_memory_mb": found[name].memory,
+                "tensors_mb": found[name].tensors,
+                "waits": found[name].waits,
                 "graphs": str(graphs).lower() if device.type == "cuda" else "",
                 "repeats": repeats,
                 "steps": steps,
@@ -247,7 +280,8 @@ def main() -> None:
                 print(
                     f"{row['student']} {row['pixels']} px × {row['batch']} {precision} {row['method']}: "
                     f"{row['ratio']} × the student alone ({row['lowest']} to {row['highest']}), "
-                    f"{row['images_per_second']} images/s, {row['peak_memory_mb'] or '–'} MB, "
+                    f"{row['images_per_second']} images/s, {row['peak_memory_mb']} MB, tensors "
+                    f"{row['tensors_mb'] or '–'} MB, "
                     f"waits: {row['waits'] or '–'}",
                     flush=True,
                 )

@@ -1,7 +1,7 @@
 """Uncertainty from confidence and generated features: calibration, and out-of-distribution detection.
 
-STUDENTS is a folder of students, one in each folder {method}-{seed}. Missing students of the digits are
-trained by the recipe; those of CIFAR-10 come from `benchmarks/cifar10.py DATA … --students STUDENTS`.
+STUDENTS is a folder of students. Those of the digits are in folders {method}-{seed}, and missing ones are
+trained by the recipe; for CIFAR-10 see trained.py.
 Students that already have rows are skipped, so that a call can be repeated after an interruption.
 
     python benchmarks/uncertainty.py digits STUDENTS --seeds 5
@@ -16,9 +16,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import cifar10
 import records
 import torch
+import trained
 from torch import Tensor
 from torchvision.transforms.v2 import functional as VF
 
@@ -128,23 +128,8 @@ def train(folder: Path, seeds: int) -> None:
     for seed in range(seeds):
         for method in DIGITS:
             place = folder / f"{method}-{seed}"
-            if not is_student(place):
+            if not trained.is_student(place):
                 gendd.distill(config, method=method, baselines=[], seed=seed, out=place, overwrite=True)
-
-
-def is_student(place: Path) -> bool:
-    return any((inner / "model.safetensors").is_file() for inner in (place, place / "student"))
-
-
-def students(folder: Path, seeds: int | None = None) -> Iterator[tuple[str, int, Path]]:
-    """Yield method, seed and path of the students in a folder, by seed."""
-    found = []
-    for place in filter(is_student, folder.iterdir()):
-        method, _, seed = place.name.rpartition("-")
-        if method in cifar10.METHODS and seed.isdigit() and (seeds is None or int(seed) < seeds):
-            found.append((int(seed), list(cifar10.METHODS).index(method), method, place))
-    for number, _, method, place in sorted(found):
-        yield method, number, place
 
 
 def measure(
@@ -195,10 +180,10 @@ def main(words: list[str] | None = None) -> None:
         train(given.students, given.seeds)
         config = load_config(recipe_path("digits")).data
     else:
-        config = cifar10.base(given.data, 0, 1).data
+        config = trained.config(given.data).data
     # the training images need no decoding
     images = load_data(dataclasses.replace(config, in_memory=False)).test
-    measure(given.dataset, students(given.students, given.seeds), images, given.images, given.fashion)
+    measure(given.dataset, trained.students(given.students, given.seeds), images, given.images, given.fashion)
 
 
 if __name__ == "__main__":

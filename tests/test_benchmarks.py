@@ -184,7 +184,7 @@ def test_uncertainty_of_cifar(scripts: tuple[ModuleType, ModuleType], tmp_path: 
         (tmp_path / f"{prefix}-labels-idx1-ubyte").write_bytes(bytes([0, 0, 8, 1, 0, 0, 0, 4, 0, 1, 2, 3]))
     pixels = torch.randint(256, (8, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     images = ImageSet(pixels, torch.arange(8), channels=3, size=32)
-    measuring.measure("cifar10", measuring.students(folder), images, 6, str(tmp_path))
+    measuring.measure("cifar10", measuring.trained.students(folder), images, 6, str(tmp_path))
     found = rows_of(tmp_path / "uncertainty.csv")
     sets = ["uniform noise", "Fashion-MNIST", "Gaussian noise", "blur"]
     assert list(dict.fromkeys(row["out"] for row in found if row["out"])) == sets

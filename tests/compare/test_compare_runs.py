@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import shutil
@@ -55,6 +56,7 @@ def test_rates_are_chosen_by_validation_and_a_failing_method_is_a_row(
         seeds=[0, 1],
         budget={"steps": 4},
     )
+    file["base"]["data"]["shot_thresholds"] = [9, 10]
     Path("mine.yaml").write_text(yaml.safe_dump(file, sort_keys=False), encoding="utf-8")
     assert main(["compare", "mine.yaml", "--dry-run", "--trust-code"]) == 0
     assert not Path("runs").exists()
@@ -84,6 +86,10 @@ def test_rates_are_chosen_by_validation_and_a_failing_method_is_a_row(
     assert len(best["curve"]) == 2 and max(best["curve"]) == best["validation"]
     assert best["parameters"] > 0 and best["multiply_adds"] > 0 and best["peak_memory_mb"] > 0
     assert "torch" in best["versions"] and best["machine"]
+    (cell,) = (folder / "cells").glob(f"kd-lr{best['rate']}-seed0-*")
+    groups = json.loads((cell / "metrics.json").read_text())["student"]["readouts"]["linear"]["groups"]
+    assert {name: best[name] for name in groups} == {name: each["top1"] for name, each in groups.items()}
+    assert all(each["images"] > 0 for each in groups.values())
     # kl had the same batches as kd, so the teacher did not compute them again
     (ledger,) = (folder / "cells").glob("kl-lr0.01-seed0-*/logs/teacher_seconds.txt")
     assert len(ledger.read_text().splitlines()) == 6

@@ -90,6 +90,21 @@ def test_means_spreads_and_paired_differences_are_those_by_hand() -> None:
     assert (gendd["peak_memory_mb"], gendd["multiply_adds"]) == (300.0, 1000)
 
 
+def test_accuracy_by_class_size_is_averaged_and_shown() -> None:
+    rows = [
+        row("kd", 0, 60.0, many=80.0, medium=60.0, few=10.0),
+        row("kd", 1, 62.0, many=82.0, medium=60.0, few=14.0),
+        row("gendd", 0, 64.0),
+    ]
+    found = summarise(plan([0, 1]), rows)
+    assert [found[0][name] for name in ("many", "medium", "few")] == [81.0, 60.0, 12.0]
+    assert found[0]["few_sd"] == pytest.approx(8**0.5) and found[1]["few"] is None
+    shown = markdown(found).splitlines()
+    assert "| many, % | medium, % | few, % |" in shown[0]
+    assert "| 81.00 ± 1.41 | 60.00 ± 0.00 | 12.00 ± 2.83 |" in shown[2]
+    assert "many" not in markdown(summarise(plan([0]), [row("kd", 0, 60.0), row("gendd", 0, 61.0)]))
+
+
 def test_one_seed_has_no_interval_and_what_is_not_reached_is_empty() -> None:
     rows = [
         row("kd", 0, 70.0, curve=[50.0, 80.0], monitor="val/linear", train_seconds=1.0),

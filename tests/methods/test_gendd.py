@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gendd.config import GenDDConfig, RunConfig
+from gendd.diffusion import LossRows
 from gendd.diffusion.draws import beta, gamma
 from gendd.errors import UserError
 from gendd.methods import KD, KL, GenDD, KDConfig, Supervised, build_method
@@ -65,7 +66,12 @@ class Rows:
 
 def rows(method: GenDD, targets: Tensor, condition: Tensor, monkeypatch: pytest.MonkeyPatch) -> Rows:
     caught: list[Rows] = []
-    monkeypatch.setattr(method.generator, "loss_rows", lambda *given: caught.append(Rows(*given)))
+
+    def catch(*given: Tensor) -> LossRows:
+        caught.append(Rows(*given))
+        return LossRows(torch.zeros(1), None)
+
+    monkeypatch.setattr(method.generator, "loss_rows", catch)
     method._diffuse(targets, condition, seeded(3))
     return caught[0]
 

@@ -148,6 +148,7 @@ def _figures(job: Job) -> Row:
         "agreement": figures.get("agreement"),
         "readout": own,
         "test": figures.get("agreement") if test is None else test,
+        **{name: group["top1"] for name, group in (figures.get("groups") or {}).items()},
         "validation": validation.get("percent", validation.get("loss")),
         "monitor": validation.get("metric"),
         "curve": _curve(job),

@@ -11,10 +11,13 @@ import numpy as np
 
 from gendd.compare.plan import Plan
 from gendd.compare.results import Row, is_loss, to_csv
+from gendd.evaluation.long_tail import GROUPS
 from gendd.files import write_text
 from gendd.report.numbers import count, number
 
 RESAMPLES = 10_000
+# metrics of a cell that are averaged over seeds, and their columns in its row
+_METRICS = {"test": "test", "linear": "test_linear", "mean": "test_mean", **{name: name for name in GROUPS}}
 SUMMARY = (
     "data",
     "pair",
@@ -28,6 +31,7 @@ SUMMARY = (
     "linear_sd",
     "mean",
     "mean_sd",
+    *(f"{name}{part}" for name in GROUPS for part in ("", "_sd")),
     "pairs",
     "difference",
     "difference_low",
@@ -105,7 +109,7 @@ def summarise(plan: Plan, rows: Sequence[Mapping[str, Any]]) -> list[Row]:
         summary |= {"seeds": len(runs), "errors": sum(bool(row["error"]) for row in mine)}
         if runs:
             summary |= {"rate": runs[0]["rate"], "epochs": runs[0]["epochs"]}
-        for name, column in (("test", "test"), ("linear", "test_linear"), ("mean", "test_mean")):
+        for name, column in _METRICS.items():
             summary[name], summary[f"{name}_sd"] = _mean_sd(_values(runs, column))
         for name in ("multiply_adds", "parameters"):
             summary[name] = _mean(_values(runs, name))
@@ -232,6 +236,7 @@ def headings(summary: Sequence[Row]) -> dict[str, str]:
         "test": "test, %",
         "linear": "linear, %",
         "mean": "mean, %",
+        **{name: f"{name}, %" for name in GROUPS},
         "difference": "difference",
         "interval": "95 % bootstrap",
         "t_interval": "95 % t",
@@ -266,7 +271,7 @@ def _cell(row: Row, name: str) -> str:
     value = row[name]
     if value is None:
         return "–"
-    if name in ("test", "linear", "mean"):
+    if name in _METRICS:
         spread = row[f"{name}_sd"]
         return number(value) if spread is None else f"{number(value)} ± {number(spread)}"
     if name == "difference":

@@ -16,6 +16,7 @@ from gendd.config import GenDDConfig
 from gendd.diffusion import LossRows, tokens
 from gendd.diffusion.draws import beta
 from gendd.errors import UserError, did_you_mean
+from gendd.methods._diffusion import Draws, MeanLoss, mean_loss
 from gendd.methods._labels import contracted_classes, known, taught_loss
 from gendd.methods._maps import MapLosses, MapRegression
 from gendd.methods._moments import Moments
@@ -265,14 +266,11 @@ class GenDD(Method):
         labels = None if self.labels is False else labels
         feature, teacher_feature, teacher_logits, dense = self._look(images)
         targets = self.targets(teacher_feature, teacher_logits, labels)
-        rows = self._diffuse(targets, self.generator.condition(feature), generator)
-        loss = rows.mse.mean()
-        parts = {"diffusion": loss.detach()}
-        if rows.vlb is not None:
-            vlb = rows.vlb.mean()
-            loss = loss + vlb
-            parts["vlb"] = vlb.detach()
-        loss = self.config.diffusion_weight * loss
+        diffusion = self._diffuse(targets, self.generator.condition(feature), generator)
+        parts = {"diffusion": diffusion.mse}
+        if diffusion.vlb is not None:
+            parts["vlb"] = diffusion.vlb
+        loss = self.config.diffusion_weight * diffusion.loss
         if dense is not None:
             loss = loss + self.config.map_weight * dense.map
             parts["map"] = dense.map.detach()
@@ -321,7 +319,7 @@ class GenDD(Method):
         feature, logits = self.teacher(images)
         targets = self.targets(feature, logits, None if self.labels is False else labels)
         condition = self.generator.condition(self.backbone.features(images))
-        return self._diffuse(targets, condition, generator, regularised=False).mse.mean()
+        return self._diffuse(targets, condition, generator, regularised=False).mse
 
     def targets(self, feature: Tensor, logits: Tensor, labels: Tensor | None) -> Tensor:
         """Targets of the generator (B, D): the standardised teacher feature, contracted towards its class.
@@ -349,7 +347,7 @@ class GenDD(Method):
         generator: torch.Generator | None,
         *,
         regularised: bool = True,
-    ) -> LossRows:
+    ) -> MeanLoss:
         config, device = self.config, targets.device
         if regularised and config.mixup > 0:
             weight = beta(config.mixup, generator, device)
@@ -370,8 +368,9 @@ class GenDD(Method):
         keep = None
         if regularised and config.condition_dropout > 0:
             keep = draw(torch.rand) >= config.condition_dropout
-        loss_rows = self._compiled_rows or self.generator.loss_rows
-        return loss_rows(targets, condition, t, noise, keep)
+        own = self.generator
+        loss_rows = self._compiled_rows or own.loss_rows
+        return mean_loss(loss_rows, own.head, targets, condition, Draws(t, noise, keep), own.num_tokens)
 
     def student(self) -> Student:
         """See :meth:`Method.student`."""
