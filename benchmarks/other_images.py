@@ -7,7 +7,6 @@ Debian package dataset-fashion-mnist.
 
 from __future__ import annotations
 
-import io
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from gendd.config import DataConfig
+from gendd.data.decoding import decode
 from gendd.data.encoded import Held
 from gendd.data.readers.common import Found, Part
 from gendd.data.readers.fashion_mnist import read_fashion_mnist
@@ -31,8 +31,8 @@ def photographs(config: DataConfig) -> Found:
     def take(rows: Tensor) -> Tensor:
         encoded = found.take(rows)
         assert isinstance(encoded, Held)
-        images = (Image.open(io.BytesIO(encoded.read(index))) for index in range(len(encoded)))
-        grey = [np.asarray(image.convert("L").resize((SIDE, SIDE))) for image in images]
-        return torch.from_numpy(np.stack(grey))[:, None]
+        images = (decode(encoded.read(index), encoded.where(index), 1)[0] for index in range(len(encoded)))
+        small = [np.asarray(Image.fromarray(image.numpy()).resize((SIDE, SIDE))) for image in images]
+        return torch.from_numpy(np.stack(small))[:, None]
 
     return replace(read_fashion_mnist(replace(config, path=None)), train=Part(found.count, None, take))

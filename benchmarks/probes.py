@@ -78,8 +78,7 @@ def fit(place: Path, students: Path) -> None:
 
 def timed(place: Path, repeats: int) -> None:
     """Time whole commands, each on a copy of the same run, and write their rows."""
-    config = trained.config(place)
-    config = dataclasses.replace(config, training=dataclasses.replace(config.training, epochs=1))
+    config = trained.config(place, epochs=1)
     rows = []
     with TemporaryDirectory() as name:
         folder = Path(name)

@@ -117,9 +117,9 @@ def deviation(one: Training, other: Training) -> tuple[float, float]:
 def published(repeats: int, batch: int) -> None:
     """Time the arms in turns."""
     settings = {"method": "gendd", "gendd": read_yaml(recipe_path("published"))["gendd"]}
-    ours = training(settings, batch)
+    released, ours = training(settings, batch, rows=True), training(settings, batch)
     arms: dict[str, Training | Products] = {
-        "released": training(settings, batch, rows=True),
+        "released": released,
         "published": ours,
         "matrix products of the published head": Products(ours),
         "defaults": training({"method": "gendd"}, batch),
@@ -127,7 +127,7 @@ def published(repeats: int, batch: int) -> None:
         "KD": training({"method": "kd"}, batch),
         "student alone": training({"method": "supervised"}, batch),
     }
-    loss, gradient = deviation(training(settings, batch, rows=True), ours)
+    loss, gradient = deviation(released, ours)
     print(f"released and published: loss {loss:.1e}, gradients {gradient:.1e} apart")
     if max(loss, gradient) > 1e-5:
         raise SystemExit("expected the same mathematics to 1e-5")
@@ -159,20 +159,16 @@ class Products:
     """The matrix products of a training's head: of every layer's output, and of its two gradients."""
 
     def __init__(self, made: Training) -> None:
-        own, rows = made.method.generator, made.method.rows(len(made.images))
-        head = own.head
-        # without gradients of their input, and once per image
-        first, shared = (head.time[0], head.input), (head.condition,)
-        self.layers = [
-            (
-                layer.weight.detach(),
-                torch.randn(len(made.images) if layer in shared else rows, layer.in_features),
-                torch.randn(len(made.images) if layer in shared else rows, layer.out_features),
-                layer not in first,
-            )
-            for layer in head.modules()
-            if isinstance(layer, nn.Linear)
-        ]
+        head, images = made.method.generator.head, len(made.images)
+        self.layers: list[tuple[Tensor, Tensor, Tensor, bool]] = []
+        for layer in head.modules():
+            if isinstance(layer, nn.Linear):
+                # the condition is the same for all rows of an image
+                rows = images if layer is head.condition else made.method.rows(images)
+                x, gradient = torch.randn(rows, layer.in_features), torch.randn(rows, layer.out_features)
+                # noise and times have no gradients
+                inner = layer not in (head.time[0], head.input)
+                self.layers.append((layer.weight.detach(), x, gradient, inner))
 
     def seconds(self, steps: int) -> float:
         """Return the mean seconds of all products."""

@@ -23,12 +23,12 @@ PLAN = Path(__file__).parent / "compare" / "pooled.yaml"
 _NAME = re.compile(r"(?P<method>\w+)-(?:lr.+-seed)?(?P<seed>\d+)(?:-[0-9a-f]{8})?")
 
 
-def config(data: Path) -> RunConfig:
-    """Return the settings of GenDD with the first seed."""
+def config(data: Path, epochs: int = 0) -> RunConfig:
+    """Return the settings of GenDD with the first seed; 0 epochs means those of a run."""
     os.environ["DATA"] = str(data)
     plan = read_plan(PLAN)
     group = next(group for group in plan.groups if group.method == "gendd")
-    return plan.cell(group, plan.seeds[0], group.rates[0]).config
+    return plan.cell(group, plan.seeds[0], group.rates[0], epochs).config
 
 
 def opened(data: Path) -> tuple[Data, Frozen]:

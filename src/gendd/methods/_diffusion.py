@@ -62,9 +62,7 @@ class Draws:
         return Draws(part(self.t), part(self.noise), None if self.keep is None else part(self.keep))
 
 
-def mean_loss(
-    rows: Rows, head: Head, targets: Tensor, condition: Tensor, draws: Draws, num_tokens: int
-) -> MeanLoss:
+def mean_loss(rows: Rows, head: Head, targets: Tensor, condition: Tensor, draws: Draws) -> MeanLoss:
     """Mean of the loss over all rows; equal to computing them at once but for rounding.
 
     In fp16 all rows are computed at once, as gradients that are not scaled yet would underflow.
@@ -75,22 +73,23 @@ def mean_loss(
         targets: (B, D).
         condition: (B, d).
         draws: The rows' random numbers.
-        num_tokens: N.
     """
     images, count = len(targets), len(draws.t)
     parts = min(images, -(-count * head.input.out_features // _AT_A_TIME))
     kind = condition.device.type
     half = torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
     if parts == 1 or half:
-        return _mean(rows(targets, condition, draws.t, draws.noise, draws.keep), 1.0)
+        return _mean(rows(targets, condition, draws.t, draws.noise, draws.keep))
+    num_tokens = head.position.num_embeddings
     grid = (count // (images * num_tokens), images, num_tokens)
     ends = [images * part // parts for part in range(parts + 1)]
     slices = [slice(start, end) for start, end in pairwise(ends)]
 
     def losses(condition: Tensor, place: slice) -> MeanLoss:
         own = draws.of(place, grid)
-        found = rows(targets[place], condition, own.t, own.noise, own.keep)
-        return _mean(found, (place.stop - place.start) / images)
+        loss, mse, vlb = _mean(rows(targets[place], condition, own.t, own.noise, own.keep))
+        share = (place.stop - place.start) / images
+        return MeanLoss(share * loss, share * mse, None if vlb is None else share * vlb)
 
     parameters = [each for each in head.parameters() if each.requires_grad]
     # gradients are disabled inside of the function, and its needs_input_grad ignores that they are outside
@@ -98,11 +97,11 @@ def mean_loss(
     return MeanLoss(*_PartByPart.apply(losses, slices, wanted, condition, *parameters))
 
 
-def _mean(rows: LossRows, share: float) -> MeanLoss:
+def _mean(rows: LossRows) -> MeanLoss:
     mse = rows.mse.mean()
     vlb = None if rows.vlb is None else rows.vlb.mean()
     loss = mse if vlb is None else mse + vlb
-    return MeanLoss(share * loss, share * mse.detach(), None if vlb is None else share * vlb.detach())
+    return MeanLoss(loss, mse.detach(), None if vlb is None else vlb.detach())
 
 
 class _PartByPart(torch.autograd.Function):

@@ -368,9 +368,8 @@ class GenDD(Method):
         keep = None
         if regularised and config.condition_dropout > 0:
             keep = draw(torch.rand) >= config.condition_dropout
-        own = self.generator
-        loss_rows = self._compiled_rows or own.loss_rows
-        return mean_loss(loss_rows, own.head, targets, condition, Draws(t, noise, keep), own.num_tokens)
+        loss_rows = self._compiled_rows or self.generator.loss_rows
+        return mean_loss(loss_rows, self.generator.head, targets, condition, Draws(t, noise, keep))
 
     def student(self) -> Student:
         """See :meth:`Method.student`."""
