@@ -20,6 +20,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import records
 import torch
 from PIL import Image
 from torch import Tensor
@@ -124,24 +125,23 @@ def write_rates(path: str | None, folder: Path) -> None:
 
     recipe = read_yaml(recipe_path("demo"))
     recipe["data"] |= {"name": f"{__file__}:chosen_on", "path": path, "augment": "crop-flip"}
-    if not RATES.exists():
-        RATES.write_text("method,lr,top1\n", encoding="utf-8")
     for lr, method in itertools.product(LEARNING_RATES, METHODS):
-        if f"\n{method},{lr}," in RATES.read_text(encoding="utf-8"):
+        key = {"method": method, "lr": lr}
+        if any(all(row[name] == str(key[name]) for name in key) for row in records.read(RATES)):
             continue
         values = recipe | {"method": method, "baselines": [], "seed": 100, "out": str(folder / "rate")}
         values["training"] = recipe["training"] | {"lr": lr}
         run = execute(from_dict(values, RunConfig), overwrite=(folder / "rate").exists())
         top1 = run.metrics["student"]["readouts"]["linear"]["top1"]
-        with RATES.open("a", encoding="utf-8") as stream:
-            stream.write(f"{method},{lr},{top1}\n")
+        records.append(RATES, [*key, "top1"], [{**key, "top1": top1}])
 
 
 def write_figures(seeds: int, folder: Path) -> None:
     """Run the recipe, and GenDD without labels, with each seed; one row of test top-1 for each result."""
     from gendd.report.comparison import rows
 
-    table: list[tuple[object, ...]] = [("method", "seed", "top1")]
+    fields = ["method", "seed", "top1"]
+    table: list[tuple[object, ...]] = []
     for seed in range(seeds):
         out = folder / f"seed{seed}"
         if not (out / "metrics.json").exists():
@@ -151,9 +151,9 @@ def write_figures(seeds: int, folder: Path) -> None:
         metrics = json.loads((out / "metrics.json").read_text(encoding="utf-8"))
         own = [row for row in rows(metrics) if row["chosen"] or row["key"] != "gendd"]
         table += [(row["key"], seed, row["top1"]) for row in own]
-        for target in (RESULTS, recipe_path("demo").with_suffix(".csv")):
-            with target.open("w", newline="", encoding="utf-8") as stream:
-                csv.writer(stream, lineterminator="\n").writerows(table)
+        records.write(RESULTS, fields, (dict(zip(fields, row, strict=True)) for row in table))
+        with recipe_path("demo").with_suffix(".csv").open("w", newline="", encoding="utf-8") as stream:
+            csv.writer(stream, lineterminator="\n").writerows([fields, *table])
 
 
 def main() -> None:

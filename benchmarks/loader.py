@@ -12,7 +12,6 @@ another folder, with one folder per class.
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import tempfile
 import time
@@ -27,7 +26,7 @@ from PIL import Image
 from sklearn.datasets import load_sample_images
 
 RESULTS = Path(__file__).parent / "results" / "loader.csv"
-FIELDS = ["images", "loader", "repeat", "images_per_cpu_second", "machine", "torch"]
+FIELDS = ["images", "loader", "repeat", "images_per_cpu_second"]
 SIZE, BATCH = 224, 32
 
 
@@ -133,8 +132,7 @@ def main() -> None:
             for repeat in range(given.repeats):
                 for loader, batches in made.items():
                     found = f"{rate(batches(repeat)):.2f}"
-                    place = (platform.processor() or platform.machine(), torch.__version__)
-                    row = (name, loader, repeat, found, *place)
+                    row = (name, loader, repeat, found)
                     rows.append(dict(zip(FIELDS, row, strict=True)))
                     print(*row, flush=True)
             records.replace(RESULTS, FIELDS, {"images": name}, rows)

@@ -20,7 +20,6 @@ import argparse
 import contextlib
 import csv
 import os
-import platform
 import random
 import shutil
 import signal
@@ -40,7 +39,7 @@ from disturbed import DATA, RUN, images, outcome
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ["kind", "data", "processes", "case", "after_s", "step", "code", "lost"]
 SPEED_RESULTS = RESULTS / "processes_speed.csv"
-SPEED = ["case", "repeat", "method", "arm", "images_per_s", "machine"]
+SPEED = ["case", "repeat", "method", "arm", "images_per_s"]
 # the batch size is the total over all processes
 CASES: dict[str, dict[str, Any]] = {
     "small": {
@@ -304,14 +303,7 @@ def speed(case: str, repeats: int, arms: list[str]) -> None:
                 for arm in arms:
                     rate = trained(Path(root), options, method, **ARMS[arm])
                     rates.setdefault((method, arm), []).append(rate)
-                    row = (
-                        case,
-                        repeat,
-                        method,
-                        arm,
-                        f"{rate:.4g}",
-                        platform.processor() or platform.machine(),
-                    )
+                    row = (case, repeat, method, arm, f"{rate:.4g}")
                     records.append(SPEED_RESULTS, SPEED, [dict(zip(SPEED, row, strict=True))])
                     print(*row, flush=True)
     for (method, arm), values in rates.items():

@@ -1,4 +1,7 @@
-"""Read and atomically write the CSVs of results."""
+"""Read and atomically write the CSVs of results.
+
+Every row ends with the versions, the machine and the date of its measurement.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from gendd.compare.cells import circumstances
 from gendd.files import write_text
+
+CIRCUMSTANCES = ["versions", "machine", "date"]
 
 
 def read(path: Path) -> list[dict[str, str]]:
@@ -21,10 +27,12 @@ def read(path: Path) -> list[dict[str, str]]:
 
 def _text(fields: Sequence[str], rows: Iterable[Mapping[str, Any]], header: bool) -> str:
     stream = io.StringIO()
-    writer = csv.DictWriter(stream, fields, restval="", lineterminator="\n")
+    writer = csv.DictWriter(stream, [*fields, *CIRCUMSTANCES], restval="", lineterminator="\n")
     if header:
         writer.writeheader()
-    writer.writerows(rows)
+    now = circumstances()
+    # rows read from a file have their own
+    writer.writerows(now | dict(row) for row in rows)
     return stream.getvalue()
 
 
@@ -47,8 +55,8 @@ def append(path: Path, fields: Sequence[str], rows: Iterable[Mapping[str, Any]])
     if not new:
         with path.open(newline="", encoding="utf-8") as stream:
             there = next(csv.reader(stream), [])
-        if there != list(fields):
-            raise ValueError(f"{path} has the columns {there}, not {list(fields)}: move it away first")
+        if there != (wanted := [*fields, *CIRCUMSTANCES]):
+            raise ValueError(f"{path} has the columns {there}, not {wanted}: move it away first")
     text = _text(fields, rows, header=new)
     with path.open("a", newline="", encoding="utf-8") as stream:
         stream.write(text)

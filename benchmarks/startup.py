@@ -16,14 +16,13 @@ from pathlib import Path
 
 import numpy as np
 import records
-import torch
 from PIL import Image
 
 from gendd import Student
 from gendd.models import create_backbone
 
 HERE = Path(__file__).parent
-FIELDS = ["source", "command", "repeat", "cpu_s", "torch"]
+FIELDS = ["source", "command", "repeat", "cpu_s"]
 
 
 def seconds(arguments: list[str], source: str) -> float:
@@ -66,7 +65,7 @@ def main() -> None:
             for source, path in sources.items():
                 for command, arguments in asked.items():
                     spent = seconds(arguments, os.path.abspath(path))
-                    values = (source, command, repeat, f"{spent:.2f}", torch.__version__)
+                    values = (source, command, repeat, f"{spent:.2f}")
                     rows.append(dict(zip(FIELDS, values, strict=True)))
     records.write(HERE / "results" / "startup.csv", FIELDS, rows)
     for command in asked:

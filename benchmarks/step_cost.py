@@ -16,7 +16,6 @@ repeats M, batch, classes K, and an epoch against its images. Each time is a med
 from __future__ import annotations
 
 import argparse
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping
@@ -41,8 +40,8 @@ from gendd.recipes import recipe_path
 from gendd.student.generator import FeatureGenerator
 
 RESULTS = Path(__file__).parent / "results"
-STEPS_FIELDS = ["arm", "repeat", "ms", "batch", "machine", "torch"]
-GROWTH_FIELDS = ["axis", "value", "repeat", "ms", "machine", "torch"]
+STEPS_FIELDS = ["arm", "repeat", "ms", "batch"]
+GROWTH_FIELDS = ["axis", "value", "repeat", "ms"]
 AXES = {
     "D": [64, 128, 256, 512, 1024, 2048],
     "M": [1, 2, 4, 8, 16, 32],
@@ -139,7 +138,7 @@ def published(repeats: int, batch: int) -> None:
         for name, each in arms.items():
             taken = 1000 * each.seconds(1 if name in ("released", "published") else 3)
             times[name].append(taken)
-            rows.append(row(STEPS_FIELDS, name, repeat, f"{taken:.1f}", batch))
+            rows.append(dict(zip(STEPS_FIELDS, (name, repeat, f"{taken:.1f}", batch), strict=True)))
     records.write(RESULTS / "step_cost.csv", STEPS_FIELDS, rows)
     for name, own in times.items():
         ratios = [one / other for one, other in zip(times["released"], own, strict=True)]
@@ -240,7 +239,7 @@ def growth(repeats: int) -> None:
             arm()
         for repeat in range(repeats):
             for value, arm in arms.items():
-                rows.append(row(GROWTH_FIELDS, axis, value, repeat, f"{arm():.2f}"))
+                rows.append(dict(zip(GROWTH_FIELDS, (axis, value, repeat, f"{arm():.2f}"), strict=True)))
         found = medians(rows, axis)
         print(axis, ", ".join(f"{value}: {ms:.1f} ms" for value, ms in found.items()), flush=True)
     records.write(RESULTS / "step_growth.csv", GROWTH_FIELDS, rows)
@@ -270,11 +269,6 @@ def draw() -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.axes[0].set_ylabel("ms")
     figure.savefig(RESULTS / "step_growth.png", dpi=150)
-
-
-def row(fields: list[str], *values: Any) -> dict[str, Any]:
-    machine = (platform.processor() or platform.machine(), torch.__version__)
-    return dict(zip(fields, (*values, *machine), strict=True))
 
 
 def main() -> None:

@@ -38,8 +38,6 @@ LABELS = {
     "kd": "KD (T 4, weight 0.9)",
     "gendd_published": "GenDD as published",
     "gendd": "GenDD",
-    "gendd_unlabelled": "GenDD, no labels",
-    "gendd_dropout": "GenDD, condition dropout 0.2",
 }
 DEMO = {
     "teacher": "teacher (52,000 other labelled images)",
@@ -315,7 +313,7 @@ def throughput() -> str:
             f"{float(row[name]) / float(kd[name]):.2f}" if row[name] and kd[name] else "–"
             for name in ("peak_memory_mb", "tensors_mb")
         ]
-        machine = row["machine"] if "NVIDIA" in row["machine"] else "one CPU core"
+        machine = row["machine"].rpartition(" · ")[2] if "NVIDIA" in row["machine"] else "one CPU core"
         lines.append(
             [
                 " → ".join(row[role].partition("/")[2] for role in ("teacher", "student"))
@@ -427,7 +425,9 @@ def headline() -> str:
     wanted = ("gendd", "gendd_all", "gendd_unlabelled", "gendd_published")
     wanted += ("simkd", "srd", "dist", "kd", "supervised")
     found = [row for row in measured("cifar10") if row["method"] in wanted]
-    return methods_table(found, ["rate", "test", "difference", "t_interval", "multiply_adds", "seeds"])
+    return methods_table(
+        found, ["rate", "test", "difference", "t_interval", "multiply_adds", "parameters", "seeds"]
+    )
 
 
 def new_axes(height: float) -> Axes:
@@ -570,7 +570,7 @@ def comparisons() -> list[str]:
 def plot_readouts() -> None:
     """Plot accuracy of the readouts against cost per image on CIFAR-10, for the seed with every sampler."""
     axes = new_axes(3.4)
-    colours = {"practical, condition dropout 0.2": "#0072b2", "published": "#d55e00"}
+    colours = {"default": "#0072b2", "published": "#d55e00"}
     marks = {"linear": "o", "mean": "D", "sample": "."}
     rows = [row for row in read("samplers.csv") if row["data"] == "cifar10" and row["seed"] == "0"]
     rows = [row for row in rows if row["readout"] != "probed"]
@@ -629,6 +629,9 @@ TABLES: dict[str, Callable[[], str]] = {
         compared,
         "fashion_seconds",
         ["rate", "test", "difference", "t_interval", "epochs", "train_seconds", "seeds"],
+    ),
+    "compare_students": partial(
+        compared, "students", ["rate", "test", "linear", "difference", "t_interval", "seeds"]
     ),
     "compare_views": partial(compared, "views", ["test", "linear", "seeds"]),
     "compare_ablations": partial(

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import platform
 import statistics
 import tempfile
 import time
@@ -33,7 +32,7 @@ from gendd.training import LightningMethod, autocast_type, training_precision
 
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ["method", "teacher", "storage", "compiled", "seconds", "ratio", "lowest", "highest"]
-FIELDS += ["cpu_ratio", "megabytes", "images", "batch", "precision", "repeats", "threads", "machine", "torch"]
+FIELDS += ["cpu_ratio", "megabytes", "images", "batch", "precision", "repeats", "threads"]
 CPU = torch.device("cpu")
 # method, how the teacher is called, how its answers are stored, whether the losses are compiled
 CASES = {
@@ -167,8 +166,6 @@ def measure(data: Path, images: int, repeats: int) -> list[dict[str, Any]]:
                 "precision": trainings[name].precision,
                 "repeats": repeats,
                 "threads": torch.get_num_threads(),
-                "machine": platform.processor() or platform.machine(),
-                "torch": torch.__version__,
             }
         )
     return rows

@@ -18,7 +18,6 @@ import argparse
 import contextlib
 import gc
 import json
-import platform
 import statistics
 import tempfile
 import time
@@ -44,7 +43,6 @@ from gendd.training.memory import peak_memory, reset_peak
 RESULTS = Path(__file__).parent / "results"
 FIELDS = ["teacher", "student", "pixels", "batch", "precision", "method", "ratio", "lowest", "highest"]
 FIELDS += ["images_per_second", "peak_memory_mb", "tensors_mb", "waits", "graphs", "repeats", "steps"]
-FIELDS += ["machine", "torch"]
 PLAIN = "student alone"
 METHODS: dict[str, dict[str, Any]] = {
     PLAIN: {"method": "supervised"},
@@ -223,7 +221,6 @@ def measure(
         for name, training in trainings.items():
             taken[name].append(training.seconds(steps))
     plain = taken[PLAIN]
-    machine = platform.processor() or platform.machine()
     rows = []
     for name, seconds in taken.items():
         ratios = [each / base for each, base in zip(seconds, plain, strict=True)]
@@ -245,8 +242,7 @@ def measure(
                 "graphs": str(graphs).lower() if device.type == "cuda" else "",
                 "repeats": repeats,
                 "steps": steps,
-                "machine": torch.cuda.get_device_name() if device.type == "cuda" else machine,
-                "torch": torch.__version__,
+                **records.circumstances(device.type),
             }
         )
     return rows

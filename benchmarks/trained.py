@@ -1,7 +1,8 @@
-"""The setting and the students of benchmarks/compare/pooled.yaml, for the benchmarks that measure them.
+"""The setting and the students of benchmarks/compare/students.yaml, for the benchmarks that measure them.
 
-STUDENTS is the folder `cells` of that comparison (`gendd compare benchmarks/compare/pooled.yaml --out DIR`),
-or any folder with students in folders named METHOD-SEED. DATA is what `${DATA}` stands for in the file.
+STUDENTS is the folder `cells` of that comparison (`gendd compare benchmarks/compare/students.yaml --out
+DIR`), or any folder with students in folders named METHOD-SEED. DATA is what `${DATA}` stands for in the
+file.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from gendd.config import RunConfig
 from gendd.data import Data, load_data
 from gendd.models import Frozen, build_model
 
-PLAN = Path(__file__).parent / "compare" / "pooled.yaml"
+PLAN = Path(__file__).parent / "compare" / "students.yaml"
 # a cell's name has its learning rate and a digest of its settings as well
 _NAME = re.compile(r"(?P<method>\w+)-(?:lr.+-seed)?(?P<seed>\d+)(?:-[0-9a-f]{8})?")
 

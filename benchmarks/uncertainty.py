@@ -34,7 +34,7 @@ FIELDS = ["dataset", "method", "seed", "images", "readout", "n", "top1", "ece", 
 FIELDS += ["score", "out", "auroc", "fpr95"]
 BATCH = 256
 SAMPLES = (8, 32)
-DIGITS = ("supervised", "kl", "kd", "gendd")
+DIGITS = ("supervised", "kd", "gendd")
 SHIFT = 3
 
 

@@ -70,10 +70,15 @@ def records(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def test_rows_of_a_key_are_replaced_and_the_others_kept(records: ModuleType, tmp_path: Path) -> None:
     path, fields = tmp_path / "found.csv", ["case", "seed", "top1"]
     assert records.read(path) == []
+    elsewhere = {"case": "c", "seed": 0, "versions": "torch 1", "machine": "another", "date": "2020-01-01"}
+    records.append(path, fields, [elsewhere])
     for case, seed, top1 in [("a", 0, 1.5), ("a", 1, 2.5), ("b", 0, 3.5), ("a", 0, 4.5)]:
         key = {"case": case, "seed": seed}
         records.replace(path, fields, key, [{**key, "top1": top1}])
-    found = [(row["case"], row["seed"], row["top1"]) for row in records.read(path)]
+    kept, *rows = records.read(path)
+    # a row that stays has the circumstances of its own measurement
+    assert kept == {name: str(value) for name, value in elsewhere.items()} | {"top1": ""}
+    found = [(row["case"], row["seed"], row["top1"]) for row in rows]
     assert found == [("a", "1", "2.5"), ("b", "0", "3.5"), ("a", "0", "4.5")]
 
 
@@ -81,7 +86,11 @@ def test_a_row_that_does_not_fit_leaves_the_file_as_it_was(records: ModuleType, 
     path = tmp_path / "found.csv"
     records.append(path, ["case", "top1"], [{"case": "a", "top1": 1}, {"case": "b"}])
     before = path.read_bytes()
-    assert before == b"case,top1\na,1\nb,\n"
+    there = records.read(path)
+    assert [(row["case"], row["top1"]) for row in there] == [("a", "1"), ("b", "")]
+    assert all(
+        row["machine"] and row["date"] and f"torch {torch.__version__}" in row["versions"] for row in there
+    )
     with pytest.raises(ValueError, match="agreement"):
         records.replace(path, ["case", "top1"], {"case": "a"}, [{"case": "a", "agreement": 2}])
     with pytest.raises(ValueError, match="agreement"):

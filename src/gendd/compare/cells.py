@@ -106,10 +106,14 @@ def run_cell(job: Job) -> Row:
         try:
             if not (job.folder / "metrics.json").is_file():
                 _execute(job)
-            row = {**_figures(job), "peak_memory_mb": peak_memory(), **_circumstances(job.config)}
+            row = {
+                **_figures(job),
+                "peak_memory_mb": peak_memory(),
+                **circumstances(job.config.training.device),
+            }
         except Exception as error:  # whatever a method raises goes into its row, and the other cells continue
             print(f"error: {typed_line(error)}", file=log)
-            return {"error": _one_line(error), **_circumstances(job.config)}
+            return {"error": _one_line(error), **circumstances(job.config.training.device)}
     write_json(job.folder / _ROW, row)
     return row
 
@@ -175,18 +179,18 @@ def _curve(job: Job) -> list[float]:
     return [round(row[metric], 5 if metric == "val/diffusion" else 2) for row in rows if metric in row]
 
 
-def _circumstances(config: RunConfig) -> Row:
-    """Return where, when and with which versions a cell was run."""
+def circumstances(device: str = "auto") -> dict[str, str]:
+    """Return with which versions, on which machine and when something is measured, for a row of results."""
     versions = {"gendd": version("gendd"), "torch": torch.__version__, "python": platform.python_version()}
     now = datetime.datetime.now(datetime.UTC)
     return {
         "versions": " ".join(f"{name} {number}" for name, number in versions.items()),
-        "machine": machine(config),
+        "machine": _machine(device),
         "date": now.strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
 
 
-def machine(config: RunConfig) -> str:
+def _machine(asked: str) -> str:
     """Return the name of the processor, and of the compute device if it is a different one."""
     found = platform.processor() or platform.machine()
     with contextlib.suppress(OSError):
@@ -195,7 +199,7 @@ def machine(config: RunConfig) -> str:
                 found = line.partition(":")[2].strip()
                 break
     try:
-        device = resolve_device(config.training.device)
+        device = resolve_device(asked)
     except ValueError:
         return found
     if device.type == "cuda":
