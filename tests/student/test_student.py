@@ -67,7 +67,8 @@ def test_the_mean_readout_follows_the_weights() -> None:
         student.generator.set_statistics(torch.arange(10.0) + 2, torch.arange(10.0) + 3)
         student.classifier.load_state_dict(nn.Linear(10, 5).state_dict())
         assert (student.logits(features, "mean") - first).abs().max() > 0.1
-        torch.testing.assert_close(deploy(student, "mean").reader(features), student.logits(features, "mean"))
+        deployed = deploy(student, "mean").reader(features)
+        torch.testing.assert_close(deployed, student.logits(features, "mean"), rtol=1e-5, atol=1e-4)
     torch.testing.assert_close(copy.deepcopy(student)(rgb_images()), student(rgb_images()))
 
 
