@@ -68,12 +68,12 @@ def test_a_teacher_of_features_alone_and_no_labels(
     student = gendd.load(folder)
     assert student.readouts == () and student.backbone.num_classes == 10
     assert student.embed(torch.rand(2, 1, 8, 8)).shape == (2, 32)
-    # evaluating again gives the same, but for an image or two that rounding moves across a border
+    # evaluating again gives the same, but for one of 359 images that the rounding of a probe's fit may move
     again = evaluate_run(folder)
     for name in ("feature", "generated"):
         there = {key: own["embedding"][name][key] for key in again[name]}
-        assert again[name] == pytest.approx(there, abs=0.6)
-        assert again[name].get("cosine") == pytest.approx(there.get("cosine"), abs=1e-3)
+        assert again[name].pop("linear_probe") == pytest.approx(there.pop("linear_probe"), abs=0.29)
+        assert again[name] == there
     assert main(["evaluate", str(folder)]) == 0
     assert re.search(
         r"generated  knn [\d.]+ %   linear_probe [\d.]+ %   cosine -?0\.\d{3}\n", capsys.readouterr().out
