@@ -37,7 +37,7 @@ TRAIN, LABELLED, CHOSEN_ON, TEST, CLASSES = 6000, 200, 2000, 2000, 10
 TEACHER = "cifar/resnet14"
 RESULTS = Path(__file__).parent / "results" / "demo.csv"
 RATES = RESULTS.with_name("demo_rates.csv")
-LEARNING_RATES = (0.01, 0.02, 0.04)
+LEARNING_RATES = (0.01, 0.02, 0.04, 0.08)
 METHODS = ("gendd", "kl", "supervised")
 
 

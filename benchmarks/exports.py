@@ -76,7 +76,7 @@ def onnx_network(path: Path) -> Run:
 
 @torch.no_grad()
 def logits_of(network: Run, images: Tensor) -> Tensor:
-    return torch.cat([network(part) for part in images.split(BATCH)])
+    return torch.cat([network(part) for part in torch.split(images, BATCH)])
 
 
 def files(student: gendd.Student, readout: ReadoutName, data: Data) -> Iterator[tuple[str, Run, int]]:

@@ -135,11 +135,11 @@ def stir(net: nn.Module) -> None:
     for key, value in net.named_parameters():
         if value.numel() > 1 and float(value.std()) == 0 and not key.startswith(ADDED):
             value.add_(0.1 * torch.randn(value.shape))
-    for key, value in net.named_buffers():
+    for key, buffer in net.named_buffers():
         if key.endswith("running_mean"):
-            value.normal_(0, 0.1)
+            buffer.normal_(0, 0.1)
         elif key.endswith("running_var"):
-            value.uniform_(0.8, 1.2)
+            buffer.uniform_(0.8, 1.2)
 
 
 def own_logits(backbone: Any, images: Tensor) -> Tensor:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import multiprocessing
 import os
@@ -124,7 +125,7 @@ def of_tars(folder: Path) -> Target:
     sound = {}
     for suffix, mode in ((".tar", "w"), (".tar.gz", "w:gz")):
         content = io.BytesIO()
-        with tarfile.open(fileobj=content, mode=mode) as tar:
+        with tarfile.open(fileobj=content, mode=mode) as tar:  # type: ignore[call-overload]
             for number in range(12):
                 tar.add(folder / f"{number}.png", f"{number}.png")
                 label = tarfile.TarInfo(f"{number}.cls")
@@ -135,13 +136,13 @@ def of_tars(folder: Path) -> Target:
     for number in range(3):
         (test / str(number)).mkdir(parents=True)
         (folder / f"{number}.png").rename(test / str(number) / "0.png")
-    number = iter(range(10**9))
+    numbers = itertools.count()
     example = st.one_of(*(st.tuples(st.just(suffix), damaged(each)) for suffix, each in sound.items()))
 
     def read(example: tuple[tuple[str, bytes], bool, float, float]) -> None:
         (suffix, content), seen, corrupt, held = example
         # the index of a tar is cached by its name
-        file = folder / f"{next(number)}{suffix}"
+        file = folder / f"{next(numbers)}{suffix}"
         file.write_bytes(content)
         try:
             config = DataConfig(
@@ -325,7 +326,7 @@ def main() -> None:
         process = forking.Process(target=fuzz, args=(name, arguments.minutes, tally))
         process.start()
         process.join()
-        examples, failures = tally
+        examples, failures = tally[:]
         if process.exitcode:
             print(f"--- {name}: the process ended with {process.exitcode}")
             failures += 1

@@ -145,7 +145,7 @@ def direct(
     images, count = condition.shape[0], generator.num_tokens
     random = torch.Generator().manual_seed(seed)
     z = tokens.repeat_rows(condition.unsqueeze(1).expand(-1, count, -1), samples)
-    token = tokens.token_index(images, count, samples, condition.device)
+    token = torch.arange(count).repeat(samples * images)
     schedule = generator.schedule.respace(steps)
     channels = generator.token_width
 

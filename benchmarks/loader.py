@@ -78,10 +78,12 @@ def of_torchvision(folder: Path) -> Callable[[int], Iterable[torch.Tensor]]:
 
 
 def of_timm(folder: Path) -> Callable[[int], Iterable[torch.Tensor]]:
-    from timm.data import create_dataset, create_loader
+    from timm.data.dataset_factory import create_dataset
+    from timm.data.loader import create_loader
 
     images = create_dataset("", root=str(folder / "train"), split="train", is_training=True)
-    loader: Any = create_loader(
+    create: Any = create_loader
+    loader = create(
         images,
         (3, SIZE, SIZE),
         BATCH,
@@ -128,7 +130,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as root:
         for name, folder in sets(given.path, Path(root)):
             made = {loader: make(folder) for loader, make in LOADERS.items()}
-            rows = []
+            rows: list[dict[str, Any]] = []
             for repeat in range(given.repeats):
                 for loader, batches in made.items():
                     found = f"{rate(batches(repeat)):.2f}"

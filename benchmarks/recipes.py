@@ -21,6 +21,7 @@ from typing import Any
 import records
 
 from gendd.config import RunConfig, load_config
+from gendd.methods.gendd import GenDD
 from gendd.recipes import is_base, recipe_path, recipes
 
 RESULTS = Path(__file__).parent / "results" / "recipes.csv"
@@ -69,6 +70,7 @@ def measure(name: str) -> dict[str, Any]:
     }
     if config.method == "gendd":
         assert teacher is not None
+        assert isinstance(method, GenDD)
         tokens = method.generator.num_tokens
         row |= {
             "head_parameters": count_parameters(method.generator),

@@ -90,16 +90,22 @@ def row_by_row(
 def training(settings: Mapping[str, Any], batch: int, rows: bool = False) -> Training:
     made = Training(dict(settings), replace(CASES["small"], batch=batch), "fp32", torch.device("cpu"), False)
     if rows:
-        made.method.generator.loss_rows = MethodType(row_by_row, made.method.generator)
+        generator = gendd_of(made).generator
+        vars(generator)["loss_rows"] = MethodType(row_by_row, generator)
     return made
+
+
+def gendd_of(made: Training) -> GenDD:
+    assert isinstance(made.method, GenDD)
+    return made.method
 
 
 def deviation(one: Training, other: Training) -> tuple[float, float]:
     """Return the relative differences in loss and gradient of a step with the same weights and draws."""
     # a head initialised to zero has gradients only in its last layer
     generator = torch.Generator().manual_seed(1)
-    for each in one.method.parameters():
-        each.data.add_(0.02 * torch.randn(each.shape, generator=generator))
+    for parameter in one.method.parameters():
+        parameter.data.add_(0.02 * torch.randn(parameter.shape, generator=generator))
     other.method.load_state_dict(one.method.state_dict())
     losses, gradients = [], []
     for each in (one, other):
@@ -158,12 +164,13 @@ class Products:
     """The matrix products of a training's head: of every layer's output, and of its two gradients."""
 
     def __init__(self, made: Training) -> None:
-        head, images = made.method.generator.head, len(made.images)
+        method, images = gendd_of(made), len(made.images)
+        head = method.generator.head
         self.layers: list[tuple[Tensor, Tensor, Tensor, bool]] = []
         for layer in head.modules():
             if isinstance(layer, nn.Linear):
                 # the condition is the same for all rows of an image
-                rows = images if layer is head.condition else made.method.rows(images)
+                rows = images if layer is head.condition else method.rows(images)
                 x, gradient = torch.randn(rows, layer.in_features), torch.randn(rows, layer.out_features)
                 # noise and times have no gradients
                 inner = layer not in (head.time[0], head.input)

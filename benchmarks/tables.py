@@ -76,7 +76,7 @@ def table(head: list[str], rows: list[list[str]]) -> str:
 def demo() -> str:
     """Top-1 of the demo's rows over seeds, and the paired difference to KL."""
     rows = read("demo.csv")
-    by_method = {row["method"]: {} for row in rows}
+    by_method: dict[str, dict[str, float]] = {row["method"]: {} for row in rows}
     for row in rows:
         by_method[row["method"]][row["seed"]] = float(row["top1"])
     kl = by_method.get("kl", {})
@@ -385,7 +385,7 @@ def families(library: str) -> str:
 
 
 # measured while a varying number of other runs shared the machine, so that times don't compare
-SHARED = ("cifar10", "cifar10_mobilenet", "cifar10_long", "tiny_imagenet", "tiny_tokens")
+SHARED: tuple[str, ...] = ("cifar10", "cifar10_mobilenet", "cifar10_long", "tiny_imagenet", "tiny_tokens")
 SHARED += ("fashion", "fashion_long", "labels", "longtail", "other_images")
 
 
@@ -422,7 +422,7 @@ def compared(name: str, shown: list[str] | None = None) -> str:
 
 def headline() -> str:
     """The main methods of the comparison on CIFAR-10, the best first."""
-    wanted = ("gendd", "gendd_all", "gendd_unlabelled", "gendd_published")
+    wanted: tuple[str, ...] = ("gendd", "gendd_all", "gendd_unlabelled", "gendd_published")
     wanted += ("simkd", "srd", "dist", "kd", "supervised")
     found = [row for row in measured("cifar10") if row["method"] in wanted]
     return methods_table(
@@ -559,7 +559,10 @@ def plot_labels() -> None:
     save(axes, RESULTS / "compare" / "labels.png")
 
 
-PLOTS = {"ablations": partial(plot_differences, "ablations"), "labels": plot_labels}
+PLOTS: dict[str, Callable[[], None]] = {
+    "ablations": partial(plot_differences, "ablations"),
+    "labels": plot_labels,
+}
 
 
 def comparisons() -> list[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import timm
 import torch
@@ -35,12 +36,10 @@ def imagenet(package: Path) -> dict[str, Tensor]:
 
 def tiny(state: dict[str, Tensor], data: Path) -> dict[str, Tensor]:
     """Restrict the classifier of a state dict to the classes of Tiny-ImageNet's parquet files."""
-    paths = {
-        "path": str(data / "tiny-imagenet-train-*.parquet"),
-        "test_path": str(data / "tiny-imagenet-test.parquet"),
-    }
-    found = load_data(DataConfig(name="parquet", in_memory=False, **paths))
-    order = {wnid: index for index, wnid in enumerate(ImageNetInfo("imagenet-1k").label_names())}
+    train, test = (str(data / f"tiny-imagenet-{part}.parquet") for part in ("train-*", "test"))
+    found = load_data(DataConfig(name="parquet", in_memory=False, path=train, test_path=test))
+    info: Any = ImageNetInfo("imagenet-1k")
+    order = {wnid: index for index, wnid in enumerate(info.label_names())}
     rows = torch.tensor([order[name.split()[0]] for name in found.class_names])
     return state | {key: state[key][rows] for key in ("classifier.weight", "classifier.bias")}
 

@@ -33,6 +33,7 @@ import torch
 from torch import Tensor
 from torch.profiler import ProfilerActivity, profile
 
+from gendd.compare.cells import circumstances
 from gendd.config import RunConfig, from_dict
 from gendd.methods import Method, build_method
 from gendd.models import Frozen, create_backbone
@@ -108,7 +109,7 @@ class Training:
         self.optimiser.zero_grad()
         with torch.autocast(self.device.type, self.autocast, enabled=self.autocast is not None):
             out = self.losses(self.images, self.labels, generator=self.generator)
-        out.loss.backward()
+        torch.autograd.backward(out.loss)
         self.optimiser.step()
         return out.loss.detach()
 
@@ -173,7 +174,7 @@ def _tensors(training: Training) -> float:
         profiler.export_chrome_trace(str(file))
         events = json.loads(file.read_text())["traceEvents"]
     totals = [event["args"]["Total Allocated"] for event in events if event.get("name") == "[memory]"]
-    return round((max(totals) - totals[0]) / 1e6, 1)
+    return float(round((max(totals) - totals[0]) / 1e6, 1))
 
 
 def _peak(settings: dict[str, Any], case: Case, precision: str, threads: int) -> Peak:
@@ -242,7 +243,7 @@ def measure(
                 "graphs": str(graphs).lower() if device.type == "cuda" else "",
                 "repeats": repeats,
                 "steps": steps,
-                **records.circumstances(device.type),
+                **circumstances(device.type),
             }
         )
     return rows

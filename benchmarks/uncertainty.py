@@ -54,12 +54,13 @@ def said(student: gendd.Student, images: Tensor) -> Said:
     """Compute a student's outputs for images (N, C, H, W) in [0, 1], deterministically."""
     random = torch.Generator().manual_seed(0)
     parts: dict[Any, list[Tensor]] = {}
-    for batch in images.split(BATCH):
+    for batch in torch.split(images, BATCH):
         for readout in (name for name in student.readouts if name != "sample"):
             found = student.predict(batch, readout=readout).probabilities
             parts.setdefault((readout, ""), []).append(found)
         for n in SAMPLES if student.classifier is not None else ():
             told = student.predict(batch, n, random, readout="mean")
+            assert told.mixture is not None
             parts.setdefault(("mixture", n), []).append(told.mixture)
             for name in ("total", "aleatoric", "mutual_information", "spread"):
                 parts.setdefault(("mixture", n, name), []).append(-getattr(told, name))
@@ -89,7 +90,8 @@ def rows(student: gendd.Student, images: Tensor, labels: Tensor, outside: dict[s
 def taken(images: ImageSet, limit: int | None) -> tuple[Tensor, Tensor]:
     """Return images (N, C, H, W) in [0, 1], evenly spread over a set, and their labels (N,)."""
     batches = list(sample_loader(images, BATCH, limit))
-    return torch.cat([batch.images for batch in batches]), torch.cat([batch.labels for batch in batches])
+    labels = [batch.labels for batch in batches if batch.labels is not None]
+    return torch.cat([batch.images for batch in batches]), torch.cat(labels)
 
 
 def noise(images: Tensor) -> Tensor:
@@ -119,7 +121,8 @@ def blurred(images: Tensor, sigma: float = 2.0) -> Tensor:
 def clothes(folder: str | None, limit: int | None) -> Tensor:
     """Return test images of Fashion-MNIST (N, 3, 32, 32), from its folder or Debian's package."""
     images, _ = taken(load_data(DataConfig("fashion-mnist", folder, validation=0)).test, limit)
-    return VF.resize(images, [32, 32]).expand(-1, 3, -1, -1).contiguous()
+    resized: Tensor = VF.resize(images, [32, 32])
+    return resized.expand(-1, 3, -1, -1).contiguous()
 
 
 def train(folder: Path, seeds: int) -> None:
