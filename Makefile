@@ -41,6 +41,7 @@ setup: $(VENV)/.installed  ## install gendd into .venv
 
 demo: setup  ## distil a teacher with 200 labels and 6,000 bundled images, and write a report
 	$(BIN)/gendd distill --out runs/demo --overwrite
+	@echo "gendd is in $(BIN); to use it in this shell: source $(BIN)/activate"
 
 TESTS := -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 

@@ -154,6 +154,18 @@ def check_student(path: str | Path) -> bool:
     return there
 
 
+def check_run(path: str | Path) -> None:
+    """Raise :class:`UserError` unless ``path`` is a run's folder, finished or not."""
+    folder = user_path(path)
+    if os.path.isfile(folder / "config.yaml"):
+        return
+    if os.path.isfile(folder / "config.json"):
+        of_run = (folder.resolve().parent / "config.yaml").is_file()
+        way = f"give {str(folder.parent)!r}" if of_run else "the images are in the run's config.yaml"
+        raise UserError(f"Expected a run's folder, got only a student's, {str(path)!r}; {way}.")
+    raise UserError(f"No run at {str(path)!r}: expected a folder with config.yaml, written by gendd.")
+
+
 def check_path(path: str | Path, key: str) -> None:
     """Raise :class:`UserError` naming the option ``key`` if its value can't be a file path."""
     try:

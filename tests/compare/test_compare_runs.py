@@ -17,6 +17,7 @@ import yaml
 from small_comparison import run_without_pages, small, steady
 from started import Started
 
+import gendd.compare.running
 from gendd.cli import main
 from gendd.compare import compare
 from gendd.compare.budget import Measured
@@ -80,6 +81,8 @@ def test_rates_are_chosen_by_validation_and_a_failing_method_is_a_row(
     assert [row["chosen"] for row in rows[:2]] == [row is best for row in rows[:2]]
     assert [row["chosen"] for row in rows[2:]] == [True, False, False, True, True]
     assert [row["error"] for row in rows[3:5]] == ["RuntimeError: not"] * 2
+    (log,) = (folder / "logs").glob("own-lr0.02-*.txt")
+    assert 'own.py", line 4, in forward' in log.read_text() and log.read_text().endswith("not\nyet\n")
     assert {row["epochs"] for row in rows if not row["error"]} == {2}
     assert {row["steps"] for row in rows if not row["error"]} == {6}
     assert best["test"] == best["test_linear"] and best["readout"] == "linear"
@@ -163,6 +166,32 @@ def test_committed_rows_are_not_run_again_and_others_are_kept(
         UserError, match=r"--only: expected methods of the file, got 'kdd'\. Did you mean 'kd'"
     ):
         compare(small(), tmp_path / "second", only=["kdd"])
+
+
+@pytest.mark.usefixtures("no_pages")
+def test_two_comparisons_may_write_to_one_file_of_results(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "shared.csv"
+    file = small(methods={"kd": {"method": "kd"}, "kl": {"method": "kl"}}, rates=[0.01, 0.02])
+    run_cell, others = gendd.compare.running.run_cell, []
+
+    def interrupted(job: Any) -> Any:
+        row = run_cell(job)
+        if not others:
+            # while a cell of the first comparison runs, a second one starts and ends
+            others.append(job)
+            compare(file, tmp_path / "second", results=results, only=["kl"])
+        return row
+
+    monkeypatch.setattr("gendd.compare.running.run_cell", interrupted)
+    done = compare(file, tmp_path / "first", results=results, only=["kd"])
+    rows = read_rows(results)
+    assert rows == done.rows
+    assert [(row["method"], row["rate"]) for row in rows] == [
+        (name, rate) for name in ("kd", "kl") for rate in (0.01, 0.02)
+    ]
+    assert [row["chosen"] for row in rows].count(True) == 2
 
 
 @pytest.mark.usefixtures("no_pages")

@@ -165,6 +165,27 @@ def test_rows_come_back_from_the_file_as_they_were(tmp_path: Path) -> None:
         read_rows(path)
 
 
+def test_results_that_would_be_lost_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "results.csv"
+    write_rows(path, [row("kd", 0, 70.25)])
+    header, line = path.read_text(encoding="utf-8").splitlines()
+    for text, told in (
+        (f"{header.replace('validation', 'valid')}\n{line}\n", "it lacks the columns validation"),
+        (f"{header},note\n{line},mine\n", "its columns note are unknown and would be lost"),
+        (f"{header}\n{line}\n{line[:20]}\n", "line 3 has more or fewer fields than the first"),
+        (f"{header}\n{line},1\n", "line 2 has more or fewer fields than the first"),
+    ):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(UserError, match=told):
+            read_rows(path)
+        assert path.read_text(encoding="utf-8") == text
+    # files of versions before these columns
+    old = [header.split(","), line.split(",")]
+    kept = [place for place, name in enumerate(old[0]) if name not in ("many", "medium", "few")]
+    path.write_text("".join(",".join(each[place] for place in kept) + "\n" for each in old), encoding="utf-8")
+    assert read_rows(path) == [row("kd", 0, 70.25)]
+
+
 def test_tables_and_the_page_hold_every_method(tmp_path: Path) -> None:
     methods = {"kd": {"method": "kd"}, "gendd": {}, "soft": {"method": "kd", "label": "<soft>"}, "dead": {}}
     comparison = read_plan(small(seeds=[0, 1], methods=methods))

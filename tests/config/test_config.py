@@ -425,6 +425,10 @@ def test_a_file_holds_only_what_differs(tmp_path: Path) -> None:
         (b"- a\n- b\n", "expected key: value lines, got a list; see "),
         (b"", "expected key: value lines, got nothing; see "),
         (b"seed: [1\n", "expected a readable YAML file; "),
+        (
+            b"seed: 1\ntraining:\n  lr: 0.1\n  lr: 0.2\n",
+            "expected a readable YAML file; line 4 repeats the key 'lr'; leave one out.",
+        ),
         (b"\xff\xfe\x00", "expected a readable YAML file; "),
     ],
 )

@@ -126,6 +126,13 @@ def test_the_better_readout_is_in_the_run(probed: tuple[Path, dict[str, bytes], 
     ]
 
 
+@pytest.mark.parametrize("held, warned", [(99, True), (100, False)])
+def test_few_held_out_images_are_told(held: int, warned: bool) -> None:
+    shares: dict[str, float | None] = {"top1": 80.0, "top5": None, "agreement": None}
+    told = str(Probed(Refit("labels", "labels", 0.1, 80.0, 85.0, "refitted", 180, held), shares, shares, 1.0))
+    assert ("warning: 99 images say little about which classifier is better" in told) is warned
+
+
 def test_nothing_else_in_the_folder_changes(probed: tuple[Path, dict[str, bytes], str]) -> None:
     folder, before, _ = probed
     after = contents(folder)

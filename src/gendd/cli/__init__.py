@@ -87,9 +87,10 @@ def main(arguments: list[str] | None = None) -> int:
         if error.errno not in _OF_THE_PLACE:
             raise
         where = f": {str(error.filename)!r}" if error.filename else ""
+        way = "go on with --resume" if words[:1] in (["distill"], ["train"]) else "give the command again"
         print(
             f"gendd: {error.strerror}{where}; what was written before is kept. Make room or give another "
-            "place, then go on with --resume.",
+            f"place, then {way}.",
             file=sys.stderr,
         )
         return 2

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gendd.cli.options import given_options, parse_run
 from gendd.cli.parsing import COMMANDS, Parser, say_next
 from gendd.errors import UserError
-from gendd.files import check_student
+from gendd.files import check_run, check_student, user_path
 
 if TYPE_CHECKING:
     from gendd.config import RunConfig
@@ -150,6 +150,8 @@ def probe_command(words: list[str]) -> int:
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     given = parser.parse_args(words)
+    # before PyTorch is imported, which takes seconds
+    check_run(given.run)
     from gendd.run import probe_run
 
     try:
@@ -303,6 +305,9 @@ def compare_command(words: list[str]) -> int:
         "--time", metavar="STEPS", type=int, help="time this many training steps of all methods side by side"
     )
     given = parser.parse_args(words)
+    # before PyTorch is imported, which takes seconds
+    if not user_path(given.file).is_file():
+        raise UserError(f"Comparison {given.file!r}: expected a YAML file, found none; check the path.")
     from gendd.compare import compare
 
     try:

@@ -11,6 +11,7 @@ from gendd.cli.flags import dotted
 from gendd.cli.parsing import COMMANDS, Parser, say_next
 from gendd.config import DataConfig, EvaluationConfig, ModelConfig, from_dict, keys, one_line
 from gendd.errors import UserError, did_you_mean
+from gendd.files import check_run
 from gendd.processes import launched_rank
 
 
@@ -101,6 +102,8 @@ def _told(key: str, value: float) -> str:
 
 
 def _of_run(run: str, readout: Any) -> dict[str, dict[str, Any]]:
+    # before PyTorch is imported, which takes seconds
+    check_run(run)
     from gendd.run import evaluate_run
 
     return evaluate_run(run, readout, progress=sys.stderr.isatty())

@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import threading
+import traceback
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
@@ -22,7 +23,7 @@ import torch
 
 from gendd.compare.teacher import RecordedTeacher, answers_folder, ledger_seconds
 from gendd.config import RunConfig, from_dict, to_dict
-from gendd.errors import typed_line
+from gendd.errors import UserError, typed_line
 from gendd.files import write_json
 from gendd.models import Frozen
 from gendd.run.exhibits import curves
@@ -112,7 +113,10 @@ def run_cell(job: Job) -> Row:
                 **circumstances(job.config.training.device),
             }
         except Exception as error:  # whatever a method raises goes into its row, and the other cells continue
-            print(f"error: {typed_line(error)}", file=log)
+            if isinstance(error, UserError):
+                print(f"error: {error}", file=log)
+            else:
+                traceback.print_exception(error, file=log)
             return {"error": _one_line(error), **circumstances(job.config.training.device)}
     write_json(job.folder / _ROW, row)
     return row
@@ -209,7 +213,7 @@ def _machine(asked: str) -> str:
 
 def _one_line(error: BaseException) -> str:
     """Format an exception for a row: user errors as their message, others with their type."""
-    text = str(error) if type(error).__name__ == "UserError" else typed_line(error)
+    text = str(error) if isinstance(error, UserError) else typed_line(error)
     return " ".join(text.split())[:300]
 
 

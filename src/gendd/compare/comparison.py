@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gendd.compare.budget import STEPS, Measured
 from gendd.compare.cells import Job, finished_row
+from gendd.compare.locks import alone, updating
 from gendd.compare.page import write_page
 from gendd.compare.plan import Cell, Group, Plan
 from gendd.compare.reading import read_plan
@@ -26,8 +27,6 @@ from gendd.report.numbers import duration, number
 
 # data, pair, method, seed and learning rate of a cell
 Key = tuple[str, str, str, int, float]
-# seconds for which cells of a comparison that was just killed may still lock the folder
-_PATIENCE = 60.0
 
 
 @dataclass(frozen=True)
@@ -98,7 +97,7 @@ def compare(
         table = _Table(plan, folder, csv, only, dry_run)
         table.say_plan()
         return table.comparison()
-    with _alone(folder) as lock:
+    with alone(folder) as lock:
         # after locking, as another comparison may have written until now
         table = _Table(plan, folder, csv, only, dry_run)
         remove_unfinished(folder / "teacher")
@@ -144,10 +143,11 @@ class _Table:
 
     def run(self, jobs: int, lock: int | None) -> None:
         """Run the remaining cells, and write the rows as cells end."""
-        keys = [self._key(*place) for place in self._wanted()]
-        done = sum(key in self.finished for key in keys)
+        keys = [self._key(*place) for place in self._wanted() if place[0].method in self.only]
         self.write()
-        say(f"{self.plan.name}: {self._total()} cells, {done} finished; their logs are in {self._logs}")
+        done, total = sum(key in self.finished for key in keys), self._total()
+        cells = "1 cell" if total == 1 else f"{total} cells"
+        say(f"{self.plan.name}: {cells}, {done} finished; their logs are in {self._logs}")
         start, count = time.monotonic(), 0
         if jobs == 1:
             ended = run_here(self._next, self._job)
@@ -165,9 +165,20 @@ class _Table:
     def write(self) -> None:
         """Write the rows and the summary."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        rows = self.rows()
-        write_rows(self.csv, rows)
+        with updating(self.csv):
+            self._read_others()
+            rows = self.rows()
+            write_rows(self.csv, rows)
         write_summary(summarise(self.plan, rows), self.folder)
+
+    def _read_others(self) -> None:
+        """Read the rows that other comparisons have written to the results file since it was read."""
+        now = read_rows(self.csv)
+        there = {coordinates(row) for row in now}
+        self.before = now + [row for row in self.before if coordinates(row) not in there]
+        for key, cell in self._cells.items():
+            if key not in self.finished and cell.group.method not in self.only:
+                self._look_up(cell)
 
     def comparison(self) -> Comparison:
         """Return the results so far."""
@@ -211,10 +222,10 @@ class _Table:
             say(f"{title}{'' if epochs is None else f' · {epochs} epochs'}: {state}")
         later = [group for group in self.plan.groups if self._chosen(group) is None]
         if later and len(self.plan.seeds) > 1:
-            seeds = ", ".join(map(str, self.plan.seeds[1:]))
-            say(
-                f"then seeds {seeds} at the chosen learning rate: {', '.join(group.title for group in later)}"
-            )
+            others = ", ".join(map(str, self.plan.seeds[1:]))
+            seeds = f"seed{'s' * (len(self.plan.seeds) > 2)} {others}"
+            titles = ", ".join(group.title for group in later)
+            say(f"then {seeds} at the chosen learning rate: {titles}")
 
     def _wanted(self) -> Iterator[tuple[Group, int, float]]:
         """Yield the cells known so far, in the order of the rows."""
@@ -289,12 +300,16 @@ class _Table:
         if epochs is None:
             return None
         cell = self._cells[key] = self.plan.cell(group, seed, rate, epochs)
-        for row in self.before:
-            if row["config"] == cell.digest and coordinates(row) == key:
-                self._keep(cell, row)
+        self._look_up(cell)
         if key not in self.finished and (figures := finished_row(self._place(cell))) is not None:
             self._enter(cell, figures)
         return cell
+
+    def _look_up(self, cell: Cell) -> None:
+        """Take a cell's row from the results file, if it has one of the same settings."""
+        for row in self.before:
+            if row["config"] == cell.digest and coordinates(row) == cell.coordinates:
+                self._keep(cell, row)
 
     def _enter_unmeasured(self, group: Group) -> None:
         """Add a row with the error that kept a group's epochs from being determined."""
@@ -353,35 +368,3 @@ class _Table:
         rest = f", about {duration(seconds / count * left)} left" if left else ""
         title = f"{cell.group.title} · rate {cell.rate:g} · seed {cell.seed}"
         say(f"{title}: {told} [{done}/{self._total()} cells, {duration(seconds)}{rest}]")
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[int | None]:
-    """Lock the folder against a second comparison; yields the descriptor of the locked file.
-
-    Raises:
-        UserError: another comparison is running there.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield None
-        return
-    with (folder / "lock").open("a") as stream:
-        deadline, told = time.monotonic() + _PATIENCE, False
-        while True:
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except OSError as error:
-                if not told:
-                    say(f"waiting for another comparison in {folder}")
-                    told = True
-                if time.monotonic() > deadline:
-                    raise UserError(
-                        f"--out: expected a folder without another comparison, got {str(folder)!r}, where "
-                        "one is running; wait for it, or give another --out."
-                    ) from error
-                time.sleep(0.1)
-        yield stream.fileno()

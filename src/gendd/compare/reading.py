@@ -53,7 +53,7 @@ def read_plan(source: str | Path | Mapping[str, Any]) -> Plan:
     else:
         path = Path(source)
         stem = re.sub(r"[^\w.+-]+", "-", path.stem)
-        values = plain_values(path, f"Comparison {str(path)!r}")
+        values = plain_values(path, f"Comparison {str(path)!r}", "docs/compare.md")
     _known("", values, _KEYS)
     spelled: dict[str, str] = {}
     return _plan(stem, _expanded(values, "", spelled), spelled)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,8 @@ COLUMNS: dict[str, type] = {
 }
 # columns that differ between repetitions
 VARYING = ("train_seconds", "step_seconds", "latency_ms", "peak_memory_mb", "date")
+# columns that earlier versions did not write
+_LATER = ("many", "medium", "few")
 # strings even if empty
 _NAMES = ("data", "pair")
 
@@ -69,14 +71,23 @@ def read_rows(path: Path) -> list[Row]:
         return []
     try:
         with path.open(newline="", encoding="utf-8") as stream:
-            reader = csv.DictReader(stream)
-            if not {"method", "seed", "rate", "config"} <= set(reader.fieldnames or ()):
-                raise ValueError("it lacks the columns method, seed, rate and config")
-            return [{name: _value(name, row.get(name) or "") for name in COLUMNS} for row in reader]
+            return list(_parsed(csv.DictReader(stream)))
     except (OSError, UnicodeDecodeError, ValueError, csv.Error) as error:
         raise UserError(
             f"Results {str(path)!r}: expected a CSV of gendd compare; {error}. Give another --results."
         ) from error
+
+
+def _parsed(reader: csv.DictReader[str]) -> Iterator[Row]:
+    found = list(reader.fieldnames or ())
+    if missing := [name for name in COLUMNS if name not in (*found, *_LATER)]:
+        raise ValueError(f"it lacks the columns {', '.join(missing)}")
+    if unknown := [name for name in found if name not in COLUMNS]:
+        raise ValueError(f"its columns {', '.join(unknown)} are unknown and would be lost")
+    for row in reader:
+        if None in row or None in row.values():
+            raise ValueError(f"line {reader.line_num} has more or fewer fields than the first")
+        yield {name: _value(name, row.get(name) or "") for name in COLUMNS}
 
 
 def _value(name: str, text: str) -> Any:

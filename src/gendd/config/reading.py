@@ -226,20 +226,44 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def plain_values(path: Path, name: str) -> dict[str, Any]:
+def _check_repeats(text: str) -> None:
+    """Raise ``ValueError`` for a key that a YAML mapping repeats: PyYAML drops all but the last."""
+    nodes, seen = [yaml.compose(text, yaml.SafeLoader)], set()
+    while nodes:
+        node = nodes.pop()
+        if id(node) in seen or not isinstance(node, yaml.CollectionNode):
+            continue
+        seen.add(id(node))
+        if not isinstance(node, yaml.MappingNode):
+            nodes += node.value
+            continue
+        keys = set()
+        for key, value in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.tag != "tag:yaml.org,2002:merge":
+                if key.value in keys:
+                    line = key.start_mark.line + 1
+                    raise ValueError(f"line {line} repeats the key {key.value!r}; leave one out.")
+                keys.add(key.value)
+            nodes.append(value)
+
+
+def plain_values(path: Path, name: str, see: str = "gendd distill --print_config") -> dict[str, Any]:
     """Read the mapping in a YAML file from an untrusted source.
 
     Args:
         path: The file.
         name: Its name in error messages.
+        see: What shows how such a file looks.
 
     Raises:
         UserError: it can't be read, is not a mapping, or names code that isn't trusted.
     """
     try:
-        values = yaml.safe_load(read_text(path))
+        text = read_text(path)
+        _check_repeats(text)
+        values = yaml.safe_load(text)
     except Exception as error:  # PyYAML raises whatever its constructors do
-        reason = " ".join(str(error).split())
+        reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
         if isinstance(error, OSError):
             reason = f"{error.strerror}; check the path."
         elif isinstance(error, (UnicodeDecodeError, RecursionError)):
@@ -249,7 +273,7 @@ def plain_values(path: Path, name: str) -> dict[str, Any]:
         raise UserError(f"{name}: expected a readable YAML file; {reason}") from error
     if not isinstance(values, dict):
         found = {type(None): "nothing", list: "a list", str: "text"}.get(type(values), repr(values))
-        raise UserError(f"{name}: expected key: value lines, got {found}; see gendd distill --print_config.")
+        raise UserError(f"{name}: expected key: value lines, got {found}; see {see}.")
     if not _is_finite(values):
         raise UserError(
             f"{name}: expected a few nested sections, got recursive or nested anchors; write them out."

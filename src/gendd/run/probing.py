@@ -36,6 +36,8 @@ from gendd.student import Student
 from gendd.student.folders import RunFolder
 from gendd.training import autocast_type, resolve_device
 
+# validation images below which a probe warns that they may choose the wrong classifier
+_FEW_IMAGES = 100
 _FIGURES = ("top1", "top5", "agreement")
 # validation metric by what the fit is judged by, as `readout: auto` names it
 _METRICS = {"labels": "top1", "teacher": "agreement"}
@@ -77,7 +79,13 @@ class Probed:
         for name, title in (("top1", "top-1"), ("agreement", "agreement with the teacher")):
             if self.after[name] is not None:
                 lines.append(_change(f"{self.tested_on} {title}", self.before[name], self.after[name]))
-        return "\n".join([*lines, f"new classifier kept: {judged}"])
+        lines.append(f"new classifier kept: {judged}")
+        if refit.held_images < _FEW_IMAGES:
+            lines.append(
+                f"warning: {refit.held_images} images say little about which classifier is better; "
+                "gendd distill with the run's options and --resume restores the old one"
+            )
+        return "\n".join(lines)
 
 
 def _change(what: str, before: float | None, after: float | None) -> str:

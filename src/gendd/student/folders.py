@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -13,7 +12,7 @@ from torch import nn
 
 from gendd.config import RunConfig, load_config
 from gendd.errors import UserError, first_line
-from gendd.files import read_text, user_path
+from gendd.files import check_run, read_text, user_path
 from gendd.student.student import Student, load
 
 
@@ -31,12 +30,7 @@ class RunFolder:
             UserError: there is no run, or it has not finished.
         """
         folder = user_path(path)
-        if os.path.isfile(folder / "config.json") and not os.path.isfile(folder / "config.yaml"):
-            of_run = (folder.resolve().parent / "config.yaml").is_file()
-            way = f"give {str(folder.parent)!r}" if of_run else "the images are in the run's config.yaml"
-            raise UserError(f"Expected a run's folder, got only a student's, {str(path)!r}; {way}.")
-        if not os.path.isfile(folder / "config.yaml"):
-            raise UserError(f"No run at {str(path)!r}: expected a folder with config.yaml, written by gendd.")
+        check_run(path)
         if not (folder / "metrics.json").is_file():
             raise UserError(
                 f"The run at {str(path)!r} has not finished: expected metrics.json. "
