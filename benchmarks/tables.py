@@ -633,6 +633,11 @@ TABLES: dict[str, Callable[[], str]] = {
         "fashion_seconds",
         ["rate", "test", "difference", "t_interval", "epochs", "train_seconds", "seeds"],
     ),
+    "compare_cifar10_seconds": partial(
+        compared,
+        "cifar10_seconds",
+        ["rate", "test", "linear", "difference", "t_interval", "epochs", "step_seconds", "seeds"],
+    ),
     "compare_students": partial(
         compared, "students", ["rate", "test", "linear", "difference", "t_interval", "seeds"]
     ),
