@@ -75,7 +75,9 @@ def test_after_a_training_on_labels(digits_run: Finished, tmp_path: Path, capsys
     assert told_next(capsys, *words) == f"gendd distill --teacher {place} …, or gendd predict {place} IMAGE…"
 
 
-def test_after_what_is_elsewhere(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+def test_after_what_is_elsewhere(monkeypatch: pytest.MonkeyPatch, capsys: Capture, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("mine.yaml").touch()
     done = SimpleNamespace(report="runs/compare/mine/report.html", errors=[])
     monkeypatch.setattr("gendd.compare.compare", lambda *given, **named: done)
     assert told_next(capsys, "compare", "mine.yaml") == "open runs/compare/mine/report.html"

@@ -166,6 +166,12 @@ def check_run(path: str | Path) -> None:
     raise UserError(f"No run at {str(path)!r}: expected a folder with config.yaml, written by gendd.")
 
 
+def check_file(path: str | Path, name: str) -> None:
+    """Raise :class:`UserError` if there is no file; ``name`` is what messages call it."""
+    if not os.path.isfile(user_path(path)):
+        raise UserError(f"{name}: expected a file, found none; check the path.")
+
+
 def check_path(path: str | Path, key: str) -> None:
     """Raise :class:`UserError` naming the option ``key`` if its value can't be a file path."""
     try:

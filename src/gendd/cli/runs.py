@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from gendd.cli.options import given_options, parse_run
 from gendd.cli.parsing import COMMANDS, Parser, say_next
 from gendd.errors import UserError
-from gendd.files import check_run, check_student, user_path
+from gendd.files import check_file, check_run, check_student
 
 if TYPE_CHECKING:
     from gendd.config import RunConfig
@@ -306,8 +306,7 @@ def compare_command(words: list[str]) -> int:
     )
     given = parser.parse_args(words)
     # before PyTorch is imported, which takes seconds
-    if not user_path(given.file).is_file():
-        raise UserError(f"Comparison {given.file!r}: expected a YAML file, found none; check the path.")
+    check_file(given.file, f"Comparison {given.file!r}")
     from gendd.compare import compare
 
     try:
