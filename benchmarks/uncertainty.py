@@ -91,6 +91,7 @@ def taken(images: ImageSet, limit: int | None) -> tuple[Tensor, Tensor]:
     """Return images (N, C, H, W) in [0, 1], evenly spread over a set, and their labels (N,)."""
     batches = list(sample_loader(images, BATCH, limit))
     labels = [batch.labels for batch in batches if batch.labels is not None]
+    assert len(labels) == len(batches)
     return torch.cat([batch.images for batch in batches]), torch.cat(labels)
 
 

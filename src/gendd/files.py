@@ -168,7 +168,7 @@ def check_run(path: str | Path) -> None:
 
 def check_file(path: str | Path, name: str) -> None:
     """Raise :class:`UserError` if there is no file; ``name`` is what messages call it."""
-    if not os.path.isfile(user_path(path)):
+    if not os.path.isfile(path):
         raise UserError(f"{name}: expected a file, found none; check the path.")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from gendd.compare.budget import STEPS, Measured
 from gendd.compare.cells import Job, finished_row
-from gendd.compare.locks import alone, updating
+from gendd.compare.locks import alone
 from gendd.compare.page import write_page
 from gendd.compare.plan import Cell, Group, Plan
 from gendd.compare.reading import read_plan
@@ -22,6 +22,7 @@ from gendd.compare.summary import markdown, summarise, write_summary
 from gendd.compare.teacher import remove_unfinished
 from gendd.config import check
 from gendd.errors import UserError, did_you_mean
+from gendd.files import locked
 from gendd.messages import say
 from gendd.report.numbers import duration, number
 
@@ -143,7 +144,7 @@ class _Table:
 
     def run(self, jobs: int, lock: int | None) -> None:
         """Run the remaining cells, and write the rows as cells end."""
-        keys = [self._key(*place) for place in self._wanted() if place[0].method in self.only]
+        keys = self._own_keys()
         self.write()
         done, total = sum(key in self.finished for key in keys), self._total()
         cells = "1 cell" if total == 1 else f"{total} cells"
@@ -165,7 +166,7 @@ class _Table:
     def write(self) -> None:
         """Write the rows and the summary."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with updating(self.csv):
+        with locked(self.csv.with_name(f"{self.csv.name}.lock")):
             self._read_others()
             rows = self.rows()
             write_rows(self.csv, rows)
@@ -243,6 +244,10 @@ class _Table:
                 assert chosen is not None
                 self._cell(group, seed, chosen)
                 yield group, seed, chosen
+
+    def _own_keys(self) -> list[Key]:
+        """Return the cells known so far of the methods that are run."""
+        return [self._key(*place) for place in self._wanted() if place[0].method in self.only]
 
     def _total(self) -> int:
         """Return the total number of cells of the methods that are run."""
@@ -359,7 +364,7 @@ class _Table:
 
     def _tell(self, cell: Cell, count: int, seconds: float) -> None:
         """Report a cell that ended, and the progress of the comparison."""
-        keys = [self._key(*place) for place in self._wanted() if place[0].method in self.only]
+        keys = self._own_keys()
         done = sum(key in self.finished or key in self.ended for key in keys)
         left = max(0, self._total() - done)
         row = self.finished.get(cell.coordinates) or self.failed[cell.coordinates]

@@ -1,11 +1,10 @@
-"""Locks between comparisons that share a folder or a file of results."""
+"""The lock of a comparison's folder."""
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 
 from gendd.errors import UserError
@@ -45,21 +44,3 @@ def alone(folder: Path) -> Iterator[int | None]:
                     ) from error
                 time.sleep(0.1)
         yield stream.fileno()
-
-
-@contextmanager
-def updating(path: Path) -> Iterator[None]:
-    """Keep other comparisons from writing results in a file's folder, where the system can."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:  # Windows
-        yield
-        return
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(folder, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(folder)

@@ -226,9 +226,23 @@ def read_mapping(path: Path) -> dict[str, Any]:
     return values
 
 
-def _check_repeats(text: str) -> None:
-    """Raise ``ValueError`` for a key that a YAML mapping repeats: PyYAML drops all but the last."""
-    nodes, seen = [yaml.compose(text, yaml.SafeLoader)], set()
+def _parsed(text: str) -> Any:
+    """Parse YAML as ``yaml.safe_load`` does, which drops all but the last of a key that is repeated.
+
+    Raises:
+        ValueError: A mapping repeats a key.
+    """
+    loader = yaml.SafeLoader(text)
+    try:
+        node = loader.get_single_node()
+        _check_repeats(node)
+        return None if node is None else loader.construct_document(node)
+    finally:
+        loader.dispose()
+
+
+def _check_repeats(root: yaml.Node | None) -> None:
+    nodes, seen = [root], set()
     while nodes:
         node = nodes.pop()
         if id(node) in seen or not isinstance(node, yaml.CollectionNode):
@@ -259,9 +273,7 @@ def plain_values(path: Path, name: str, see: str = "gendd distill --print_config
         UserError: it can't be read, is not a mapping, or names code that isn't trusted.
     """
     try:
-        text = read_text(path)
-        _check_repeats(text)
-        values = yaml.safe_load(text)
+        values = _parsed(read_text(path))
     except Exception as error:  # PyYAML raises whatever its constructors do
         reason = " ".join(str(error).replace('in "<unicode string>", ', "").split())
         if isinstance(error, OSError):
