@@ -326,6 +326,9 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the points; another adds other cases")
     parser.add_argument("--results", type=Path, default=HERE / "results" / "faults.csv")
     arguments = parser.parse_args()
+    # a shell makes commands in the background ignore SIGINT, nohup SIGHUP; runs would inherit that
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
     if BASE not in os.environ:
         again_with_counts()
     top = Path(os.environ[BASE])

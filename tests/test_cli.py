@@ -221,6 +221,10 @@ def test_names_have_short_forms(digits_run: Finished, tmp_path: Path, capsys: Ca
     assert config.teacher.name == config.student.name == "cifar/resnet8x0.25"
     assert config.teacher.weights == config.student.weights == folder
     assert parsed("--teacher", str(tmp_path)).teacher.name == str(tmp_path)
+    file = tmp_path / "given.yaml"
+    file.write_text(f"teacher: {{name: {folder}}}\n")
+    config = parsed("--config", str(file))
+    assert (config.teacher.name, config.teacher.weights) == ("cifar/resnet8x0.25", folder)
     assert refused(capsys, "train", "--teacher", "cifar/resnet8").startswith(
         "gendd train: expected no --teacher, as it trains the student on labels alone"
     )

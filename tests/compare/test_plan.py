@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import yaml
+from conftest import Finished
 from small_comparison import small
 
 from gendd.compare.plan import Budget
@@ -165,6 +166,14 @@ def test_a_recipe_is_extended_and_a_method_is_labelled_by_the_registry_where_it_
         "unlabelled": "unlabelled",
         "soft": "KD",
     }
+
+
+def test_networks_may_be_folders_of_runs(digits_run: Finished) -> None:
+    folder = str(digits_run.folder)
+    base = {**small()["base"], "teacher.name": folder, "student.name": folder}
+    config = read_plan(small(base=base)).groups[0].config
+    for network in (config.teacher, config.student):
+        assert (network.name, network.weights) == ("cifar/resnet8x0.25", folder)
 
 
 def test_variables_are_expanded_and_the_digest_does_not_depend_on_them(

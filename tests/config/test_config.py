@@ -405,7 +405,7 @@ def test_the_student_s_classes_follow() -> None:
 
 def test_a_readout_is_not_fitted_to_labels_that_may_not_be_seen() -> None:
     assert refused({"gendd": {"refit": "labels"}, "data": {"labels": False}}) == (
-        "gendd.refit: expected none, teacher or mean where data.labels is false, got 'labels'."
+        "gendd.refit: expected none, auto, teacher or mean where data.labels is false, got 'labels'."
     )
 
 

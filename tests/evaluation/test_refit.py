@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -11,12 +11,12 @@ from flat import CLASSES, flat, student
 from torch import nn
 
 from gendd.config import DataConfig
-from gendd.data import Batches, Data, load_data
+from gendd.data import Batches, Data, ImageSet, load_data
 from gendd.errors import UserError
 from gendd.evaluation import refit as refit_module
 from gendd.evaluation.embedding import collect_features
 from gendd.evaluation.linear_fit import agreement, choose_classifier
-from gendd.evaluation.refit import check_refit, refit_linear
+from gendd.evaluation.refit import Target, check_refit, refit_linear
 from gendd.models import Frozen
 
 
@@ -45,6 +45,60 @@ def test_the_better_readout_stays(target: str, labels: bool, data: Data) -> None
     # a second fit finds nothing better
     again = refit_linear(whole, teacher, data, target, labels=labels)  # type: ignore[arg-type]
     assert again.kept == "trained" and again.trained == again.refitted == refit.refitted
+
+
+@pytest.mark.parametrize("val", [True, False])
+def test_of_several_targets_the_best_one_counts(val: bool, data: Data) -> None:
+    data, teacher = data if val else replace(data, val=None), Frozen(flat(16, 1))
+    alone = {
+        name: refit_linear(student(), teacher, data, name, labels=True)
+        for name in get_args(Target)
+        if name != "mean"
+    }
+    both = student()
+    refit = refit_linear(both, teacher, data, ["teacher", "labels"], labels=True)
+    shares = {name: each.refitted for name, each in alone.items()}
+    assert refit.tried == shares and shares["labels"] > shares["teacher"] + 10
+    assert replace(refit, tried={}) == replace(alone["labels"], tried={})
+    single = student()
+    refit_linear(single, teacher, data, "labels", labels=True)
+    assert torch.equal(both.backbone.classifier.weight, single.backbone.classifier.weight)
+    assert str(refit).endswith(
+        f"to labels of {refit.images} images {refit.refitted:.2f} %, to the teacher's predictions "
+        f"{shares['teacher']:.2f} %; kept the refitted one"
+    )
+
+
+def test_of_equally_good_targets_the_first_is_taken(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        refit_module,
+        "choose_classifier",
+        lambda *given, **more: replace(choose_classifier(*given, **more), accuracy=0.99),
+    )
+    teacher = Frozen(flat(16, 1))
+    for targets in (["labels", "teacher"], ["teacher", "labels"]):
+        refit = refit_linear(student(), teacher, data, targets, labels=True)  # type: ignore[arg-type]
+        assert refit.target == targets[0] and list(refit.tried) == targets
+
+
+def test_images_without_a_label_are_fitted_to_the_teacher_alone(data: Data) -> None:
+    assert isinstance(data.train, ImageSet) and data.train.labels is not None
+    labels = data.train.labels.clone()
+    labels[50:] = -1
+    data = replace(data, train=replace(data.train, labels=labels))
+    teacher, found = Frozen(flat(16, 1)), {}
+    for targets in (["labels"], ["teacher"], ["labels", "teacher"], ["teacher", "labels"]):
+        found[tuple(targets)] = refit_linear(student(), teacher, data, targets, labels=True)  # type: ignore[arg-type]
+    alone = found["labels",], found["teacher",]
+    assert [each.images for each in alone] == [50, 300]
+    assert alone[0].refitted > alone[1].refitted
+    for targets, refit in found.items():
+        if len(targets) == 2:
+            assert (refit.target, refit.images) == ("labels", 50)
+            assert refit.tried == {name: found[name,].refitted for name in targets}
+    # every tenth labelled image judges
+    refit = refit_linear(student(), teacher, replace(data, val=None), ["labels", "teacher"], labels=True)
+    assert (refit.images, refit.held_images) == (45, 5)
 
 
 def test_a_worse_readout_is_not_taken(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,11 +158,11 @@ def test_files_of_features_are_whole_and_leave_nothing(
     rows = refit_module._Rows(on_disk=True)
     for part in (slice(0, 4), slice(4, 7)):
         rows.add(features[part], targets[part])
-    assert torch.equal(rows.features, features) and torch.equal(rows.targets, targets)
+    assert torch.equal(rows.column(0), features) and torch.equal(rows.column(1), targets)
     classes = refit_module._Rows(on_disk=True)
     classes.add(features[:4], torch.arange(4))
     classes.add(features[4:], torch.arange(4, 7))
-    assert torch.equal(classes.targets, torch.arange(7)) and set(classes.files) == {0}
+    assert torch.equal(classes.column(1), torch.arange(7)) and set(classes.files) == {0}
     assert list(tmp_path.iterdir()) == []
 
 
@@ -191,14 +245,16 @@ def test_features_in_bf16_give_the_same_readout(data: Data) -> None:
 
 def test_what_a_readout_cannot_be_fitted_to() -> None:
     same, other, none = Frozen(flat(16, 1)), Frozen(flat(16, 1, 7)), Frozen(flat(16, 1, classifier=False))
-    for target in ("labels", "teacher", "mean"):
+    for target in ("labels", "teacher", "mean", "auto"):
         check_refit(student(classifier=True), same, target, True)
+    check_refit(student(), same, "auto", False)
     for teacher, target, labels, there in (
         (same, "labels", False, "teacher or none"),
-        (same, "mean", True, "labels or teacher or none"),  # nothing reads what is generated
+        (same, "mean", True, "labels or teacher or auto or none"),  # nothing reads what is generated
         (other, "teacher", True, "labels or none"),
         (none, "teacher", False, "none"),
         (none, "mean", False, "none"),
+        (none, "auto", False, "none"),
     ):
         with pytest.raises(UserError) as caught:
             check_refit(student(), teacher, target, labels)

@@ -55,8 +55,8 @@ from gendd.run.settings import binding_of
         ),
         (
             ["--method=gendd_no_labels", "--gendd_no_labels.refit=labels"],
-            "gendd_no_labels.refit: expected teacher or mean or none for this teacher and these labels, got "
-            "'labels'.",
+            "gendd_no_labels.refit: expected teacher or mean or auto or none for this teacher and these "
+            "labels, got 'labels'.",
         ),
         (
             ["--method=linear_probe"],

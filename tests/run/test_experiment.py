@@ -283,15 +283,18 @@ def test_stage_two_trains_in_training_mode(
     assert modes and all(modes)
 
 
+@pytest.mark.parametrize("target", ["teacher", "auto"])
 @pytest.mark.parametrize("method", ["gendd", "gendd_no_labels"])
 def test_the_linear_readout_is_fitted_by_the_method_s_own_settings(
-    method: str, digits_run: Finished, tmp_path: Path
+    method: str, target: str, digits_run: Finished, tmp_path: Path
 ) -> None:
     quick = ["--baselines=[]", "--training.epochs=1", f"--method={method}"]
     assert "refit" not in distil(tmp_path / "along", *quick)["student"]
-    refit = distil(tmp_path / "afterwards", *quick, f"--{method}.refit=teacher")["student"]["refit"]
+    refit = distil(tmp_path / "afterwards", *quick, f"--{method}.refit={target}")["student"]["refit"]
     judge = "labels" if method == "gendd" else "teacher"
-    assert (refit["target"], refit["judged_by"]) == ("teacher", judge)
+    tried = {"labels", "teacher"} if (method, target) == ("gendd", "auto") else {"teacher"}
+    assert (set(refit["tried"]), refit["judged_by"]) == (tried, judge)
+    assert refit["refitted"] == refit["tried"][refit["target"]] == max(refit["tried"].values())
 
 
 PROBE = ["--recipe=linear_probe", "--training.epochs=2", "--training.lr=1"]

@@ -118,6 +118,7 @@ def test_a_teacher_of_other_classes_without_labels(
         "l2",
         "trained",
         "refitted",
+        "tried",
         "kept",
         "images",
         "held_images",

@@ -121,7 +121,8 @@ def test_the_better_readout_is_in_the_run(probed: tuple[Path, dict[str, bytes], 
         f"({came['top1'] - linear['top1']:+.2f})",
         f"test agreement with the teacher       {linear['agreement']:>6.2f} % → {came['agreement']:.2f} %  "
         f"({came['agreement'] - linear['agreement']:+.2f})",
-        f"new classifier kept: fitted to labels of 200 images, weight decay {probe['l2']:g}, judged on 144",
+        f"new classifier kept: fitted to labels of 200 images, weight decay {probe['l2']:g}, judged on 144 "
+        f"(fitted to the teacher's predictions {probe['tried']['teacher']:.2f} %)",
         f"next: gendd predict {folder} IMAGE…, or gendd export {folder} --to onnx",
     ]
 
@@ -204,6 +205,7 @@ def test_other_targets(run: Path, target: str, least: float, capsys: Capture) ->
     probe = figures(run)["student"]["probe"]
     # labels may be used, so they judge the fit
     assert (probe["target"], probe["judged_by"], probe["images"]) == (target, "labels", 150)
+    assert probe["tried"] == {target: probe["refitted"]}
     assert probe["refitted"] >= least
     assert (probe["kept"] == "refitted") == (probe["refitted"] > probe["trained"])
     said = {"teacher": "the teacher's predictions", "mean": "the predictions of readout mean"}[target]
@@ -350,6 +352,7 @@ def test_a_teacher_that_is_gone(
     assert main(["probe", str(run)]) == 0
     assert "the agreement with the teacher is no longer known: Teacher: " in capsys.readouterr().err
     assert figures(run)["student"]["readouts"]["linear"]["agreement"] is None
+    assert set(figures(run)["student"]["probe"]["tried"]) == {"labels", "mean"}
     # without labels the mean readout stands in for it
     spoil(run)
     configure(run, without_labels)

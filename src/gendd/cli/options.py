@@ -85,6 +85,7 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
     saved = {key: value for key, value in saved.items() if key in known}
     for layer in [saved, *map(extended, layers), TRAIN if command == "train" else {}]:
         merge(defaults, layer)
+    _with_folders(defaults)
     values = defaults | parsed(defaults)
     if command == "distill" and not chosen:
         values["baselines"] = _without_labels(values)
@@ -102,6 +103,17 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
         print(dump(config), end="")
         return None, flags
     return config, flags
+
+
+def _with_folders(values: dict[str, Any]) -> None:
+    """Replace run folders that files name as networks, in place."""
+    sections = [values.get(role) for role in ("teacher", "student")]
+    names = [given.get("name") for given in sections if isinstance(given, dict)]
+    if any(isinstance(name, str) and user_path(name).is_dir() for name in names):
+        # imports PyTorch
+        from gendd.run.networks import with_folders
+
+        with_folders(values)
 
 
 def _by_section(words: list[str]) -> dict[str, list[str]]:

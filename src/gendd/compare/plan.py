@@ -19,6 +19,7 @@ from gendd.config import (
 )
 from gendd.errors import UserError
 from gendd.run.checks import check_names
+from gendd.run.networks import with_folders
 from gendd.run.settings import binding_of
 
 BudgetKind = Literal["epochs", "steps", "seconds"]
@@ -168,6 +169,7 @@ class Plan:
         given = training if isinstance(training, dict) else {}
         where = f"methods.{entry.name}"
         try:
+            with_folders(values)
             config = from_dict({**values, "baselines": []}, RunConfig)
             check_names(config, {})
         except UserError as error:

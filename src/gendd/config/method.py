@@ -93,7 +93,8 @@ class GenDDConfig:
             trainings with correct labels 0.3 can be better.
         refit: Fit the linear readout again after training, to ``labels``, the ``teacher``'s
             probabilities or those of readout ``mean`` on the unaugmented training images, and keep the
-            better of the two on the validation images; ``none`` keeps the one trained with the student.
+            better of the two on the validation images; ``auto`` fits to the labels, if training may use
+            them, and to the teacher. ``none`` keeps the one trained with the student.
     """
 
     contraction: float | None = None
@@ -120,7 +121,7 @@ class GenDDConfig:
     diffusion_weight: float = 1.0
     label_weight: float | None = None
     probe: Literal["auto", "labels", "teacher", "none"] = "auto"
-    refit: Literal["none", "labels", "teacher", "mean"] = "none"
+    refit: Literal["none", "auto", "labels", "teacher", "mean"] = "none"
 
     def __post_init__(self) -> None:
         check_section(self, "gendd.", _RULES)

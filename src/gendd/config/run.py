@@ -70,7 +70,7 @@ class RunConfig:
         check(
             self.data.labels or self.gendd.refit != "labels",
             "gendd.refit",
-            "none, teacher or mean where data.labels is false",
+            "none, auto, teacher or mean where data.labels is false",
             self.gendd.refit,
         )
         check(

@@ -6,7 +6,7 @@ Shapes: B images of a batch · N training images · n held-out images · d stude
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import IO, Any, Literal
 
@@ -36,7 +36,7 @@ class Refit:
     """Result of fitting the linear readout again.
 
     Attributes:
-        target: Target of the fit.
+        target: Target of the fit; the best one, if there were several.
         judged_by: Reference for the accuracy on held-out images.
         l2: Strength of the chosen penalty.
         trained: Percent of held-out images on which the trained readout agrees with the reference; None if
@@ -45,6 +45,7 @@ class Refit:
         kept: Which of the two the student has; ties go to the trained one.
         images: N, the number of training images.
         held_images: n, the number of held-out images.
+        tried: ``refitted`` of every target that was fitted to.
     """
 
     target: Target
@@ -55,12 +56,20 @@ class Refit:
     kept: Literal["trained", "refitted"]
     images: int
     held_images: int
+    tried: dict[Target, float] = field(default_factory=dict)
 
     def __str__(self) -> str:
         before = "none before" if self.trained is None else f"before {self.trained:.2f} %"
         return (
             f"linear readout on held-out images: {before}, refitted to {SAID[self.target]} of "
-            f"{self.images:,} images {self.refitted:.2f} %; kept the {self.kept} one"
+            f"{self.images:,} images {self.refitted:.2f} %{self.others}; kept the {self.kept} one"
+        )
+
+    @property
+    def others(self) -> str:
+        """The targets that were not better, as the end of a sentence; empty if there was one target."""
+        return "".join(
+            f", to {SAID[name]} {share:.2f} %" for name, share in self.tried.items() if name != self.target
         )
 
 
@@ -88,14 +97,22 @@ def targets_of(student: Student, teacher: Frozen | None, labels: bool) -> list[T
     return [name for name, ok in there.items() if ok]
 
 
+def best_targets(there: Sequence[Target]) -> list[Target]:
+    """Targets worth fitting to, of those available: the labels, and the predictions of the teacher or, in its
+    absence, of readout ``mean``."""
+    taught = [name for name in there if name != "labels"]
+    return [*(name for name in there if name == "labels"), *taught[:1]]
+
+
 def check_refit(
     student: Student, teacher: Frozen | None, target: str, labels: bool, key: str = "gendd.refit"
 ) -> None:
     """Raise :class:`UserError` if the setting ``key`` names a target that is not available."""
     there = targets_of(student, teacher, labels)
-    if target not in there:
+    if target not in (["auto", *there] if there else []):
+        more = ["auto"] if len(there) > 1 else []
         raise UserError(
-            f"{key}: expected {' or '.join([*there, 'none'])} for this teacher and these labels, "
+            f"{key}: expected {' or '.join([*there, *more, 'none'])} for this teacher and these labels, "
             f"got {target!r}."
         )
     check_bias(student, key, f" Set {key} none.")
@@ -114,7 +131,7 @@ def refit_linear(
     student: Student,
     teacher: Frozen | None,
     data: Data,
-    target: Target,
+    target: Target | Sequence[Target],
     *,
     labels: bool,
     device: torch.device | str = "cpu",
@@ -135,8 +152,8 @@ def refit_linear(
         student: In eval mode, on ``device``.
         teacher: On ``device``; None if it is not available.
         data: Training and validation images.
-        target: The labels, or the probabilities of the teacher or of readout ``mean``; one of
-            :func:`targets_of`.
+        target: The labels, or the probabilities of the teacher or of readout ``mean``; of
+            :func:`targets_of`. Of several the best one, ties going to the first.
         labels: Whether labels may be used.
         device: Device to compute on.
         workers: Loader processes of sets that stream.
@@ -148,6 +165,7 @@ def refit_linear(
     Raises:
         UserError: no disk space for the features, or too few images.
     """
+    targets: Sequence[Target] = [target] if isinstance(target, str) else target
     classifier = student.backbone.classifier
     judges = targets_of(student, teacher, labels)
     train, val = data.train, data.val
@@ -156,7 +174,9 @@ def refit_linear(
         judges = judges[1:] or judges
         val = None if judges[0] == "labels" else val
     judge = judges[0]
-    if data.partly_labelled and "labels" in (target, judge) and isinstance(train, ImageSet):
+    # of images without labels, others can only be fitted to something else, and only validation images judge
+    everywhere = any(name != "labels" for name in targets) and (val is not None or judge != "labels")
+    if data.partly_labelled and not everywhere and isinstance(train, ImageSet):
         assert train.labels is not None
         train = train.rows((train.labels >= 0).nonzero()[:, 0])
     count = len(train) if limit is None else min(limit, len(train))
@@ -165,31 +185,36 @@ def refit_linear(
             f"Linear readout: expected at least {_LEAST} training images, as there are no validation images "
             f"and every tenth is held out to judge by, got {count}; take more."
         )
-    wide = classifier.in_features + (0 if target == "labels" else classifier.out_features)
+    soft = sum(name != "labels" for name in targets)
+    wide = classifier.in_features + soft * classifier.out_features
     rows, held = _Rows(on_disk=count * wide > HELD_NUMBERS), _Rows()
     run = _Pass(student, teacher, torch.device(device), workers, data.test.framing, progress)
     if val is not None:
-        for own, wanted, _ in run.over(train, "training", target, limit=limit, dtype=dtype):
-            rows.add(own, wanted)
-        for own, _, judged in run.over(val, "validation", judge, judge):
-            held.add(own, judged)
+        for columns in run.over(train, "training", targets, limit=limit, dtype=dtype):
+            rows.add(*columns)
+        for columns in run.over(val, "validation", [judge]):
+            held.add(*_judged(columns))
     else:
         seen = 0
-        for own, wanted, judged in run.over(train, "training", target, judge, limit=limit):
+        for own, *wanted in run.over(train, "training", [*targets, judge], limit=limit):
             picked = (torch.arange(seen, seen + len(own)) % _HELD == 0).to(own.device)
-            rows.add(own[~picked], wanted[~picked])
-            held.add(own[picked], judged[picked])
+            rows.add(*(column[~picked] for column in (own, *wanted[:-1])))
+            held.add(*_judged([own[picked], wanted[-1][picked]]))
             seen += len(own)
-    held_features, held_classes = held.features.to(device), held.targets.to(device)
-    choice = choose_classifier(
-        rows.features,
-        rows.targets,
-        held_features,
-        held_classes,
-        num_classes=classifier.out_features,
-        device=device,
-        watch=lambda penalties: followed(penalties, len(penalties), "fitting", unit="fits", bar=progress),
-    )
+    held_features, held_classes = held.column(0).to(device), held.column(1).to(device)
+    found = {
+        name: choose_classifier(
+            *rows.known(number),
+            held_features,
+            held_classes,
+            num_classes=classifier.out_features,
+            device=device,
+            watch=lambda penalties: followed(penalties, len(penalties), "fitting", unit="fits", bar=progress),
+        )
+        for number, name in enumerate(targets, 1)
+    }
+    number, best = max(enumerate(targets, 1), key=lambda entry: found[entry[1]].accuracy)
+    choice = found[best]
     trained = None
     if student.linear:
         trained = accuracy(classifier.weight, classifier.bias, held_features, held_classes)
@@ -197,15 +222,22 @@ def refit_linear(
     if better:
         install(student, choice.weight, choice.bias)
     return Refit(
-        target,
+        best,
         judge,
         choice.l2,
         None if trained is None else round(100 * trained, 2),
         round(100 * choice.accuracy, 2),
         "refitted" if better else "trained",
-        len(rows.features),
+        len(rows.known(number)[1]),
         len(held_features),
+        {name: round(100 * fit.accuracy, 2) for name, fit in found.items()},
     )
+
+
+def _judged(columns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Features (B, d), and the classes (B,) of what judges them."""
+    own, said = columns
+    return own, said.argmax(-1) if said.ndim == 2 else said
 
 
 def install(student: Student, weight: Tensor, bias: Tensor) -> None:
@@ -231,16 +263,12 @@ class _Pass:
         self,
         images: ImageSet | Shards,
         part: str,
-        target: Target,
-        judge: Target | None = None,
+        targets: Sequence[Target],
         *,
         limit: int | None = None,
         dtype: torch.dtype | None = None,
-    ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """Yield features (B, d), targets (B,) or (B, K), and classes (B,) to judge by, batch by batch.
-
-        The classes to judge by are those of the targets by default.
-        """
+    ) -> Iterator[list[Tensor]]:
+        """Yield features (B, d) and, of each target, classes (B,) or probabilities (B, K), batch by batch."""
         layout = memory_format(self.student)
         loader = sample_loader(images, BATCH_SIZE, limit, self.workers, self.framing)
         for batch in followed(loader, len(loader), f"features of {part} images", bar=self.bar):
@@ -251,11 +279,10 @@ class _Pass:
                 torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None),
             ):
                 own = self.student.features(batch.images).float()
-                wanted = self._said(target, own, batch)
-                judged = wanted if judge in (None, target) else self._said(judge, own, batch)
-            yield own, wanted, judged.argmax(-1) if judged.ndim == 2 else judged
+                said = {name: self._said(name, own, batch) for name in set(targets)}
+            yield [own, *(said[name] for name in targets)]
 
-    def _said(self, target: Target | None, own: Tensor, batch: Batch) -> Tensor:
+    def _said(self, target: Target, own: Tensor, batch: Batch) -> Tensor:
         if target == "labels":
             assert batch.labels is not None
             return batch.labels
@@ -269,35 +296,36 @@ class _Pass:
 
 @dataclass
 class _Rows:
-    """Features (N, d) and targets (N,) or (N, K), collected in batches.
+    """Features (N, d) and, of each target, (N,) or (N, K), collected in batches.
 
     Attributes:
         on_disk: Whether to store them in temporary files; integer classes (N,) are always in memory.
     """
 
     on_disk: bool = False
-    parts: tuple[list[Tensor], list[Tensor]] = field(default_factory=lambda: ([], []))
+    parts: dict[int, list[Tensor]] = field(default_factory=dict)
     files: dict[int, _File] = field(default_factory=dict)
 
-    def add(self, features: Tensor, targets: Tensor) -> None:
+    def add(self, *columns: Tensor) -> None:
         """Append a batch; raises :class:`UserError` if there is no disk space."""
-        for number, rows in enumerate((features.cpu(), targets.cpu())):
+        for number, column in enumerate(columns):
+            rows = column.cpu()
             if not (self.on_disk and rows.is_floating_point()):
-                self.parts[number].append(rows)
+                self.parts.setdefault(number, []).append(rows)
                 continue
             if number not in self.files:
                 self.files[number] = _File()
             self.files[number].write(rows)
 
-    @property
-    def features(self) -> Tensor:
-        return self._column(0)
+    def known(self, number: int) -> tuple[Tensor, Tensor]:
+        """Features and targets, of the rows whose target is known."""
+        features, targets = self.column(0), self.column(number)
+        if targets.ndim == 2 or bool((targets >= 0).all()):
+            return features, targets
+        return features[targets >= 0], targets[targets >= 0]
 
-    @property
-    def targets(self) -> Tensor:
-        return self._column(1)
-
-    def _column(self, number: int) -> Tensor:
+    def column(self, number: int) -> Tensor:
+        """All rows of a column."""
         if number in self.files:
             return self.files[number].mapped()
         if len(self.parts[number]) > 1:

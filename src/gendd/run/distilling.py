@@ -13,6 +13,7 @@ from gendd.models.registry import describe_module
 from gendd.models.weights import network_of
 from gendd.run.experiment import execute
 from gendd.run.finished import Run
+from gendd.run.networks import with_folders
 
 
 def distill(
@@ -69,6 +70,7 @@ def distill(
             values[key] = {**values[key], "name": str(value)}
         else:
             values[key] = str(value) if key == "out" else value
+    with_folders(values)
     return execute(
         from_dict(values, RunConfig),
         overwrite=overwrite,

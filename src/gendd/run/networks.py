@@ -5,14 +5,32 @@ from __future__ import annotations
 import copy
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
 from gendd.config import RunConfig
 from gendd.data import Data
 from gendd.errors import UserError
+from gendd.files import user_path
 from gendd.models import Backbone, Frozen, build_model, build_teacher, teacher_class_names
+from gendd.models.weights import network_of
 from gendd.run.settings import is_taught, sees_labels
+
+
+def with_folders(values: dict[str, Any]) -> None:
+    """Replace run folders among the names of networks in settings by network and weights, in place.
+
+    Raises:
+        UserError: a folder's student can't be used.
+    """
+    for role in ("teacher", "student"):
+        given = values.get(role)
+        if not isinstance(given, dict):
+            continue
+        name = given.get("name")
+        if isinstance(name, str) and user_path(name).is_dir():
+            values[role] = {**given, **network_of(name)}
 
 
 def teacher_network(config: RunConfig, data: Data, networks: Mapping[str, nn.Module]) -> Backbone | None:

@@ -10,7 +10,7 @@ from torch import nn
 from gendd.config import RunConfig
 from gendd.data import Data
 from gendd.errors import UserError
-from gendd.evaluation.refit import Target, targets_of
+from gendd.evaluation.refit import Target, best_targets, targets_of
 from gendd.models import Frozen
 from gendd.run.teacher import open_teacher
 from gendd.student import Student
@@ -44,35 +44,33 @@ class AskedTeacher:
         return self.found
 
 
-def choose_target(
+def choose_targets(
     target: Target | None,
     config: RunConfig,
     data: Data,
     student: Student,
     ask: AskedTeacher,
     allow_labels: bool,
-) -> tuple[Target, bool]:
-    """Choose the target the readout is fitted to, and whether it may use labels.
+) -> tuple[list[Target], bool]:
+    """Choose the targets the readout is fitted to, and whether it may use labels.
 
     Raises:
         UserError: the target is not available, or may not be used.
     """
     if target == "labels":
         _check_labels(config, data, student, allow_labels)
-        return target, True
+        return [target], True
     seen = config.data.labels and data.labelled and student.backbone.num_classes == data.num_classes
     if seen:
         _check_classes(data, student)
-    if target is None and seen:
-        return "labels", True
     # without labels the fit is also evaluated against the teacher
     teacher = ask() if target in (None, "teacher") or not seen else None
     there = targets_of(student, teacher, seen)
     if target is None and there:
-        return there[0], seen
+        return best_targets(there), seen
     if target is None or target not in there:
         raise _unavailable(target, there, data, student, ask)
-    return target, seen
+    return [target], seen
 
 
 def _check_labels(config: RunConfig, data: Data, student: Student, allowed: bool) -> None:

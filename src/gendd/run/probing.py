@@ -31,7 +31,7 @@ from gendd.messages import say
 from gendd.report.model_card import fit_of, write_card
 from gendd.run import exhibits
 from gendd.run.output import warn_of_other_images
-from gendd.run.probe_target import AskedTeacher, choose_target, lay_out
+from gendd.run.probe_target import AskedTeacher, choose_targets, lay_out
 from gendd.student import Student
 from gendd.student.folders import RunFolder
 from gendd.training import autocast_type, resolve_device
@@ -74,6 +74,8 @@ class Probed:
         lines = [_change(f"held-out {judge}", refit.trained, refit.refitted)]
         fitted = f"fitted to {SAID[refit.target]} of {refit.images:,} images, weight decay {refit.l2:g}"
         judged = f"{fitted}, judged on {refit.held_images:,}"
+        if refit.others:
+            judged += f" (fitted{refit.others.removeprefix(',')})"
         if refit.kept != "refitted":
             return "\n".join([*lines, f"new classifier not better, so the old one was kept: {judged}"])
         for name, title in (("top1", "top-1"), ("agreement", "agreement with the teacher")):
@@ -115,8 +117,9 @@ def probe_run(
 
     Args:
         path: The run folder.
-        target: ``labels``, or the probabilities of the ``teacher`` or of readout ``mean``. None: the labels
-            if the run may train on them, else the teacher, else ``mean``.
+        target: ``labels``, or the probabilities of the ``teacher`` or of readout ``mean``. None: whichever is
+            better on the validation images of the labels, if the run may train on them, and the teacher or,
+            if it is not available, ``mean``.
         train_images: Maximum number of training images, evenly spread over the set; None: all.
         allow_labels: Allow a run trained without labels to be fitted to labels. Its metrics are then no
             longer those of a student without labels, and the model card says so.
@@ -146,12 +149,12 @@ def probe_run(
         data = _images(path, config)
         warn_of_other_images(run.folder, data)
         ask = AskedTeacher(config, data, place, teacher)
-        target, labels = choose_target(target, config, data, student, ask, allow_labels)
+        targets, labels = choose_targets(target, config, data, student, ask, allow_labels)
         refit = refit_linear(
             student,
-            ask() if target == "teacher" or not labels else None,
+            ask() if "teacher" in targets or not labels else None,
             data,
-            target,
+            targets,
             labels=labels,
             device=place,
             workers=config.data.workers,

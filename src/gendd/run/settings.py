@@ -68,9 +68,9 @@ def trains_teacher(config: RunConfig) -> bool:
     return is_taught(config) and config.teacher.weights is None and not config.teacher.pretrained
 
 
-def refit_target(config: RunConfig) -> Target | None:
+def refit_target(config: RunConfig) -> Target | Literal["auto"] | None:
     """Return what the method's linear readout is refitted to after training, or None."""
-    target: Target | Literal["none"] = getattr(config.settings_of(config.method), "refit", "none")
+    target: Target | Literal["auto", "none"] = getattr(config.settings_of(config.method), "refit", "none")
     return None if target == "none" else target
 
 

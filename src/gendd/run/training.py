@@ -14,7 +14,7 @@ from gendd.config import RunConfig
 from gendd.data import Data
 from gendd.evaluation import ReadoutPick, evaluate, pick_readout
 from gendd.evaluation.embedding import collect_features
-from gendd.evaluation.refit import Refit, refit_linear
+from gendd.evaluation.refit import Refit, best_targets, refit_linear, targets_of
 from gendd.messages import say
 from gendd.methods import Method, Pretraining, build_method
 from gendd.models import Backbone, Frozen
@@ -92,12 +92,13 @@ def train(
     target = refit_target(config)
     if target is None or teacher is None:
         return Trained(_shared(student), result)
+    labels = seen and method.may_see_labels
     refit = refit_linear(
         student.eval(),
         teacher,
         data,
-        target,
-        labels=seen and method.may_see_labels,
+        best_targets(targets_of(student, teacher, labels)) if target == "auto" else target,
+        labels=labels,
         device=resolve_device(config.training.device),
         workers=config.data.workers,
         progress=shows_progress(config.training),
