@@ -6,11 +6,13 @@ import multiprocessing
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from multiprocessing.reduction import DupFd
 from pathlib import Path
 from typing import Any
 
@@ -234,6 +236,35 @@ def test_what_loads_images_is_not_waited_for() -> None:
     other.set()
     kept.join(60)
     assert kept.exitcode == 0 and time.monotonic() - start < 50
+
+
+def handing_over(pipe: Any, said: Path) -> None:
+    """A loader process that hands over a file, as it does tensors."""
+    os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT), 2)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+    ignore_interrupts(0)
+    pipe.send(DupFd(0)._id[0])
+    pipe.recv()
+    sys.excepthook(ValueError, ValueError("another"), None)
+    pipe.send("done")
+
+
+def test_a_loader_says_nothing_if_its_parent_ends_while_it_takes_over(tmp_path: Path) -> None:
+    said, context = tmp_path / "said", multiprocessing.get_context("fork")
+    here, there = context.Pipe()
+    loader = context.Process(target=handing_over, args=(there, said), daemon=True)
+    loader.start()
+    address = here.recv()
+    for _ in range(5):
+        with socket.socket(socket.AF_UNIX) as parent:
+            parent.connect(address)
+            # pending data on both sides makes closing a reset
+            parent.send(b"x")
+        time.sleep(0.05)
+    here.send("go on")
+    assert here.recv() == "done"
+    assert said.read_text() == "ValueError: another\n"
+    loader.join(10)
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:
