@@ -12,7 +12,7 @@ from conftest import Finished
 from runs import distil
 
 import gendd
-from gendd.config import ReadoutConfig, RunConfig, load_config
+from gendd.config import GenDDConfig, ReadoutConfig, RunConfig, load_config
 from gendd.errors import UserError
 from gendd.report import ReportData, write_report
 from gendd.run import Run, evaluate_run
@@ -106,7 +106,20 @@ def test_a_student_below_the_one_trained_on_labels_alone_is_told_first() -> None
         "the student is below the same network trained on labels alone (80.00 against 80.50 % on the test"
     )
     assert "baselines/supervised" in first and second.startswith("KD, a baseline of this run, is better")
+    assert "use that network, in baselines/supervised, or try more epochs" in first
     assert warned(80.0, supervised=79.9) == ""
+
+
+def test_with_a_weak_teacher_the_labels_are_told_to_train_the_student() -> None:
+    found = figures(80.0, {"supervised": 82.0})
+    for teacher, told in ((81.9, True), (82.0, False), (None, False)):
+        found["teacher"] = {"top1": teacher}
+        (line,) = advice(RunConfig(), found, None, 5000)
+        assert ("the teacher has only 81.90 %; try --gendd.label_weight 1 --gendd.refit auto" in line) == told
+    found["teacher"] = {"top1": 70.0}
+    for config in (RunConfig(gendd=GenDDConfig(label_weight=1)), RunConfig(method="kd")):
+        (line,) = advice(config, found, None, 5000)
+        assert "label_weight" not in line
 
 
 def test_readouts_that_disagree_are_told() -> None:

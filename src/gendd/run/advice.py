@@ -67,10 +67,14 @@ def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None,
             better[name] = value
     alone = better.pop("supervised", None)
     if alone is not None:
+        weak = (metrics.get("teacher") or {}).get(measure)
+        own_labels = config.method == "gendd" and not config.gendd.label_weight
+        then = "distillation does not help here; use that network, in baselines/supervised, or try "
+        if measure == "top1" and weak is not None and weak < alone and own_labels:
+            then = f"the teacher has only {weak:.2f} %; try --gendd.label_weight 1 --gendd.refit auto, or "
         lines.append(
             f"the student is below the same network trained on labels alone ({own:.2f} against {alone:.2f} % "
-            f"{images}): distillation does not help here; use that network, in baselines/supervised, or "
-            "try more epochs or another --training.lr"
+            f"{images}): {then}more epochs or another --training.lr"
         )
     if better:
         name = max(better, key=lambda each: better[each])
