@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 # seconds until KeyboardInterrupt is raised again
 _AGAIN = 3.0
+# maximum number of seconds to wait for the end of a loader process that was killed
+_REAPED = 2.0
 _UNTOUCHED = (signal.SIG_DFL, signal.default_int_handler)
 
 
@@ -26,9 +28,18 @@ def _end_loaders() -> None:
     """Kill the loader processes, which survive a signal for a while and would delay the exit."""
     # if it was not imported there are none
     multiprocessing = sys.modules.get("multiprocessing")
-    for process in () if multiprocessing is None else multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
+    children = [] if multiprocessing is None else multiprocessing.active_children()
+    loaders = [process for process in children if process.daemon]
+    if not loaders:
+        return
+    # PyTorch's handler would raise an error, wherever this process is by then, as they end unexpectedly
+    raises = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if hasattr(signal, "SIGCHLD") else None
+    for process in loaders:
+        process.kill()
+    for process in loaders:
+        process.join(_REAPED)
+    if raises is not None:
+        signal.signal(signal.SIGCHLD, raises)
 
 
 class Stop:
