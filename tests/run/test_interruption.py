@@ -190,6 +190,34 @@ def test_a_second_signal_ends_the_process_at_once_in_one_line() -> None:
     assert done.stderr.startswith("gendd: interrupted; ") and done.stderr.count("\n") == 1
 
 
+HALF_MADE = """
+import os, signal, sys
+from gendd.cli.signals import Stop
+
+class Loader:
+    def __init__(self):
+        os.kill(os.getpid(), signal.SIGTERM)
+        self.workers = []
+
+    def __del__(self):
+        self.workers.clear()
+
+stop = Stop(process=True)
+try:
+    with stop.on_signals():
+        Loader()
+except KeyboardInterrupt:
+    stop.tell()
+sys.exit(stop.code)
+"""
+
+
+def test_what_a_signal_left_half_made_is_not_complained_of() -> None:
+    done = subprocess.run([sys.executable, "-c", HALF_MADE], capture_output=True, text=True, check=False)
+    assert done.returncode == 128 + signal.SIGTERM
+    assert done.stderr.startswith("gendd: interrupted; ") and done.stderr.count("\n") == 1
+
+
 def test_a_signal_in_a_destructor_is_not_lost(capsys: pytest.CaptureFixture[str]) -> None:
     class Loader:
         def __del__(self) -> None:

@@ -102,9 +102,10 @@ class Stop:
             held[signal.SIGALRM] = signal.signal(signal.SIGALRM, again)
 
         def lost(args: UnraisableHookArgs) -> None:
-            if self.number is None or not isinstance(args.exc_value, KeyboardInterrupt):
+            if self.number is None:
                 unraisable(args)
-            elif timed:
+            # what else destructors raise after a signal is due to objects that it left half made
+            elif timed and isinstance(args.exc_value, KeyboardInterrupt):
                 # exceptions don't leave destructors, so raise it again afterwards
                 signal.setitimer(signal.ITIMER_REAL, 0.01, _AGAIN)
 
