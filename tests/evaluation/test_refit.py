@@ -16,7 +16,8 @@ from gendd.errors import UserError
 from gendd.evaluation import refit as refit_module
 from gendd.evaluation.embedding import collect_features
 from gendd.evaluation.linear_fit import agreement, choose_classifier
-from gendd.evaluation.refit import Target, check_refit, refit_linear
+from gendd.evaluation.refit import Refit, Target, check_refit, refit_linear
+from gendd.evaluation.rows import Rows
 from gendd.models import Frozen
 
 
@@ -96,9 +97,34 @@ def test_images_without_a_label_are_fitted_to_the_teacher_alone(data: Data) -> N
         if len(targets) == 2:
             assert (refit.target, refit.images) == ("labels", 50)
             assert refit.tried == {name: found[name,].refitted for name in targets}
-    # every tenth labelled image judges
-    refit = refit_linear(student(), teacher, replace(data, val=None), ["labels", "teacher"], labels=True)
-    assert (refit.images, refit.held_images) == (45, 5)
+    # a limit takes the labelled ones first
+    refit = refit_linear(student(), teacher, data, ["labels", "teacher"], labels=True, limit=30)
+    assert (refit.target, refit.images) == ("labels", 30)
+    refit = refit_linear(student(), teacher, data, ["teacher"], labels=True, limit=30)
+    assert refit.images == 30
+
+
+def test_without_labelled_validation_images_the_teacher_does_not_judge_itself(data: Data) -> None:
+    assert isinstance(data.train, ImageSet) and data.train.labels is not None and data.val is not None
+    teacher, both = Frozen(flat(16, 1)), ["labels", "teacher"]
+    train = data.train
+    assert train.labels is not None
+
+    def fitted(labelled: int, val: ImageSet | None) -> Refit:
+        labels = torch.where(torch.arange(len(train)) < labelled, train.labels, -1)
+        part = replace(data, train=replace(train, labels=labels), val=val)
+        return refit_linear(student(), teacher, part, both, labels=True)  # type: ignore[arg-type]
+
+    unlabelled = replace(data.val, labels=None)
+    for val in (None, unlabelled):
+        # every tenth labelled image judges
+        refit = fitted(100, val)
+        assert (refit.target, refit.judged_by) == ("labels", "labels")
+        assert (refit.images, refit.held_images) == (90, 10)
+        assert refit.tried["labels"] > refit.tried["teacher"]
+        # too few of them
+        refit = fitted(19, unlabelled)
+        assert (refit.judged_by, refit.images, set(refit.tried)) == ("teacher", 300, {"teacher"})
 
 
 def test_a_worse_readout_is_not_taken(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,14 +181,16 @@ def test_files_of_features_are_whole_and_leave_nothing(
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
     random = torch.Generator().manual_seed(0)
     features, targets = torch.randn(7, 3, generator=random), torch.rand(7, 2, generator=random)
-    rows = refit_module._Rows(on_disk=True)
+    rows = Rows(["teacher"], on_disk=True)
     for part in (slice(0, 4), slice(4, 7)):
-        rows.add(features[part], targets[part])
-    assert torch.equal(rows.column(0), features) and torch.equal(rows.column(1), targets)
-    classes = refit_module._Rows(on_disk=True)
-    classes.add(features[:4], torch.arange(4))
-    classes.add(features[4:], torch.arange(4, 7))
-    assert torch.equal(classes.column(1), torch.arange(7)) and set(classes.files) == {0}
+        rows.add(features[part], {"teacher": targets[part]})
+    assert torch.equal(rows.features, features) and torch.equal(rows.of("teacher"), targets)
+    classes = Rows(["labels"], on_disk=True)
+    classes.add(features[:4], {"labels": torch.tensor([0, 1, -1, 3])})
+    classes.add(features[4:], {"labels": torch.arange(4, 7)})
+    there = torch.tensor([0, 1, 3, 4, 5, 6])
+    assert torch.equal(classes.of("labels"), there) and torch.equal(classes.features, features[there])
+    assert set(classes.files) == {"features"}
     assert list(tmp_path.iterdir()) == []
 
 

@@ -121,8 +121,8 @@ def test_the_better_readout_is_in_the_run(probed: tuple[Path, dict[str, bytes], 
         f"({came['top1'] - linear['top1']:+.2f})",
         f"test agreement with the teacher       {linear['agreement']:>6.2f} % → {came['agreement']:.2f} %  "
         f"({came['agreement'] - linear['agreement']:+.2f})",
-        f"new classifier kept: fitted to labels of 200 images, weight decay {probe['l2']:g}, judged on 144 "
-        f"(fitted to the teacher's predictions {probe['tried']['teacher']:.2f} %)",
+        f"new classifier kept: fitted to labels of 200 images, weight decay {probe['l2']:g}, judged on 144; "
+        f"a fit to the teacher's predictions {probe['tried']['teacher']:.2f} %",
         f"next: gendd predict {folder} IMAGE…, or gendd export {folder} --to onnx",
     ]
 

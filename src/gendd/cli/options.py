@@ -85,8 +85,8 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
     saved = {key: value for key, value in saved.items() if key in known}
     for layer in [saved, *map(extended, layers), TRAIN if command == "train" else {}]:
         merge(defaults, layer)
-    _with_folders(defaults)
     values = defaults | parsed(defaults)
+    _with_folders(values)
     if command == "distill" and not chosen:
         values["baselines"] = _without_labels(values)
     config = from_dict(values, RunConfig)
@@ -109,7 +109,7 @@ def _with_folders(values: dict[str, Any]) -> None:
     """Replace run folders that files name as networks, in place."""
     sections = [values.get(role) for role in ("teacher", "student")]
     names = [given.get("name") for given in sections if isinstance(given, dict)]
-    if any(isinstance(name, str) and user_path(name).is_dir() for name in names):
+    if any(isinstance(name, str) and os.path.isdir(user_path(name)) for name in names):
         # imports PyTorch
         from gendd.run.networks import with_folders
 

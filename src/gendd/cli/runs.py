@@ -137,8 +137,8 @@ def probe_command(words: list[str]) -> int:
     parser.add_argument(
         "--target",
         metavar="{labels,teacher,mean}",
-        help="target of the fit (default: the better of labels, if the run may see them, and teacher, or "
-        "mean if the teacher is not available)",
+        help="target of the fit (default: labels, if the run may see them, or teacher, or mean without a "
+        "teacher, whichever is better on the validation images)",
     )
     parser.add_argument(
         "--allow-labels", action="store_true", help="allow --target labels for a run trained without labels"

@@ -6,6 +6,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 _NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1")
 # seconds until KeyboardInterrupt is raised again
 _AGAIN = 3.0
-# maximum number of seconds to wait for the end of a loader process that was killed
+# maximum number of seconds to wait for the end of loader processes that were killed
 _REAPED = 2.0
 _UNTOUCHED = (signal.SIG_DFL, signal.default_int_handler)
 
@@ -34,12 +35,15 @@ def _end_loaders() -> None:
         return
     # PyTorch's handler would raise an error, wherever this process is by then, as they end unexpectedly
     raises = signal.signal(signal.SIGCHLD, signal.SIG_DFL) if hasattr(signal, "SIGCHLD") else None
-    for process in loaders:
-        process.kill()
-    for process in loaders:
-        process.join(_REAPED)
-    if raises is not None:
-        signal.signal(signal.SIGCHLD, raises)
+    try:
+        for process in loaders:
+            process.kill()
+        until = time.monotonic() + _REAPED
+        for process in loaders:
+            process.join(max(0.0, until - time.monotonic()))
+    finally:
+        if raises is not None:
+            signal.signal(signal.SIGCHLD, raises)
 
 
 class Stop:

@@ -92,9 +92,10 @@ class GenDDConfig:
             training uses labels; null: 1 if the teacher does not have the labels' classes, else 0. In long
             trainings with correct labels 0.3 can be better.
         refit: Fit the linear readout again after training, to ``labels``, the ``teacher``'s
-            probabilities or those of readout ``mean`` on the unaugmented training images, and keep the
-            better of the two on the validation images; ``auto`` fits to the labels, if training may use
-            them, and to the teacher. ``none`` keeps the one trained with the student.
+            probabilities or those of readout ``mean`` on the unaugmented training images, or with ``auto``
+            to the labels, if training may use them, and to the teacher, or to ``mean`` if the teacher has
+            other classes. The readout that is best on the validation images is kept, be it the one trained
+            with the student. ``none``: no fit.
     """
 
     contraction: float | None = None

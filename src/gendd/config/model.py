@@ -22,7 +22,8 @@ class ModelConfig:
     Args:
         name: ``cifar/NAME``, ``timm/NAME`` or ``torchvision/NAME`` (``gendd models`` lists them); ``hf/ID``
             of transformers (a local folder as ``hf/./FOLDER`` or ``hf//FOLDER``), or
-            ``path/to/file.py:factory``, a function that returns a network.
+            ``path/to/file.py:factory``, a function that returns a network. The folder of a run stands for its
+            student, with its weights.
         weights: A .safetensors file (``gendd:PATH``: one in gendd's own folder), a state dict saved by torch,
             or a run folder; null for random weights. For a student with other classes than the file's,
             everything but the classifier is loaded, and the classifier is new.

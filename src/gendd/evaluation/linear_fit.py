@@ -149,7 +149,7 @@ def choose_classifier(
         if best is None or share > best.accuracy:
             best = Choice(*fits[l2], l2, share)
 
-    stride = math.ceil(_numbers(features, targets) / HELD_NUMBERS)
+    stride = max(1, math.ceil(_numbers(features, targets) / HELD_NUMBERS))
     some, wanted = features[::stride].to(place), targets[::stride].to(place)
     start = None
     order = sorted(strengths, reverse=True)

@@ -5,18 +5,17 @@ Shapes: B images of a batch · N training images · n held-out images · d stude
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import IO, Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from gendd.data import Batch, Data, ImageSet, Shards, sample_loader
 from gendd.errors import UserError
 from gendd.evaluation.linear_fit import HELD_NUMBERS, accuracy, choose_classifier
+from gendd.evaluation.rows import Rows
 from gendd.messages import followed
 from gendd.models import Frozen, memory_format
 from gendd.models.affine import assign
@@ -67,7 +66,7 @@ class Refit:
 
     @property
     def others(self) -> str:
-        """The targets that were not better, as the end of a sentence; empty if there was one target."""
+        """The other targets and their percentages, as the end of a sentence; empty if there was one."""
         return "".join(
             f", to {SAID[name]} {share:.2f} %" for name, share in self.tried.items() if name != self.target
         )
@@ -148,6 +147,10 @@ def refit_linear(
     labels if they may be used, else by the teacher's top class, else by that of readout ``mean``. A student
     without a linear readout gets one.
 
+    In a partly labelled set the fit to the labels uses the labelled images, the others all. Where validation
+    images have no labels, targets of which one is the labels are judged by every tenth labelled training
+    image; the labels are left out if there are fewer than 20.
+
     Args:
         student: In eval mode, on ``device``.
         teacher: On ``device``; None if it is not available.
@@ -165,55 +168,82 @@ def refit_linear(
     Raises:
         UserError: no disk space for the features, or too few images.
     """
-    targets: Sequence[Target] = [target] if isinstance(target, str) else target
+    targets: list[Target] = [target] if isinstance(target, str) else [*target]
     classifier = student.backbone.classifier
     judges = targets_of(student, teacher, labels)
     train, val = data.train, data.val
     if judges[0] == "labels" and val is not None and val.labels is None:
-        # if anything else can judge
-        judges = judges[1:] or judges
-        val = None if judges[0] == "labels" else val
+        if len(targets) > 1 and "labels" in targets:
+            # judged by the teacher, a fit to the teacher would always be better
+            val = None
+        else:
+            # if anything else can judge
+            judges = judges[1:] or judges
+            val = None if judges[0] == "labels" else val
     judge = judges[0]
-    # of images without labels, others can only be fitted to something else, and only validation images judge
-    everywhere = any(name != "labels" for name in targets) and (val is not None or judge != "labels")
-    if data.partly_labelled and not everywhere and isinstance(train, ImageSet):
-        assert train.labels is not None
-        train = train.rows((train.labels >= 0).nonzero()[:, 0])
-    count = len(train) if limit is None else min(limit, len(train))
-    if val is None and count < _LEAST:
+    mixed = data.partly_labelled and len(targets) > 1 and "labels" in targets
+    train = _chosen(train, limit, targets) if isinstance(train, ImageSet) and data.partly_labelled else train
+    judging = data.known_labels if judge == "labels" and data.partly_labelled else len(train)
+    judging = min(judging, limit or judging)
+    if val is None and judging < _LEAST:
+        if mixed:
+            return refit_linear(
+                student,
+                teacher,
+                data,
+                [name for name in targets if name != "labels"],
+                labels=labels,
+                device=device,
+                workers=workers,
+                limit=limit,
+                dtype=dtype,
+                progress=progress,
+            )
         raise UserError(
             f"Linear readout: expected at least {_LEAST} training images, as there are no validation images "
-            f"and every tenth is held out to judge by, got {count}; take more."
+            f"and every tenth is held out to judge by, got {judging}; take more."
         )
+    count = min(len(train), limit or len(train))
     soft = sum(name != "labels" for name in targets)
-    wide = classifier.in_features + soft * classifier.out_features
-    rows, held = _Rows(on_disk=count * wide > HELD_NUMBERS), _Rows()
+    on_disk = count * (classifier.in_features + soft * classifier.out_features) > HELD_NUMBERS
+    # of a partly labelled set, the labels have rows of their own
+    parts: list[list[Target]] = [targets]
+    if mixed:
+        parts = [["labels"], [name for name in targets if name != "labels"]]
+    rows = [Rows(names, on_disk) for names in parts]
+    held = Rows([judge])
     run = _Pass(student, teacher, torch.device(device), workers, data.test.framing, progress)
     if val is not None:
-        for columns in run.over(train, "training", targets, limit=limit, dtype=dtype):
-            rows.add(*columns)
-        for columns in run.over(val, "validation", [judge]):
-            held.add(*_judged(columns))
+        for own, said in run.over(train, "training", targets, limit=limit, dtype=dtype):
+            for each in rows:
+                each.add(own, said)
+        for own, said in run.over(val, "validation", [judge]):
+            held.add(own, {judge: _classes(said[judge])})
     else:
         seen = 0
-        for own, *wanted in run.over(train, "training", [*targets, judge], limit=limit):
-            picked = (torch.arange(seen, seen + len(own)) % _HELD == 0).to(own.device)
-            rows.add(*(column[~picked] for column in (own, *wanted[:-1])))
-            held.add(*_judged([own[picked], wanted[-1][picked]]))
-            seen += len(own)
-    held_features, held_classes = held.column(0).to(device), held.column(1).to(device)
+        for own, said in run.over(train, "training", [*targets, judge], limit=limit):
+            classes = _classes(said[judge])
+            known = classes >= 0
+            picked = known & ((seen + known.cumsum(0) - 1) % _HELD == 0)
+            for each in rows:
+                each.add(own[~picked], {name: wanted[~picked] for name, wanted in said.items()})
+            held.add(own[picked], {judge: classes[picked]})
+            seen += int(known.sum())
+    held_features, held_classes = held.features.to(device), held.of(judge).to(device)
     found = {
         name: choose_classifier(
-            *rows.known(number),
+            each.features,
+            each.of(name),
             held_features,
             held_classes,
             num_classes=classifier.out_features,
             device=device,
             watch=lambda penalties: followed(penalties, len(penalties), "fitting", unit="fits", bar=progress),
         )
-        for number, name in enumerate(targets, 1)
+        for each in rows
+        for name in each.names
     }
-    number, best = max(enumerate(targets, 1), key=lambda entry: found[entry[1]].accuracy)
+    best = max(targets, key=lambda name: found[name].accuracy)
     choice = found[best]
     trained = None
     if student.linear:
@@ -228,16 +258,35 @@ def refit_linear(
         None if trained is None else round(100 * trained, 2),
         round(100 * choice.accuracy, 2),
         "refitted" if better else "trained",
-        len(rows.known(number)[1]),
+        next(len(each.features) for each in rows if best in each.names),
         len(held_features),
-        {name: round(100 * fit.accuracy, 2) for name, fit in found.items()},
+        {name: round(100 * found[name].accuracy, 2) for name in targets},
     )
 
 
-def _judged(columns: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-    """Features (B, d), and the classes (B,) of what judges them."""
-    own, said = columns
-    return own, said.argmax(-1) if said.ndim == 2 else said
+def _chosen(train: ImageSet, limit: int | None, targets: Sequence[Target]) -> ImageSet:
+    """Images of a partly labelled set: the labelled ones, and others if there is a target for them."""
+    assert train.labels is not None
+    labelled, others = ((train.labels >= 0) == known for known in (True, False))
+    first = _spread(labelled.nonzero()[:, 0], limit)
+    if all(name == "labels" for name in targets):
+        return train.rows(first)
+    if "labels" not in targets or limit is None:
+        return train
+    rest = _spread(others.nonzero()[:, 0], limit - len(first))
+    return train.rows(torch.cat([first, rest]).sort().values)
+
+
+def _spread(rows: Tensor, limit: int | None) -> Tensor:
+    """At most ``limit`` of the rows, evenly spread."""
+    if limit is None or len(rows) <= limit:
+        return rows
+    return rows[torch.arange(limit) * len(rows) // max(1, limit)]
+
+
+def _classes(said: Tensor) -> Tensor:
+    """Classes (B,) of classes or probabilities (B, K)."""
+    return said.argmax(-1) if said.ndim == 2 else said
 
 
 def install(student: Student, weight: Tensor, bias: Tensor) -> None:
@@ -267,8 +316,8 @@ class _Pass:
         *,
         limit: int | None = None,
         dtype: torch.dtype | None = None,
-    ) -> Iterator[list[Tensor]]:
-        """Yield features (B, d) and, of each target, classes (B,) or probabilities (B, K), batch by batch."""
+    ) -> Iterator[tuple[Tensor, dict[Target, Tensor]]]:
+        """Yield features (B, d) and, by target, classes (B,) or probabilities (B, K), batch by batch."""
         layout = memory_format(self.student)
         loader = sample_loader(images, BATCH_SIZE, limit, self.workers, self.framing)
         for batch in followed(loader, len(loader), f"features of {part} images", bar=self.bar):
@@ -279,8 +328,8 @@ class _Pass:
                 torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None),
             ):
                 own = self.student.features(batch.images).float()
-                said = {name: self._said(name, own, batch) for name in set(targets)}
-            yield [own, *(said[name] for name in targets)]
+                said: dict[Target, Tensor] = {name: self._said(name, own, batch) for name in targets}
+            yield own, said
 
     def _said(self, target: Target, own: Tensor, batch: Batch) -> Tensor:
         if target == "labels":
@@ -292,71 +341,3 @@ class _Pass:
         else:
             logits = self.student.logits(own, "mean")
         return logits.float().softmax(-1)
-
-
-@dataclass
-class _Rows:
-    """Features (N, d) and, of each target, (N,) or (N, K), collected in batches.
-
-    Attributes:
-        on_disk: Whether to store them in temporary files; integer classes (N,) are always in memory.
-    """
-
-    on_disk: bool = False
-    parts: dict[int, list[Tensor]] = field(default_factory=dict)
-    files: dict[int, _File] = field(default_factory=dict)
-
-    def add(self, *columns: Tensor) -> None:
-        """Append a batch; raises :class:`UserError` if there is no disk space."""
-        for number, column in enumerate(columns):
-            rows = column.cpu()
-            if not (self.on_disk and rows.is_floating_point()):
-                self.parts.setdefault(number, []).append(rows)
-                continue
-            if number not in self.files:
-                self.files[number] = _File()
-            self.files[number].write(rows)
-
-    def known(self, number: int) -> tuple[Tensor, Tensor]:
-        """Features and targets, of the rows whose target is known."""
-        features, targets = self.column(0), self.column(number)
-        if targets.ndim == 2 or bool((targets >= 0).all()):
-            return features, targets
-        return features[targets >= 0], targets[targets >= 0]
-
-    def column(self, number: int) -> Tensor:
-        """All rows of a column."""
-        if number in self.files:
-            return self.files[number].mapped()
-        if len(self.parts[number]) > 1:
-            self.parts[number][:] = [torch.cat(self.parts[number])]
-        return self.parts[number][0]
-
-
-class _File:
-    """Rows (N, width) of float32 in an anonymous temporary file, deleted once it is no longer used."""
-
-    def __init__(self) -> None:
-        self.file: IO[Any] = tempfile.TemporaryFile(prefix="gendd-")  # noqa: SIM115
-        self.count = self.width = 0
-
-    def __del__(self) -> None:
-        # existing memory maps stay valid
-        self.file.close()
-
-    def write(self, rows: Tensor) -> None:
-        try:
-            rows.contiguous().numpy().tofile(self.file)
-        except OSError as error:
-            raise UserError(
-                f"Features of the training images: expected room for them in {tempfile.gettempdir()!r}, got "
-                f"none after {self.count:,} images ({error}); set TMPDIR to a folder with more, or take "
-                "fewer images."
-            ) from error
-        self.count, self.width = self.count + len(rows), rows.shape[1]
-
-    def mapped(self) -> Tensor:
-        """The rows, memory-mapped."""
-        self.file.flush()
-        shape = (self.count, self.width)
-        return torch.from_numpy(np.memmap(self.file, dtype=np.float32, mode="r+", shape=shape))

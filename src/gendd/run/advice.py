@@ -68,10 +68,13 @@ def advice(config: RunConfig, metrics: dict[str, Any], confusion: Tensor | None,
     alone = better.pop("supervised", None)
     if alone is not None:
         weak = (metrics.get("teacher") or {}).get(measure)
-        own_labels = config.method == "gendd" and not config.gendd.label_weight
+        settings = config.gendd
+        reach = config.method == "gendd" and not settings.label_weight
+        reach = reach and settings.probe in ("auto", "labels")
         then = "distillation does not help here; use that network, in baselines/supervised, or try "
-        if measure == "top1" and weak is not None and weak < alone and own_labels:
-            then = f"the teacher has only {weak:.2f} %; try --gendd.label_weight 1 --gendd.refit auto, or "
+        if measure == "top1" and weak is not None and weak < alone and reach:
+            refit = " --gendd.refit auto" if settings.refit == "none" else ""
+            then = f"the teacher has only {weak:.2f} %; try --gendd.label_weight 1{refit}, or "
         lines.append(
             f"the student is below the same network trained on labels alone ({own:.2f} against {alone:.2f} % "
             f"{images}): {then}more epochs or another --training.lr"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,15 +23,22 @@ def with_folders(values: dict[str, Any]) -> None:
     """Replace run folders among the names of networks in settings by network and weights, in place.
 
     Raises:
-        UserError: a folder's student can't be used.
+        UserError: a folder's student can't be used, or there are other weights beside a folder.
     """
     for role in ("teacher", "student"):
         given = values.get(role)
         if not isinstance(given, dict):
             continue
         name = given.get("name")
-        if isinstance(name, str) and user_path(name).is_dir():
-            values[role] = {**given, **network_of(name)}
+        if not isinstance(name, str) or not os.path.isdir(user_path(name)):
+            continue
+        found = network_of(name)
+        if "weights" in found and given.get("weights") not in (None, name):
+            raise UserError(
+                f"{role}.weights: expected none beside the folder of a run, {role}.name {name!r}, got "
+                f"{given['weights']!r}; leave one of them out."
+            )
+        values[role] = {**given, **found}
 
 
 def teacher_network(config: RunConfig, data: Data, networks: Mapping[str, nn.Module]) -> Backbone | None:

@@ -20,6 +20,7 @@ from torch import nn
 
 from gendd import report
 from gendd.config import RunConfig, dump
+from gendd.config.registry import learns_from_teacher
 from gendd.data import Data, load_data
 from gendd.deploy.costs import latency_images, readout_costs
 from gendd.errors import UserError, nearest
@@ -75,7 +76,7 @@ class Probed:
         fitted = f"fitted to {SAID[refit.target]} of {refit.images:,} images, weight decay {refit.l2:g}"
         judged = f"{fitted}, judged on {refit.held_images:,}"
         if refit.others:
-            judged += f" (fitted{refit.others.removeprefix(',')})"
+            judged += f"; a fit{refit.others.removeprefix(',')}"
         if refit.kept != "refitted":
             return "\n".join([*lines, f"new classifier not better, so the old one was kept: {judged}"])
         for name, title in (("top1", "top-1"), ("agreement", "agreement with the teacher")):
@@ -150,6 +151,8 @@ def probe_run(
         warn_of_other_images(run.folder, data)
         ask = AskedTeacher(config, data, place, teacher)
         targets, labels = choose_targets(target, config, data, student, ask, allow_labels)
+        if target is None and ask.missing is not None and learns_from_teacher(config.method):
+            say(f"fitted without the teacher: {ask.missing}")
         refit = refit_linear(
             student,
             ask() if "teacher" in targets or not labels else None,
