@@ -223,8 +223,17 @@ def test_names_have_short_forms(digits_run: Finished, tmp_path: Path, capsys: Ca
     assert parsed("--teacher", str(tmp_path)).teacher.name == str(tmp_path)
     file = tmp_path / "given.yaml"
     file.write_text(f"teacher: {{name: {folder}}}\n")
-    config = parsed("--config", str(file))
-    assert (config.teacher.name, config.teacher.weights) == ("cifar/resnet8x0.25", folder)
+    for words in (["--config", str(file)], ["--teacher.name", folder]):
+        config = parsed(*words)
+        assert (config.teacher.name, config.teacher.weights) == ("cifar/resnet8x0.25", folder)
+    # an option replaces it, weights included
+    config = parsed("--config", str(file), "--teacher", "cifar/resnet32")
+    assert (config.teacher.name, config.teacher.weights) == ("cifar/resnet32", None)
+    assert refused(capsys, "distill", "--config", str(file), "--teacher.weights", "other.pt") == (
+        f"teacher.weights: expected none beside the folder of a run, teacher.name {folder!r}, got 'other.pt'; "
+        "leave one of them out."
+    )
+    assert parsed("--teacher.name", "a" * 300).teacher.name == "a" * 300
     assert refused(capsys, "train", "--teacher", "cifar/resnet8").startswith(
         "gendd train: expected no --teacher, as it trains the student on labels alone"
     )
