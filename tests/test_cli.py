@@ -230,8 +230,8 @@ def test_names_have_short_forms(digits_run: Finished, tmp_path: Path, capsys: Ca
     config = parsed("--config", str(file), "--teacher", "cifar/resnet32")
     assert (config.teacher.name, config.teacher.weights) == ("cifar/resnet32", None)
     assert refused(capsys, "distill", "--config", str(file), "--teacher.weights", "other.pt") == (
-        f"teacher.weights: expected none beside the folder of a run, teacher.name {folder!r}, got 'other.pt'; "
-        "leave one of them out."
+        f"teacher.weights: expected none beside the folder of a run, teacher.name {folder!r}, got "
+        "'other.pt'; leave one of them out."
     )
     assert parsed("--teacher.name", "a" * 300).teacher.name == "a" * 300
     assert refused(capsys, "train", "--teacher", "cifar/resnet8").startswith(
