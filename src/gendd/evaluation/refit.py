@@ -28,6 +28,8 @@ BATCH_SIZE = 256
 _HELD = 10
 # minimum number of training images in that case, so that two are held out
 _LEAST = 2 * _HELD
+# minimum number of labelled training images of which a tenth judges between the labels and other targets
+_ENOUGH = 100 * _HELD
 
 
 @dataclass
@@ -149,7 +151,7 @@ def refit_linear(
 
     In a partly labelled set the fit to the labels uses the labelled images, the others all. Where validation
     images have no labels, targets of which one is the labels are judged by every tenth labelled training
-    image; the labels are left out if there are fewer than 20.
+    image; with fewer than 1,000 of them the labels are neither fitted to nor used to judge.
 
     Args:
         student: In eval mode, on ``device``.
@@ -185,14 +187,15 @@ def refit_linear(
     train = _chosen(train, limit, targets) if isinstance(train, ImageSet) and data.partly_labelled else train
     judging = data.known_labels if judge == "labels" and data.partly_labelled else len(train)
     judging = min(judging, limit or judging)
-    if val is None and judging < _LEAST:
+    if val is None and judging < (_ENOUGH if mixed else _LEAST):
         if mixed:
+            # a tenth of so few would choose at random
             return refit_linear(
                 student,
                 teacher,
                 data,
                 [name for name in targets if name != "labels"],
-                labels=labels,
+                labels=False,
                 device=device,
                 workers=workers,
                 limit=limit,
