@@ -11,7 +11,7 @@ import re
 import stat
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
@@ -170,6 +170,15 @@ def check_file(path: str | Path, name: str) -> None:
     """Raise :class:`UserError` if there is no file; ``name`` is what messages call it."""
     if not os.path.isfile(path):
         raise UserError(f"{name}: expected a file, found none; check the path.")
+
+
+def networks_of_runs(values: Mapping[str, Any]) -> dict[str, str]:
+    """The folders named as ``teacher`` and ``student`` in a run's settings, by role."""
+    sections = {role: values.get(role) for role in ("teacher", "student")}
+    names = {role: given.get("name") for role, given in sections.items() if isinstance(given, Mapping)}
+    return {
+        role: name for role, name in names.items() if isinstance(name, str) and os.path.isdir(user_path(name))
+    }
 
 
 def check_path(path: str | Path, key: str) -> None:

@@ -70,6 +70,29 @@ def test_of_several_targets_the_best_one_counts(val: bool, data: Data) -> None:
     )
 
 
+def test_the_teacher_answers_once_where_it_judges_too(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    teacher, seen = Frozen(flat(16, 1)), 0
+    forward = Frozen.forward
+
+    def counted(self: Frozen, images: torch.Tensor) -> Any:
+        nonlocal seen
+        seen += len(images)
+        return forward(self, images)
+
+    monkeypatch.setattr(Frozen, "forward", counted)
+    refit_linear(student(), teacher, replace(data, val=None), "teacher", labels=False)
+    assert seen == 300
+
+
+def test_a_limit_takes_the_labelled_images_that_judge(data: Data) -> None:
+    assert isinstance(data.train, ImageSet) and data.train.labels is not None
+    labels = torch.where(torch.arange(300) % 12 == 5, data.train.labels, -1)
+    part = replace(data, train=replace(data.train, labels=labels), val=None)
+    # 25 labelled ones, which a sample of 30 would hardly meet
+    refit = refit_linear(student(), Frozen(flat(16, 1)), part, "teacher", labels=True, limit=30)
+    assert (refit.judged_by, refit.held_images, refit.images) == ("labels", 3, 27)
+
+
 def test_of_equally_good_targets_the_first_is_taken(data: Data, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         refit_module,

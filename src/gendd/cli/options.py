@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast, get_type_hints
 
 from gendd.errors import UserError, did_you_mean
-from gendd.files import check_code, user_path
+from gendd.files import check_code, networks_of_runs, user_path
 from gendd.recipes import recipe_path
 
 if TYPE_CHECKING:
@@ -86,7 +86,11 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
     for layer in [saved, *map(extended, layers), TRAIN if command == "train" else {}]:
         merge(defaults, layer)
     values = defaults | parsed(defaults)
-    _with_folders(values)
+    if networks_of_runs(values):
+        # imports PyTorch
+        from gendd.run.networks import with_folders
+
+        with_folders(values)
     if command == "distill" and not chosen:
         values["baselines"] = _without_labels(values)
     config = from_dict(values, RunConfig)
@@ -103,17 +107,6 @@ def parse_run(command: str, words: list[str]) -> tuple[RunConfig | None, argpars
         print(dump(config), end="")
         return None, flags
     return config, flags
-
-
-def _with_folders(values: dict[str, Any]) -> None:
-    """Replace run folders that files name as networks, in place."""
-    sections = [values.get(role) for role in ("teacher", "student")]
-    names = [given.get("name") for given in sections if isinstance(given, dict)]
-    if any(isinstance(name, str) and os.path.isdir(user_path(name)) for name in names):
-        # imports PyTorch
-        from gendd.run.networks import with_folders
-
-        with_folders(values)
 
 
 def _by_section(words: list[str]) -> dict[str, list[str]]:

@@ -167,7 +167,9 @@ def _drawn(part: Part, rest: Tensor, config: DataConfig, generator: torch.Genera
 
 def spread(images: ImageSet, count: int) -> ImageSet:
     """Select at most ``count`` images of a set, evenly spread; the fingerprint remains that of all."""
-    if count >= len(images):
-        return images
-    rows = torch.linspace(0, len(images) - 1, count).round().long()
-    return images.rows(rows)
+    return images if count >= len(images) else images.rows(spread_rows(len(images), count))
+
+
+def spread_rows(total: int, count: int) -> Tensor:
+    """At most ``count`` of the rows 0 to ``total`` - 1, int64, evenly spread and in order."""
+    return torch.arange(total) if count >= total else torch.linspace(0, total - 1, count).round().long()

@@ -21,6 +21,7 @@ from gendd.data.appearance import Appearance
 from gendd.data.augment import draw
 from gendd.data.batch import Batch
 from gendd.data.corrupt import substitutes
+from gendd.data.drawing import spread_rows
 from gendd.data.draws import keyed_generator
 from gendd.data.images import ImageSet
 from gendd.data.sets import Data
@@ -353,10 +354,7 @@ def sample_loader(
     count = len(images) if limit is None else min(limit, len(images))
     if isinstance(images, ImageSet):
         framed = images if framing is None else replace(images, framing=framing)
-        order = torch.linspace(0, len(images) - 1, count).round().long()
-        if count == len(images):
-            order = torch.arange(count)
-        return _in_order(framed, order, batch_size, workers, *part)
+        return _in_order(framed, spread_rows(len(images), count), batch_size, workers, *part)
     how = Variation("none", (1.0, 1.0), seed=0, epoch=0, framing=framing)
     batch_size = _divisor(count, batch_size)
     epoch = Epoch(

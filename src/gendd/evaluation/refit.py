@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gendd.data import Batch, Data, ImageSet, Shards, sample_loader
+from gendd.data.drawing import spread_rows
 from gendd.errors import UserError
 from gendd.evaluation.linear_fit import HELD_NUMBERS, accuracy, choose_classifier
 from gendd.evaluation.rows import Rows
@@ -61,17 +62,15 @@ class Refit:
 
     def __str__(self) -> str:
         before = "none before" if self.trained is None else f"before {self.trained:.2f} %"
-        return (
-            f"linear readout on held-out images: {before}, refitted to {SAID[self.target]} of "
-            f"{self.images:,} images {self.refitted:.2f} %{self.others}; kept the {self.kept} one"
-        )
+        fitted = f"refitted to {SAID[self.target]} of {self.images:,} images {self.refitted:.2f} %"
+        found = ", ".join([before, fitted, *self.others])
+        return f"linear readout on held-out images: {found}; kept the {self.kept} one"
 
     @property
-    def others(self) -> str:
-        """The other targets and their percentages, as the end of a sentence; empty if there was one."""
-        return "".join(
-            f", to {SAID[name]} {share:.2f} %" for name, share in self.tried.items() if name != self.target
-        )
+    def others(self) -> list[str]:
+        """The targets that were not better, with ``refitted`` of each."""
+        worse = {name: share for name, share in self.tried.items() if name != self.target}
+        return [f"to {SAID[name]} {share:.2f} %" for name, share in worse.items()]
 
 
 SAID = {
@@ -101,8 +100,7 @@ def targets_of(student: Student, teacher: Frozen | None, labels: bool) -> list[T
 def best_targets(there: Sequence[Target]) -> list[Target]:
     """Targets worth fitting to, of those available: the labels, and the predictions of the teacher or, in its
     absence, of readout ``mean``."""
-    taught = [name for name in there if name != "labels"]
-    return [*(name for name in there if name == "labels"), *taught[:1]]
+    return [*(name for name in there if name == "labels"), *_unlabelled(there)[:1]]
 
 
 def check_refit(
@@ -170,61 +168,44 @@ def refit_linear(
     Raises:
         UserError: no disk space for the features, or too few images.
     """
-    targets: list[Target] = [target] if isinstance(target, str) else [*target]
     classifier = student.backbone.classifier
-    judges = targets_of(student, teacher, labels)
-    train, val = data.train, data.val
-    if judges[0] == "labels" and val is not None and val.labels is None:
-        if len(targets) > 1 and "labels" in targets:
-            # judged by the teacher, a fit to the teacher would always be better
-            val = None
-        else:
-            # if anything else can judge
-            judges = judges[1:] or judges
-            val = None if judges[0] == "labels" else val
-    judge = judges[0]
-    mixed = data.partly_labelled and len(targets) > 1 and "labels" in targets
-    train = _chosen(train, limit, targets) if isinstance(train, ImageSet) and data.partly_labelled else train
+    targets, judge, val = _judging(
+        data,
+        [target] if isinstance(target, str) else [*target],
+        targets_of(student, teacher, labels),
+        limit,
+    )
+    train = data.train
+    # what the rows of the training images are needed for
+    asked = targets if val is not None else [*targets, judge]
+    if data.partly_labelled and isinstance(train, ImageSet) and "labels" in asked:
+        train = _chosen(train, targets, limit)
     judging = data.known_labels if judge == "labels" and data.partly_labelled else len(train)
     judging = min(judging, limit or judging)
-    if val is None and judging < (_ENOUGH if mixed else _LEAST):
-        if mixed:
-            # a tenth of so few would choose at random
-            return refit_linear(
-                student,
-                teacher,
-                data,
-                [name for name in targets if name != "labels"],
-                labels=False,
-                device=device,
-                workers=workers,
-                limit=limit,
-                dtype=dtype,
-                progress=progress,
-            )
+    if val is None and judging < _LEAST:
         raise UserError(
             f"Linear readout: expected at least {_LEAST} training images, as there are no validation images "
             f"and every tenth is held out to judge by, got {judging}; take more."
         )
     count = min(len(train), limit or len(train))
-    soft = sum(name != "labels" for name in targets)
-    on_disk = count * (classifier.in_features + soft * classifier.out_features) > HELD_NUMBERS
+    wide = classifier.in_features + len(_unlabelled(targets)) * classifier.out_features
+    on_disk = count * wide > HELD_NUMBERS
     # of a partly labelled set, the labels have rows of their own
     parts: list[list[Target]] = [targets]
-    if mixed:
-        parts = [["labels"], [name for name in targets if name != "labels"]]
+    if _is_mixed(data, targets):
+        parts = [["labels"], _unlabelled(targets)]
     rows = [Rows(names, on_disk) for names in parts]
     held = Rows([judge])
     run = _Pass(student, teacher, torch.device(device), workers, data.test.framing, progress)
     if val is not None:
-        for own, said in run.over(train, "training", targets, limit=limit, dtype=dtype):
+        for own, said in run.over(train, "training", asked, limit=limit, dtype=dtype):
             for each in rows:
                 each.add(own, said)
         for own, said in run.over(val, "validation", [judge]):
             held.add(own, {judge: _classes(said[judge])})
     else:
         seen = 0
-        for own, said in run.over(train, "training", [*targets, judge], limit=limit):
+        for own, said in run.over(train, "training", asked, limit=limit):
             classes = _classes(said[judge])
             known = classes >= 0
             picked = known & ((seen + known.cumsum(0) - 1) % _HELD == 0)
@@ -267,24 +248,50 @@ def refit_linear(
     )
 
 
-def _chosen(train: ImageSet, limit: int | None, targets: Sequence[Target]) -> ImageSet:
-    """Images of a partly labelled set: the labelled ones, and others if there is a target for them."""
+def _unlabelled(targets: Sequence[Target]) -> list[Target]:
+    """Targets that need no labels."""
+    return [name for name in targets if name != "labels"]
+
+
+def _is_mixed(data: Data, targets: Sequence[Target]) -> bool:
+    """Whether a partly labelled set is fitted to its labels and to something else."""
+    return data.partly_labelled and "labels" in targets and len(targets) > 1
+
+
+def _judging(
+    data: Data, targets: list[Target], judges: list[Target], limit: int | None
+) -> tuple[list[Target], Target, ImageSet | None]:
+    """Return what is fitted to, what judges, and the validation images; None for every tenth training image.
+
+    Args:
+        data: Training and validation images.
+        targets: The targets asked for.
+        judges: What is there to judge by, the best first.
+        limit: Maximum number of training images.
+    """
+    if judges[0] != "labels" or data.judged:
+        return targets, judges[0], data.val
+    others = judges[1:]
+    if _is_mixed(data, targets) and min(data.known_labels, limit or data.known_labels) < _ENOUGH:
+        # a tenth of so few would choose at random
+        return _unlabelled(targets), others[0], data.val
+    # judged by the teacher, a fit to the teacher would be better than one to the labels
+    if data.val is not None and others and not (len(targets) > 1 and "labels" in targets):
+        return targets, others[0], data.val
+    return targets, "labels", None
+
+
+def _chosen(train: ImageSet, targets: Sequence[Target], limit: int | None) -> ImageSet:
+    """Images of a partly labelled set: the labelled ones first, and others if there is a target for them."""
     assert train.labels is not None
-    labelled, others = ((train.labels >= 0) == known for known in (True, False))
-    first = _spread(labelled.nonzero()[:, 0], limit)
-    if all(name == "labels" for name in targets):
-        return train.rows(first)
-    if "labels" not in targets or limit is None:
+    labelled, others = (train.labels >= 0).nonzero()[:, 0], (train.labels < 0).nonzero()[:, 0]
+    if not _unlabelled(targets):
+        return train.rows(labelled)
+    if limit is None:
         return train
-    rest = _spread(others.nonzero()[:, 0], limit - len(first))
+    first = labelled[spread_rows(len(labelled), limit)]
+    rest = others[spread_rows(len(others), limit - len(first))]
     return train.rows(torch.cat([first, rest]).sort().values)
-
-
-def _spread(rows: Tensor, limit: int | None) -> Tensor:
-    """At most ``limit`` of the rows, evenly spread."""
-    if limit is None or len(rows) <= limit:
-        return rows
-    return rows[torch.arange(limit) * len(rows) // max(1, limit)]
 
 
 def _classes(said: Tensor) -> Tensor:
@@ -331,7 +338,8 @@ class _Pass:
                 torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None),
             ):
                 own = self.student.features(batch.images).float()
-                said: dict[Target, Tensor] = {name: self._said(name, own, batch) for name in targets}
+                # what judges may be a target, too
+                said = {name: self._said(name, own, batch) for name in dict.fromkeys(targets)}
             yield own, said
 
     def _said(self, target: Target, own: Tensor, batch: Batch) -> Tensor:

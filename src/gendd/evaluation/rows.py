@@ -24,7 +24,7 @@ class Rows:
     """Features (N, d) and, of each target, (N,) or (N, K), collected in batches.
 
     Attributes:
-        names: The targets; of rows for ``labels`` alone, only those with a label are collected.
+        names: The targets. Only rows whose classes are all known, not negative, are collected.
         on_disk: Whether to store them in temporary files; integer classes (N,) are always in memory.
     """
 
@@ -35,12 +35,13 @@ class Rows:
 
     def add(self, features: Tensor, said: Mapping[Any, Tensor]) -> None:
         """Append a batch; raises :class:`UserError` if there is no disk space."""
-        columns: dict[str, Tensor] = {_FEATURES: features, **{name: said[name] for name in self.names}}
-        if list(self.names) == ["labels"]:
-            known = said["labels"] >= 0
-            columns = {name: column[known] for name, column in columns.items()}
+        columns = {_FEATURES: features, **{name: said[name] for name in self.names}}
+        known = torch.ones(len(features), dtype=torch.bool, device=features.device)
+        for column in columns.values():
+            if column.ndim == 1:
+                known &= column >= 0
         for name, column in columns.items():
-            rows = column.cpu()
+            rows = column[known].cpu()
             if not (self.on_disk and rows.is_floating_point()):
                 self.parts.setdefault(name, []).append(rows)
                 continue

@@ -15,6 +15,7 @@ import torch
 from gendd import report
 from gendd.config import ReadoutChoice
 from gendd.data import Data, ImageSet, eval_loader
+from gendd.data.drawing import spread_rows
 from gendd.evaluation import BATCH_SIZE
 from gendd.models import Frozen
 from gendd.student import Student
@@ -102,9 +103,7 @@ def examples(student: Student, data: Data, device: torch.device, seed: int) -> l
     if not student.readouts:
         return []
     names, told = student.class_names(), student.num_classes() == data.num_classes
-    count = min(_EXAMPLES, len(data.test))
-    picked = torch.linspace(0, len(data.test) - 1, count).round().long()
-    pixels, picked = data.test.readable(picked)
+    pixels, picked = data.test.readable(spread_rows(len(data.test), _EXAMPLES))
     features = student.features(pixels.to(device).float() / 255)
     logits = student.logits(features, generator=torch.Generator(device).manual_seed(seed))
     probabilities = logits.float().softmax(-1).cpu()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +12,7 @@ from torch import nn
 from gendd.config import RunConfig
 from gendd.data import Data
 from gendd.errors import UserError
-from gendd.files import user_path
+from gendd.files import networks_of_runs
 from gendd.models import Backbone, Frozen, build_model, build_teacher, teacher_class_names
 from gendd.models.weights import network_of
 from gendd.run.settings import is_taught, sees_labels
@@ -25,14 +24,8 @@ def with_folders(values: dict[str, Any]) -> None:
     Raises:
         UserError: a folder's student can't be used, or there are other weights beside a folder.
     """
-    for role in ("teacher", "student"):
-        given = values.get(role)
-        if not isinstance(given, dict):
-            continue
-        name = given.get("name")
-        if not isinstance(name, str) or not os.path.isdir(user_path(name)):
-            continue
-        found = network_of(name)
+    for role, name in networks_of_runs(values).items():
+        given, found = values[role], network_of(name)
         if "weights" in found and given.get("weights") not in (None, name):
             raise UserError(
                 f"{role}.weights: expected none beside the folder of a run, {role}.name {name!r}, got "

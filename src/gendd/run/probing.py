@@ -75,8 +75,7 @@ class Probed:
         lines = [_change(f"held-out {judge}", refit.trained, refit.refitted)]
         fitted = f"fitted to {SAID[refit.target]} of {refit.images:,} images, weight decay {refit.l2:g}"
         judged = f"{fitted}, judged on {refit.held_images:,}"
-        if refit.others:
-            judged += f"; a fit{refit.others.removeprefix(',')}"
+        judged += "".join(f"; a fit {other}" for other in refit.others)
         if refit.kept != "refitted":
             return "\n".join([*lines, f"new classifier not better, so the old one was kept: {judged}"])
         for name, title in (("top1", "top-1"), ("agreement", "agreement with the teacher")):
